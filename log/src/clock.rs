@@ -1,0 +1,120 @@
+//! Time, injected: the only place where the ambient clocks may be read.
+//!
+//! Invariants:
+//! - Log time never runs backwards within a branch, whatever the wall clock does; the sequencer sees to it.
+//! - Everything else takes a [`Clock`] or a moment as an argument, so that a simulation can own time.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// A moment of log time: nanoseconds since 1970-01-01T00:00:00Z, monotone within a branch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LogTime(u64);
+
+impl LogTime {
+    /// The moment this many nanoseconds after the Unix epoch.
+    pub const fn from_nanos(nanos: u64) -> LogTime {
+        LogTime(nanos)
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The moment `duration` later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> LogTime {
+        LogTime(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long after `earlier` this moment is; zero if it is before.
+    pub fn since(self, earlier: LogTime) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl fmt::Debug for LogTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogTime({}.{:09})", self.0 / 1_000_000_000, self.0 % 1_000_000_000)
+    }
+}
+
+/// A source of time.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// The wall clock. It may step in either direction.
+    fn wall(&self) -> LogTime;
+    /// Time since an arbitrary start. It never runs backwards and does not step.
+    fn monotonic(&self) -> Duration;
+}
+
+/// The clocks of the operating system.
+#[derive(Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic time begins now.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that the others are told to use")]
+    pub fn new() -> SystemClock {
+        SystemClock { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> SystemClock {
+        SystemClock::new()
+    }
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that the others are told to use")]
+    fn wall(&self) -> LogTime {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        LogTime(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A clock that moves only when told to; for tests and simulations.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    wall: AtomicU64,
+    monotonic: AtomicU64,
+}
+
+impl ManualClock {
+    /// A clock whose wall time is `wall` and whose monotonic time is zero.
+    pub fn new(wall: LogTime) -> ManualClock {
+        ManualClock { wall: AtomicU64::new(wall.0), monotonic: AtomicU64::new(0) }
+    }
+
+    /// Lets `duration` pass on both clocks.
+    pub fn advance(&self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.wall.fetch_add(nanos, Ordering::SeqCst);
+        self.monotonic.fetch_add(nanos, Ordering::SeqCst);
+    }
+
+    /// Steps the wall clock alone, as an administrator or NTP would.
+    pub fn step_wall(&self, to: LogTime) {
+        self.wall.store(to.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn wall(&self) -> LogTime {
+        LogTime(self.wall.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_nanos(self.monotonic.load(Ordering::SeqCst))
+    }
+}

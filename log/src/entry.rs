@@ -1,0 +1,70 @@
+//! The entry: one metadata mutation, as it was decided.
+//!
+//! An entry carries the operation for people and audit (kind, names, caller) and the after-image of every row that it
+//! writes. Applying it reads nothing and cannot fail.
+//!
+//! Invariants:
+//! - At most [`MAX_CHANGES`] changes and [`MAX_ENTRY_BYTES`] encoded bytes.
+//! - Every key begins with a big-endian `u64` (an inode number, a pack number, a session); the encoding relies on it.
+//! - This crate never looks into a row: tables, kinds and values are the vocabulary of the crate above.
+
+use bytes::Bytes;
+
+use crate::{LogTime, Lsn};
+
+/// One metadata mutation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Its place in the history.
+    pub lsn: Lsn,
+    /// When it was decided.
+    pub time: LogTime,
+    /// Which operation it was; the numbers belong to the crate above. [`KIND_TICK`] is the idle tick.
+    pub kind: u8,
+    /// Who asked; `None` for what the system did on its own.
+    pub caller: Option<Requester>,
+    /// The request of a session at a mirror that this entry answers, if it was forwarded.
+    pub request: Option<ForwardedRequest>,
+    /// The names that the operation spoke of, for people: not needed to apply it.
+    pub names: Vec<Bytes>,
+    /// The rows that it writes, in the order in which they are applied.
+    pub changes: Vec<Change>,
+}
+
+/// One row that an entry writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// The table; the numbers belong to the crate above.
+    pub table: u8,
+    /// The key of the row within its table; at least eight bytes.
+    pub key: Bytes,
+    /// The row after the change, or `None` for a tombstone.
+    pub value: Option<Bytes>,
+}
+
+/// The process that asked for an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Requester {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+    /// Its process id on the node where it ran; 0 if unknown.
+    pub pid: u32,
+}
+
+/// A request that a mirror forwarded: a retry of the same pair is answered, not executed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForwardedRequest {
+    /// The session that asked.
+    pub session: u64,
+    /// Its running number of the request.
+    pub sequence: u64,
+}
+
+/// The kind of the idle tick: an entry without changes that shows that the source is alive.
+pub const KIND_TICK: u8 = 0;
+/// More changes than this make an entry invalid; larger operations are cut into several entries.
+pub const MAX_CHANGES: usize = 4096;
+/// More encoded bytes than this make an entry invalid.
+pub const MAX_ENTRY_BYTES: usize = 1 << 20;
