@@ -12,7 +12,7 @@ pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
-    SeekFor, XattrMode,
+    XattrMode,
 };
 pub use ino::Ino;
 pub use name::{NAME_MAX, Name, XattrName};
