@@ -1,12 +1,16 @@
 //! Murphy's file system: the tree, decided entry by entry, and the bytes that it names.
 //!
-//! [`FileSystem`] is the way in; [`Name`], [`Ino`], [`Attr`] and [`Errno`] are its words.
+//! [`FileSystem`] is the way in; [`Name`], [`Ino`], [`Attr`] and [`Errno`] are its words. Rows ([`InodeRow`], [`DentryRow`], ...) are
+//! what entries write, by [`RowKey`], into an [`Index`].
 
 mod attr;
 mod errno;
 mod file_system;
+mod index;
 mod ino;
 mod name;
+mod rows;
+mod table;
 
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use errno::Errno;
@@ -14,5 +18,11 @@ pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
     XattrMode,
 };
+pub use index::{Index, IndexError, IndexSnapshot, RowIterator};
 pub use ino::Ino;
 pub use name::{NAME_MAX, Name, XattrName};
+pub use rows::{
+    Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, InodeRow, NameHasher, OrphanRow,
+    PackNumber, PackRow, RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, XattrRow,
+};
+pub use table::{RowKey, Table};

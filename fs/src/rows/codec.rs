@@ -1,0 +1,192 @@
+//! Writing and reading the bytes of a row.
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::Timespec;
+
+/// A value that is not a row of its table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RowError {
+    /// The value ends early.
+    #[error("row is cut short")]
+    Short,
+    /// The layout is of a version that this program does not know.
+    #[error("row has the unknown version {0}")]
+    Version(u8),
+    /// A field holds what it cannot hold.
+    #[error("row has an impossible {0}")]
+    Field(&'static str),
+    /// Bytes follow the last field.
+    #[error("row has {0} bytes too many")]
+    Trailing(usize),
+}
+
+/// Collects the bytes of one value.
+pub(super) struct RowWriter(Vec<u8>);
+
+impl RowWriter {
+    pub(super) fn new(version: u8) -> RowWriter {
+        let mut bytes = Vec::with_capacity(64);
+        bytes.push(version);
+        RowWriter(bytes)
+    }
+
+    pub(super) fn byte(&mut self, byte: u8) -> &mut RowWriter {
+        self.0.push(byte);
+        self
+    }
+
+    pub(super) fn varint(&mut self, mut number: u64) -> &mut RowWriter {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+        self
+    }
+
+    /// Eight bytes, for a number that may be the entry's own LSN.
+    pub(super) fn fixed(&mut self, number: u64) -> &mut RowWriter {
+        self.0.put_u64(number);
+        self
+    }
+
+    pub(super) fn time(&mut self, time: Timespec) -> &mut RowWriter {
+        self.0.extend_from_slice(&time.row_bytes());
+        self
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut RowWriter {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    pub(super) fn finish(&mut self) -> Bytes {
+        std::mem::take(&mut self.0).into()
+    }
+}
+
+/// Takes a value apart.
+pub(super) struct RowReader<'a>(&'a [u8]);
+
+impl<'a> RowReader<'a> {
+    /// Checks that the layout's version is `version`.
+    pub(super) fn new(value: &'a [u8], version: u8) -> Result<RowReader<'a>, RowError> {
+        match value.split_first() {
+            None => Err(RowError::Short),
+            Some((found, rest)) if *found == version => Ok(RowReader(rest)),
+            Some((found, _)) => Err(RowError::Version(*found)),
+        }
+    }
+
+    pub(super) fn byte(&mut self) -> Result<u8, RowError> {
+        let (byte, rest) = self.0.split_first().ok_or(RowError::Short)?;
+        self.0 = rest;
+        Ok(*byte)
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64, RowError> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 || (byte == 0 && shift > 0) {
+                return Err(RowError::Field("varint"));
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(RowError::Field("varint"))
+    }
+
+    pub(super) fn varint32(&mut self, field: &'static str) -> Result<u32, RowError> {
+        u32::try_from(self.varint()?).map_err(|_| RowError::Field(field))
+    }
+
+    pub(super) fn fixed(&mut self) -> Result<u64, RowError> {
+        let mut bytes = self.take(8)?;
+        Ok(bytes.get_u64())
+    }
+
+    pub(super) fn time(&mut self) -> Result<Timespec, RowError> {
+        Timespec::from_row_bytes(self.take(TIME_BYTES)?).ok_or(RowError::Field("time"))
+    }
+
+    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], RowError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(RowError::Short)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    /// What is left, for a last field without a length.
+    pub(super) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    pub(super) fn finish(self) -> Result<(), RowError> {
+        if self.0.is_empty() { Ok(()) } else { Err(RowError::Trailing(self.0.len())) }
+    }
+}
+
+impl Timespec {
+    /// The nine bytes of a time in a row: five of seconds + 2^39, four of nanoseconds, big-endian, so that they also sort.
+    /// The same form as `murphy_log::LogTime::row_bytes`.
+    pub(crate) fn row_bytes(self) -> [u8; TIME_BYTES] {
+        let time = self.clamped();
+        let seconds = (time.seconds + SECONDS_BIAS).cast_unsigned().to_be_bytes();
+        let mut bytes = [0; TIME_BYTES];
+        bytes[..5].copy_from_slice(&seconds[3..]);
+        bytes[5..].copy_from_slice(&time.nanos.to_be_bytes());
+        bytes
+    }
+
+    pub(crate) fn from_row_bytes(bytes: &[u8]) -> Option<Timespec> {
+        let mut bytes = bytes;
+        if bytes.len() != TIME_BYTES {
+            return None;
+        }
+        let seconds = bytes.get_uint(5).cast_signed() - SECONDS_BIAS;
+        let nanos = bytes.get_u32();
+        (nanos < 1_000_000_000).then_some(Timespec { seconds, nanos })
+    }
+}
+
+const TIME_BYTES: usize = 9;
+const SECONDS_BIAS: i64 = 1 << 39;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_varint_has_one_form_only() {
+        for bytes in [&[0, 0x80, 0x00][..], &[0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02]]
+        {
+            let mut reader = RowReader::new(bytes, 0).unwrap();
+            assert_eq!(reader.varint(), Err(RowError::Field("varint")));
+        }
+        for number in [0, 1, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
+            let bytes = RowWriter::new(0).varint(number).finish();
+            let mut reader = RowReader::new(&bytes, 0).unwrap();
+            assert_eq!(reader.varint(), Ok(number));
+            assert_eq!(reader.finish(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn times_before_1970_and_far_ahead_survive() {
+        for time in [
+            Timespec::MIN,
+            Timespec::MAX,
+            Timespec { seconds: -1, nanos: 999_999_999 },
+            Timespec::default(),
+            Timespec { seconds: 32_503_680_000, nanos: 1 },
+        ] {
+            assert_eq!(Timespec::from_row_bytes(&time.row_bytes()), Some(time));
+        }
+        let beyond = Timespec { seconds: i64::MAX, nanos: 0 };
+        assert_eq!(Timespec::from_row_bytes(&beyond.row_bytes()), Some(Timespec::MAX));
+    }
+}
