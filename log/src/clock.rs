@@ -35,6 +35,18 @@ impl LogTime {
     pub fn since(self, earlier: LogTime) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The nine bytes by which rows name a time, ordered as the times are: five big-endian bytes of the seconds since
+    /// the Unix epoch plus 2^39 (so that rows can name times before 1970), four big-endian bytes of nanoseconds.
+    pub fn row_bytes(self) -> [u8; 9] {
+        let seconds = (self.0 / NANOS_PER_SECOND + ROW_SECONDS_BIAS).to_be_bytes();
+        // The remainder is below 10^9 and fits four bytes.
+        let nanos = (self.0 % NANOS_PER_SECOND).to_be_bytes();
+        let mut bytes = [0; 9];
+        bytes[..5].copy_from_slice(&seconds[3..]);
+        bytes[5..].copy_from_slice(&nanos[4..]);
+        bytes
+    }
 }
 
 impl fmt::Debug for LogTime {
@@ -118,3 +130,7 @@ impl Clock for ManualClock {
         Duration::from_nanos(self.monotonic.load(Ordering::SeqCst))
     }
 }
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+/// What rows add to the seconds of a time.
+const ROW_SECONDS_BIAS: u64 = 1 << 39;

@@ -4,13 +4,18 @@
 //! writes. Applying it reads nothing and cannot fail.
 //!
 //! Invariants:
-//! - At most [`MAX_CHANGES`] changes and [`MAX_ENTRY_BYTES`] encoded bytes.
+//! - At most [`MAX_CHANGES`] changes, [`MAX_NAMES`] names and [`MAX_ENTRY_BYTES`] bytes, encoded as well as plain.
 //! - Every key begins with a big-endian `u64` (an inode number, a pack number, a session); the encoding relies on it.
 //! - This crate never looks into a row: tables, kinds and values are the vocabulary of the crate above.
+
+mod codec;
 
 use bytes::Bytes;
 
 use crate::{LogTime, Lsn};
+
+pub(crate) use codec::{Cursor, HEAD_BYTES, StoredEntry, encode_body, push_head, push_varint};
+pub use codec::{DecodeError, EncodeError, decode_entry, encode_entry};
 
 /// One metadata mutation.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +34,21 @@ pub struct Entry {
     pub names: Vec<Bytes>,
     /// The rows that it writes, in the order in which they are applied.
     pub changes: Vec<Change>,
+}
+
+impl Entry {
+    /// The idle tick: it changes nothing and shows that the source was alive at `time`.
+    pub fn tick(lsn: Lsn, time: LogTime) -> Entry {
+        Entry {
+            lsn,
+            time,
+            kind: KIND_TICK,
+            caller: None,
+            request: None,
+            names: Vec::new(),
+            changes: Vec::new(),
+        }
+    }
 }
 
 /// One row that an entry writes.
@@ -66,5 +86,7 @@ pub struct ForwardedRequest {
 pub const KIND_TICK: u8 = 0;
 /// More changes than this make an entry invalid; larger operations are cut into several entries.
 pub const MAX_CHANGES: usize = 4096;
-/// More encoded bytes than this make an entry invalid.
+/// More names than this make an entry invalid.
+pub const MAX_NAMES: usize = 16;
+/// More bytes than this, encoded or plain, make an entry invalid.
 pub const MAX_ENTRY_BYTES: usize = 1 << 20;
