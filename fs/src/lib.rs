@@ -3,6 +3,7 @@
 //! [`FileSystem`] is the way in; [`Name`], [`Ino`], [`Attr`] and [`Errno`] are its words. Rows ([`InodeRow`], [`DentryRow`], ...) are
 //! what entries write, by [`RowKey`], into an [`Index`].
 
+mod acknowledge;
 mod attr;
 mod errno;
 mod file_system;
@@ -12,6 +13,9 @@ mod name;
 mod rows;
 mod table;
 
+pub use acknowledge::{
+    AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
+};
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use errno::Errno;
 pub use file_system::{
