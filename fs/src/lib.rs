@@ -4,19 +4,27 @@
 //! what entries write, by [`RowKey`], into an [`Index`].
 
 mod acknowledge;
+mod applier;
 mod attr;
+mod decide;
 mod errno;
 mod file_system;
 mod index;
 mod ino;
+mod log_time;
 mod name;
+mod overlay;
 mod rows;
+mod sequencer;
 mod table;
+mod view;
+mod volume;
 
 pub use acknowledge::{
     AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
+pub use decide::EntryKind;
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
@@ -30,3 +38,4 @@ pub use rows::{
     PackNumber, PackRow, RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, XattrRow,
 };
 pub use table::{RowKey, Table};
+pub use view::{View, ViewError};

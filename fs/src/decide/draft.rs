@@ -1,0 +1,181 @@
+//! The draft: rows as a decision sees them, and the changes that it has made so far.
+
+use bytes::Bytes;
+use murphy_log::Change;
+
+use super::{Moment, Refusal, RowState, Rows};
+use crate::{Caller, DirectoryRow, Errno, Ino, InodeRow, PackNumber, PackRow, RowError, RowKey, Timespec};
+
+/// A decision in the making.
+pub(crate) struct Draft<'a> {
+    rows: &'a dyn Rows,
+    moment: Moment,
+    caller: Caller,
+    decided: Decided,
+}
+
+/// What a decision came to.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    /// Each key once.
+    pub(crate) writes: Vec<RowWrite>,
+    /// The names that the request spoke of.
+    pub(crate) names: Vec<Bytes>,
+    /// By how much the number of inodes changes.
+    pub(crate) inodes: i64,
+    /// By how much the allocated bytes change.
+    pub(crate) bytes: i64,
+}
+
+/// A row before and after.
+#[derive(Debug)]
+pub(crate) struct RowWrite {
+    pub(crate) key: RowKey,
+    pub(crate) old: Option<Bytes>,
+    pub(crate) new: Option<Bytes>,
+}
+
+impl RowWrite {
+    /// The change that an entry carries.
+    pub(crate) fn change(&self) -> Change {
+        Change { table: self.key.table(), key: self.key.key_bytes(), value: self.new.clone() }
+    }
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(rows: &'a dyn Rows, moment: Moment, caller: Caller) -> Draft<'a> {
+        Draft { rows, moment, caller, decided: Decided::default() }
+    }
+
+    pub(crate) fn finish(self) -> Decided {
+        self.decided
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.moment.epoch
+    }
+
+    /// The time of the entry, as a file's time.
+    pub(crate) fn now(&self) -> Timespec {
+        self.moment.time.into()
+    }
+
+    /// The inode that this entry creates, if it creates one.
+    pub(crate) fn newborn(&self) -> Ino {
+        Ino::born_at(self.moment.lsn)
+    }
+
+    /// The pack that this entry registers, if it registers one.
+    pub(crate) fn new_pack(&self) -> PackNumber {
+        PackNumber(self.moment.lsn.get())
+    }
+
+    /// Notes a name for people.
+    pub(crate) fn mention(&mut self, name: &[u8]) {
+        self.decided.names.push(Bytes::copy_from_slice(name));
+    }
+
+    /// The row at `key` as this decision leaves it so far.
+    pub(crate) fn row(&self, key: &RowKey) -> Result<Option<Bytes>, Refusal> {
+        if let Some(write) = self.decided.writes.iter().rev().find(|write| write.key == *key) {
+            return Ok(write.new.clone());
+        }
+        match self.rows.newest(key) {
+            RowState::Known(row) => Ok(row),
+            RowState::Unknown => Err(Refusal::Need(key.clone())),
+        }
+    }
+
+    /// Writes a row, or removes it.
+    pub(crate) fn put(&mut self, key: RowKey, new: Option<Bytes>) -> Result<(), Refusal> {
+        if let Some(write) = self.decided.writes.iter_mut().rev().find(|write| write.key == key) {
+            write.new = new;
+            return Ok(());
+        }
+        let old = match self.rows.newest(&key) {
+            RowState::Known(old) => old,
+            RowState::Unknown => return Err(Refusal::Need(key)),
+        };
+        if old != new {
+            self.decided.writes.push(RowWrite { key, old, new });
+        }
+        Ok(())
+    }
+
+    /// Writes a row whose key holds the entry's own LSN, so that none can be there yet.
+    pub(crate) fn put_newborn(&mut self, key: RowKey, new: Bytes) {
+        self.decided.writes.push(RowWrite { key, old: None, new: Some(new) });
+    }
+
+    /// The inode row of `ino`. ESTALE if there is none.
+    pub(crate) fn inode(&self, ino: Ino) -> Result<InodeRow, Refusal> {
+        self.find_inode(ino)?.ok_or(Refusal::Errno(Errno::ESTALE))
+    }
+
+    /// The inode row of `ino`, if there is one.
+    pub(crate) fn find_inode(&self, ino: Ino) -> Result<Option<InodeRow>, Refusal> {
+        self.decoded(&RowKey::inode(ino), |row| InodeRow::decode(row))
+    }
+
+    /// The directory row of `ino`: ENOTDIR if the inode is not a directory, ENOENT if it was removed.
+    pub(crate) fn directory(&self, ino: Ino) -> Result<DirectoryRow, Refusal> {
+        if let Some(directory) = self.decoded(&RowKey::directory(ino), |row| DirectoryRow::decode(row))? {
+            return Ok(directory);
+        }
+        match self.find_inode(ino)? {
+            Some(_) => Err(Errno::ENOTDIR.into()),
+            None => Err(Errno::ENOENT.into()),
+        }
+    }
+
+    /// The row of a pack that an extent refers to.
+    pub(crate) fn pack(&self, number: PackNumber) -> Result<PackRow, Refusal> {
+        let key = RowKey::pack(number.0);
+        self.decoded(&key, |row| PackRow::decode(row))?.ok_or(Refusal::Damaged(key))
+    }
+
+    pub(crate) fn put_inode(&mut self, ino: Ino, row: &InodeRow) -> Result<(), Refusal> {
+        self.put(RowKey::inode(ino), Some(row.encode()))
+    }
+
+    pub(crate) fn put_directory(&mut self, ino: Ino, row: &DirectoryRow) -> Result<(), Refusal> {
+        self.put(RowKey::directory(ino), Some(row.encode()))
+    }
+
+    /// Counts an inode that this entry creates.
+    pub(crate) fn count_inode(&mut self) {
+        self.decided.inodes += 1;
+    }
+
+    /// Counts an inode that this entry removes for good.
+    pub(crate) fn uncount_inode(&mut self) {
+        self.decided.inodes -= 1;
+    }
+
+    /// Adds to the allocated bytes; negative for what is freed.
+    pub(crate) fn count_bytes(&mut self, bytes: i64) {
+        self.decided.bytes += bytes;
+    }
+
+    /// The key of a further link of `ino`, checked to be there.
+    pub(crate) fn further_link(&self, ino: Ino) -> Result<RowKey, Refusal> {
+        let key = self.rows.link_hint(ino).ok_or(Refusal::NeedLink(ino))?;
+        match self.row(&key)? {
+            Some(_) => Ok(key),
+            None => Err(Refusal::NeedLink(ino)),
+        }
+    }
+
+    /// The row at `key`, decoded.
+    pub(crate) fn decoded<T>(
+        &self,
+        key: &RowKey,
+        decode: impl FnOnce(&Bytes) -> Result<T, RowError>,
+    ) -> Result<Option<T>, Refusal> {
+        self.row(key)?.map(|row| decode(&row).map_err(|_| Refusal::Damaged(key.clone()))).transpose()
+    }
+}

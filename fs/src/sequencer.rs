@@ -1,0 +1,540 @@
+//! The sequencer: the one place where an entry gets its LSN.
+//!
+//! Decide, LSN, hash, digest and overlay insert are one critical section, in memory only. A row that is not in memory is loaded outside of
+//! it, into the row cache that every append writes through, and the request is decided again.
+//!
+//! Invariants:
+//! - A cached row is the newest of its key, always: appends write through, and a row loaded from the index is admitted only while nothing
+//!   later than that index can exist for it.
+//! - An entry is visible to every view on this node before its caller has the answer, and durable only later.
+//! - Frames go to the log in order, from inside the critical section; a frame that the log has no room for is kept and tried again, and
+//!   meanwhile every request fails with ENOSPC.
+//! - After the log has ended nothing is decided any more.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use murphy_log::{
+    AppendError, Appender, Clock, Entry, Epoch, Frame, Log, LogTime, Lsn, Position, Requester, State,
+    VolumeKeys,
+};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use quick_cache::sync::Cache;
+
+use crate::{
+    Caller, Errno, IndexSnapshot, Ino, RowKey,
+    decide::{Decided, Draft, EntryKind, Moment, Operation, Refusal, RowState, Rows},
+    log_time::LogClock,
+    table::Table,
+    view::{Basis, View, ViewError, decode_row},
+};
+
+/// Sequences entries and publishes what they change.
+pub(crate) struct Sequencer {
+    core: Mutex<Core>,
+    /// Signalled when a frame begins to wait for being closed.
+    opened: Condvar,
+    basis: ArcSwap<Basis>,
+    visible: AtomicU64,
+    cache: Cache<RowKey, Cached>,
+    log: Arc<dyn Log>,
+    keys: VolumeKeys,
+    limits: Limits,
+    /// Wakes those who wait for room in the overlay.
+    room: tokio::sync::Notify,
+    /// Signalled when a generation was sealed.
+    sealed: (Mutex<u64>, Condvar),
+}
+
+/// How much the sequencer may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// A generation is sealed at the first frame end after this many bytes.
+    pub(crate) generation_bytes: usize,
+    /// Appends wait while the overlay is larger.
+    pub(crate) overlay_bytes: usize,
+    /// How many rows the cache holds.
+    pub(crate) cached_rows: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { generation_bytes: 16 << 20, overlay_bytes: 128 << 20, cached_rows: 1 << 18 }
+    }
+}
+
+struct Core {
+    /// `None` while this node follows another source.
+    appender: Option<Appender>,
+    clock: LogClock,
+    state: State,
+    /// The end of what the log has taken.
+    logged: Position,
+    /// Frames that the log had no room for.
+    waiting: VecDeque<Frame>,
+    /// When the last entry was sequenced, and whether it was a tick.
+    last_entry: LogTime,
+    ticking: bool,
+    ended: Option<String>,
+}
+
+/// A row in the cache.
+#[derive(Clone)]
+struct Cached {
+    /// The entry that wrote it, or the LSN of the index that it was loaded from.
+    lsn: Lsn,
+    value: Option<Bytes>,
+}
+
+/// Why a request was not sequenced.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum SubmitError {
+    /// It failed; nothing has changed.
+    Errno(Errno),
+    /// What the caller prepared is out of date; prepare again.
+    Stale,
+    /// The overlay is full; wait for [`Sequencer::room`].
+    Full,
+}
+
+impl From<Errno> for SubmitError {
+    fn from(errno: Errno) -> SubmitError {
+        SubmitError::Errno(errno)
+    }
+}
+
+impl Sequencer {
+    /// A sequencer that follows `log`, whose durable entries the index has up to `state`.
+    pub(crate) fn new(
+        log: Arc<dyn Log>,
+        keys: VolumeKeys,
+        clock: Arc<dyn Clock>,
+        index: Arc<dyn IndexSnapshot>,
+        state: State,
+        last_time: LogTime,
+        limits: Limits,
+    ) -> Sequencer {
+        let core = Core {
+            appender: None,
+            clock: LogClock::new(clock, last_time),
+            state,
+            logged: state.position,
+            waiting: VecDeque::new(),
+            last_entry: last_time,
+            ticking: false,
+            ended: None,
+        };
+        let lsn = state.position.lsn;
+        Sequencer {
+            core: Mutex::new(core),
+            opened: Condvar::new(),
+            basis: ArcSwap::from_pointee(Basis::new(index, lsn)),
+            visible: AtomicU64::new(lsn.get()),
+            cache: Cache::new(limits.cached_rows),
+            log,
+            keys,
+            limits,
+            room: tokio::sync::Notify::new(),
+            sealed: (Mutex::new(0), Condvar::new()),
+        }
+    }
+
+    /// Begins to decide, in `epoch`.
+    pub(crate) fn lead(&self, epoch: Epoch) {
+        let mut core = self.core.lock();
+        let appender = Appender::new(self.keys.clone(), epoch, core.state);
+        core.appender = Some(appender);
+    }
+
+    /// The newest view.
+    pub(crate) fn view(&self) -> View {
+        let visible = Lsn::new(self.visible.load(Ordering::Acquire));
+        View::new(self.basis.load_full(), visible)
+    }
+
+    /// The newest view together with its state, at the end of a frame.
+    pub(crate) fn view_with_state(&self) -> View {
+        let mut core = self.core.lock();
+        self.close_frames(&mut core);
+        View::new(self.basis.load_full(), core.state.position.lsn).with_state(core.state)
+    }
+
+    /// The state after the last entry.
+    pub(crate) fn state(&self) -> State {
+        self.core.lock().state
+    }
+
+    /// The newest row at `key`: what a view taken now would find, through the cache.
+    pub(crate) fn newest_row(&self, key: &RowKey) -> Result<Option<Bytes>, ViewError> {
+        let view = self.view();
+        if let Some(cached) = self.cache.get(key).filter(|cached| cached.lsn <= view.lsn()) {
+            return Ok(cached.value);
+        }
+        let row = view.row(key)?;
+        self.admit(&self.core.lock(), key, row.clone(), view.indexed());
+        Ok(row)
+    }
+
+    /// The newest row at `key`, decoded.
+    pub(crate) fn newest<T>(
+        &self,
+        key: &RowKey,
+        decode: impl FnOnce(&Bytes) -> Result<T, crate::RowError>,
+    ) -> Result<Option<T>, ViewError> {
+        decode_row(key, self.newest_row(key)?, decode)
+    }
+
+    /// Caches a row that an index at `indexed` holds, if nothing later can exist for it.
+    fn admit(&self, _core: &MutexGuard<'_, Core>, key: &RowKey, value: Option<Bytes>, indexed: Lsn) {
+        let basis = self.basis.load();
+        if basis.indexed == indexed && basis.overlaid(key, Lsn::MAX).is_none() {
+            self.cache.insert(key.clone(), Cached { lsn: indexed, value });
+        }
+    }
+
+    /// Decides `operation` and sequences its entry.
+    pub(crate) fn submit<O: Operation>(
+        &self,
+        caller: Option<&Caller>,
+        operation: &O,
+    ) -> Result<O::Reply, SubmitError> {
+        let mut loaded = Loaded::default();
+        loop {
+            let refusal = {
+                let mut core = self.core.lock();
+                self.may_append(&core)?;
+                let moment = self.moment(&mut core);
+                let rows = Newest { sequencer: self, loaded: &loaded };
+                let mut draft = Draft::new(&rows, moment, caller.copied().unwrap_or_default());
+                match operation.decide(&mut draft) {
+                    Ok(reply) => {
+                        self.sequence(&mut core, O::KIND, caller, moment, draft.finish())?;
+                        return Ok(reply);
+                    }
+                    Err(refusal) => refusal,
+                }
+            };
+            match refusal {
+                Refusal::Errno(errno) => return Err(errno.into()),
+                Refusal::Stale => return Err(SubmitError::Stale),
+                Refusal::Need(key) => {
+                    let view = self.view();
+                    let row = view.row(&key).map_err(|error| unreadable(&error.into()))?;
+                    loaded.rows.push((key, row, view.indexed()));
+                }
+                Refusal::NeedLink(ino) => loaded.link = Some(self.find_link(ino)?),
+                Refusal::Damaged(key) => {
+                    tracing::error!(?key, "a row of the tree cannot be read");
+                    return Err(Errno::EIO.into());
+                }
+            }
+        }
+    }
+
+    fn may_append(&self, core: &Core) -> Result<(), SubmitError> {
+        if core.ended.is_some() {
+            return Err(Errno::EIO.into());
+        }
+        if core.appender.is_none() {
+            return Err(Errno::EROFS.into());
+        }
+        if !core.waiting.is_empty() {
+            return Err(Errno::ENOSPC.into());
+        }
+        if self.basis.load().weight() > self.limits.overlay_bytes {
+            return Err(SubmitError::Full);
+        }
+        Ok(())
+    }
+
+    fn moment(&self, core: &mut Core) -> Moment {
+        let position = core.state.position;
+        let epoch = core.appender.as_ref().map_or(position.epoch.number, |appender| appender.epoch().number);
+        Moment { lsn: position.lsn.next(), time: core.clock.now(), epoch }
+    }
+
+    fn find_link(&self, ino: Ino) -> Result<RowKey, SubmitError> {
+        match self.view().rows_of(Table::Link, ino.get()).next() {
+            Some(Ok((key, _))) => Ok(key),
+            Some(Err(error)) => Err(unreadable(&error.into())),
+            None => {
+                tracing::error!(%ino, "an inode with several names has no further link");
+                Err(Errno::EIO.into())
+            }
+        }
+    }
+
+    /// Gives a decision its place in history and shows it to everybody on this node.
+    fn sequence(
+        &self,
+        core: &mut Core,
+        kind: EntryKind,
+        caller: Option<&Caller>,
+        moment: Moment,
+        decided: Decided,
+    ) -> Result<(), SubmitError> {
+        if decided.writes.is_empty() && kind != EntryKind::Tick {
+            return Ok(());
+        }
+        let mut state = core.state;
+        for write in decided.writes.iter().filter(|write| Table::in_digest(write.key.table())) {
+            let hash = |value: &Bytes| self.keys.row_digest(write.key.table(), write.key.key(), value);
+            state.digest = write.old.as_ref().map_or(state.digest, |old| state.digest.minus(hash(old)));
+            state.digest = write.new.as_ref().map_or(state.digest, |new| state.digest.plus(hash(new)));
+        }
+        state.usage.inodes = state.usage.inodes.saturating_add_signed(decided.inodes);
+        state.usage.bytes = state.usage.bytes.saturating_add_signed(decided.bytes);
+        let entry = Entry {
+            lsn: moment.lsn,
+            time: moment.time,
+            kind: kind as u8,
+            caller: caller.map(|caller| Requester { uid: caller.uid, gid: caller.gid, pid: caller.pid }),
+            request: None,
+            names: decided.names,
+            changes: decided.writes.iter().map(|write| write.change()).collect(),
+        };
+        let appender = core.appender.as_mut().ok_or(Errno::EROFS)?;
+        let was_empty = appender.is_empty();
+        state.position = appender.push(&entry, state.digest, state.usage).map_err(|error| {
+            tracing::error!(%error, ?kind, "an entry could not be encoded");
+            Errno::EIO
+        })?;
+        let due = appender.should_close(moment.time);
+        self.show(moment.lsn, decided.writes.into_iter().map(|write| (write.key, write.new)));
+        core.state = state;
+        (core.last_entry, core.ticking) = (moment.time, kind == EntryKind::Tick);
+        if due {
+            self.close_frames(core);
+        } else if was_empty {
+            self.opened.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Puts the rows of the entry at `lsn` where every reader finds them.
+    fn show(&self, lsn: Lsn, rows: impl Iterator<Item = (RowKey, Option<Bytes>)>) {
+        let basis = self.basis.load();
+        let cached = rows.inspect(|(key, value)| {
+            self.cache.insert(key.clone(), Cached { lsn, value: value.clone() });
+        });
+        basis.growing().add(lsn, cached);
+        self.visible.store(lsn.get(), Ordering::Release);
+    }
+
+    /// Hands every closed frame to the log, and seals the growing generation if it is large.
+    fn close_frames(&self, core: &mut Core) {
+        let durable = self.log.durable().state().position.lsn;
+        let wall = core.clock.wall();
+        while let Some(frame) = core.appender.as_mut().and_then(|appender| appender.close(wall, durable)) {
+            core.waiting.push_back(frame);
+        }
+        while let Some(frame) = core.waiting.front() {
+            let end = frame.position();
+            match self.log.append(&core.logged, frame.clone()) {
+                Ok(()) => {
+                    core.waiting.pop_front();
+                    core.logged = end;
+                }
+                Err(AppendError::NoSpace { message }) => {
+                    tracing::warn!(message, "the log has no room; changes are refused until it has");
+                    return;
+                }
+                Err(error) => return self.end(core, error.to_string()),
+            }
+        }
+        if self.basis.load().growing().weight() >= self.limits.generation_bytes {
+            self.seal(core);
+        }
+    }
+
+    fn seal(&self, core: &Core) {
+        self.basis.store(Arc::new(self.basis.load().sealed(core.state)));
+        *self.sealed.0.lock() += 1;
+        self.sealed.1.notify_all();
+    }
+
+    fn end(&self, core: &mut Core, reason: String) {
+        if core.ended.is_none() {
+            tracing::error!(reason, "the log has ended; nothing more is decided");
+            core.ended = Some(reason);
+        }
+    }
+
+    /// Stops deciding for good.
+    pub(crate) fn fail(&self, reason: String) {
+        self.end(&mut self.core.lock(), reason);
+    }
+
+    /// Closes what is open, so that it becomes durable soon; returns the last LSN.
+    pub(crate) fn close_open_frame(&self) -> Lsn {
+        let mut core = self.core.lock();
+        self.close_frames(&mut core);
+        core.state.position.lsn
+    }
+
+    /// Does what is due: closes a frame that is old enough, appends the idle tick. Returns how long nothing will be due.
+    pub(crate) fn step(&self) -> Duration {
+        let mut core = self.core.lock();
+        let now = core.clock.now();
+        if core.ended.is_some() || core.appender.is_none() {
+            return IDLE;
+        }
+        let is_due = core.appender.as_ref().is_some_and(|appender| appender.should_close(now));
+        if is_due || !core.waiting.is_empty() {
+            self.close_frames(&mut core);
+        }
+        if let Some(due) = core.appender.as_ref().and_then(Appender::close_due) {
+            return due.since(now).max(Duration::from_micros(100));
+        }
+        let quiet = if core.ticking { TICK_INTERVAL } else { FIRST_TICK };
+        let idle = now.since(core.last_entry);
+        if idle < quiet {
+            return (quiet - idle).min(IDLE);
+        }
+        let moment = self.moment(&mut core);
+        match self.sequence(&mut core, EntryKind::Tick, None, moment, Decided::default()) {
+            Ok(()) => self.close_frames(&mut core),
+            Err(error) => tracing::error!(?error, "the idle tick was not appended"),
+        }
+        IDLE
+    }
+
+    /// Waits at most `timeout`, or until a frame is opened.
+    pub(crate) fn wait_for_work(&self, timeout: Duration) {
+        let mut core = self.core.lock();
+        if core.appender.as_ref().is_none_or(Appender::is_empty) {
+            self.opened.wait_for(&mut core, timeout);
+        } else {
+            drop(core);
+            std::thread::sleep(timeout);
+        }
+    }
+
+    /// Seals what has grown, so that the applier indexes it too.
+    pub(crate) fn seal_now(&self) -> Lsn {
+        let mut core = self.core.lock();
+        self.close_frames(&mut core);
+        if core.waiting.is_empty() && self.basis.load().growing().weight() > 0 {
+            self.seal(&core);
+        }
+        core.state.position.lsn
+    }
+
+    /// The oldest sealed generation and its basis, if there is one.
+    pub(crate) fn oldest_sealed(&self) -> Option<(Arc<crate::overlay::Generation>, State)> {
+        let basis = self.basis.load();
+        let oldest = basis.generations.first()?;
+        Some((Arc::clone(oldest), oldest.end()?))
+    }
+
+    /// Waits at most `timeout` for a generation to be sealed after the `seen`th; returns how many there have been.
+    pub(crate) fn wait_for_sealed(&self, seen: u64, timeout: Duration) -> u64 {
+        let mut count = self.sealed.0.lock();
+        if *count == seen {
+            self.sealed.1.wait_for(&mut count, timeout);
+        }
+        *count
+    }
+
+    /// Publishes an index that has ingested the oldest generation.
+    pub(crate) fn indexed(&self, index: Arc<dyn IndexSnapshot>, lsn: Lsn) {
+        let _core = self.core.lock();
+        self.basis.store(Arc::new(self.basis.load().indexed(index, lsn)));
+        self.room.notify_waiters();
+    }
+
+    /// Returns when the overlay has become smaller, or after a moment.
+    pub(crate) async fn room(&self) {
+        let notified = self.room.notified();
+        let _waited = tokio::time::timeout(Duration::from_millis(50), notified).await;
+    }
+
+    /// Follows a source: shows the entries of a frame that is durable in this node's own log.
+    pub(crate) fn follow(&self, frame: &Frame, entries: Vec<Entry>) {
+        let mut core = self.core.lock();
+        for entry in entries {
+            let rows = entry.changes.into_iter().map(|change| {
+                let key = RowKey::from_parts(change.table, &change.key);
+                (key, change.value)
+            });
+            self.show(entry.lsn, rows);
+            core.last_entry = entry.time;
+        }
+        core.state = frame.state();
+        core.logged = frame.position();
+        if self.basis.load().growing().weight() >= self.limits.generation_bytes {
+            self.seal(&core);
+        }
+    }
+
+    /// The time that an entry would have now, for the times of written data.
+    pub(crate) fn now(&self) -> LogTime {
+        self.core.lock().clock.now()
+    }
+
+    /// The log below.
+    pub(crate) fn log(&self) -> &Arc<dyn Log> {
+        &self.log
+    }
+}
+
+/// What a request had loaded for it, so that it gets on however small the cache is.
+#[derive(Default)]
+struct Loaded {
+    /// Rows, and the LSN of the index that they were read above.
+    rows: Vec<(RowKey, Option<Bytes>, Lsn)>,
+    link: Option<RowKey>,
+}
+
+/// What memory knows, inside the critical section.
+struct Newest<'a> {
+    sequencer: &'a Sequencer,
+    loaded: &'a Loaded,
+}
+
+impl Rows for Newest<'_> {
+    fn newest(&self, key: &RowKey) -> RowState {
+        if let Some(cached) = self.sequencer.cache.get(key) {
+            return RowState::Known(cached.value);
+        }
+        let basis = self.sequencer.basis.load();
+        if let Some(row) = basis.overlaid(key, Lsn::MAX) {
+            return RowState::Known(row);
+        }
+        // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
+        let is_it =
+            |(loaded, _, indexed): &&(RowKey, Option<Bytes>, Lsn)| loaded == key && *indexed == basis.indexed;
+        match self.loaded.rows.iter().rev().find(is_it) {
+            Some((_, row, indexed)) => {
+                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: row.clone() });
+                RowState::Known(row.clone())
+            }
+            None => RowState::Unknown,
+        }
+    }
+
+    fn link_hint(&self, _ino: Ino) -> Option<RowKey> {
+        self.loaded.link.clone()
+    }
+}
+
+/// A row that cannot be read becomes EIO here, and is logged here.
+pub(crate) fn unreadable(error: &ViewError) -> SubmitError {
+    tracing::error!(%error, "the tree cannot be read");
+    SubmitError::Errno(Errno::EIO)
+}
+
+/// The first idle tick comes after this much quiet, ...
+const FIRST_TICK: Duration = Duration::from_secs(1);
+/// ... and the further ones at this interval.
+const TICK_INTERVAL: Duration = Duration::from_secs(20);
+/// The longest that nothing is looked at.
+const IDLE: Duration = Duration::from_millis(500);

@@ -1,0 +1,341 @@
+//! The volume: a tree, its files' bytes and the log under both, as one [`FileSystem`].
+//!
+//! ```text
+//!   volume.rs      opening, closing, what holds it together
+//!   volume/tree    names and attributes        volume/io      reading and writing bytes
+//!   volume/files   open files, their locks     volume/flush   from dirty bytes to packs to entries
+//!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
+//! ```
+//!
+//! Invariants:
+//! - Lock order: a file's lock, then the sequencer's. No lock is held while something is awaited.
+//! - Whatever changes a file's extents holds the file's lock while the entry is sequenced.
+//! - A future that waits owns what it needs and may be dropped: what it began goes on.
+
+mod dirty;
+mod file_system;
+mod files;
+mod flush;
+mod io;
+mod purge;
+mod tree;
+mod workers;
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, Position, State, VolumeKeys};
+use tokio::runtime::Handle as Runtime;
+
+use crate::{
+    Acknowledger, Answer, Caller, Errno, Index, NameHasher, RowKey, SettingRow, View, ViewError,
+    data::{BlockStore, PackFetcher, WriterId},
+    decide::{BeginSession, ChangeSettings, Genesis, Operation},
+    sequencer::{Limits, Sequencer, SubmitError},
+};
+use files::{FileTable, Handles};
+use flush::Flusher;
+use workers::Workers;
+
+/// A volume on this node. Cloning shares it; the last clone to go stops its threads.
+#[derive(Clone)]
+pub struct Volume {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    sequencer: Arc<Sequencer>,
+    hasher: NameHasher,
+    files: FileTable,
+    handles: Handles,
+    flusher: Flusher,
+    fetcher: PackFetcher,
+    blocks: Arc<dyn BlockStore>,
+    writer: WriterId,
+    packs_begun: AtomicU64,
+    runtime: Runtime,
+    options: VolumeOptions,
+    acknowledger: parking_lot::RwLock<Option<Arc<dyn Acknowledger>>>,
+    index: Arc<dyn Index>,
+    workers: Workers,
+}
+
+/// What a volume is made of.
+pub struct VolumeParts {
+    /// Where entries become durable.
+    pub log: Arc<dyn Log>,
+    /// Where rows are; it has everything up to `state`.
+    pub index: Arc<dyn Index>,
+    /// The log's durable end, which the index has reached.
+    pub state: State,
+    /// When its last entry was.
+    pub last_time: LogTime,
+    /// The keyed hashes of the volume.
+    pub keys: VolumeKeys,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Where new packs go.
+    pub blocks: Arc<dyn BlockStore>,
+    /// How packs are read.
+    pub fetcher: PackFetcher,
+    /// Where waiting is done.
+    pub runtime: Runtime,
+    /// What can be chosen.
+    pub options: VolumeOptions,
+}
+
+/// What can be chosen about a volume on a node.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeOptions {
+    /// Dirty data is flushed at most this long after it was written.
+    pub flush_after: Duration,
+    /// No request waits longer.
+    pub io_timeout: Duration,
+    /// Every operation is durable before it returns.
+    pub sync: bool,
+    /// Writers wait while more bytes than this are dirty.
+    pub dirty_bytes: u64,
+    /// How many rows are cached in memory.
+    pub cached_rows: usize,
+    /// Changes are moved into the index in portions of about this many bytes of memory.
+    pub generation_bytes: usize,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> VolumeOptions {
+        let limits = Limits::default();
+        VolumeOptions {
+            flush_after: Duration::from_secs(5),
+            io_timeout: Duration::from_secs(60),
+            sync: false,
+            dirty_bytes: 512 << 20,
+            cached_rows: limits.cached_rows,
+            generation_bytes: limits.generation_bytes,
+        }
+    }
+}
+
+/// Why a volume does not begin to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenVolumeError {
+    /// Its threads cannot be started, or there is no randomness.
+    #[error("cannot start: {0}")]
+    System(String),
+    /// Its first entries cannot be written.
+    #[error("the volume takes no entries: {0}")]
+    Refused(Errno),
+    /// Its tree cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] ViewError),
+}
+
+impl Volume {
+    /// Opens a volume that decides nothing yet: it can be read, and follow a source, until [`Volume::lead`].
+    pub fn open(parts: VolumeParts) -> Result<Volume, OpenVolumeError> {
+        let options = parts.options;
+        let limits = Limits {
+            generation_bytes: options.generation_bytes,
+            overlay_bytes: options.generation_bytes.saturating_mul(8),
+            cached_rows: options.cached_rows,
+        };
+        let hasher = NameHasher::new(parts.keys.derived(NAME_HASH_PURPOSE));
+        let snapshot = parts.index.snapshot();
+        let sequencer =
+            Sequencer::new(parts.log, parts.keys, parts.clock, snapshot, parts.state, parts.last_time, limits);
+        let sequencer = Arc::new(sequencer);
+        let workers = Workers::start(&sequencer, &parts.index);
+        let shared = Shared {
+            sequencer,
+            hasher,
+            files: FileTable::default(),
+            handles: Handles::default(),
+            flusher: Flusher::default(),
+            fetcher: parts.fetcher,
+            blocks: parts.blocks,
+            writer: WriterId::random().map_err(|error| OpenVolumeError::System(error.to_string()))?,
+            packs_begun: AtomicU64::new(0),
+            runtime: parts.runtime,
+            options,
+            acknowledger: parking_lot::RwLock::new(None),
+            index: parts.index,
+            workers: workers.map_err(|error| OpenVolumeError::System(error.to_string()))?,
+        };
+        let volume = Volume { shared: Arc::new(shared) };
+        volume.start_flusher();
+        Ok(volume)
+    }
+
+    /// Begins to decide in `epoch`, which the log has been claimed for. A new volume gets its first entry, with `genesis` as its shared
+    /// settings; what an earlier source left half done goes on.
+    pub fn lead(&self, epoch: Epoch, genesis: Option<&[(String, String)]>) -> Result<(), OpenVolumeError> {
+        self.shared.sequencer.lead(epoch);
+        if let Some(settings) = genesis {
+            self.submit_now(&Genesis { settings: settings.to_vec() })?;
+        }
+        let ended = self.open_sessions()?;
+        self.submit_now(&BeginSession { writer: self.shared.writer.as_u64(), ended })?;
+        self.purge_orphans()?;
+        Ok(())
+    }
+
+    fn submit_now<O: Operation>(&self, operation: &O) -> Result<O::Reply, OpenVolumeError> {
+        self.shared.sequencer.submit(None, operation).map_err(|error| match error {
+            SubmitError::Errno(errno) => OpenVolumeError::Refused(errno),
+            SubmitError::Stale | SubmitError::Full => OpenVolumeError::Refused(Errno::EBUSY),
+        })
+    }
+
+    fn open_sessions(&self) -> Result<Vec<u64>, OpenVolumeError> {
+        let mut open = Vec::new();
+        for row in self.view().rows(RowKey::session(0)..RowKey::session(u64::MAX)) {
+            let (key, value) = row.map_err(ViewError::from)?;
+            let session = crate::SessionRow::decode(&value);
+            let session = session.map_err(|reason| ViewError::Row { key: key.clone(), reason })?;
+            open.extend(key.number().filter(|_| !session.ended));
+        }
+        Ok(open)
+    }
+
+    /// Changes shared settings, as an entry; `None` removes one.
+    pub fn change_settings(&self, settings: Vec<(String, Option<String>)>) -> Answer<()> {
+        self.mutate(Caller::default(), ChangeSettings { settings })
+    }
+
+    /// A shared setting.
+    pub fn setting(&self, name: &str) -> Result<Option<String>, ViewError> {
+        let row = self.shared.sequencer.newest(&RowKey::setting(name), SettingRow::decode)?;
+        Ok(row.map(|row| String::from_utf8_lossy(&row.text).into_owned()))
+    }
+
+    /// Lets fsync wait for copies too.
+    pub fn acknowledge_with(&self, acknowledger: Arc<dyn Acknowledger>) {
+        *self.shared.acknowledger.write() = Some(acknowledger);
+    }
+
+    /// The tree as it is now.
+    pub fn view(&self) -> View {
+        self.shared.sequencer.view()
+    }
+
+    /// The tree as it is now, at the end of a frame, with its state: what a snapshot is written from.
+    pub fn view_with_state(&self) -> View {
+        self.shared.sequencer.view_with_state()
+    }
+
+    /// The state after the last entry, durable or not.
+    pub fn state(&self) -> State {
+        self.shared.sequencer.state()
+    }
+
+    /// The position after the last entry that is durable on this node.
+    pub fn durable(&self) -> Position {
+        self.shared.sequencer.log().durable().state().position
+    }
+
+    /// The log below.
+    pub fn log(&self) -> &Arc<dyn Log> {
+        self.shared.sequencer.log()
+    }
+
+    /// Why the volume has stopped deciding, if it has.
+    pub fn ended(&self) -> Option<String> {
+        self.shared.sequencer.ended()
+    }
+
+    /// Sequences an entry, waiting for room if there is none, and for durability with `--sync`.
+    pub(crate) fn mutate<O>(&self, caller: Caller, operation: O) -> Answer<O::Reply>
+    where
+        O: Operation + Send + 'static,
+        O::Reply: Send + 'static,
+    {
+        self.mutate_with(caller, move |volume, caller| volume.shared.sequencer.submit(Some(caller), &operation))
+    }
+
+    /// The same for a request that prepares itself anew at every try.
+    pub(crate) fn mutate_with<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        attempt: impl Fn(&Volume, &Caller) -> Result<T, SubmitError> + Send + 'static,
+    ) -> Answer<T> {
+        let first = loop {
+            match attempt(self, &caller) {
+                Err(SubmitError::Stale) => {}
+                other => break other,
+            }
+        };
+        match first {
+            Ok(reply) if !self.shared.options.sync => Answer::Now(Ok(reply)),
+            Err(SubmitError::Errno(errno)) => Answer::Now(Err(errno)),
+            first => {
+                let volume = self.clone();
+                Answer::later(async move {
+                    let mut result = first;
+                    let reply = loop {
+                        match result {
+                            Ok(reply) => break reply,
+                            Err(SubmitError::Errno(errno)) => return Err(errno),
+                            Err(SubmitError::Full) => volume.shared.sequencer.room().await,
+                            Err(SubmitError::Stale) => {}
+                        }
+                        result = attempt(&volume, &caller);
+                    };
+                    if volume.shared.options.sync {
+                        volume.make_durable().await?;
+                    }
+                    Ok(reply)
+                })
+            }
+        }
+    }
+
+    /// Waits until every entry so far is durable at the volume's level.
+    pub(crate) async fn make_durable(&self) -> Result<Lsn, Errno> {
+        let lsn = self.shared.sequencer.close_open_frame();
+        let deadline = self.shared.options.io_timeout;
+        let watch = self.shared.sequencer.log().durable();
+        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%lsn, %error, "entries do not become durable");
+                return Err(Errno::EIO);
+            }
+            Err(_) => {
+                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
+                return Err(Errno::EIO);
+            }
+        }
+        let acknowledger = self.shared.acknowledger.read().clone();
+        if let Some(acknowledger) = acknowledger {
+            acknowledger.acknowledged(lsn, deadline).await.map_err(|error| {
+                tracing::error!(%lsn, %error, "copies did not acknowledge");
+                Errno::EIO
+            })?;
+        }
+        Ok(lsn)
+    }
+
+    /// Makes everything durable, moves it into the index and stops deciding. The volume can still be read.
+    pub async fn close(&self) -> Result<(), Errno> {
+        self.flush_all().await?;
+        self.make_durable().await?;
+        let volume = self.clone();
+        let settled = tokio::task::spawn_blocking(move || volume.settle_index()).await;
+        settled.map_err(|_| Errno::EIO)?
+    }
+
+    /// Moves every durable entry into the index, which then survives a power cut.
+    pub fn settle_index(&self) -> Result<(), Errno> {
+        let lsn = self.shared.sequencer.seal_now();
+        self.shared.workers.wait_indexed(lsn).and_then(|()| self.shared.index.sync().map_err(|e| e.to_string())).map_err(
+            |error| {
+                tracing::error!(error, "the index did not take everything in; it will be caught up at the next start");
+                Errno::EIO
+            },
+        )
+    }
+}
+
+/// Separates the hash of names from the volume's other keyed hashes.
+const NAME_HASH_PURPOSE: &str = "murphy v0 name hash";

@@ -1,0 +1,144 @@
+//! Open files: one state per inode that is open or dirty, one record per handle.
+//!
+//! Invariants:
+//! - While an inode is open or has dirty data it has exactly one [`FileState`], whose lock orders everything that touches its bytes.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use tokio::sync::Notify;
+
+use super::dirty::DirtyData;
+use crate::{Errno, Handle, Ino, OpenFlags};
+
+/// The state of one inode that is open or dirty.
+pub(crate) struct FileState {
+    pub(crate) ino: Ino,
+    inner: Mutex<FileInner>,
+    /// Woken when a flush of the file ends.
+    pub(crate) flushed: Notify,
+}
+
+/// What the lock of a file protects.
+#[derive(Default)]
+pub(crate) struct FileInner {
+    pub(crate) dirty: DirtyData,
+    /// Open handles.
+    pub(crate) opens: u32,
+    /// It has lost its last name.
+    pub(crate) orphan: bool,
+    /// It is being purged: nothing may be stored for it any more.
+    pub(crate) purging: bool,
+    /// Flushes that took off and that ended.
+    pub(crate) flushes_begun: u64,
+    pub(crate) flushes_ended: u64,
+    /// It waits in the flusher's queue.
+    pub(crate) queued: bool,
+    /// An error of a flush that nobody has been told yet.
+    pub(crate) error: Option<Errno>,
+    /// The last flush failed; it is tried again.
+    pub(crate) failing: bool,
+}
+
+impl FileState {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, FileInner> {
+        self.inner.lock()
+    }
+}
+
+/// Every file that is open or dirty.
+#[derive(Default)]
+pub(crate) struct FileTable {
+    files: RwLock<HashMap<Ino, Arc<FileState>>>,
+    /// Dirty bytes of all files.
+    pub(crate) dirty_bytes: AtomicU64,
+    /// Woken when dirty bytes became fewer.
+    pub(crate) cleaned: Notify,
+}
+
+impl FileTable {
+    /// The state of `ino`, if it has one.
+    pub(crate) fn find(&self, ino: Ino) -> Option<Arc<FileState>> {
+        self.files.read().get(&ino).cloned()
+    }
+
+    /// The state of `ino`, made if it has none.
+    pub(crate) fn state(&self, ino: Ino) -> Arc<FileState> {
+        if let Some(file) = self.find(ino) {
+            return file;
+        }
+        let new = || Arc::new(FileState { ino, inner: Mutex::default(), flushed: Notify::new() });
+        Arc::clone(self.files.write().entry(ino).or_insert_with(new))
+    }
+
+    /// Forgets the state of `file` if nothing keeps it.
+    pub(crate) fn forget(&self, file: Arc<FileState>) {
+        let mut files = self.files.write();
+        // This reference and the table's are the only ones: nobody can be about to lock it.
+        if Arc::strong_count(&file) == 2 {
+            let inner = file.lock();
+            let idle = inner.opens == 0 && inner.dirty.is_empty() && !inner.queued && inner.error.is_none();
+            drop(inner);
+            if idle {
+                files.remove(&file.ino);
+            }
+        }
+    }
+
+    /// Every file that has dirty data.
+    pub(crate) fn all(&self) -> Vec<Arc<FileState>> {
+        self.files.read().values().cloned().collect()
+    }
+
+    /// Counts a change of the dirty bytes.
+    pub(crate) fn count_dirty(&self, by: i64) {
+        if by >= 0 {
+            self.dirty_bytes.fetch_add(by.cast_unsigned(), Ordering::Relaxed);
+        } else {
+            self.dirty_bytes.fetch_sub(by.unsigned_abs(), Ordering::Relaxed);
+            self.cleaned.notify_waiters();
+        }
+    }
+}
+
+/// An open handle.
+#[derive(Clone)]
+pub(crate) struct OpenFile {
+    pub(crate) file: Arc<FileState>,
+    pub(crate) flags: OpenFlags,
+    /// Where the last read ended, to see that reads are sequential.
+    pub(crate) read_end: Arc<AtomicU64>,
+}
+
+/// Every open handle.
+#[derive(Default)]
+pub(crate) struct Handles {
+    open: RwLock<HashMap<Handle, OpenFile>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    pub(crate) fn add(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
+        let handle = Handle(1 + self.last.fetch_add(1, Ordering::Relaxed));
+        self.open.write().insert(handle, OpenFile { file, flags, read_end: Arc::default() });
+        handle
+    }
+
+    /// The open file behind `handle`. EBADF if there is none.
+    pub(crate) fn find(&self, handle: Handle) -> Result<OpenFile, Errno> {
+        self.open.read().get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    pub(crate) fn remove(&self, handle: Handle) -> Option<OpenFile> {
+        self.open.write().remove(&handle)
+    }
+}
+
+/// A way back to a volume that does not keep it alive.
+pub(super) type WeakVolume = Weak<super::Shared>;

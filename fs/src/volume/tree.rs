@@ -1,0 +1,271 @@
+//! Names and attributes.
+
+use bytes::Bytes;
+
+use super::Volume;
+use crate::{
+    Answer, Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
+    RenameMode, RowKey, SetAttr, SymlinkRow, Timespec, XattrName, XattrRow,
+    decide::{
+        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, Truncate, Unlink, Victim, check_namespace,
+        find,
+    },
+    sequencer::{SubmitError, unreadable},
+    table::Table,
+    view::ViewError,
+};
+
+impl Volume {
+    pub(super) fn placed(&self, name: &Name) -> PlacedName {
+        PlacedName::new(&self.shared.hasher, name)
+    }
+
+    pub(super) fn inode_row(&self, ino: Ino) -> Result<Option<InodeRow>, Errno> {
+        logged(self.shared.sequencer.newest(&RowKey::inode(ino), |row| InodeRow::decode(row)))
+    }
+
+    fn directory_row(&self, ino: Ino) -> Result<Option<DirectoryRow>, Errno> {
+        logged(self.shared.sequencer.newest(&RowKey::directory(ino), |row| DirectoryRow::decode(row)))
+    }
+
+    /// ENOTDIR if `ino` is not a directory, ENOENT if there is no such inode.
+    fn require_directory(&self, ino: Ino) -> Result<DirectoryRow, Errno> {
+        if let Some(row) = self.directory_row(ino)? {
+            return Ok(row);
+        }
+        Err(if self.inode_row(ino)?.is_some() { Errno::ENOTDIR } else { Errno::ENOENT })
+    }
+
+    pub(super) fn find_child(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
+        let sequencer = &self.shared.sequencer;
+        let found = find(parent, &self.placed(name), |key| sequencer.newest(key, DentryRow::decode));
+        Ok(logged(found)?.map(|found| found.ino))
+    }
+
+    pub(super) fn lookup_name(&self, parent: Ino, name: &Name) -> Result<Attr, Errno> {
+        match self.find_child(parent, name)? {
+            Some(ino) => self.attr(ino).map_err(|errno| if errno == Errno::ESTALE { Errno::ENOENT } else { errno }),
+            None => self.require_directory(parent).and(Err(Errno::ENOENT)),
+        }
+    }
+
+    /// The attributes of `ino` as this node sees them: dirty data included.
+    pub(super) fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
+        let file = self.shared.files.find(ino);
+        let inner = file.as_ref().map(|file| file.lock());
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        let directory = if row.kind == Kind::Directory { self.directory_row(ino)? } else { None };
+        let mut attr = row.attr(ino, directory.as_ref());
+        if let Some(inner) = inner.filter(|inner| !inner.dirty.is_empty()) {
+            attr.size = attr.size.max(inner.dirty.end());
+            attr.blocks = (row.allocated + inner.dirty.len()).div_ceil(512);
+            attr.mtime = inner.dirty.mtime.unwrap_or(attr.mtime);
+            attr.ctime = inner.dirty.ctime.map_or(attr.ctime, |ctime| ctime.max(attr.ctime));
+        }
+        Ok(attr)
+    }
+
+    pub(super) fn parent_of(&self, directory: Ino) -> Result<Ino, Errno> {
+        let row = self.inode_row(directory)?.ok_or(Errno::ESTALE)?;
+        if row.kind == Kind::Directory { Ok(row.parent) } else { Err(Errno::ENOTDIR) }
+    }
+
+    pub(super) fn symlink_target(&self, ino: Ino) -> Result<Bytes, Errno> {
+        let row = self.shared.sequencer.newest(&RowKey::symlink(ino), SymlinkRow::decode);
+        match logged(row)? {
+            Some(row) => Ok(row.target),
+            None => Err(if self.inode_row(ino)?.is_some() { Errno::EINVAL } else { Errno::ESTALE }),
+        }
+    }
+
+    /// Entries after `cookie`, in cookie order.
+    pub(super) fn entries(&self, directory: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, Errno> {
+        self.require_directory(directory)?;
+        let mut entries = Vec::new();
+        let start = RowKey::dentry(directory, cookie.saturating_add(1));
+        for row in self.view().rows(start..RowKey::range_start(Table::Dentry, directory.get() + 1)) {
+            if entries.len() == limit {
+                break;
+            }
+            let (key, value) = logged(row.map_err(ViewError::from))?;
+            let dentry = DentryRow::decode(&value).map_err(|reason| ViewError::Row { key: key.clone(), reason });
+            if let (Some((name, ino, kind)), Some(cookie)) = (logged(dentry)?.named, key.second()) {
+                entries.push(DirEntry { cookie: Cookie::new(cookie).get(), name, ino, kind });
+            }
+        }
+        Ok(entries)
+    }
+
+    pub(super) fn entries_plus(&self, directory: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntryPlus>, Errno> {
+        let mut plus = Vec::new();
+        for entry in self.entries(directory, cookie, limit)? {
+            match self.attr(entry.ino) {
+                Ok(attr) => plus.push(DirEntryPlus { entry, attr }),
+                // Removed since the names were read.
+                Err(Errno::ESTALE) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(plus)
+    }
+
+    /// What is known of the inode that `name` stands for, in case it loses its last name; run `then` while that cannot change.
+    fn with_victim<T>(
+        &self,
+        ino: Ino,
+        then: impl FnOnce(Victim) -> Result<(T, Option<Fate>), SubmitError>,
+    ) -> Result<T, SubmitError> {
+        let file = self.shared.files.state(ino);
+        let mut inner = file.lock();
+        let row = self.inode_row(ino)?;
+        let few = row.is_some_and(|row| row.extents <= INLINE_EXTENTS);
+        let extents = if few { Some(self.extent_offsets(ino, 0)?) } else { None };
+        let victim = Victim { ino, open: inner.opens > 0, extents };
+        let result = then(victim);
+        let mut purge = false;
+        if let Ok((_, Some(fate))) = &result
+            && *fate != Fate::Lives
+        {
+            inner.orphan = true;
+            if inner.opens == 0 {
+                self.discard_dirty(&mut inner);
+                purge = *fate == Fate::Orphaned;
+            }
+        }
+        drop(inner);
+        self.shared.files.forget(file);
+        if purge {
+            self.purge_later(ino);
+        }
+        result.map(|(reply, _)| reply)
+    }
+
+    /// The file offsets of all extents that end after `from`.
+    pub(super) fn extent_offsets(&self, ino: Ino, from: u64) -> Result<Vec<u64>, Errno> {
+        self.view().extents(ino, from, u64::MAX).map(|extent| Ok(logged(extent)?.offset)).collect()
+    }
+
+    pub(super) fn remove_name(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(), SubmitError> {
+        let ino = match self.find_child(parent, name)? {
+            Some(ino) => ino,
+            None => return Err(self.require_directory(parent).err().unwrap_or(Errno::ENOENT).into()),
+        };
+        self.with_victim(ino, |victim| {
+            let unlink = Unlink { parent, name: self.placed(name), victim };
+            self.shared.sequencer.submit(Some(caller), &unlink).map(|fate| ((), Some(fate)))
+        })
+    }
+
+    pub(super) fn remove_directory(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(), SubmitError> {
+        let rmdir = RemoveDirectory { parent, name: self.placed(name) };
+        let (ino, fate) = self.shared.sequencer.submit(Some(caller), &rmdir)?;
+        if fate == Fate::Orphaned {
+            self.purge_later(ino);
+        }
+        Ok(())
+    }
+
+    pub(super) fn move_name(
+        &self,
+        caller: &Caller,
+        from: &(Ino, Name),
+        to: &(Ino, Name),
+        mode: RenameMode,
+    ) -> Result<(), SubmitError> {
+        let rename = |victim| Rename {
+            from: (from.0, self.placed(&from.1)),
+            to: (to.0, self.placed(&to.1)),
+            mode,
+            victim,
+        };
+        let replaces = matches!(mode, RenameMode::Replace | RenameMode::Whiteout);
+        match self.find_child(to.0, &to.1)? {
+            Some(ino) if replaces => self.with_victim(ino, |victim| {
+                let replaced = self.shared.sequencer.submit(Some(caller), &rename(Some(victim)))?;
+                Ok(((), replaced.map(|(_, fate)| fate)))
+            }),
+            _ => self.shared.sequencer.submit(Some(caller), &rename(None)).map(|_| ()),
+        }
+    }
+
+    /// Changes everything but the length.
+    pub(super) fn set_attributes(&self, caller: &Caller, ino: Ino, change: SetAttr) -> Result<Attr, SubmitError> {
+        let file = self.shared.files.find(ino);
+        let mut inner = file.as_ref().map(|file| file.lock());
+        self.shared.sequencer.submit(Some(caller), &SetAttributes { ino, change })?;
+        if let Some(inner) = &mut inner
+            && change.mtime.is_some()
+        {
+            inner.dirty.mtime = None;
+        }
+        drop(inner);
+        Ok(self.attr(ino)?)
+    }
+
+    /// Changes the length, and what else `change` says.
+    pub(super) fn truncate(&self, caller: &Caller, ino: Ino, size: u64, change: SetAttr) -> Result<Attr, SubmitError> {
+        let file = self.shared.files.state(ino);
+        let mut inner = file.lock();
+        let mut beyond = self.extent_offsets(ino, size)?;
+        while beyond.len() > PURGE_BATCH {
+            let batch = beyond.split_off(beyond.len() - PURGE_BATCH);
+            let size = batch[0].max(size);
+            let part = Truncate { ino, size, beyond: batch, change: SetAttr::default() };
+            self.shared.sequencer.submit(Some(caller), &part)?;
+        }
+        let last = Truncate { ino, size, beyond, change };
+        self.shared.sequencer.submit(Some(caller), &last)?;
+        let removed = inner.dirty.remove(size..u64::MAX);
+        (inner.dirty.mtime, inner.dirty.ctime) = (None, None);
+        self.shared.files.count_dirty(-removed.cast_signed());
+        drop(inner);
+        self.shared.files.forget(file);
+        Ok(self.attr(ino)?)
+    }
+
+    pub(super) fn xattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Result<Bytes, Errno> {
+        check_namespace(name)?;
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        if !row.has_xattrs || (name.as_bytes().starts_with(b"trusted.") && caller.uid != 0) {
+            return Err(Errno::ENODATA);
+        }
+        let row = logged(self.shared.sequencer.newest(&RowKey::xattr(ino, name), XattrRow::decode))?;
+        row.map(|row| row.value).ok_or(Errno::ENODATA)
+    }
+
+    /// All names of extended attributes of `ino`, in byte order.
+    pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<XattrName>, Errno> {
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        if !row.has_xattrs {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for row in self.view().rows_of(Table::Xattr, ino.get()) {
+            let (key, _) = logged(row.map_err(ViewError::from))?;
+            names.extend(XattrName::new(key.key_bytes().slice(8..)).ok());
+        }
+        Ok(names)
+    }
+}
+
+/// A tree that cannot be read becomes EIO here, and is logged here.
+pub(super) fn logged<T>(result: Result<T, ViewError>) -> Result<T, Errno> {
+    result.map_err(|error| match unreadable(&error) {
+        SubmitError::Errno(errno) => errno,
+        SubmitError::Stale | SubmitError::Full => Errno::EIO,
+    })
+}
+
+impl From<Option<Timespec>> for crate::SetTime {
+    fn from(time: Option<Timespec>) -> crate::SetTime {
+        time.map_or(crate::SetTime::Now, crate::SetTime::At)
+    }
+}
+
+/// A closed file with at most this many extents goes in the entry that removes its last name.
+const INLINE_EXTENTS: u64 = 16;
+
+/// An answer that is there now.
+pub(super) fn now<T>(result: Result<T, Errno>) -> Answer<T> {
+    Answer::Now(result)
+}
