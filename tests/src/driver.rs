@@ -73,3 +73,21 @@ pub const ANSWER_SECONDS_MAX: u64 = 120;
 
 /// Threads of a driver's own runtime.
 const WORKERS: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A judge that awaits nothing would be green over an engine that never answers.
+    #[test]
+    fn later_answers_are_waited_for_with_the_timers_of_the_runtime() {
+        let driver = Driver::new();
+        let _runtime = driver.enter();
+        let answer = Answer::later(async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Err::<(), Errno>(Errno::EINTR)
+        });
+        assert_eq!(Driver::on(driver.handle().clone()).wait(answer), Err(Errno::EINTR));
+        assert_eq!(driver.wait(Answer::Now(Ok(7))), Ok(7));
+    }
+}

@@ -83,8 +83,8 @@ pub struct Place {
 pub enum NamePick {
     /// One of the small pool, whether it is there or not.
     Pool(u8),
-    /// One that is there, if any is; else one of the pool.
-    Existing(u16),
+    /// One that is there, of the preferred kind if there is one; one of the pool if the directory is empty.
+    Existing(u16, Option<Kind>),
 }
 
 /// How long a truncated file shall be.

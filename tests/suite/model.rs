@@ -10,14 +10,36 @@ use murphy_fs::{
     Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Name, NewNode, OpenFlags,
     Opened, RenameMode, SetAttr, StatFs, Timespec, XattrMode, XattrName,
 };
-use murphy_log::Clock;
-use murphy_tests::{Reference, Search, judge, search};
+use murphy_log::{Clock, ManualClock};
+use murphy_tests::{Contest, Driver, Reference, RunRules, Search, TreeImage, judge, search, strategy};
 use parking_lot::Mutex;
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
 
 /// A harness that finds differences where there are none would be switched off.
 #[test]
 fn two_references_cannot_be_told_apart() {
-    judge(|clock| Arc::new(Reference::new(clock)), 150);
+    judge(|clock| Arc::new(Reference::new(clock)), 100);
+}
+
+/// After a restart the tests go on with what is there.
+#[test]
+fn a_contest_goes_on_over_trees_that_exist() {
+    let driver = Driver::new();
+    let clock = Arc::new(ManualClock::default());
+    let (reference, candidate) = (Reference::new(clock.clone()), Reference::new(clock.clone()));
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..5 {
+        let mut contest =
+            Contest::new(&driver, &reference, &candidate, Some(&clock), RunRules { times: true });
+        for _ in 0..3 {
+            let program = strategy(100).new_tree(&mut runner).expect("nothing is filtered").current();
+            contest.run(&program).expect("equal file systems");
+        }
+    }
+    assert!(TreeImage::of(&driver, &candidate).expect("a sound tree").inodes() > 20);
 }
 
 /// The canary: a harness that finds nothing in a wrong file system finds nothing in Murphy either.

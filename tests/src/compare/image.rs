@@ -239,3 +239,85 @@ const SAMPLE_BYTES: u32 = 64 << 10;
 const SAMPLES: u64 = 64;
 /// Directory entries read in one call.
 const PAGE_ENTRIES: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use murphy_fs::{Name, SetAttr, XattrMode, XattrName};
+    use murphy_log::ManualClock;
+
+    use super::*;
+    use crate::{Reference, compare_trees};
+
+    const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes().to_vec()).unwrap()
+    }
+
+    fn build(driver: &Driver, linked: &str) -> Reference {
+        let fs = Reference::new(Arc::new(ManualClock::default()));
+        let directory = driver.wait(fs.mkdir(&CALLER, Ino::ROOT, &name("d"), 0o755)).unwrap().ino;
+        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+        for file in ["f", "g"] {
+            let (attr, opened) =
+                driver.wait(fs.create(&CALLER, directory, &name(file), 0o644, flags)).unwrap();
+            let data = Bytes::from_static(b"the same in both");
+            driver.wait(fs.write(&CALLER, attr.ino, opened.handle, 1 << 40, data)).unwrap();
+            fs.release(attr.ino, opened.handle);
+            if file == linked {
+                driver.wait(fs.link(&CALLER, attr.ino, Ino::ROOT, &name("link"))).unwrap();
+            }
+        }
+        fs
+    }
+
+    fn told(driver: &Driver, a: &Reference, b: &Reference) -> String {
+        let found = compare_trees(driver, a, b, TreeRules::SAME_HISTORY);
+        found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Two files with equal contents: only the identity of the link tells which one has two names.
+    #[test]
+    fn a_link_to_the_wrong_file_is_a_difference() {
+        let driver = Driver::new();
+        let (a, same, b) = (build(&driver, "f"), build(&driver, "f"), build(&driver, "g"));
+        assert_eq!(told(&driver, &a, &same), "");
+        let told = told(&driver, &a, &b);
+        assert!(told.contains("/link: is the same file as /d/f, not as /d/g"), "{told}");
+        assert_eq!(TreeImage::of(&driver, &a).unwrap().inodes(), 4);
+        assert_eq!(TreeImage::of(&driver, &a).unwrap().names(), 5);
+    }
+
+    /// A lost directory is one line, not one for each of a million files in it.
+    #[test]
+    fn a_missing_directory_is_told_once() {
+        let driver = Driver::new();
+        let (a, b) = (build(&driver, "f"), Reference::new(Arc::new(ManualClock::default())));
+        let told = told(&driver, &a, &b);
+        assert!(told.contains("/d: is missing on the second side"), "{told}");
+        assert!(!told.contains("/d/f: is missing"), "{told}");
+    }
+
+    /// The last byte of a file too large to be read whole, and an attribute's value.
+    #[test]
+    fn small_changes_in_large_places_are_seen() {
+        let driver = Driver::new();
+        let (a, b) = (build(&driver, "f"), build(&driver, "f"));
+        let ino = driver.wait(b.lookup(&CALLER, Ino::ROOT, &name("link"))).unwrap().ino;
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let opened = driver.wait(b.open(&CALLER, ino, flags)).unwrap();
+        let at = (1 << 40) + 15;
+        driver.wait(b.write(&CALLER, ino, opened.handle, at, Bytes::from_static(b"H"))).unwrap();
+        let xattr = XattrName::new(&b"user.a"[..]).unwrap();
+        driver.wait(b.setxattr(&CALLER, ino, &xattr, Bytes::new(), XattrMode::Set)).unwrap();
+        let found = told(&driver, &a, &b);
+        assert!(found.contains("/link: contents differ"), "{found}");
+        assert!(found.contains("/link: xattr user.a is missing on the first side"), "{found}");
+        let mode = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        driver.wait(b.setattr(&CALLER, ino, None, mode)).unwrap();
+        assert!(told(&driver, &a, &b).contains("/d/f: mode 0644, not 0600"));
+    }
+}

@@ -50,7 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn who() -> impl Strategy<Value = Who> {
-    prop_oneof![2 => Just(Who::Root), 2 => Just(Who::Alice), 1 => Just(Who::Bob), 1 => Just(Who::Carol)]
+    prop_oneof![3 => Just(Who::Root), 2 => Just(Who::Alice), 1 => Just(Who::Bob), 1 => Just(Who::Carol)]
 }
 
 fn operation() -> BoxedStrategy<Operation> {
@@ -64,7 +64,8 @@ fn on_names() -> BoxedStrategy<Operation> {
         Unlink,
     };
     prop_oneof![
-        2 => place().prop_map(|place| Lookup { place }),
+        1 => place().prop_map(|place| Lookup { place }),
+        1 => found(None).prop_map(|place| Lookup { place }),
         4 => (place(), mode()).prop_map(|(place, mode)| Mkdir { place, mode }),
         1 => (place(), special(), mode(), any::<u32>())
             .prop_map(|(place, kind, mode, rdev)| Mknod { place, kind, mode, rdev }),
@@ -73,9 +74,9 @@ fn on_names() -> BoxedStrategy<Operation> {
         1 => pick(Kind::Symlink).prop_map(|node| Readlink { node }),
         3 => (pick(Kind::File), place()).prop_map(|(node, place)| Link { node, place }),
         1 => (any::<u16>(), place()).prop_map(|(handle, place)| LinkOpen { handle, place }),
-        5 => place().prop_map(|place| Unlink { place }),
-        3 => place().prop_map(|place| Rmdir { place }),
-        8 => (place(), place(), rename_mode()).prop_map(|(from, to, mode)| Rename { from, to, mode }),
+        5 => found(Some(Kind::File)).prop_map(|place| Unlink { place }),
+        3 => found(Some(Kind::Directory)).prop_map(|place| Rmdir { place }),
+        8 => (move_of(), rename_mode()).prop_map(|((from, to), mode)| Rename { from, to, mode }),
         1 => (pick(Kind::File), any::<u8>()).prop_map(|(node, name)| MkdirIn { node, name }),
         1 => (any::<u16>(), any::<u8>()).prop_map(|(removed, name)| InRemoved { removed, name }),
     ]
@@ -106,11 +107,11 @@ fn on_attributes() -> BoxedStrategy<Operation> {
         1 => pick(Kind::File).prop_map(|node| Getattr { node }),
         8 => (pick(Kind::File), change()).prop_map(|(node, change)| Setattr { node, change }),
         2 => (any::<u16>(), change()).prop_map(|(handle, change)| SetattrByHandle { handle, change }),
-        3 => (pick(Kind::File), any::<u8>(), xattr_length(), any::<u8>(), xattr_mode())
+        3 => (pick(Kind::File), xattr(), xattr_length(), any::<u8>(), xattr_mode())
             .prop_map(|(node, name, length, seed, mode)| Setxattr { node, name, length, seed, mode }),
-        1 => (pick(Kind::File), any::<u8>()).prop_map(|(node, name)| Getxattr { node, name }),
+        2 => (pick(Kind::File), xattr()).prop_map(|(node, name)| Getxattr { node, name }),
         1 => pick(Kind::File).prop_map(|node| Listxattr { node }),
-        2 => (pick(Kind::File), any::<u8>()).prop_map(|(node, name)| Removexattr { node, name }),
+        2 => (pick(Kind::File), xattr()).prop_map(|(node, name)| Removexattr { node, name }),
     ]
     .boxed()
 }
@@ -137,18 +138,41 @@ fn on_volume() -> BoxedStrategy<Operation> {
 /// Mostly of the wanted kind, sometimes anything.
 fn pick(kind: Kind) -> BoxedStrategy<Pick> {
     let kinds = prop_oneof![
-        5 => Just(Some(kind)),
-        1 => Just(Some(Kind::Directory)),
+        12 => Just(Some(kind)),
+        2 => Just(Some(Kind::Directory)),
         1 => Just(None),
     ];
     (any::<u16>(), kinds).prop_map(|(number, kind)| Pick { number, kind }).boxed()
 }
 
+/// Any name, there or not.
 fn place() -> BoxedStrategy<Place> {
-    let name = prop_oneof![any::<u8>().prop_map(NamePick::Pool), any::<u16>().prop_map(NamePick::Existing)];
-    // The first directories are wanted more often, so that names meet.
-    let directory = prop_oneof![2 => 0..3_u16, 1 => any::<u16>()];
-    (directory, name).prop_map(|(directory, name)| Place { directory, name }).boxed()
+    (directory(), pool()).prop_map(|(directory, name)| Place { directory, name }).boxed()
+}
+
+/// Mostly a name that is there, of this kind.
+fn found(kind: Option<Kind>) -> BoxedStrategy<Place> {
+    let existing = any::<u16>().prop_map(move |number| NamePick::Existing(number, kind));
+    let other = any::<u16>().prop_map(|number| NamePick::Existing(number, None));
+    let name = prop_oneof![6 => existing, 2 => other, 1 => pool()];
+    (directory(), name).prop_map(|(directory, name)| Place { directory, name }).boxed()
+}
+
+fn pool() -> BoxedStrategy<NamePick> {
+    any::<u8>().prop_map(NamePick::Pool).boxed()
+}
+
+/// The first directories are wanted more often, so that names meet.
+fn directory() -> BoxedStrategy<u16> {
+    prop_oneof![2 => 0..3_u16, 1 => any::<u16>()].boxed()
+}
+
+/// A source of a rename, and its destination: names that are there and names that are not, of all kinds.
+fn move_of() -> BoxedStrategy<(Place, Place)> {
+    let kind = || select(vec![Some(Kind::Directory), Some(Kind::File), None]);
+    let from = kind().prop_flat_map(found);
+    let to = prop_oneof![place(), kind().prop_flat_map(found)];
+    (from, to).boxed()
 }
 
 fn mode() -> BoxedStrategy<u16> {
@@ -266,6 +290,11 @@ fn length() -> BoxedStrategy<u32> {
         1 => select(vec![65_536, 131_072, 1 << 20]),
     ]
     .boxed()
+}
+
+/// Mostly the first names of the list.
+fn xattr() -> BoxedStrategy<u8> {
+    prop_oneof![3 => 0..2_u8, 2 => 0..XATTRS].boxed()
 }
 
 fn xattr_length() -> impl Strategy<Value = u32> {

@@ -13,7 +13,7 @@ use murphy_fs::{
 };
 use murphy_log::ManualClock;
 
-use super::{Pick, Place, Program, scan::Scan};
+use super::{NamePick, Pick, Place, Program, perform::name, scan::Scan};
 use crate::{Driver, TreeRules, attr_difference, compare::hash_contents, compare_trees};
 
 /// What a contest compares.
@@ -85,12 +85,15 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Runs the program on both sides, compares after each step, and everything at the end; closes what it opened.
+    /// Runs the program on both sides, compares after each step, and everything at the end; closes what it opened. May be called
+    /// again, to go on. After a restart of the candidate a new contest goes on: it learns the trees as they are.
     ///
     /// # Errors
     /// The first step after which the two can be told apart.
     pub fn run(&mut self, program: &Program) -> Result<(), Mismatch> {
-        self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
+        if self.nodes.is_empty() {
+            self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
+        }
         for (number, step) in program.steps.iter().enumerate() {
             self.pass(STEP);
             self.perform(step).and_then(|()| self.check()).map_err(|what| Mismatch {
@@ -187,12 +190,15 @@ impl<'a> Contest<'a> {
     pub(super) fn place(&self, place: Place) -> Verdict<(Twin, Name)> {
         let directory = self.directory(place.directory);
         let name = match place.name {
-            super::NamePick::Pool(number) => super::perform::name(number),
-            super::NamePick::Existing(number) => {
+            NamePick::Pool(number) => name(number),
+            NamePick::Existing(number, kind) => {
                 let entries = self.list(Side::Reference, directory, LIST_ENTRIES)?;
-                match entries.len() {
-                    0 => super::perform::name((number % 256) as u8),
-                    count => entries.keys().nth(usize::from(number) % count).expect("is modulo").clone(),
+                let wanted =
+                    entries.values().filter(|entry| Some(entry.entry.kind) == kind).collect::<Vec<_>>();
+                let wanted = if wanted.is_empty() { entries.values().collect() } else { wanted };
+                match usize::from(number).checked_rem(wanted.len()) {
+                    Some(index) => wanted[index].entry.name.clone(),
+                    None => name((number % 256) as u8),
                 }
             }
         };
@@ -239,7 +245,6 @@ impl<'a> Contest<'a> {
 
     /// The roots are made alike, and what is there already is learned.
     fn prepare(&mut self) -> Verdict {
-        self.nodes.clear();
         let epoch = Some(SetTime::At(Timespec::default()));
         let all =
             SetAttr { mode: Some(0o777), uid: Some(0), gid: Some(0), size: None, atime: epoch, mtime: epoch };

@@ -125,7 +125,7 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
 /// The seed of a search that is given none.
 const SEED: u64 = 1;
 /// Operations in the longest program.
-const STEPS_MAX: usize = 150;
+const STEPS_MAX: usize = 250;
 /// Runs spent on making a counterexample smaller.
 const SHRINKS_MAX: u32 = 3000;
 /// When programs begin: 2023-11-14T22:13:20Z.

@@ -49,7 +49,7 @@ impl Contest<'_> {
             O::Wait { duration } => {
                 self.pass(*duration);
                 // The candidate's own tasks get a chance to run.
-                self.driver.handle().block_on(tokio::time::sleep(Duration::from_micros(100)));
+                self.driver.handle().block_on(async { tokio::time::sleep(Duration::from_micros(100)).await });
                 Ok(())
             }
             O::Getattr { .. }
