@@ -1,1 +1,17 @@
-//! Placeholder.
+//! Murphy's judges: what the suites are made of.
+//!
+//! [`Reference`] says what a file system must answer, [`Program`] is a random sequence of calls, [`judge`] runs such programs
+//! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
+
+mod compare;
+mod driver;
+mod ops;
+mod reference;
+
+pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
+pub use driver::{ANSWER_SECONDS_MAX, Driver};
+pub use ops::{
+    AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
+    RunRules, Search, Step, TimePick, Who, judge, search, strategy,
+};
+pub use reference::Reference;

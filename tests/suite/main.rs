@@ -1,1 +1,3 @@
-//! x
+//! The suites that need no mount.
+
+mod model;

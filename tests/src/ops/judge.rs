@@ -1,0 +1,132 @@
+//! Searches for a program by which a candidate can be told from the reference, and shrinks it.
+//!
+//! Invariants:
+//! - The seed decides everything; it is told with every counterexample, and `MURPHY_SEED` and `MURPHY_CASES` set seed and number
+//!   of programs.
+
+use std::{env, fmt, str::FromStr, sync::Arc};
+
+use murphy_fs::FileSystem;
+use murphy_log::{Clock, LogTime, ManualClock};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use super::{Contest, Program, RunRules, strategy};
+use crate::{Driver, Reference};
+
+/// How to search.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Search {
+    /// Programs to try.
+    pub cases: u32,
+    /// Operations in the longest program.
+    pub steps_max: usize,
+    /// What the programs are drawn from.
+    pub seed: u64,
+    /// Runs that may be spent on making a counterexample smaller.
+    pub shrinks_max: u32,
+}
+
+impl Search {
+    /// A search over so many programs, unless the environment says otherwise.
+    pub fn of(cases: u32) -> Search {
+        Search {
+            cases: from_environment("MURPHY_CASES").unwrap_or(cases),
+            steps_max: STEPS_MAX,
+            seed: from_environment("MURPHY_SEED").unwrap_or(SEED),
+            shrinks_max: SHRINKS_MAX,
+        }
+    }
+}
+
+/// A program that tells a candidate from the reference.
+#[derive(Clone, Debug)]
+pub struct Counterexample {
+    /// The search that found it.
+    pub search: Search,
+    /// The program, as small as the search could make it.
+    pub program: Program,
+    /// What happens at which step.
+    pub what: String,
+}
+
+impl fmt::Display for Counterexample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Search { seed, cases, .. } = self.search;
+        writeln!(f, "the candidate is not the reference (MURPHY_SEED={seed} MURPHY_CASES={cases})")?;
+        for (number, step) in self.program.steps.iter().enumerate() {
+            writeln!(f, "  {number:3} {:?}: {:?}", step.who, step.operation)?;
+        }
+        write!(f, "{}", self.what)
+    }
+}
+
+impl std::error::Error for Counterexample {}
+
+/// Runs random programs against a new reference and a new candidate each, under one clock that moves only between operations.
+/// `make` is called within a tokio runtime.
+///
+/// # Errors
+/// The smallest counterexample found.
+pub fn search(
+    search: Search,
+    make: impl Fn(Arc<dyn Clock>) -> Arc<dyn FileSystem>,
+) -> Result<(), Box<Counterexample>> {
+    let config = Config {
+        cases: search.cases,
+        failure_persistence: None,
+        max_shrink_iters: search.shrinks_max,
+        ..Config::default()
+    };
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&search.seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let driver = Driver::new();
+    let run = |program: &Program| {
+        let _runtime = driver.enter();
+        let clock = Arc::new(ManualClock::new(LogTime::from_nanos(START_NANOS)));
+        let reference = Reference::new(clock.clone());
+        let candidate = make(clock.clone());
+        let rules = RunRules { times: true };
+        Contest::new(&driver, &reference, &*candidate, Some(&clock), rules).run(program)
+    };
+    let result = runner.run(&strategy(search.steps_max), |program| {
+        run(&program).map_err(|mismatch| TestCaseError::fail(mismatch.to_string()))
+    });
+    match result {
+        Ok(()) => Ok(()),
+        Err(TestError::Fail(reason, program)) => {
+            Err(Box::new(Counterexample { search, program, what: reason.message().to_owned() }))
+        }
+        Err(TestError::Abort(reason)) => {
+            let what = format!("the search itself failed: {reason}");
+            Err(Box::new(Counterexample { search, program: Program::default(), what }))
+        }
+    }
+}
+
+/// As [`search`], for a test: the default search over so many programs.
+///
+/// # Panics
+/// With the smallest counterexample found.
+pub fn judge(make: impl Fn(Arc<dyn Clock>) -> Arc<dyn FileSystem>, cases: u32) {
+    if let Err(counterexample) = search(Search::of(cases), make) {
+        panic!("{counterexample}");
+    }
+}
+
+fn from_environment<T: FromStr>(name: &str) -> Option<T> {
+    let text = env::var(name).ok()?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(_) => panic!("{name} is {text:?}, which is not a number"),
+    }
+}
+
+/// The seed of a search that is given none.
+const SEED: u64 = 1;
+/// Operations in the longest program.
+const STEPS_MAX: usize = 250;
+/// Runs spent on making a counterexample smaller.
+const SHRINKS_MAX: u32 = 3000;
+/// When programs begin: 2023-11-14T22:13:20Z.
+const START_NANOS: u64 = 1_700_000_000_000_000_000;
