@@ -5,6 +5,7 @@
 
 mod acknowledge;
 mod attr;
+mod data;
 mod errno;
 mod file_system;
 mod index;
@@ -17,6 +18,14 @@ pub use acknowledge::{
     AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
+pub use data::{
+    AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, CredentialsError, DiskCache,
+    DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
+    ObjectBlockStore, OpenStoreError, OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError,
+    PackFetcher, PackFooter, PackMeta, PackName, PackReader, ParsePackNameError, ParseStoreUrlError,
+    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId,
+    probe_put_if_absent,
+};
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
