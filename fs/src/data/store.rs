@@ -20,6 +20,7 @@ use object_store::{
 };
 
 use super::{
+    location::{OpenStoreError, OpenedStore, StoreUrl},
     name::{PACKS_FOLDER, PackName, WriterId},
     pack::MAX_PACK_STORED,
 };
@@ -70,12 +71,31 @@ pub struct ObjectBlockStore {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     label: String,
+    settle: Settle,
+}
+
+/// What proves that an object which could be read back is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Settle {
+    /// A service that shows an object keeps it.
+    Read,
+    /// A file system shows what is in the page cache, also after a sync that failed or never came. Writing the same bytes
+    /// once more, with a sync that succeeds, is the proof.
+    Rewrite,
 }
 
 impl ObjectBlockStore {
-    /// The packs below `prefix` of `store`; `label` stands in messages.
+    /// The packs in the store at `url`. Makes no request.
+    pub fn open(url: &StoreUrl) -> Result<ObjectBlockStore, OpenStoreError> {
+        let OpenedStore { store, prefix } = url.open()?;
+        let settle = if url.is_file() { Settle::Rewrite } else { Settle::Read };
+        Ok(ObjectBlockStore { settle, ..ObjectBlockStore::new(store, prefix, url.to_string()) })
+    }
+
+    /// The packs below `prefix` of `store`, which is not a file system: see [`ObjectBlockStore::open`]. `label` stands in
+    /// messages.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: String) -> ObjectBlockStore {
-        ObjectBlockStore { store, prefix, label }
+        ObjectBlockStore { store, prefix, label, settle: Settle::Read }
     }
 
     /// A store that dies with the process.
@@ -106,7 +126,7 @@ impl ObjectBlockStore {
                 settled => return Err(settled),
             }
             match self.get(name).await {
-                Ok(found) if found == bytes => return Ok(()),
+                Ok(found) if found == bytes => return self.settle(name, bytes).await,
                 Ok(_) | Err(BlockStoreError::Damaged { .. }) => {
                     let object = self.object(name);
                     tracing::error!(object, "the name is taken by other bytes; nothing was overwritten");
@@ -118,6 +138,18 @@ impl ObjectBlockStore {
             }
             tokio::time::sleep(PUT_PAUSE * attempt).await;
             attempt += 1;
+        }
+    }
+
+    /// Makes sure that the object, which has exactly `bytes`, is durable.
+    async fn settle(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+        match self.settle {
+            Settle::Read => Ok(()),
+            Settle::Rewrite => {
+                let rewritten =
+                    self.store.put_opts(&self.path(name), bytes.into(), PutMode::Overwrite.into()).await;
+                rewritten.map(drop).map_err(|error| self.convert(name, error))
+            }
         }
     }
 

@@ -399,6 +399,6 @@ async fn reading_ahead_fills_the_cache_and_knows_its_limit() {
 #[test]
 fn consecutive_cells_are_one_run() {
     assert_eq!(runs(&[]), []);
-    assert_eq!(runs(&[3]), [3..4]);
+    assert_eq!(runs(&[3, 5]), [3..4, 5..6]);
     assert_eq!(runs(&[0, 1, 2, 5, 6, 9]), [0..3, 5..7, 9..10]);
 }

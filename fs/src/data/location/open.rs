@@ -142,8 +142,8 @@ impl StoreUrl {
         Some((endpoint.as_str().trim_end_matches('/').to_owned(), endpoint.scheme() == "http"))
     }
 
-    /// The settings that the cloud knows, of those whose names begin as `names`. Where the user said where they are, there
-    /// must be one: else the client would quietly take the credentials of the machine.
+    /// The settings that the cloud knows, of those whose names begin as `names`. Where the user said where the credentials
+    /// are, there must be some: else the client would quietly take those of the machine.
     fn recognised<Key: std::str::FromStr>(
         &self,
         settings: &Settings,
@@ -151,14 +151,20 @@ impl StoreUrl {
         example: &str,
     ) -> Result<Vec<(Key, String)>, CredentialsError> {
         let own = settings.0.iter().filter(|(name, _)| names.iter().any(|begin| name.starts_with(begin)));
-        let own =
-            own.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.clone())));
-        let own: Vec<(Key, String)> = own.collect();
-        if own.is_empty() && self.credentials.is_explicit() {
+        let mut credentials = false;
+        let mut recognised = Vec::new();
+        for (name, value) in own {
+            let name = name.to_ascii_lowercase();
+            if let Ok(key) = name.parse() {
+                credentials |= CREDENTIAL_WORDS.iter().any(|word| name.contains(word));
+                recognised.push((key, value.clone()));
+            }
+        }
+        if !credentials && self.credentials.is_explicit() {
             let source_name = self.credentials.to_string();
             return Err(CredentialsError::Missing { source_name, example: example.to_owned() });
         }
-        Ok(own)
+        Ok(recognised)
     }
 
     fn refused(&self, source: ObjectError) -> OpenStoreError {
@@ -238,7 +244,7 @@ impl Reopening {
             match self.url.connect() {
                 Ok(store) => current.1 = store,
                 Err(error) => {
-                    tracing::warn!(url = %self.url, %error, "the new credentials cannot be used; the old ones stay")
+                    tracing::warn!(url = %self.url, %error, "the new credentials cannot be used; the old ones stay");
                 }
             }
         }
@@ -345,6 +351,10 @@ impl ObjectStore for Reopening {
         Box::pin(async move { store.copy_opts(from, to, options).await })
     }
 }
+
+/// What the names of the settings have in them that are, or lead to, credentials; region and endpoint do not.
+const CREDENTIAL_WORDS: [&str; 8] =
+    ["key", "secret", "token", "credential", "service_account", "identity", "skip_signature", "use_"];
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -209,6 +209,8 @@ fn credentials_that_were_named_and_are_not_there_are_an_error() {
     assert!(open().starts_with("cannot read the credentials in /"), "{}", open());
     fs::write(&path, "OTHER=1\n").unwrap();
     assert!(open().ends_with("expected names such as AWS_ACCESS_KEY_ID"), "{}", open());
+    fs::write(&path, "AWS_REGION=eu-west-1\n").unwrap();
+    assert!(open().ends_with("expected names such as AWS_ACCESS_KEY_ID"), "{}", open());
     fs::write(&path, "A".repeat(1 << 20)).unwrap();
     assert!(open().ends_with("is too large to be a file of credentials"), "{}", open());
     let error = parse("s3://b?credentials=env:MURPHY_TEST_NOT_SET_").open().unwrap_err().to_string();

@@ -198,6 +198,43 @@ async fn the_same_name_with_other_content_is_refused_and_with_the_same_accepted(
     assert_eq!(store.get(name(1)).await.unwrap(), "mine");
 }
 
+/// What can be read back from a file system may be in the page cache only, after a sync that failed.
+#[tokio::test]
+async fn on_a_file_system_reading_back_is_not_taken_for_durable() {
+    for (fault, puts) in [(PutFault::AnswerLost, 2), (PutFault::FalseExists, 2), (PutFault::RequestLost, 2)] {
+        let (objects, store) = faulty(fault, 1);
+        let store = ObjectBlockStore { settle: Settle::Rewrite, ..store };
+        store.put(name(1), Bytes::from_static(b"mine")).await.unwrap();
+        assert_eq!(objects.puts.load(Ordering::SeqCst), puts, "{fault:?}");
+        assert_eq!(store.get(name(1)).await.unwrap(), "mine");
+        let error = store.put(name(1), Bytes::from_static(b"hers")).await.unwrap_err();
+        assert!(matches!(error, BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_store_keeps_packs_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = StoreUrl::from_directory(&folder.path().join("blocks")).unwrap();
+    let store = ObjectBlockStore::open(&url).unwrap();
+    assert_eq!(store.list(None).try_collect::<Vec<_>>().await.unwrap(), []);
+    for _ in 0..2 {
+        store.put(name(1), Bytes::from_static(b"mine")).await.unwrap();
+    }
+    drop(store);
+    let store = ObjectBlockStore::open(&url).unwrap();
+    assert_eq!(store.get(name(1)).await.unwrap(), "mine");
+    assert_eq!(
+        store.list(None).try_collect::<Vec<_>>().await.unwrap(),
+        [StoredPack { name: name(1), stored_len: 4 }]
+    );
+    assert!(folder.path().join("blocks").join(name(1).object_path()).is_file());
+    for range in [2..5, 4..5, 9..10] {
+        let error = store.get_range(name(1), range.clone()).await.unwrap_err();
+        assert!(matches!(error, BlockStoreError::Damaged { .. }), "{range:?}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn ranges_are_whole_or_an_error() {
     let store = ObjectBlockStore::in_memory();
