@@ -23,8 +23,8 @@ use murphy_log::{LogTime, Lsn};
 
 use crate::{Errno, Ino, RowKey};
 
-pub(crate) use attr::{DropPrivilege, SetAttributes, without_privilege};
-pub(crate) use create::{Create, MakeDirectory, MakeNode, MakeSymlink, NewInode};
+pub(crate) use attr::{DropPrivilege, SetAttributes, capability_key, loses_mode_bits};
+pub(crate) use create::{MakeDirectory, MakeNode, MakeSymlink, NewInode};
 pub(crate) use data::{PackUse, Piece, Store, Truncate};
 pub(crate) use draft::{Decided, Draft};
 pub(crate) use genesis::{BeginSession, ChangeSettings, Genesis};

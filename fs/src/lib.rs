@@ -7,6 +7,7 @@ mod acknowledge;
 mod applier;
 mod attr;
 mod decide;
+mod data;
 mod errno;
 mod file_system;
 mod index;
@@ -25,6 +26,14 @@ pub use acknowledge::{
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use decide::EntryKind;
+pub use data::{
+    AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, CredentialsError, DiskCache,
+    DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
+    ObjectBlockStore, OpenStoreError, OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError,
+    PackFetcher, PackFooter, PackMeta, PackName, PackReader, ParsePackNameError, ParseStoreUrlError,
+    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId,
+    probe_put_if_absent,
+};
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
@@ -39,3 +48,4 @@ pub use rows::{
 };
 pub use table::{RowKey, Table};
 pub use view::{View, ViewError};
+pub use volume::{OpenVolumeError, Volume, VolumeOptions, VolumeParts};

@@ -1,7 +1,7 @@
 //! Changing attributes other than the length.
 
 use super::{Draft, EntryKind, Operation, Refusal};
-use crate::{Attr, DirectoryRow, Errno, Ino, InodeRow, Kind, SetAttr, SetTime, Timespec};
+use crate::{Attr, DirectoryRow, Errno, Ino, InodeRow, Kind, RowKey, SetAttr, SetTime, Timespec, table::Table};
 
 /// Changes mode, owner and times. The length is [`super::Truncate`]'s.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ impl Operation for SetAttributes {
             Kind::Directory if row.nlink > 0 => Some(draft.directory(self.ino)?),
             _ => None,
         };
-        apply(draft, &mut row, directory.as_mut(), &self.change)?;
+        apply(draft, self.ino, &mut row, directory.as_mut(), &self.change)?;
         draft.put_inode(self.ino, &row)?;
         if let Some(directory) = &directory {
             draft.put_directory(self.ino, directory)?;
@@ -29,7 +29,7 @@ impl Operation for SetAttributes {
     }
 }
 
-/// Takes setuid and setgid away because somebody without privilege wrote to the file.
+/// Takes from a file what somebody's writing to it takes away.
 #[derive(Clone, Debug)]
 pub(crate) struct DropPrivilege {
     pub(crate) ino: Ino,
@@ -41,19 +41,23 @@ impl Operation for DropPrivilege {
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
         let mut row = draft.inode(self.ino)?;
-        row.mode = without_privilege(row.mode);
+        drop_privilege(draft, self.ino, &mut row)?;
         draft.put_inode(self.ino, &row)
     }
 }
 
 /// Changes everything but the length in `row`, and the times of a directory in `directory`.
 pub(super) fn apply(
-    draft: &Draft<'_>,
+    draft: &mut Draft<'_>,
+    ino: Ino,
     row: &mut InodeRow,
     directory: Option<&mut DirectoryRow>,
     change: &SetAttr,
 ) -> Result<(), Refusal> {
-    change_owner(draft, row, change.uid, change.gid)?;
+    if change.mode.is_some() && row.kind == Kind::Symlink {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
+    change_owner(draft, ino, row, change.uid, change.gid)?;
     if let Some(mode) = change.mode {
         change_mode(draft, row, mode)?;
     }
@@ -74,42 +78,41 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// chown: root may do all; an owner may give the file to the own group. Executables lose setuid and setgid.
+/// chown: the owner is root's to change, the group the owner's. Which groups an owner may choose, the kernel checks: it knows them.
+/// Anything but a directory loses its privileges, whoever asks.
 fn change_owner(
-    draft: &Draft<'_>,
+    draft: &mut Draft<'_>,
+    ino: Ino,
     row: &mut InodeRow,
     uid: Option<u32>,
     gid: Option<u32>,
 ) -> Result<(), Refusal> {
-    let caller = draft.caller();
     if uid.is_none() && gid.is_none() {
         return Ok(());
     }
-    if caller.uid != 0 {
-        let keeps_owner = uid.is_none_or(|uid| uid == row.uid && uid == caller.uid);
-        let may_group = gid.is_none_or(|gid| caller.uid == row.uid && (gid == row.gid || gid == caller.gid));
-        if !keeps_owner || !may_group {
-            return Err(Errno::EPERM.into());
-        }
+    let caller = draft.caller().uid;
+    let keeps_owner = uid.is_none_or(|uid| uid == row.uid);
+    if caller != 0 && !(caller == row.uid && keeps_owner) {
+        return Err(Errno::EPERM.into());
     }
     row.uid = uid.unwrap_or(row.uid);
     row.gid = gid.unwrap_or(row.gid);
     if row.kind != Kind::Directory {
-        row.mode = without_privilege(row.mode);
+        row.mode &= !SETUID;
+        if row.mode & GROUP_EXECUTE != 0 {
+            row.mode &= !SETGID;
+        }
+        drop_capability(draft, ino, row)?;
     }
     Ok(())
 }
 
-/// chmod: for the owner and root. Setgid is dropped silently for a caller outside the file's group.
+/// chmod: for the owner and root.
 fn change_mode(draft: &Draft<'_>, row: &mut InodeRow, mode: u16) -> Result<(), Refusal> {
-    let caller = draft.caller();
-    if caller.uid != 0 && caller.uid != row.uid {
+    if draft.caller().uid != 0 && draft.caller().uid != row.uid {
         return Err(Errno::EPERM.into());
     }
     row.mode = mode & 0o7777;
-    if caller.uid != 0 && caller.gid != row.gid {
-        row.mode &= !SETGID;
-    }
     Ok(())
 }
 
@@ -123,10 +126,31 @@ fn time_to_set(draft: &Draft<'_>, row: &InodeRow, time: SetTime) -> Result<Times
     }
 }
 
-/// The mode that is left when somebody without privilege changes a file: no setuid, and no setgid if its group may execute it.
-pub(crate) fn without_privilege(mode: u16) -> u16 {
-    let mode = mode & !SETUID;
-    if mode & GROUP_EXECUTE != 0 { mode & !SETGID } else { mode }
+/// What writing takes away from a file: its capabilities, and unless root writes, setuid and setgid.
+pub(super) fn drop_privilege(draft: &mut Draft<'_>, ino: Ino, row: &mut InodeRow) -> Result<(), Refusal> {
+    if draft.caller().uid != 0 {
+        row.mode &= !(SETUID | SETGID);
+    }
+    drop_capability(draft, ino, row)
+}
+
+fn drop_capability(draft: &mut Draft<'_>, ino: Ino, row: &InodeRow) -> Result<(), Refusal> {
+    if !row.has_xattrs {
+        return Ok(());
+    }
+    draft.put(capability_key(ino), None)
+}
+
+/// Where the capabilities of an executable are.
+pub(crate) fn capability_key(ino: Ino) -> RowKey {
+    let mut key = ino.get().to_be_bytes().to_vec();
+    key.extend_from_slice(b"security.capability");
+    RowKey::from_parts(Table::Xattr.number(), &key)
+}
+
+/// Whether a write by `uid` takes setuid or setgid away.
+pub(crate) fn loses_mode_bits(row: &InodeRow, uid: u32) -> bool {
+    uid != 0 && row.mode & (SETUID | SETGID) != 0
 }
 
 const SETUID: u16 = 0o4000;

@@ -5,9 +5,6 @@ use bytes::Bytes;
 use super::{Draft, EntryKind, Operation, Refusal, names::PlacedName};
 use crate::{Attr, Cookie, DirectoryRow, Errno, Ino, InodeRow, Kind, NewNode, RowKey, SymlinkRow};
 
-/// Creates a regular file; like [`MakeNode`], but whoever asks goes on to open it.
-pub(crate) type Create = MakeNode;
-
 /// Creates anything but a directory or a symlink.
 #[derive(Clone, Debug)]
 pub(crate) struct MakeNode {
@@ -25,6 +22,7 @@ impl Operation for MakeNode {
         if matches!(kind, Kind::Directory | Kind::Symlink) {
             return Err(Errno::EINVAL.into());
         }
+        let rdev = if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { rdev } else { 0 };
         let new = NewInode { kind, mode, rdev, size: 0 };
         new.born(draft, self.parent, &self.name).map(|(ino, row)| row.attr(ino, None))
     }
@@ -43,7 +41,7 @@ impl Operation for MakeDirectory {
     const KIND: EntryKind = EntryKind::Mkdir;
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<Attr, Refusal> {
-        let new = NewInode { kind: Kind::Directory, mode: self.mode, rdev: 0, size: 0 };
+        let new = NewInode { kind: Kind::Directory, mode: self.mode & 0o1777, rdev: 0, size: 0 };
         let (ino, row) = new.born(draft, self.parent, &self.name)?;
         let now = draft.now();
         let directory = DirectoryRow { mtime: now, ctime: now, ..DirectoryRow::default() };

@@ -133,10 +133,8 @@ impl Operation for Truncate {
         row.size = self.size;
         row.mtime = draft.now();
         row.ctime = draft.now();
-        if draft.caller().uid != 0 {
-            row.mode = attr::without_privilege(row.mode);
-        }
-        attr::apply(draft, &mut row, None, &SetAttr { size: None, ..self.change })?;
+        attr::drop_privilege(draft, self.ino, &mut row)?;
+        attr::apply(draft, self.ino, &mut row, None, &SetAttr { size: None, ..self.change })?;
         draft.put_inode(self.ino, &row)?;
         Ok(row.attr(self.ino, None))
     }

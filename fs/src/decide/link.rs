@@ -19,15 +19,15 @@ impl Operation for MakeLink {
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<Attr, Refusal> {
         let mut row = draft.inode(self.ino)?;
+        draft.directory(self.parent)?;
+        if draft.find_name(self.parent, &self.name)?.is_some() {
+            return Err(Errno::EEXIST.into());
+        }
         if row.kind == Kind::Directory {
             return Err(Errno::EPERM.into());
         }
         if row.nlink == 0 {
             return Err(Errno::ENOENT.into());
-        }
-        draft.directory(self.parent)?;
-        if draft.find_name(self.parent, &self.name)?.is_some() {
-            return Err(Errno::EEXIST.into());
         }
         if row.nlink >= LINK_MAX {
             return Err(Errno::EMLINK.into());

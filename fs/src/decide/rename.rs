@@ -28,25 +28,25 @@ impl Operation for Rename {
         draft.directory(*to)?;
         let source = draft.find_name(*from, from_name)?.ok_or(Errno::ENOENT)?;
         let target = draft.find_name(*to, to_name)?;
+        match (&target, self.mode) {
+            (None, RenameMode::Exchange) => return Err(Errno::ENOENT.into()),
+            (Some(_), RenameMode::NoReplace) => return Err(Errno::EEXIST.into()),
+            (Some(target), _) if target.ino == source.ino => return Ok(None),
+            _ => {}
+        }
         let source_row = draft.inode(source.ino)?;
-        draft.may_remove(&draft.inode(*from)?, &source_row)?;
         if source.kind == Kind::Directory {
             draft.refuse_below_itself(source.ino, *to)?;
         }
+        draft.may_remove(&draft.inode(*from)?, &source_row)?;
         draft.mention(from_name.name.as_bytes());
         draft.mention(to_name.name.as_bytes());
         let Some(target) = target else {
-            if self.mode == RenameMode::Exchange {
-                return Err(Errno::ENOENT.into());
-            }
             self.into_free_name(draft, &source, source_row)?;
             return Ok(None);
         };
-        if self.mode == RenameMode::NoReplace {
-            return Err(Errno::EEXIST.into());
-        }
-        if source.ino == target.ino {
-            return Ok(None);
+        if self.mode == RenameMode::Exchange && target.kind == Kind::Directory {
+            draft.refuse_below_itself(target.ino, *from)?;
         }
         draft.may_remove(&draft.inode(*to)?, &draft.inode(target.ino)?)?;
         if self.mode == RenameMode::Exchange {
@@ -92,9 +92,6 @@ impl Rename {
 
     fn exchange(&self, draft: &mut Draft<'_>, source: &Found, target: &Found) -> Result<(), Refusal> {
         let ((from, from_name), (to, to_name)) = (&self.from, &self.to);
-        if target.kind == Kind::Directory {
-            draft.refuse_below_itself(target.ino, *from)?;
-        }
         draft.replace_name(*from, source.cookie, &from_name.name, target.ino, target.kind)?;
         draft.replace_name(*to, target.cookie, &to_name.name, source.ino, source.kind)?;
         for (moved, place, goal) in [

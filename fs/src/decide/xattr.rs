@@ -20,10 +20,11 @@ impl Operation for SetXattr {
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
         let mut row = draft.inode(self.ino)?;
-        may_change(draft, &row, &self.name)?;
+        check_namespace(&self.name)?;
         if self.value.len() > XATTR_MAX {
             return Err(Errno::E2BIG.into());
         }
+        may_change(draft, &row, &self.name)?;
         let key = RowKey::xattr(self.ino, &self.name);
         match (draft.row(&key)?.is_some(), self.mode) {
             (true, XattrMode::Create) => return Err(Errno::EEXIST.into()),
@@ -66,8 +67,12 @@ impl Operation for RemoveXattr {
 /// Whether attributes with this name exist at all.
 pub(crate) fn check_namespace(name: &XattrName) -> Result<(), Errno> {
     let name = name.as_bytes();
-    let known = [&b"user."[..], b"trusted.", b"security."].iter().any(|prefix| name.starts_with(prefix));
-    if known && !name.ends_with(b".") { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
+    let known = NAMESPACES.iter().any(|prefix| name.starts_with(prefix));
+    match (known, NAMESPACES.contains(&name)) {
+        (true, false) => Ok(()),
+        (true, true) => Err(Errno::EINVAL),
+        (false, _) => Err(Errno::EOPNOTSUPP),
+    }
 }
 
 /// `user.` on files and directories; `trusted.` for root; `security.` for root, as without a security module.
@@ -78,15 +83,12 @@ fn may_change(draft: &Draft<'_>, row: &InodeRow, name: &XattrName) -> Result<(),
         if !matches!(row.kind, Kind::File | Kind::Directory) {
             return Err(Errno::EPERM.into());
         }
-        let sticky = row.kind == Kind::Directory && row.mode & 0o1000 != 0;
-        if sticky && draft.caller().uid != 0 && draft.caller().uid != row.uid {
-            return Err(Errno::EPERM.into());
-        }
     } else if draft.caller().uid != 0 {
         return Err(Errno::EPERM.into());
     }
     Ok(())
 }
 
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// The longest value of an attribute, in bytes (Linux's own limit).
 const XATTR_MAX: usize = 65_536;

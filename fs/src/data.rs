@@ -1,0 +1,31 @@
+//! The bytes of files: packs, the stores that they live in, and reading them back verified.
+//!
+//! [`PackBuilder`] makes a pack, a [`BlockStore`] keeps it, [`PackFetcher`] reads from it; a [`StoreUrl`] says where a store
+//! is. The format is `docs/formats/pack.md`.
+//!
+//! Invariants:
+//! - No byte is returned that does not have the hash that the log vouches for.
+//! - A pack is never changed, its name never used again.
+
+mod cache;
+mod cell;
+mod fetch;
+mod flight;
+mod location;
+mod name;
+mod pack;
+mod store;
+
+pub use cache::{CellCache, DiskCache, DiskCacheError};
+pub use cell::CellFault;
+pub use fetch::{FetchStats, PackFetcher, ReadError};
+pub use location::{
+    CredentialsError, FailureDomain, OpenStoreError, OpenedStore, PROBE_FOLDER, ParseStoreUrlError,
+    ProbeError, StoreUrl, probe_put_if_absent,
+};
+pub use name::{PackName, ParsePackNameError, WriterId};
+pub use pack::{
+    AddPieceError, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED, PackBuilder, PackDamage, PackError,
+    PackFooter, PackMeta, PackReader, PlainOffset, SealedPack,
+};
+pub use store::{BlockStore, BlockStoreError, ObjectBlockStore, Refusal, StoredPack};

@@ -1,0 +1,344 @@
+//! Reading from packs: caches, coalesced GETs, verification, and falling back from one store to the next.
+//!
+//! ```text
+//! read -> memory cache -> flight of that cell, if one is in the air
+//!                      -> new flight: disk cache -> source 0, again if damaged -> source 1, ...
+//! ```
+//!
+//! Invariants:
+//! - Every byte returned was verified against the footer, and the footer against the log.
+//! - Each cell is taken from the first origin that has it intact; a damaged cell does not hide its neighbours.
+//! - Concurrent reads of one cell cost one GET.
+
+mod origin;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use origin::Origins;
+
+use super::{
+    cache::{CellCache, CellKey, DiskCache},
+    flight::Flights,
+    name::PackName,
+    pack::{MAX_PACK_PLAIN, PackDamage, PackError, PackFooter, PackMeta},
+    store::{BlockStore, BlockStoreError},
+};
+
+/// Reads verified bytes from packs. Cloning shares everything.
+#[derive(Clone)]
+pub struct PackFetcher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    origins: Origins,
+    cache: CellCache,
+    footers: Arc<Flights<PackName, FooterLanded>>,
+    cells: Arc<Flights<CellKey, CellsLanded>>,
+    prefetches: Arc<Semaphore>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// A footer, and the cells that came with it if the pack was fetched whole (`None` for a damaged one).
+type FooterLanded = Result<(Arc<PackFooter>, Arc<[Option<Bytes>]>), ReadError>;
+
+/// Consecutive cells from a first one on, each by itself intact or not.
+type CellsLanded = (usize, Arc<[Result<Bytes, ReadError>]>);
+
+impl PackFetcher {
+    /// Reads from `sources`, in this order of preference, through `cache` and, for stores far away, `disk`.
+    pub fn new(
+        sources: Vec<Arc<dyn BlockStore>>,
+        cache: CellCache,
+        disk: Option<Arc<DiskCache>>,
+    ) -> PackFetcher {
+        let shared = Shared {
+            origins: Origins::new(sources, disk),
+            cache,
+            footers: Flights::new(),
+            cells: Flights::new(),
+            prefetches: Arc::new(Semaphore::new(PREFETCHES_MAX)),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        };
+        PackFetcher { shared: Arc::new(shared) }
+    }
+
+    /// The plain bytes `plain` of a pack, which lie within it. May be dropped at any time; must run on a tokio runtime.
+    pub async fn read(&self, meta: &PackMeta, plain: Range<u64>) -> Result<Bytes, ReadError> {
+        check_range(meta, &plain)?;
+        if plain.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let (footer, with_footer) = self.shared.footer(meta).await?;
+        let wanted = footer.cells_covering(&plain);
+        let parts = self.shared.cells(meta, &footer, wanted.clone(), &with_footer).await?;
+        Ok(footer.assemble(plain, wanted.start, &parts))
+    }
+
+    /// The same if all of it is in memory; never waits.
+    pub fn try_cached(&self, meta: &PackMeta, plain: Range<u64>) -> Option<Bytes> {
+        check_range(meta, &plain).ok()?;
+        let footer = self.shared.cached_footer(meta)?;
+        let wanted = footer.cells_covering(&plain);
+        let parts = wanted.clone().map(|cell| self.shared.cache.cell(meta.name, cell));
+        let parts: Vec<Bytes> = parts.collect::<Option<_>>()?;
+        self.shared.hits.fetch_add(parts.len() as u64, Ordering::Relaxed);
+        Some(footer.assemble(plain, wanted.start, &parts))
+    }
+
+    /// Brings `plain` into the cache in the background, on `handle`. Tells whether it was begun: when too many are under way
+    /// it is not, because reading ahead must not stand in the way of reading. A failure is left to the reader to meet.
+    pub fn prefetch(&self, handle: &Handle, meta: &PackMeta, plain: Range<u64>) -> bool {
+        if check_range(meta, &plain).is_err() {
+            return false;
+        }
+        let Ok(permit) = Arc::clone(&self.shared.prefetches).try_acquire_owned() else { return false };
+        let (fetcher, meta) = (self.clone(), *meta);
+        handle.spawn(async move {
+            let _permit = permit;
+            if let Err(error) = fetcher.read(&meta, plain).await {
+                tracing::debug!(%error, "read-ahead failed");
+            }
+        });
+        true
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> FetchStats {
+        FetchStats {
+            cell_hits: self.shared.hits.load(Ordering::Relaxed),
+            cell_misses: self.shared.misses.load(Ordering::Relaxed),
+            ..self.shared.origins.stats()
+        }
+    }
+}
+
+impl std::fmt::Debug for PackFetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackFetcher").field("origins", &self.shared.origins).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn cached_footer(&self, meta: &PackMeta) -> Option<Arc<PackFooter>> {
+        // A wrong digest here means that the log says two things of one pack; the store then decides which is true.
+        self.cache.footer(meta.name).filter(|footer| footer.digest() == meta.footer_digest)
+    }
+
+    async fn footer(self: &Arc<Self>, meta: &PackMeta) -> FooterLanded {
+        if let Some(footer) = self.cached_footer(meta) {
+            return Ok((footer, Arc::default()));
+        }
+        let launch = |keys| {
+            let (shared, meta) = (Arc::clone(self), *meta);
+            vec![(keys, async move { shared.fetch_footer(&meta).await }.boxed())]
+        };
+        let mut landed = None;
+        for flight in self.footers.board([meta.name], launch) {
+            landed = Some(flight.await);
+        }
+        match landed.expect("a flight was launched for the only key") {
+            // Somebody else fetched the pack by another description of it.
+            Ok((footer, _)) if footer.digest() != meta.footer_digest => {
+                Err(PackError { pack: meta.name, damage: PackDamage::FooterDigest }.into())
+            }
+            landed => landed,
+        }
+    }
+
+    /// Fetches the end of a pack, or the whole of a small one.
+    async fn fetch_footer(&self, meta: &PackMeta) -> FooterLanded {
+        let whole = meta.stored_len <= WHOLE_BYTES;
+        let range = if whole { 0..meta.stored_len } else { PackFooter::tail_range(meta) };
+        let described = *meta;
+        let parse = move |bytes: &Bytes| PackFooter::parse(&described, bytes);
+        let (footer, bytes) = self.origins.first_intact(meta, range, parse).await?;
+        let footer = Arc::new(footer);
+        self.cache.insert_footer(Arc::clone(&footer));
+        if !whole {
+            return Ok((footer, Arc::default()));
+        }
+        let all = 0..footer.cell_count();
+        let cells = self.origins.open_cells(&footer, all, bytes).await;
+        // A damaged cell is asked for again, and elsewhere, by whoever needs it.
+        let cells: Vec<_> = cells.into_iter().map(Result::ok).collect();
+        for (number, cell) in cells.iter().enumerate() {
+            if let Some(plain) = cell {
+                self.cache.insert_cell(meta.name, number, plain.clone());
+            }
+        }
+        self.misses.fetch_add(cells.len() as u64, Ordering::Relaxed);
+        Ok((footer, cells.into()))
+    }
+
+    /// The cells `wanted`, which exist.
+    async fn cells(
+        self: &Arc<Self>,
+        meta: &PackMeta,
+        footer: &Arc<PackFooter>,
+        wanted: Range<usize>,
+        with_footer: &[Option<Bytes>],
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let mut parts: Vec<Option<Bytes>> = vec![None; wanted.len()];
+        loop {
+            for (part, cell) in parts.iter_mut().zip(wanted.clone()) {
+                if part.is_none() {
+                    *part = with_footer.get(cell).cloned().flatten().or_else(|| self.hit(meta.name, cell));
+                }
+            }
+            let missing: Vec<usize> =
+                wanted.clone().zip(&parts).filter(|(_, part)| part.is_none()).map(|(cell, _)| cell).collect();
+            if missing.is_empty() {
+                return Ok(parts.into_iter().flatten().collect());
+            }
+            for (first, landed) in self.fetch_missing(meta, footer, &missing).await {
+                for (part, cell) in parts.iter_mut().zip(wanted.clone()) {
+                    if let Some(cell) = cell.checked_sub(first).and_then(|at| landed.get(at)) {
+                        *part = Some(cell.clone()?);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hit(&self, pack: PackName, cell: usize) -> Option<Bytes> {
+        let cell = self.cache.cell(pack, cell)?;
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(cell)
+    }
+
+    /// Waits for the flights that bring `missing`, launching those that are not in the air. A cell that arrived in the cache
+    /// in the meantime is left out.
+    async fn fetch_missing(
+        self: &Arc<Self>,
+        meta: &PackMeta,
+        footer: &Arc<PackFooter>,
+        missing: &[usize],
+    ) -> Vec<CellsLanded> {
+        // Of a pack of many small files all are likely to be wanted soon, and one GET brings them.
+        let whole = footer.piece_count() as usize >= SMALL_PIECES * footer.cell_count();
+        let extra = if whole { 0..footer.cell_count() } else { 0..0 };
+        let extra = extra.filter(|cell| !missing.contains(cell) && !self.cache.has_cell(meta.name, *cell));
+        let keys: Vec<CellKey> = missing.iter().copied().chain(extra).map(|cell| (meta.name, cell)).collect();
+        let launch = |without: Vec<CellKey>| {
+            let mut cells: Vec<usize> = without.into_iter().map(|(_, cell)| cell).collect();
+            cells.retain(|cell| !self.cache.has_cell(meta.name, *cell));
+            cells.sort_unstable();
+            runs(&cells).into_iter().map(|run| self.launch(meta, footer, run)).collect()
+        };
+        let flights = self.cells.board(keys, launch);
+        futures::future::join_all(flights).await
+    }
+
+    fn launch(
+        self: &Arc<Self>,
+        meta: &PackMeta,
+        footer: &Arc<PackFooter>,
+        run: Range<usize>,
+    ) -> (Vec<CellKey>, BoxFuture<'static, CellsLanded>) {
+        let keys = run.clone().map(|cell| (meta.name, cell)).collect();
+        let (shared, meta, footer) = (Arc::clone(self), *meta, Arc::clone(footer));
+        let fetch = async move {
+            let cells = shared.origins.cells(&meta, &footer, run.clone()).await;
+            for (number, cell) in run.clone().zip(&cells) {
+                if let Ok(plain) = cell {
+                    shared.cache.insert_cell(meta.name, number, plain.clone());
+                }
+            }
+            shared.misses.fetch_add(cells.len() as u64, Ordering::Relaxed);
+            (run.start, Arc::from(cells))
+        };
+        (keys, fetch.boxed())
+    }
+}
+
+/// What a fetcher has done since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FetchStats {
+    /// Cells that came from memory.
+    pub cell_hits: u64,
+    /// Cells that had to be fetched.
+    pub cell_misses: u64,
+    /// Reads answered by the disk cache.
+    pub disk_hits: u64,
+    /// Requests to stores.
+    pub gets: u64,
+    /// Bytes that stores answered with.
+    pub bytes: u64,
+    /// Answers, of stores or of the disk cache, that had something damaged in them.
+    pub damaged: u64,
+}
+
+/// Why bytes of a pack could not be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The pack does not have such bytes: the tree that refers to them is wrong.
+    #[error("bytes {start} to {end} were asked for of pack {pack}, which has {plain_len}")]
+    OutOfRange {
+        /// The pack.
+        pack: PackName,
+        /// The first byte asked for.
+        start: u64,
+        /// The byte after the last.
+        end: u64,
+        /// How many the log says it has.
+        plain_len: u64,
+    },
+    /// No source has the bytes intact, and all were asked.
+    #[error(transparent)]
+    Damaged(#[from] PackError),
+    /// No source has the pack.
+    #[error("pack {pack} is in none of: {sources}")]
+    NotFound {
+        /// The pack.
+        pack: PackName,
+        /// The labels of the stores.
+        sources: String,
+    },
+    /// A source that may have the bytes did not give them.
+    #[error("cannot read pack {pack}: {source}")]
+    Store {
+        /// The pack.
+        pack: PackName,
+        /// The last such failure.
+        source: BlockStoreError,
+    },
+}
+
+fn check_range(meta: &PackMeta, plain: &Range<u64>) -> Result<(), ReadError> {
+    if plain.start <= plain.end && plain.end <= meta.plain_len && plain.end <= MAX_PACK_PLAIN as u64 {
+        return Ok(());
+    }
+    let (start, end) = (plain.start, plain.end);
+    Err(ReadError::OutOfRange { pack: meta.name, start, end, plain_len: meta.plain_len })
+}
+
+/// Consecutive numbers of the sorted `cells`, together.
+fn runs(cells: &[usize]) -> Vec<Range<usize>> {
+    let together = cells.chunk_by(|a, b| a + 1 == *b);
+    together.filter_map(|run| Some(*run.first()?..run.last()? + 1)).collect()
+}
+
+/// A pack up to this size is fetched whole: a second round trip would cost more than its bytes.
+const WHOLE_BYTES: u64 = 256 << 10;
+
+/// With this many pieces per cell on average a pack is one of many small files.
+const SMALL_PIECES: usize = 2;
+
+/// How many reads ahead may be under way.
+const PREFETCHES_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests;

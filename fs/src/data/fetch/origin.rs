@@ -1,0 +1,310 @@
+//! Where bytes of packs come from: the disk cache, then the stores in order, each verified before it is believed.
+//!
+//! Invariants:
+//! - An origin whose bytes do not verify is asked once more (the disk cache is not: it forgets them), then the next one is.
+//! - Each fault is logged where it was found, with pack, cell and origin, even if another origin makes up for it.
+//! - Only verified bytes enter the disk cache.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::{FetchStats, ReadError};
+use crate::data::{
+    cache::DiskCache,
+    pack::{PackDamage, PackError, PackFooter, PackMeta},
+    store::{BlockStore, BlockStoreError},
+};
+
+/// The disk cache and the stores.
+#[derive(Debug)]
+pub(super) struct Origins {
+    sources: Vec<Arc<dyn BlockStore>>,
+    disk: Option<Arc<DiskCache>>,
+    disk_writes: Arc<Semaphore>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    disk_hits: AtomicU64,
+    gets: AtomicU64,
+    bytes: AtomicU64,
+    damaged: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Disk(&'a Arc<DiskCache>),
+    /// Its place among the sources, and the store.
+    Store(usize, &'a Arc<dyn BlockStore>),
+}
+
+impl Origins {
+    pub(super) fn new(sources: Vec<Arc<dyn BlockStore>>, disk: Option<Arc<DiskCache>>) -> Origins {
+        let disk_writes = Arc::new(Semaphore::new(DISK_WRITES_MAX));
+        Origins { sources, disk, disk_writes, counts: Counts::default() }
+    }
+
+    pub(super) fn stats(&self) -> FetchStats {
+        FetchStats {
+            disk_hits: self.counts.disk_hits.load(Ordering::Relaxed),
+            gets: self.counts.gets.load(Ordering::Relaxed),
+            bytes: self.counts.bytes.load(Ordering::Relaxed),
+            damaged: self.counts.damaged.load(Ordering::Relaxed),
+            ..FetchStats::default()
+        }
+    }
+
+    /// The stored bytes `range` from the first origin whose bytes pass `check`, and what `check` made of them.
+    pub(super) async fn first_intact<T>(
+        &self,
+        meta: &PackMeta,
+        range: Range<u64>,
+        check: impl Fn(&Bytes) -> Result<T, PackError>,
+    ) -> Result<(T, Bytes), ReadError> {
+        let mut failures = Failures::default();
+        for origin in self.attempts() {
+            if failures.give_up_on(origin) {
+                continue;
+            }
+            let Some(bytes) = self.get(origin, meta, &range, &mut failures).await else { continue };
+            match check(&bytes) {
+                Ok(made) => {
+                    self.keep(origin, meta, range.start, &bytes);
+                    return Ok((made, bytes));
+                }
+                Err(error) => self.found_damage(origin, meta, &range, error, &mut failures),
+            }
+        }
+        Err(self.conclude(meta, failures))
+    }
+
+    /// The cells `run`, each from the first origin that has it intact.
+    pub(super) async fn cells(
+        &self,
+        meta: &PackMeta,
+        footer: &Arc<PackFooter>,
+        run: Range<usize>,
+    ) -> Vec<Result<Bytes, ReadError>> {
+        let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
+        let mut failures = Failures::default();
+        for origin in self.attempts() {
+            let Some(first) = cells.iter().position(Option::is_none) else { break };
+            if failures.give_up_on(origin) {
+                continue;
+            }
+            let last = cells.iter().rposition(Option::is_none).unwrap_or(first);
+            let wanted = run.start + first..run.start + last + 1;
+            let range = footer.stored_range(wanted.clone());
+            let Some(bytes) = self.get(origin, meta, &range, &mut failures).await else { continue };
+            let opened = self.open_cells(footer, wanted.clone(), bytes.clone()).await;
+            let damaged = opened.iter().find_map(|cell| cell.as_ref().err().copied());
+            for (slot, cell) in cells[first..=last].iter_mut().zip(opened) {
+                if slot.is_none() {
+                    *slot = cell.ok();
+                }
+            }
+            match damaged {
+                Some(error) => self.found_damage(origin, meta, &range, error, &mut failures),
+                None => self.keep(origin, meta, range.start, &bytes),
+            }
+        }
+        self.all_or_error(meta, run.start, cells, failures)
+    }
+
+    /// Verifies and unpacks the cells `run`, whose stored bytes begin `bytes`; on another thread if they are many.
+    pub(super) async fn open_cells(
+        &self,
+        footer: &Arc<PackFooter>,
+        run: Range<usize>,
+        bytes: Bytes,
+    ) -> Vec<Result<Bytes, PackError>> {
+        let large = run.len() > CELLS_INLINE;
+        let footer = Arc::clone(footer);
+        let open = move || {
+            let start = footer.stored_range(run.clone()).start;
+            let open = |cell| {
+                let at = footer.stored_range(cell..cell + 1);
+                footer.open_cell(cell, &bytes[(at.start - start) as usize..(at.end - start) as usize])
+            };
+            run.map(open).collect()
+        };
+        if large { blocking(open).await } else { open() }
+    }
+
+    /// Each store twice, because a flipped bit may have come from the way, not from the store.
+    fn attempts(&self) -> impl Iterator<Item = Origin<'_>> {
+        let stores =
+            self.sources.iter().enumerate().flat_map(|(place, store)| [Origin::Store(place, store); 2]);
+        self.disk.iter().map(Origin::Disk).chain(stores)
+    }
+
+    async fn get(
+        &self,
+        origin: Origin<'_>,
+        meta: &PackMeta,
+        range: &Range<u64>,
+        failures: &mut Failures,
+    ) -> Option<Bytes> {
+        let (place, store) = match origin {
+            Origin::Disk(disk) => return self.get_from_disk(disk, meta, range).await,
+            Origin::Store(place, store) => (place, store),
+        };
+        self.counts.gets.fetch_add(1, Ordering::Relaxed);
+        let expected = range.end - range.start;
+        match store.get_range(meta.name, range.clone()).await {
+            Ok(bytes) if bytes.len() as u64 == expected => {
+                self.counts.bytes.fetch_add(expected, Ordering::Relaxed);
+                Some(bytes)
+            }
+            Ok(bytes) => {
+                let damage = PackDamage::Length { expected, found: bytes.len() as u64 };
+                self.found_damage(origin, meta, range, PackError { pack: meta.name, damage }, failures);
+                None
+            }
+            Err(BlockStoreError::Damaged { expected, found, .. }) => {
+                let damage = PackDamage::Length { expected, found };
+                self.found_damage(origin, meta, range, PackError { pack: meta.name, damage }, failures);
+                None
+            }
+            Err(BlockStoreError::NotFound { .. }) => {
+                failures.given_up = Some(place);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(store = store.label(), %error, "a pack could not be read");
+                failures.given_up = Some(place);
+                failures.store = Some(error);
+                None
+            }
+        }
+    }
+
+    async fn get_from_disk(
+        &self,
+        disk: &Arc<DiskCache>,
+        meta: &PackMeta,
+        range: &Range<u64>,
+    ) -> Option<Bytes> {
+        if !disk.covers(meta.name, range) {
+            return None;
+        }
+        let (disk, name, range) = (Arc::clone(disk), meta.name, range.clone());
+        let bytes = blocking(move || disk.get(name, &range)).await?;
+        self.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
+        Some(bytes.into())
+    }
+
+    /// Keeps verified bytes of a store on the cache's disk, in the background; not at all if the disk cannot keep up.
+    fn keep(&self, origin: Origin<'_>, meta: &PackMeta, start: u64, bytes: &Bytes) {
+        let (Origin::Store(..), Some(disk)) = (origin, &self.disk) else { return };
+        let Ok(permit) = Arc::clone(&self.disk_writes).try_acquire_owned() else { return };
+        let (disk, name, bytes) = (Arc::clone(disk), meta.name, bytes.clone());
+        tokio::task::spawn_blocking(move || {
+            disk.put(name, start, &bytes);
+            drop(permit);
+        });
+    }
+
+    fn found_damage(
+        &self,
+        origin: Origin<'_>,
+        meta: &PackMeta,
+        range: &Range<u64>,
+        error: PackError,
+        failures: &mut Failures,
+    ) {
+        self.counts.damaged.fetch_add(1, Ordering::Relaxed);
+        match origin {
+            Origin::Disk(disk) => {
+                tracing::warn!(%error, "the disk cache is damaged; discarded");
+                // Removing a file is as short as the log line above.
+                disk.discard(meta.name, range);
+            }
+            Origin::Store(_, store) => {
+                tracing::warn!(store = store.label(), %error, "a store gave damaged bytes");
+                failures.damage = Some(error);
+            }
+        }
+    }
+
+    /// The error of a read that no origin could answer: the one that leaves most hope.
+    fn conclude(&self, meta: &PackMeta, failures: Failures) -> ReadError {
+        match failures {
+            Failures { store: Some(source), .. } => ReadError::Store { pack: meta.name, source },
+            Failures { damage: Some(error), .. } => ReadError::Damaged(error),
+            Failures { .. } => {
+                let sources: Vec<&str> = self.sources.iter().map(|store| store.label()).collect();
+                ReadError::NotFound { pack: meta.name, sources: sources.join(", ") }
+            }
+        }
+    }
+
+    fn all_or_error(
+        &self,
+        meta: &PackMeta,
+        first: usize,
+        cells: Vec<Option<Bytes>>,
+        failures: Failures,
+    ) -> Vec<Result<Bytes, ReadError>> {
+        if cells.iter().all(Option::is_some) {
+            return cells.into_iter().flatten().map(Ok).collect();
+        }
+        let error = self.conclude(meta, failures);
+        let named = |cell: usize| match &error {
+            // The damage found last may be that of another cell of the run.
+            ReadError::Damaged(PackError { pack, damage: PackDamage::Cell { fault, .. } }) => {
+                ReadError::Damaged(PackError {
+                    pack: *pack,
+                    damage: PackDamage::Cell { cell, fault: *fault },
+                })
+            }
+            error => error.clone(),
+        };
+        cells.into_iter().zip(first..).map(|(plain, cell)| plain.ok_or_else(|| named(cell))).collect()
+    }
+}
+
+/// What went wrong with the stores so far.
+#[derive(Default)]
+struct Failures {
+    damage: Option<PackError>,
+    store: Option<BlockStoreError>,
+    /// The store that is not asked again: it has made its own retries, or does not have the pack.
+    given_up: Option<usize>,
+}
+
+impl Failures {
+    fn give_up_on(&self, origin: Origin<'_>) -> bool {
+        match origin {
+            Origin::Disk(_) => false,
+            Origin::Store(place, _) => self.given_up == Some(place),
+        }
+    }
+}
+
+/// Runs `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down; it will drop this future too.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// So many cells (1 ms of work) are verified on the async worker itself.
+const CELLS_INLINE: usize = 8;
+
+/// How many runs may be waiting to be written to the disk cache.
+const DISK_WRITES_MAX: usize = 16;

@@ -1,0 +1,361 @@
+//! Block stores: where packs live. The trait, and its implementation over any object store.
+//!
+//! Invariants:
+//! - A put that returned is durable, and the object under that name has exactly those bytes.
+//! - A name never changes its content: the same bytes again are accepted, other bytes are refused, loudly.
+//! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
+//! - No answer larger than a pack is read into memory.
+
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{
+    StreamExt,
+    future::{self, BoxFuture},
+    stream::BoxStream,
+};
+use object_store::{
+    Error as ObjectError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    memory::InMemory, path::Path,
+};
+
+use super::{
+    location::{OpenStoreError, OpenedStore, StoreUrl},
+    name::{PACKS_FOLDER, PackName, WriterId},
+    pack::MAX_PACK_STORED,
+};
+
+/// Where packs live.
+///
+/// Only put-if-absent and a strongly consistent get are required of a store; listings are hints. Every method may be
+/// dropped at any time: a put that was dropped has happened or has not, and may be repeated.
+pub trait BlockStore: Send + Sync + fmt::Debug {
+    /// What the store is called in messages; never with a secret.
+    fn label(&self) -> &str;
+
+    /// Stores a pack. When it returns, the pack is durable under its name; repeating it is harmless.
+    ///
+    /// [`BlockStoreError::Refused`] with [`Refusal::OtherContent`] means that the name was used twice. Nothing was
+    /// overwritten, and nothing may be overwritten.
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>>;
+
+    /// The bytes `range` of a pack's object: all of them, or an error. The range has at least one byte.
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
+
+    /// A pack's object. What it holds is not verified: see [`PackReader`](super::PackReader).
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
+
+    /// The length of a pack's object.
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>>;
+
+    /// Deletes a pack. A pack that is not there counts as deleted.
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>>;
+
+    /// The packs in the store, in no order; with `writer` only those of one process. Objects that are not named like
+    /// packs are passed over. A listing may lag behind: that a pack is missing in it proves nothing.
+    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>>;
+}
+
+/// A pack in a listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredPack {
+    /// What it is called.
+    pub name: PackName,
+    /// The length of its object.
+    pub stored_len: u64,
+}
+
+/// Packs in an object store, under `<prefix>/packs`.
+#[derive(Clone, Debug)]
+pub struct ObjectBlockStore {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    label: String,
+    settle: Settle,
+}
+
+/// What proves that an object which could be read back is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Settle {
+    /// A service that shows an object keeps it.
+    Read,
+    /// A file system shows what is in the page cache, also after a sync that failed or never came. Writing the same bytes
+    /// once more, with a sync that succeeds, is the proof.
+    Rewrite,
+}
+
+impl ObjectBlockStore {
+    /// The packs in the store at `url`. Makes no request.
+    pub fn open(url: &StoreUrl) -> Result<ObjectBlockStore, OpenStoreError> {
+        let OpenedStore { store, prefix } = url.open()?;
+        let settle = if url.is_file() { Settle::Rewrite } else { Settle::Read };
+        Ok(ObjectBlockStore { settle, ..ObjectBlockStore::new(store, prefix, url.to_string()) })
+    }
+
+    /// The packs below `prefix` of `store`, which is not a file system: see [`ObjectBlockStore::open`]. `label` stands in
+    /// messages.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: String) -> ObjectBlockStore {
+        ObjectBlockStore { store, prefix, label, settle: Settle::Read }
+    }
+
+    /// A store that dies with the process.
+    pub fn in_memory() -> ObjectBlockStore {
+        ObjectBlockStore::new(Arc::new(InMemory::new()), Path::default(), "memory".to_owned())
+    }
+
+    fn path(&self, name: PackName) -> Path {
+        self.prefix.parts().chain(Path::from(name.object_path()).parts()).collect()
+    }
+
+    fn object(&self, name: PackName) -> String {
+        format!("pack {name} in {}", self.label)
+    }
+
+    async fn put_once(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+        let path = self.path(name);
+        let mut attempt = 1;
+        loop {
+            let put =
+                self.store.put_opts(&path, bytes.clone().into(), PutOptions::from(PutMode::Create)).await;
+            let Err(error) = put else { return Ok(()) };
+            let error = self.convert(name, error);
+            match error {
+                // Ambiguous: our own first attempt may have arrived, or none, or the bytes of somebody else.
+                BlockStoreError::Unavailable { .. } => {}
+                BlockStoreError::Refused { refusal: Refusal::Exists, .. } => {}
+                settled => return Err(settled),
+            }
+            match self.get(name).await {
+                Ok(found) if found == bytes => return self.settle(name, bytes).await,
+                Ok(_) | Err(BlockStoreError::Damaged { .. }) => {
+                    let object = self.object(name);
+                    tracing::error!(object, "the name is taken by other bytes; nothing was overwritten");
+                    return Err(BlockStoreError::Refused { object, refusal: Refusal::OtherContent });
+                }
+                Err(BlockStoreError::NotFound { .. }) if attempt < PUT_ATTEMPTS => {}
+                Err(BlockStoreError::NotFound { .. }) => return Err(error.or_unavailable()),
+                Err(unreadable) => return Err(unreadable),
+            }
+            tokio::time::sleep(PUT_PAUSE * attempt).await;
+            attempt += 1;
+        }
+    }
+
+    /// Makes sure that the object, which has exactly `bytes`, is durable.
+    async fn settle(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+        match self.settle {
+            Settle::Read => Ok(()),
+            Settle::Rewrite => {
+                let rewritten =
+                    self.store.put_opts(&self.path(name), bytes.into(), PutMode::Overwrite.into()).await;
+                rewritten.map(drop).map_err(|error| self.convert(name, error))
+            }
+        }
+    }
+
+    async fn read(&self, name: PackName, range: Option<Range<u64>>) -> Result<Bytes, BlockStoreError> {
+        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
+        let result = match self.store.get_opts(&self.path(name), options).await {
+            Ok(result) => result,
+            Err(error) => return Err(self.explain(name, range, error).await),
+        };
+        let found = result.range.end.saturating_sub(result.range.start);
+        let expected = range.map_or(result.meta.size, |range| range.end - range.start);
+        if found != expected || found > MAX_PACK_STORED as u64 {
+            return Err(self.damaged(name, expected.min(MAX_PACK_STORED as u64), found));
+        }
+        let bytes = result.bytes().await.map_err(|error| self.convert(name, error))?;
+        if bytes.len() as u64 != expected {
+            return Err(self.damaged(name, expected, bytes.len() as u64));
+        }
+        Ok(bytes)
+    }
+
+    /// Stores answer a range beyond the end of an object with an error of any kind; the object's length tells it from a
+    /// store that does not answer.
+    async fn explain(
+        &self,
+        name: PackName,
+        range: Option<Range<u64>>,
+        error: ObjectError,
+    ) -> BlockStoreError {
+        let error = self.convert(name, error);
+        match (&error, range) {
+            (BlockStoreError::Unavailable { .. }, Some(range)) => match self.size(name).await {
+                Ok(size) if size < range.end => self.damaged(name, range.end, size),
+                Ok(_) | Err(_) => error,
+            },
+            _ => error,
+        }
+    }
+
+    fn damaged(&self, name: PackName, expected: u64, found: u64) -> BlockStoreError {
+        BlockStoreError::Damaged { object: self.object(name), expected, found }
+    }
+
+    fn convert(&self, name: PackName, error: ObjectError) -> BlockStoreError {
+        BlockStoreError::from_object_store(self.object(name), error)
+    }
+}
+
+impl BlockStore for ObjectBlockStore {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        Box::pin(self.put_once(name, bytes))
+    }
+
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        Box::pin(self.read(name, Some(range)))
+    }
+
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        Box::pin(self.read(name, None))
+    }
+
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        Box::pin(async move {
+            let meta = self.store.head(&self.path(name)).await;
+            meta.map(|meta| meta.size).map_err(|error| self.convert(name, error))
+        })
+    }
+
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        Box::pin(async move {
+            match self.store.delete(&self.path(name)).await {
+                Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
+                Err(error) => Err(self.convert(name, error)),
+            }
+        })
+    }
+
+    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        let folder: Path = self.prefix.clone().join(PACKS_FOLDER);
+        let listed = self.store.list(Some(&folder)).filter_map(move |item| async move {
+            let meta = match item {
+                Ok(meta) => meta,
+                Err(error) => {
+                    let object = format!("the list of packs in {}", self.label);
+                    return Some(Err(BlockStoreError::from_object_store(object, error)));
+                }
+            };
+            let below = meta.location.prefix_match(&self.prefix)?;
+            let path: Vec<_> = below.map(|part| part.as_ref().to_owned()).collect();
+            let name = PackName::from_object_path(&path.join("/"))?;
+            let wanted = writer.is_none_or(|writer| writer == name.writer);
+            wanted.then_some(Ok(StoredPack { name, stored_len: meta.size }))
+        });
+        // After an error the rest of the listing is worth nothing.
+        let until_error = listed.scan(false, |failed, item| {
+            let end = std::mem::replace(failed, item.is_err());
+            future::ready((!end).then_some(item))
+        });
+        Box::pin(until_error)
+    }
+}
+
+/// Why a store did not do what it was asked; the text names the object.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BlockStoreError {
+    /// The store says that the object is not there.
+    #[error("{object} does not exist")]
+    NotFound {
+        /// What was asked for, and of which store.
+        object: String,
+    },
+    /// The object, or the answer, has another length than it must have.
+    #[error("{object} is damaged: {found} bytes where {expected} were expected")]
+    Damaged {
+        /// What was asked for, and of which store.
+        object: String,
+        /// How many bytes there should be.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// The store could not be asked. Whether a put has happened is then unknown; it may be repeated.
+    #[error("{object}: the store does not answer: {source}")]
+    Unavailable {
+        /// What was asked for, and of which store.
+        object: String,
+        /// The same request may succeed later.
+        retryable: bool,
+        /// What happened, after the store's own retries.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store will not do it, however often it is asked.
+    #[error("{object}: {refusal}")]
+    Refused {
+        /// What was asked for, and of which store.
+        object: String,
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+impl BlockStoreError {
+    /// The meaning of an error of an object store about `object`.
+    pub fn from_object_store(object: String, error: ObjectError) -> BlockStoreError {
+        let refused = |refusal| BlockStoreError::Refused { object: object.clone(), refusal };
+        match error {
+            ObjectError::NotFound { .. } => BlockStoreError::NotFound { object },
+            ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. } => refused(Refusal::Exists),
+            ObjectError::PermissionDenied { source, .. } => refused(Refusal::Denied(source.to_string())),
+            ObjectError::Unauthenticated { source, .. } => {
+                refused(Refusal::Unauthenticated(source.to_string()))
+            }
+            error @ (ObjectError::NotSupported { .. }
+            | ObjectError::NotImplemented { .. }
+            | ObjectError::InvalidPath { .. }
+            | ObjectError::UnknownConfigurationKey { .. }) => {
+                refused(Refusal::Unsupported(error.to_string()))
+            }
+            error => BlockStoreError::Unavailable { object, retryable: true, source: Arc::new(error) },
+        }
+    }
+
+    /// `Exists` of an object that cannot be read is no answer at all.
+    fn or_unavailable(self) -> BlockStoreError {
+        match self {
+            BlockStoreError::Refused { object, refusal: Refusal::Exists } => {
+                let source = Arc::new(Refusal::Exists);
+                BlockStoreError::Unavailable { object, retryable: true, source }
+            }
+            error => error,
+        }
+    }
+}
+
+/// Why a store will not do what it was asked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The name is taken, by unknown content.
+    #[error("an object of this name exists already")]
+    Exists,
+    /// The name is taken by other bytes. Two writers used one name, or the store mixes objects up.
+    #[error("an object of this name exists already and has other content")]
+    OtherContent,
+    /// The credentials do not allow it.
+    #[error("the credentials do not allow it: {0}")]
+    Denied(String),
+    /// There are no credentials, or the store does not know them.
+    #[error("the store does not accept the credentials: {0}")]
+    Unauthenticated(String),
+    /// The store cannot do it.
+    #[error("the store cannot do it: {0}")]
+    Unsupported(String),
+}
+
+/// How often a put is tried whose object turns out not to be there.
+const PUT_ATTEMPTS: u32 = 3;
+
+/// The pause after the first such attempt; it grows with each.
+const PUT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+pub(super) use tests::overwriting;

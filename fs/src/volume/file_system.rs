@@ -1,0 +1,230 @@
+//! The volume as a [`FileSystem`]: each call to what does it.
+
+use bytes::Bytes;
+
+use super::{Volume, flush::Urgency, io::may_truncate};
+use crate::{
+    Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode, OpenFlags, Opened,
+    RenameMode, SetAttr, StatFs, XattrMode, XattrName,
+    decide::{MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
+    sequencer::SubmitError,
+};
+
+impl FileSystem for Volume {
+    fn lookup(&self, _caller: &Caller, parent: Ino, name: &Name) -> Answer<Attr> {
+        Answer::Now(self.lookup_name(parent, name))
+    }
+
+    fn parent(&self, directory: Ino) -> Answer<Ino> {
+        Answer::Now(self.parent_of(directory))
+    }
+
+    fn getattr(&self, ino: Ino) -> Answer<Attr> {
+        Answer::Now(self.attr(ino))
+    }
+
+    fn setattr(&self, caller: &Caller, ino: Ino, handle: Option<Handle>, change: SetAttr) -> Answer<Attr> {
+        if let Some(Err(errno)) = handle.map(|handle| self.open_handle(ino, handle)) {
+            return Answer::Now(Err(errno));
+        }
+        let Some(size) = change.size else {
+            return self.mutate_with(*caller, move |volume, caller| volume.set_attributes(caller, ino, change));
+        };
+        self.mutate_with(*caller, move |volume, caller| {
+            may_truncate(&volume.inode_row(ino)?.ok_or(Errno::ESTALE)?)?;
+            volume.truncate(caller, ino, size, change)
+        })
+    }
+
+    fn readlink(&self, ino: Ino) -> Answer<Bytes> {
+        Answer::Now(self.symlink_target(ino))
+    }
+
+    fn mkdir(&self, caller: &Caller, parent: Ino, name: &Name, mode: u16) -> Answer<Attr> {
+        self.mutate(*caller, MakeDirectory { parent, name: self.placed(name), mode })
+    }
+
+    fn mknod(&self, caller: &Caller, parent: Ino, name: &Name, node: NewNode) -> Answer<Attr> {
+        self.mutate(*caller, MakeNode { parent, name: self.placed(name), node })
+    }
+
+    fn create(&self, caller: &Caller, parent: Ino, name: &Name, mode: u16, flags: OpenFlags) -> Answer<(Attr, Opened)> {
+        let node = NewNode { kind: Kind::File, mode, rdev: 0 };
+        let make = MakeNode { parent, name: self.placed(name), node };
+        self.mutate_with(*caller, move |volume, caller| {
+            let attr = volume.shared.sequencer.submit(Some(caller), &make)?;
+            let flags = OpenFlags { truncate: false, ..flags };
+            Ok((attr, volume.open_file(caller, attr.ino, flags)?))
+        })
+    }
+
+    fn symlink(&self, caller: &Caller, parent: Ino, name: &Name, target: &[u8]) -> Answer<Attr> {
+        let target = Bytes::copy_from_slice(target);
+        self.mutate(*caller, MakeSymlink { parent, name: self.placed(name), target })
+    }
+
+    fn link(&self, caller: &Caller, ino: Ino, parent: Ino, name: &Name) -> Answer<Attr> {
+        let make = MakeLink { ino, parent, name: self.placed(name) };
+        self.mutate_with(*caller, move |volume, caller| {
+            volume.shared.sequencer.submit(Some(caller), &make)?;
+            Ok(volume.attr(ino)?)
+        })
+    }
+
+    fn unlink(&self, caller: &Caller, parent: Ino, name: &Name) -> Answer<()> {
+        let name = name.clone();
+        self.mutate_with(*caller, move |volume, caller| volume.remove_name(caller, parent, &name))
+    }
+
+    fn rmdir(&self, caller: &Caller, parent: Ino, name: &Name) -> Answer<()> {
+        let name = name.clone();
+        self.mutate_with(*caller, move |volume, caller| volume.remove_directory(caller, parent, &name))
+    }
+
+    fn rename(&self, caller: &Caller, from: (Ino, &Name), to: (Ino, &Name), mode: RenameMode) -> Answer<()> {
+        let (from, to) = ((from.0, from.1.clone()), (to.0, to.1.clone()));
+        let rename = {
+            let (from, to) = (from.clone(), to.clone());
+            move |volume: &Volume, caller: &Caller| volume.move_name(caller, &from, &to, mode)
+        };
+        match self.dirty_before_rename(&from, &to, mode) {
+            Err(errno) => Answer::Now(Err(errno)),
+            Ok(None) => self.mutate_with(*caller, rename),
+            Ok(Some(ino)) => {
+                let (volume, caller) = (self.clone(), *caller);
+                Answer::later(async move {
+                    volume.flush_file(ino).await?;
+                    volume.mutate_with(caller, rename).wait().await
+                })
+            }
+        }
+    }
+
+    fn readdir(&self, directory: Ino, cookie: u64, limit: usize) -> Answer<Vec<DirEntry>> {
+        Answer::Now(self.entries(directory, cookie, limit))
+    }
+
+    fn readdir_plus(&self, directory: Ino, cookie: u64, limit: usize) -> Answer<Vec<DirEntryPlus>> {
+        Answer::Now(self.entries_plus(directory, cookie, limit))
+    }
+
+    fn open(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Answer<Opened> {
+        if !flags.truncate {
+            return Answer::Now(self.open_file(caller, ino, flags).map_err(errno_of));
+        }
+        self.mutate_with(*caller, move |volume, caller| volume.open_file(caller, ino, flags))
+    }
+
+    fn read(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Answer<Bytes> {
+        self.read_bytes(ino, handle, offset, length)
+    }
+
+    fn write(&self, caller: &Caller, ino: Ino, handle: Handle, offset: u64, data: Bytes) -> Answer<u32> {
+        let sync = self.shared.handles.find(handle).is_ok_and(|open| open.flags.sync) || self.shared.options.sync;
+        if !self.is_dirty_full() && !sync {
+            match self.write_bytes(caller, ino, handle, offset, &data) {
+                Err(SubmitError::Full | SubmitError::Stale) => {}
+                result => return Answer::Now(result.map_err(errno_of)),
+            }
+        }
+        let (volume, caller) = (self.clone(), *caller);
+        Answer::later(async move {
+            volume.wait_cleaner().await?;
+            let write = move |volume: &Volume, caller: &Caller| volume.write_bytes(caller, ino, handle, offset, &data);
+            let written = volume.mutate_with(caller, write).wait().await?;
+            if sync {
+                volume.sync_file(ino).await?;
+            }
+            Ok(written)
+        })
+    }
+
+    fn flush(&self, ino: Ino, handle: Handle) -> Answer<()> {
+        Answer::Now(self.open_handle(ino, handle).and_then(|open| {
+            let mut inner = open.file.lock();
+            let (error, dirty) = (inner.error.take(), inner.dirty.has_grounded() && !inner.queued);
+            drop(inner);
+            if dirty {
+                self.request_flush(&open.file, Urgency::Soon);
+            }
+            error.map_or(Ok(()), Err)
+        }))
+    }
+
+    fn fsync(&self, ino: Ino, handle: Option<Handle>) -> Answer<()> {
+        if let Some(Err(errno)) = handle.map(|handle| self.open_handle(ino, handle)) {
+            return Answer::Now(Err(errno));
+        }
+        match self.inode_row(ino) {
+            Ok(Some(_)) => {}
+            Ok(None) => return Answer::Now(Err(Errno::ESTALE)),
+            Err(errno) => return Answer::Now(Err(errno)),
+        }
+        let volume = self.clone();
+        Answer::later(async move { volume.sync_file(ino).await })
+    }
+
+    fn release(&self, _ino: Ino, handle: Handle) {
+        self.close_handle(handle);
+    }
+
+    fn setxattr(&self, caller: &Caller, ino: Ino, name: &XattrName, value: Bytes, mode: XattrMode) -> Answer<()> {
+        self.mutate(*caller, SetXattr { ino, name: name.clone(), value, mode })
+    }
+
+    fn getxattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Answer<Bytes> {
+        Answer::Now(self.xattr(caller, ino, name))
+    }
+
+    fn listxattr(&self, caller: &Caller, ino: Ino) -> Answer<Vec<XattrName>> {
+        let hidden = |name: &XattrName| caller.uid != 0 && name.as_bytes().starts_with(b"trusted.");
+        let names = self.xattr_names(ino);
+        Answer::Now(names.map(|names| names.into_iter().filter(|name| !hidden(name)).collect()))
+    }
+
+    fn removexattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Answer<()> {
+        self.mutate(*caller, RemoveXattr { ino, name: name.clone() })
+    }
+
+    fn statfs(&self) -> Answer<StatFs> {
+        let usage = self.state().usage;
+        Answer::Now(Ok(StatFs { inodes: usage.inodes, bytes: usage.bytes }))
+    }
+
+    fn sync_all(&self) -> Answer<()> {
+        let volume = self.clone();
+        Answer::later(async move {
+            volume.flush_all().await?;
+            volume.make_durable().await.map(|_| ())
+        })
+    }
+}
+
+impl Volume {
+    async fn sync_file(&self, ino: Ino) -> Result<(), Errno> {
+        self.flush_file(ino).await?;
+        self.make_durable().await.map(|_| ())
+    }
+
+    /// The file whose bytes must be stored before a rename, because it replaces another: a crash leaves the old or the new one, whole.
+    fn dirty_before_rename(&self, from: &(Ino, Name), to: &(Ino, Name), mode: RenameMode) -> Result<Option<Ino>, Errno> {
+        if matches!(mode, RenameMode::NoReplace) || self.find_child(to.0, &to.1)?.is_none() {
+            return Ok(None);
+        }
+        let Some(ino) = self.find_child(from.0, &from.1)? else { return Ok(None) };
+        let file = self.shared.files.find(ino);
+        let waits = file.is_some_and(|file| {
+            let inner = file.lock();
+            !inner.dirty.is_empty()
+        });
+        Ok(waits.then_some(ino))
+    }
+}
+
+/// For answers that need no second try.
+fn errno_of(error: SubmitError) -> Errno {
+    match error {
+        SubmitError::Errno(errno) => errno,
+        SubmitError::Full | SubmitError::Stale => Errno::EBUSY,
+    }
+}

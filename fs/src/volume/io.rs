@@ -1,0 +1,284 @@
+//! Reading and writing bytes.
+//!
+//! Invariants:
+//! - A read sees dirty bytes over extents over holes, all as of one moment: both are collected under the file's lock.
+//! - A write is visible when it returns, whole.
+
+use std::{ops::Range, sync::atomic::Ordering};
+
+use bytes::{Bytes, BytesMut};
+use quick_cache::sync::Cache;
+
+use super::{
+    Volume,
+    files::{FileInner, OpenFile},
+    tree::logged,
+};
+use crate::{
+    Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened, PackNumber, PackRow,
+    RowKey, SetAttr,
+    data::{FooterDigest, PackMeta, PackName, WriterId},
+    decide::{DropPrivilege, FILE_MAX, capability_key, loses_mode_bits},
+    sequencer::SubmitError,
+};
+
+/// The state of a file's bytes when it was last opened, to tell whether a cache above may keep them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp {
+    size: u64,
+    mtime: crate::Timespec,
+    ctime: crate::Timespec,
+}
+
+/// The stamps of files opened lately.
+pub(super) struct Stamps(Cache<Ino, Stamp>);
+
+impl Default for Stamps {
+    fn default() -> Stamps {
+        Stamps(Cache::new(STAMPS))
+    }
+}
+
+impl Stamps {
+    /// Whether the file is as it was when this was last asked.
+    fn unchanged(&self, attr: &Attr) -> bool {
+        let stamp = Stamp { size: attr.size, mtime: attr.mtime, ctime: attr.ctime };
+        let before = self.0.get(&attr.ino);
+        self.0.insert(attr.ino, stamp);
+        before == Some(stamp)
+    }
+}
+
+impl Volume {
+    /// Opens a regular file.
+    pub(super) fn open_file(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Result<Opened, SubmitError> {
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        match row.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(Errno::EISDIR.into()),
+            Kind::Symlink => return Err(Errno::ELOOP.into()),
+            _ => return Err(Errno::ENXIO.into()),
+        }
+        let file = self.shared.files.state(ino);
+        {
+            // Counted before the inode is looked at again, so that whoever removes its last name sees it open.
+            let mut inner = file.lock();
+            inner.opens += 1;
+            if inner.purging || self.inode_row(ino)?.is_none() {
+                inner.opens -= 1;
+                return Err(Errno::ESTALE.into());
+            }
+        }
+        let handle = self.shared.handles.add(file, flags);
+        if flags.truncate
+            && let Err(error) = self.truncate(caller, ino, 0, SetAttr::default())
+        {
+            self.close_handle(handle);
+            return Err(error);
+        }
+        let unchanged = self.shared.stamps.unchanged(&self.attr(ino)?);
+        Ok(Opened { handle, unchanged })
+    }
+
+    /// Closes a handle. An orphan that nobody has open any more is purged.
+    pub(super) fn close_handle(&self, handle: Handle) {
+        let Some(OpenFile { file, .. }) = self.shared.handles.remove(handle) else { return };
+        let mut inner = file.lock();
+        inner.opens = inner.opens.saturating_sub(1);
+        let purge = inner.opens == 0 && inner.orphan;
+        if purge {
+            self.discard_dirty(&mut inner);
+        }
+        drop(inner);
+        let ino = file.ino;
+        self.shared.files.forget(file);
+        if purge {
+            self.purge_later(ino);
+        }
+    }
+
+    /// The file behind a handle of `ino`.
+    pub(super) fn open_handle(&self, ino: Ino, handle: Handle) -> Result<OpenFile, Errno> {
+        self.shared.handles.find(handle).and_then(|open| if open.file.ino == ino { Ok(open) } else { Err(Errno::EBADF) })
+    }
+
+    pub(super) fn read_bytes(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Answer<Bytes> {
+        let plan = self.open_handle(ino, handle).and_then(|open| {
+            if !open.flags.read {
+                return Err(Errno::EBADF);
+            }
+            let plan = self.plan_read(&open.file.lock(), ino, offset, length)?;
+            let sequential = open.read_end.swap(plan.range.end, Ordering::Relaxed) == offset;
+            if sequential && offset > 0 {
+                self.read_ahead(ino, plan.range.end);
+            }
+            Ok(plan)
+        });
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(errno) => return Answer::Now(Err(errno)),
+        };
+        let cached = plan.stored.iter().map(|part| self.shared.fetcher.try_cached(&part.pack, part.range()));
+        if let Some(cached) = cached.collect::<Option<Vec<Bytes>>>() {
+            return Answer::Now(Ok(plan.assemble(cached)));
+        }
+        let fetcher = self.shared.fetcher.clone();
+        Answer::later(async move {
+            let reads = plan.stored.iter().map(|part| fetcher.read(&part.pack, part.range()));
+            let stored = futures::future::try_join_all(reads).await.map_err(|error| {
+                tracing::error!(%ino, offset, %error, "file data cannot be read");
+                Errno::EIO
+            })?;
+            Ok(plan.assemble(stored))
+        })
+    }
+
+    fn plan_read(&self, inner: &FileInner, ino: Ino, offset: u64, length: u32) -> Result<ReadPlan, Errno> {
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        let size = row.size.max(inner.dirty.end());
+        let end = offset.saturating_add(u64::from(length)).min(size).max(offset);
+        let dirty = inner.dirty.read(offset..end);
+        let covered: u64 = dirty.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let mut stored = Vec::new();
+        if row.extents > 0 && covered < end - offset {
+            for extent in self.view().extents(ino, offset, end) {
+                if let Some(part) = logged(extent)?.clipped(offset, end) {
+                    stored.push(self.stored_part(part)?);
+                }
+            }
+        }
+        Ok(ReadPlan { range: offset..end, stored, dirty })
+    }
+
+    fn stored_part(&self, extent: Extent) -> Result<StoredPart, Errno> {
+        let ExtentTarget::Pack { pack, offset } = extent.row.target else {
+            tracing::error!(?extent, "this version reads no bytes from the log");
+            return Err(Errno::EIO);
+        };
+        let row = self.pack_row(pack)?;
+        Ok(StoredPart { at: extent.offset, length: extent.row.length, pack: pack_meta(&row), from: offset })
+    }
+
+    fn pack_row(&self, number: PackNumber) -> Result<PackRow, Errno> {
+        let key = RowKey::pack(number.0);
+        logged(self.shared.sequencer.newest(&key, |row| PackRow::decode(row)))?.ok_or_else(|| {
+            tracing::error!(?key, "an extent refers to a pack that the tree does not know");
+            Errno::EIO
+        })
+    }
+
+    /// Brings what follows `from` into the cache.
+    fn read_ahead(&self, ino: Ino, from: u64) {
+        for extent in self.view().extents(ino, from, from.saturating_add(READ_AHEAD)).flatten() {
+            let part = extent.clipped(from, from + READ_AHEAD).and_then(|part| self.stored_part(part).ok());
+            if let Some(part) = part {
+                self.shared.fetcher.prefetch(&self.shared.runtime, &part.pack, part.range());
+            }
+        }
+    }
+
+    pub(super) fn write_bytes(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        handle: Handle,
+        offset: u64,
+        data: &Bytes,
+    ) -> Result<u32, SubmitError> {
+        let open = self.open_handle(ino, handle)?;
+        if !open.flags.write {
+            return Err(Errno::EBADF.into());
+        }
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let mut inner = open.file.lock();
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        let offset = if open.flags.append { row.size.max(inner.dirty.end()) } else { offset };
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > FILE_MAX) {
+            return Err(Errno::EFBIG.into());
+        }
+        if loses_mode_bits(&row, caller.uid) || (row.has_xattrs && self.has_capability(ino)?) {
+            self.shared.sequencer.submit(Some(caller), &DropPrivilege { ino })?;
+        }
+        let grown = inner.dirty.write(offset, data, self.shared.sequencer.now().into());
+        drop(inner);
+        self.shared.files.count_dirty(grown);
+        u32::try_from(data.len()).map_err(|_| Errno::EINVAL.into())
+    }
+
+    fn has_capability(&self, ino: Ino) -> Result<bool, Errno> {
+        Ok(logged(self.shared.sequencer.newest_row(&capability_key(ino)))?.is_some())
+    }
+
+    /// Forgets bytes that nobody can read any more.
+    pub(super) fn discard_dirty(&self, inner: &mut FileInner) {
+        let removed = inner.dirty.remove(0..u64::MAX);
+        inner.error = None;
+        self.shared.files.count_dirty(-removed.cast_signed());
+    }
+}
+
+/// Where the bytes of a read come from.
+struct ReadPlan {
+    range: Range<u64>,
+    stored: Vec<StoredPart>,
+    dirty: Vec<(u64, Bytes)>,
+}
+
+struct StoredPart {
+    at: u64,
+    length: u32,
+    pack: PackMeta,
+    from: u32,
+}
+
+impl StoredPart {
+    /// The range of the pack's plain bytes.
+    fn range(&self) -> Range<u64> {
+        u64::from(self.from)..u64::from(self.from) + u64::from(self.length)
+    }
+}
+
+impl ReadPlan {
+    fn assemble(&self, stored: Vec<Bytes>) -> Bytes {
+        let length = (self.range.end - self.range.start) as usize;
+        if let ([part], true) = (&self.stored[..], self.dirty.is_empty())
+            && part.length as usize == length
+            && let Some(only) = stored.first()
+        {
+            return only.clone();
+        }
+        let mut bytes = BytesMut::zeroed(length);
+        let stored = self.stored.iter().zip(stored).map(|(part, bytes)| (part.at, bytes));
+        for (at, part) in stored.chain(self.dirty.iter().cloned()) {
+            let from = (at - self.range.start) as usize;
+            bytes[from..from + part.len()].copy_from_slice(&part);
+        }
+        bytes.freeze()
+    }
+}
+
+/// What the data path needs to know of a pack.
+pub(crate) fn pack_meta(row: &PackRow) -> PackMeta {
+    PackMeta {
+        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
+        footer_digest: FooterDigest::from_bytes(row.footer_digest),
+        plain_len: u64::from(row.plain_bytes),
+        stored_len: u64::from(row.stored_bytes),
+    }
+}
+
+/// Whether an inode's kind has bytes that can be truncated; the errno that says no.
+pub(super) fn may_truncate(row: &InodeRow) -> Result<(), Errno> {
+    match row.kind {
+        Kind::File => Ok(()),
+        Kind::Directory => Err(Errno::EISDIR),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// How far a sequential reader is kept ahead of, in bytes.
+const READ_AHEAD: u64 = 8 << 20;
+/// Of how many files it is remembered how they were when last opened.
+const STAMPS: usize = 65_536;
