@@ -217,3 +217,6 @@ pub enum PushError {
 /// A frame is closed when it has been open for so long.
 const MAX_FRAME_AGE: Duration = Duration::from_millis(5);
 const TYPICAL_FRAME_BYTES: usize = 4096;
+
+#[cfg(test)]
+mod tests;

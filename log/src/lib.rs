@@ -8,6 +8,7 @@ mod admit;
 mod append;
 mod chain;
 mod clock;
+pub mod conformance;
 mod disk;
 mod entry;
 mod files;

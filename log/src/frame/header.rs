@@ -111,6 +111,11 @@ impl FrameHeader {
         FRAME_HEADER_BYTES + self.body_len as usize
     }
 
+    /// Whether a later version wrote it, with entries that this one cannot read.
+    pub fn is_foreign(&self) -> bool {
+        self.feature_level > FEATURE_LEVEL
+    }
+
     /// Checks that the frame may come after `previous`.
     pub fn follows(&self, previous: &Position) -> Result<(), FrameError> {
         let (lsn, expected) = (self.first, previous.lsn.next());
