@@ -44,19 +44,30 @@ pub fn conforms(make: &dyn Fn(State) -> Box<dyn Subject>) {
 pub struct History {
     appender: Appender,
     time: LogTime,
+    /// What its frames say to be durable.
+    durable: Lsn,
 }
 
 impl History {
     /// A history that continues `state` in `epoch`.
     pub fn new(epoch: Epoch, state: State) -> History {
         let appender = Appender::new(VolumeKeys::derive(VOLUME), epoch, state);
-        History { appender, time: LogTime::from_nanos(1_800_000_000_000_000_000) }
+        History {
+            appender,
+            time: LogTime::from_nanos(1_800_000_000_000_000_000),
+            durable: state.position.lsn,
+        }
     }
 
     /// The state that a volume without entries is in.
     pub fn origin() -> State {
         let position = Position { epoch: epoch(0), lsn: Lsn::ROOT, hash: ChainHash::from_bytes([7; 32]) };
         State { position, digest: Digest(1), usage: Usage { inodes: 1, bytes: 0 } }
+    }
+
+    /// Lets the next frames say that everything up to `lsn` was durable when they were closed.
+    pub fn set_durable(&mut self, lsn: Lsn) {
+        self.durable = lsn;
     }
 
     /// The next frame, with this many entries.
@@ -68,7 +79,7 @@ impl History {
             let usage = Usage { inodes: before.usage.inodes + index + 1, bytes: 0 };
             self.appender.push(&entry, digest, usage).expect("the entries of a history are dense");
         }
-        let frame = self.appender.close(self.time, before.position.lsn);
+        let frame = self.appender.close(self.time, self.durable);
         frame.expect("a frame was asked for with at least one entry")
     }
 

@@ -42,6 +42,8 @@ pub struct DiskOptions {
     /// The furthest position that is known from elsewhere to have been durable here: the saved cursor of an archive, a
     /// mirror's acknowledgement. A log that ends before it is damaged.
     pub known_durable: Option<Position>,
+    /// How much of the newest durable frames is kept in memory for readers near the tail, in bytes.
+    pub recent_bytes: usize,
     /// How much is read at opening.
     pub scrub: Scrub,
     /// Who drives the writer.
@@ -68,6 +70,7 @@ impl DiskOptions {
             branch,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             known_durable: None,
+            recent_bytes: DEFAULT_RECENT_BYTES,
             scrub: Scrub::default(),
             drive: Drive::Thread,
             files: Arc::new(OsFiles),
@@ -149,7 +152,7 @@ impl DiskLog {
             free: 0,
             spare: Spare::Wanted,
             segments: Segments::new(&recovery.segments),
-            recent: RecentFrames::default(),
+            recent: RecentFrames::new(options.recent_bytes),
             stop: false,
         };
         let shared = Shared {
@@ -421,6 +424,7 @@ fn check_segment_bytes(bytes: u64) -> Result<(), OpenError> {
 
 /// How large segments are made unless told otherwise.
 const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
+const DEFAULT_RECENT_BYTES: usize = 8 << 20;
 const LEAST_SEGMENT_BYTES: u64 = 4096;
 
 #[cfg(test)]

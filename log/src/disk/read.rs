@@ -16,17 +16,22 @@ use crate::{
 };
 
 /// The last durable frames, kept for readers that are close to the tail.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RecentFrames {
     frames: VecDeque<Frame>,
     bytes: usize,
+    limit: usize,
 }
 
 impl RecentFrames {
+    pub(super) fn new(limit: usize) -> RecentFrames {
+        RecentFrames { frames: VecDeque::new(), bytes: 0, limit }
+    }
+
     pub(super) fn extend(&mut self, frames: Vec<Frame>) {
         self.bytes += frames.iter().map(|frame| frame.bytes().len()).sum::<usize>();
         self.frames.extend(frames);
-        while self.bytes > RECENT_BYTES
+        while self.bytes > self.limit
             && let Some(oldest) = self.frames.pop_front()
         {
             self.bytes -= oldest.bytes().len();
@@ -131,6 +136,3 @@ impl FrameSource for DiskSource {
         Ok(Some(frame))
     }
 }
-
-/// How much is kept in memory for readers.
-const RECENT_BYTES: usize = 8 << 20;

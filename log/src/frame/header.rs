@@ -163,9 +163,7 @@ impl FrameHeader {
         if self.durable_lsn >= self.first {
             return refused("a durable lsn that is not below its own");
         }
-        if self.feature_level <= FEATURE_LEVEL
-            && self.raw_len as usize > self.count as usize * (MAX_ENTRY_BYTES + 4)
-        {
+        if !self.is_foreign() && self.raw_len as usize > self.count as usize * (MAX_ENTRY_BYTES + 4) {
             return refused("a body longer than its entries");
         }
         Ok(())

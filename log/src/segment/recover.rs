@@ -64,12 +64,12 @@ pub(crate) fn recover(place: &Place<'_>) -> Result<Recovery, OpenError> {
     };
     place.check_older(older, last)?;
     let end = place.find_end(last)?;
-    if end.state.position.lsn >= last.first() {
-        place.copy_synced(last, end.state)?;
-    }
     for name in &listing.unfinished {
         let path = place.directory.join(name);
         place.files.remove(&path).map_err(|error| OpenError::io(&path, &error))?;
+    }
+    if end.state.position.lsn >= last.first() {
+        place.copy_synced(last, end.state)?;
     }
     Ok(Recovery { tail: end.state, epoch: last.epoch, segments: listing.segments, cut: end.cut })
 }

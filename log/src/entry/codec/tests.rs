@@ -112,7 +112,6 @@ fn the_tokens_of_a_typical_entry_cost_one_byte_each() {
     let plain: usize =
         entry.changes.iter().map(|c| c.key.len() + c.value.as_ref().map_or(0, Bytes::len)).sum();
     let stored = encoded(&entry);
-    println!("{plain} bytes of rows are stored in {}", stored.len());
     assert!(stored.len() <= 75, "{plain} bytes of rows took {}", stored.len());
     assert_eq!(decoded(&stored).unwrap(), entry);
 }
