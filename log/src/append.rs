@@ -31,6 +31,8 @@ pub struct Appender {
     last_time: LogTime,
     /// The input of the chain hash; kept for its memory.
     link: Vec<u8>,
+    /// The memory of a frame that was closed, for the next one.
+    spare: Vec<u8>,
 }
 
 impl Appender {
@@ -38,7 +40,17 @@ impl Appender {
     pub fn new(keys: VolumeKeys, epoch: Epoch, state: State) -> Appender {
         let link = Vec::with_capacity(FRAME_BYTES);
         let last_time = LogTime::default();
-        Appender { keys, epoch, state, open: None, full: VecDeque::new(), wanted: false, last_time, link }
+        Appender {
+            keys,
+            epoch,
+            state,
+            open: None,
+            full: VecDeque::new(),
+            wanted: false,
+            last_time,
+            link,
+            spare: Vec::new(),
+        }
     }
 
     /// Adds the next entry, with the digest and size of the tree after it, and says which position it has.
@@ -64,7 +76,9 @@ impl Appender {
         if !self.open.as_ref().is_none_or(fits) {
             self.full.extend(self.open.take());
         }
-        let open = self.open.get_or_insert_with(|| OpenFrame::new(entry, previous.hash));
+        let spare = &mut self.spare;
+        let open =
+            self.open.get_or_insert_with(|| OpenFrame::new(std::mem::take(spare), entry, previous.hash));
         open.add(entry, body);
         open.hash_after = hash;
         let position = Position { epoch: self.epoch, lsn: entry.lsn, hash };
@@ -114,11 +128,14 @@ impl Appender {
     ///
     /// `durable_lsn` is what the log holds durably by now.
     pub fn close(&mut self, wall: LogTime, durable_lsn: Lsn) -> Option<Frame> {
-        let open = self.full.pop_front().or_else(|| self.open.take())?;
+        let mut open = self.full.pop_front().or_else(|| self.open.take())?;
         if self.is_empty() {
             self.wanted = false;
         }
-        Some(open.seal(self.epoch, wall, durable_lsn))
+        let frame = open.seal(self.epoch, wall, durable_lsn);
+        self.spare = open.bytes;
+        self.spare.shrink_to(SPARE_BYTES);
+        Some(frame)
     }
 }
 
@@ -136,8 +153,8 @@ struct OpenFrame {
 }
 
 impl OpenFrame {
-    fn new(entry: &Entry, hash_before: ChainHash) -> OpenFrame {
-        let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + TYPICAL_FRAME_BYTES);
+    fn new(mut bytes: Vec<u8>, entry: &Entry, hash_before: ChainHash) -> OpenFrame {
+        bytes.clear();
         bytes.resize(FRAME_HEADER_BYTES, 0);
         OpenFrame {
             bytes,
@@ -167,7 +184,7 @@ impl OpenFrame {
         self.count += 1;
     }
 
-    fn seal(mut self, epoch: Epoch, wall_time: LogTime, durable_lsn: Lsn) -> Frame {
+    fn seal(&mut self, epoch: Epoch, wall_time: LogTime, durable_lsn: Lsn) -> Frame {
         debug_assert!(self.bytes.len() <= MAX_FRAME_BYTES);
         let length = u32::try_from(self.body_len()).expect("a frame is below its limit");
         let mut header = FrameHeader {
@@ -188,7 +205,8 @@ impl OpenFrame {
         };
         header.checksum = header.checksum_with(&self.bytes[FRAME_HEADER_BYTES..]);
         self.bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
-        Frame::built(header, Bytes::from(self.bytes))
+        // The copy has no spare capacity: frames may be kept for long.
+        Frame::built(header, Bytes::copy_from_slice(&self.bytes))
     }
 }
 
@@ -216,4 +234,8 @@ pub enum PushError {
 
 /// A frame is closed when it has been open for so long.
 const MAX_FRAME_AGE: Duration = Duration::from_millis(5);
-const TYPICAL_FRAME_BYTES: usize = 4096;
+/// At most so much memory is kept for the next frame.
+const SPARE_BYTES: usize = 2 * FRAME_BYTES;
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,7 @@ impl UnverifiedFrame {
     /// Checks that the frame continues the history that ends at `previous`, and the chain over its entries.
     pub fn verify(self, keys: &VolumeKeys, previous: &Position) -> Result<Frame, FrameError> {
         self.header.follows(previous)?;
-        if self.header.feature_level <= FEATURE_LEVEL {
+        if !self.header.is_foreign() {
             let found = self.rechain(keys)?;
             if found != self.header.hash_after {
                 return Err(FrameError::Chain { lsn: self.header.first });
@@ -185,7 +185,7 @@ pub struct Entries<'a> {
 impl Entries<'_> {
     fn decode_next(&mut self) -> Result<Entry, DecodeError> {
         let header = self.header;
-        if header.feature_level > FEATURE_LEVEL {
+        if header.is_foreign() {
             let level = header.feature_level;
             return Err(DecodeError::FeatureLevel { lsn: header.first, level, known: FEATURE_LEVEL });
         }
@@ -275,3 +275,6 @@ pub const FRAME_BYTES: usize = 64 << 10;
 /// No frame is larger, header included: room for a nearly full frame and one entry of the largest size.
 pub const MAX_FRAME_BYTES: usize = 2 << 20;
 const _: () = assert!(FRAME_HEADER_BYTES + FRAME_BYTES + crate::MAX_ENTRY_BYTES + 16 <= MAX_FRAME_BYTES);
+
+#[cfg(test)]
+mod tests;

@@ -1,28 +1,34 @@
 //! Murphy's log: the append-only, hash-chained ground that everything else is derived from.
 //!
 //! [`Entry`] is one mutation, [`Position`] names a history, [`Clock`] is where time comes from. An [`Appender`] makes
-//! [`Frame`]s of sequenced entries, a [`Log`] makes them durable ([`MemoryLog`] in memory) and a [`FrameReader`]
-//! follows it.
+//! [`Frame`]s of sequenced entries, a [`Log`] makes them durable ([`DiskLog`] in segment files, [`MemoryLog`] in memory) and
+//! a [`FrameReader`] follows it.
 
 mod admit;
 mod append;
 mod chain;
 mod clock;
+pub mod conformance;
+mod disk;
 mod entry;
+mod files;
 mod frame;
 mod log;
 mod lsn;
 mod memory;
 mod position;
+mod segment;
 mod watch;
 
 pub use append::{Appender, PushError};
 pub use chain::VolumeKeys;
 pub use clock::{Clock, LogTime, ManualClock, SystemClock};
+pub use disk::{DiskLog, DiskOptions, Drive};
 pub use entry::{
     Change, DecodeError, EncodeError, Entry, ForwardedRequest, KIND_TICK, MAX_CHANGES, MAX_ENTRY_BYTES,
     MAX_NAMES, Requester, decode_entry, encode_entry,
 };
+pub use files::{DirectoryLock, Files, OsFiles, SegmentFile};
 pub use frame::{
     Entries, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader,
     MAX_FRAME_BYTES, UnverifiedFrame,
@@ -32,5 +38,9 @@ pub use lsn::Lsn;
 pub use memory::MemoryLog;
 pub use position::{
     BranchId, ChainHash, Digest, Epoch, EpochId, NodeId, ParseIdError, Position, State, Usage, VolumeId,
+};
+pub use segment::{
+    HeaderError, OpenError, Recovery, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, Scrub,
+    SegmentHeader,
 };
 pub use watch::{Durable, DurableWatch, Terminal, WaitError};

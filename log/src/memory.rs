@@ -171,3 +171,54 @@ impl FrameSource for MemorySource {
         Ok(frame)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{History, Subject, conforms, epoch};
+
+    struct InMemory(Arc<MemoryLog>);
+
+    impl Subject for InMemory {
+        fn log(&self) -> Arc<dyn Log> {
+            Arc::<MemoryLog>::clone(&self.0)
+        }
+
+        fn reopened(self: Box<Self>) -> Box<dyn Subject> {
+            Box::new(InMemory(Arc::new(self.0.reopened())))
+        }
+
+        fn break_medium(&self) {
+            self.0.end(Terminal::Poisoned { message: "broken".into() });
+        }
+    }
+
+    #[test]
+    fn the_log_in_memory_conforms() {
+        conforms(&|base| Box::new(InMemory(Arc::new(MemoryLog::new(base)))));
+    }
+
+    #[test]
+    fn a_held_log_shows_nothing_before_it_is_synced() {
+        let log = MemoryLog::held(History::origin());
+        let state = log.claim(epoch(1)).unwrap();
+        let frame = History::new(epoch(1), state).frame(3);
+        log.append(&state.position, frame.clone()).unwrap();
+        assert_eq!(log.durable().state(), state);
+        assert_eq!(log.read(Lsn::FIRST).unwrap().count(), 0);
+        assert_eq!(log.reopened().tail(), state, "a crash loses what was not synced");
+        log.sync();
+        assert_eq!(log.durable().state(), frame.state());
+        assert_eq!(log.read(Lsn::FIRST).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_a_dropped_log_does_not_wait_for_ever() {
+        let log = MemoryLog::new(History::origin());
+        let watch = log.durable();
+        drop(log);
+        assert_eq!(watch.wait_for(Lsn::FIRST).await, Err(crate::WaitError::Closed));
+        let waited = watch.wait_blocking(Lsn::FIRST, std::time::Duration::from_secs(30));
+        assert_eq!(waited, Err(crate::WaitError::Closed));
+    }
+}

@@ -111,6 +111,11 @@ impl FrameHeader {
         FRAME_HEADER_BYTES + self.body_len as usize
     }
 
+    /// Whether a later version wrote it, with entries that this one cannot read.
+    pub fn is_foreign(&self) -> bool {
+        self.feature_level > FEATURE_LEVEL
+    }
+
     /// Checks that the frame may come after `previous`.
     pub fn follows(&self, previous: &Position) -> Result<(), FrameError> {
         let (lsn, expected) = (self.first, previous.lsn.next());
@@ -158,9 +163,7 @@ impl FrameHeader {
         if self.durable_lsn >= self.first {
             return refused("a durable lsn that is not below its own");
         }
-        if self.feature_level <= FEATURE_LEVEL
-            && self.raw_len as usize > self.count as usize * (MAX_ENTRY_BYTES + 4)
-        {
+        if !self.is_foreign() && self.raw_len as usize > self.count as usize * (MAX_ENTRY_BYTES + 4) {
             return refused("a body longer than its entries");
         }
         Ok(())

@@ -1,0 +1,431 @@
+//! The log on disk: a directory of segment files and one writer.
+//!
+//! Invariants:
+//! - One writer: whoever holds the core steps it. It writes and syncs group after group and is never idle while there is work.
+//! - Frames are admitted against preallocated space, before they are queued: the writer never meets a full disk.
+//! - A write or sync that fails poisons the log: nothing later becomes durable, nothing is tried again.
+//! - Locks are taken in the order core, queue; the queue's lock is never held during input or output, except by a claim.
+
+mod read;
+mod write;
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{
+    AppendError, BranchId, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MAX_FRAME_BYTES,
+    OpenError, Position, ReadError, Recovery, Scrub, State, TrimError, VolumeId,
+    admit::{self, Admission},
+    files::{DirectoryLock, Files, OsFiles},
+    segment::{MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, recover, segment_name},
+    watch::Publisher,
+};
+use read::{DiskSource, RecentFrames};
+use write::Core;
+
+/// How a log is opened.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// Where the segments are.
+    pub directory: PathBuf,
+    /// The volume that they must belong to.
+    pub volume: VolumeId,
+    /// The branch that they must belong to.
+    pub branch: BranchId,
+    /// How large segments are made, in bytes. They limit the largest frame, so below [`MAX_FRAME_BYTES`] is for tests.
+    pub segment_bytes: u64,
+    /// The furthest position that is known from elsewhere to have been durable here: the saved cursor of an archive, a
+    /// mirror's acknowledgement. A log that ends before it is damaged.
+    pub known_durable: Option<Position>,
+    /// How much of the newest durable frames is kept in memory for readers near the tail, in bytes.
+    pub recent_bytes: usize,
+    /// How much is read at opening.
+    pub scrub: Scrub,
+    /// Who drives the writer.
+    pub drive: Drive,
+    /// The file system.
+    pub files: Arc<dyn Files>,
+}
+
+/// Who drives the writer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drive {
+    /// A thread of its own.
+    Thread,
+    /// Whoever calls [`DiskLog::step`]: a simulation or a crash test.
+    Steps,
+}
+
+impl DiskOptions {
+    /// The usual options.
+    pub fn new(directory: impl Into<PathBuf>, volume: VolumeId, branch: BranchId) -> DiskOptions {
+        DiskOptions {
+            directory: directory.into(),
+            volume,
+            branch,
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
+            known_durable: None,
+            recent_bytes: DEFAULT_RECENT_BYTES,
+            scrub: Scrub::default(),
+            drive: Drive::Thread,
+            files: Arc::new(OsFiles),
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            files: &*self.files,
+            directory: &self.directory,
+            volume: self.volume,
+            branch: self.branch,
+            known_durable: self.known_durable,
+            scrub: self.scrub,
+        }
+    }
+
+    fn lock(&self) -> Result<DirectoryLock, OpenError> {
+        let lock =
+            self.files.lock(&self.directory).map_err(|error| OpenError::io(&self.directory, &error))?;
+        lock.ok_or_else(|| OpenError::Locked { directory: self.directory.clone() })
+    }
+
+    fn header(&self, epoch: Epoch, base: State) -> SegmentHeader {
+        SegmentHeader { cipher: 0, key_id: 0, volume: self.volume, branch: self.branch, epoch, base }
+    }
+
+    /// What a segment has for frames and their marks, in bytes.
+    fn room(&self) -> u64 {
+        self.segment_bytes - SEGMENT_HEADER_BYTES as u64
+    }
+}
+
+/// The log on disk.
+#[derive(Debug)]
+pub struct DiskLog {
+    inner: Arc<Inner>,
+    recovery: Recovery,
+    thread: Option<JoinHandle<()>>,
+    _lock: DirectoryLock,
+}
+
+impl DiskLog {
+    /// Creates a log that begins after `base`, in a directory that holds none.
+    pub fn create(options: DiskOptions, base: State) -> Result<DiskLog, OpenError> {
+        check_segment_bytes(options.segment_bytes)?;
+        options
+            .files
+            .create_dir(&options.directory)
+            .map_err(|error| OpenError::io(&options.directory, &error))?;
+        let lock = options.lock()?;
+        if !options.place().is_empty()? {
+            return Err(OpenError::NotEmpty { directory: options.directory });
+        }
+        let first = base.position.lsn.next();
+        let mut core = Core::new(options.clone());
+        let begun = core.begin_first(&options.header(base.position.epoch, base));
+        begun.map_err(|error| OpenError::io(&options.directory.join(segment_name(first)), &error))?;
+        let recovery = Recovery { tail: base, epoch: base.position.epoch, segments: vec![first], cut: None };
+        Ok(DiskLog::start(core, options, recovery, lock))
+    }
+
+    /// Opens the log that is there, after whatever happened to it.
+    pub fn open(options: DiskOptions) -> Result<DiskLog, OpenError> {
+        check_segment_bytes(options.segment_bytes)?;
+        let lock = options.lock()?;
+        let recovery = recover(&options.place())?;
+        if let Some(cut) = &recovery.cut {
+            let directory = options.directory.display();
+            tracing::warn!(%directory, lsn = %recovery.tail.position.lsn, "cut a torn write after this lsn: {cut}");
+        }
+        Ok(DiskLog::start(Core::new(options.clone()), options, recovery, lock))
+    }
+
+    fn start(core: Core, options: DiskOptions, recovery: Recovery, lock: DirectoryLock) -> DiskLog {
+        let queue = Queue {
+            admission: Admission::reopened(recovery.tail, recovery.epoch),
+            jobs: Vec::new(),
+            free: 0,
+            spare: Spare::Wanted,
+            segments: Segments::new(&recovery.segments),
+            recent: RecentFrames::new(options.recent_bytes),
+            stop: false,
+        };
+        let shared = Shared {
+            drive: options.drive,
+            options,
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            publisher: Publisher::new(recovery.tail),
+        };
+        let inner = Arc::new(Inner { core: Mutex::new(core), shared: Arc::new(shared) });
+        let thread = (inner.shared.drive == Drive::Thread).then(|| {
+            let inner = Arc::clone(&inner);
+            let writer = thread::Builder::new().name("murphy-log".to_owned());
+            writer.spawn(move || inner.run()).expect("the system has room for one more thread")
+        });
+        DiskLog { inner, recovery, thread, _lock: lock }
+    }
+
+    /// What was found when the log was opened.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Writes and syncs the next group; says whether there was one.
+    pub fn step(&self) -> bool {
+        self.inner.core.lock().step(&self.inner.shared)
+    }
+
+    /// Whether a frame of `bytes`, header included, would be admitted now. When it would not, this tries to reserve space.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let fits = |queue: &Queue| queue.free >= frame_cost(bytes) || queue.spare == Spare::Ready;
+        {
+            let queue = self.inner.shared.queue.lock();
+            if fits(&queue) || !matches!(queue.spare, Spare::Failed) {
+                return true;
+            }
+        }
+        // The writer is busy and prepares the spare itself when it is done.
+        if let Some(mut core) = self.inner.core.try_lock() {
+            return core.provide_spare(&self.inner.shared).is_ok();
+        }
+        false
+    }
+}
+
+impl Drop for DiskLog {
+    fn drop(&mut self) {
+        self.inner.shared.queue.lock().stop = true;
+        self.inner.shared.work.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer of the log panicked");
+        }
+    }
+}
+
+impl Log for DiskLog {
+    fn claim(&self, epoch: Epoch) -> Result<State, ClaimError> {
+        self.inner.core.lock().claim(&self.inner.shared, epoch)
+    }
+
+    fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError> {
+        let shared = &*self.inner.shared;
+        loop {
+            {
+                let mut queue = shared.queue.lock();
+                admit::check_open(&shared.publisher)?;
+                queue.admission.check(previous, &frame, self.max_frame())?;
+                if let Some(roll) = queue.reserve(frame_cost(frame.bytes().len()), shared.options.room()) {
+                    queue.admission.queued(&frame);
+                    queue.jobs.push(Job { frame, roll });
+                    shared.work.notify_one();
+                    return Ok(());
+                }
+            }
+            let provided = self.inner.core.lock().provide_spare(shared);
+            provided.map_err(|error| AppendError::NoSpace { message: error.to_string() })?;
+        }
+    }
+
+    fn durable(&self) -> DurableWatch {
+        self.inner.shared.publisher.watch()
+    }
+
+    fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
+        let shared = &self.inner.shared;
+        let first = shared.queue.lock().segments.first();
+        admit::check_read(from, first, shared.publisher.state().position.lsn)?;
+        Ok(FrameReader::new(Box::new(DiskSource::new(Arc::downgrade(shared), from))))
+    }
+
+    fn tail(&self) -> State {
+        self.inner.shared.queue.lock().admission.tail()
+    }
+
+    fn first(&self) -> Lsn {
+        self.inner.shared.queue.lock().segments.first()
+    }
+
+    fn trim(&self, below: Lsn) -> Result<Lsn, TrimError> {
+        let shared = &*self.inner.shared;
+        let durable = shared.publisher.state().position.lsn;
+        loop {
+            let oldest = {
+                let mut queue = shared.queue.lock();
+                match queue.segments.take_below(below.min(durable)) {
+                    Some(oldest) => oldest,
+                    None => return Ok(queue.segments.first()),
+                }
+            };
+            let path = shared.options.directory.join(segment_name(oldest));
+            shared.options.files.remove(&path).map_err(|error| TrimError::Io {
+                place: path.display().to_string(),
+                message: error.to_string(),
+            })?;
+        }
+    }
+
+    fn max_frame(&self) -> usize {
+        let room = self.inner.shared.options.room() - MARK_BYTES as u64;
+        usize::try_from(room).unwrap_or(MAX_FRAME_BYTES).min(MAX_FRAME_BYTES)
+    }
+}
+
+/// What the log and its thread share.
+#[derive(Debug)]
+struct Inner {
+    core: Mutex<Core>,
+    shared: Arc<Shared>,
+}
+
+impl Inner {
+    /// The life of the writer's thread: until the log is dropped, and everything queued is written.
+    fn run(&self) {
+        loop {
+            {
+                let mut queue = self.shared.queue.lock();
+                while queue.jobs.is_empty() && !queue.stop {
+                    self.shared.work.wait(&mut queue);
+                }
+                if queue.jobs.is_empty() {
+                    return;
+                }
+            }
+            self.core.lock().step(&self.shared);
+        }
+    }
+}
+
+/// What appenders, readers and the writer share.
+#[derive(Debug)]
+struct Shared {
+    options: DiskOptions,
+    drive: Drive,
+    queue: Mutex<Queue>,
+    /// Signalled when there is something to write, or the log is dropped.
+    work: Condvar,
+    publisher: Publisher,
+}
+
+/// What has been admitted and not yet written, and what is known of the files.
+#[derive(Debug)]
+struct Queue {
+    admission: Admission,
+    jobs: Vec<Job>,
+    /// What is left of the segment that the last admitted frame goes to, in bytes.
+    free: u64,
+    spare: Spare,
+    segments: Segments,
+    recent: RecentFrames,
+    stop: bool,
+}
+
+impl Queue {
+    /// Reserves space for a frame; says whether it begins the next segment. `None` if there is no space yet.
+    fn reserve(&mut self, cost: u64, room: u64) -> Option<Roll> {
+        if cost <= self.free {
+            self.free -= cost;
+            return Some(Roll::Stay);
+        }
+        if self.spare != Spare::Ready || cost > room {
+            return None;
+        }
+        self.spare = Spare::Planned;
+        self.free = room - cost;
+        Some(Roll::Next)
+    }
+}
+
+/// An admitted frame.
+#[derive(Debug)]
+struct Job {
+    frame: Frame,
+    roll: Roll,
+}
+
+/// Which segment a frame goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Roll {
+    Stay,
+    Next,
+}
+
+/// The state of the next segment's space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Spare {
+    /// There is none yet.
+    Wanted,
+    /// It is reserved, and nothing is planned for it.
+    Ready,
+    /// It is reserved, and an admitted frame will begin it.
+    Planned,
+    /// It could not be reserved.
+    Failed,
+}
+
+/// The segment files, oldest first.
+#[derive(Debug)]
+struct Segments {
+    list: Vec<SegmentRef>,
+    next_id: u64,
+}
+
+/// One file; a file that replaces another of the same name has another id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct SegmentRef {
+    first: Lsn,
+    id: u64,
+}
+
+impl Segments {
+    fn new(firsts: &[Lsn]) -> Segments {
+        let mut segments = Segments { list: Vec::new(), next_id: 0 };
+        firsts.iter().for_each(|first| segments.begin(*first));
+        segments
+    }
+
+    fn first(&self) -> Lsn {
+        self.list.first().map_or(Lsn::FIRST, |segment| segment.first)
+    }
+
+    /// Notes a new newest file.
+    fn begin(&mut self, first: Lsn) {
+        self.list.retain(|segment| segment.first < first);
+        self.list.push(SegmentRef { first, id: self.next_id });
+        self.next_id += 1;
+    }
+
+    /// The file that holds `lsn`.
+    fn holding(&self, lsn: Lsn) -> Option<SegmentRef> {
+        let after = self.list.partition_point(|segment| segment.first <= lsn);
+        self.list.get(after.checked_sub(1)?).copied()
+    }
+
+    /// Takes the oldest file out if everything in it is below `below`.
+    fn take_below(&mut self, below: Lsn) -> Option<Lsn> {
+        let next = self.list.get(1)?;
+        (next.first <= below).then(|| self.list.remove(0).first)
+    }
+}
+
+fn check_segment_bytes(bytes: u64) -> Result<(), OpenError> {
+    if bytes < LEAST_SEGMENT_BYTES {
+        return Err(OpenError::SegmentTooSmall { bytes, least: LEAST_SEGMENT_BYTES });
+    }
+    Ok(())
+}
+
+/// How large segments are made unless told otherwise.
+const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
+const DEFAULT_RECENT_BYTES: usize = 8 << 20;
+const LEAST_SEGMENT_BYTES: u64 = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! Damage: what may be cut, what must be refused, and what is never changed.
+//!
+//! Invariants:
+//! - No damage changes an entry silently: it is cut with the torn tail, refused at the open, or refused at the read.
+
+use super::*;
+use crate::Recovery;
+
+/// A log of one segment with three groups, of two frames each.
+fn three_groups() -> (FaultyFiles, Vec<Frame>) {
+    let files = FaultyFiles::new();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
+    let mut frames = Vec::new();
+    for _ in 0..3 {
+        frames.push(append(&log, &mut history, 1).unwrap());
+        frames.push(append(&log, &mut history, 2).unwrap());
+        assert!(log.step());
+    }
+    (files, frames)
+}
+
+const SEGMENT: &str = "/log/00000000000000000002.seg";
+
+fn group_bytes(frames: &[Frame]) -> usize {
+    MARK_BYTES + frames.iter().map(|frame| frame.bytes().len()).sum::<usize>()
+}
+
+fn recovered(files: &FaultyFiles) -> Result<(Recovery, Vec<Frame>), OpenError> {
+    let log = DiskLog::open(options(files))?;
+    Ok((log.recovery().clone(), read_all(&log)))
+}
+
+#[test]
+fn no_flipped_bit_changes_an_entry_silently() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    let last_group = used - group_bytes(&frames[4..]);
+    for bit in 0..(used + 64) * 8 {
+        let damaged = files.after_kill();
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
+        let before = damaged.contents();
+        let (byte, opened) = (bit / 8, recovered(&damaged));
+        if byte < last_group {
+            let refused = opened.unwrap_err();
+            assert_eq!(damaged.contents(), before, "a refused open changes nothing");
+            let middle = matches!(refused, OpenError::DamagedMiddle { .. });
+            assert!(middle || byte < SEGMENT_HEADER_BYTES, "byte {byte}: {refused}");
+        } else {
+            let (recovery, read) = opened.unwrap();
+            assert_same(&read, &frames[..read.len()]);
+            assert!(recovery.cut.is_some(), "byte {byte}: damage is said");
+            assert!(read.len() >= 4, "byte {byte}: what was durable before the last group is there");
+            assert_eq!(read.len() == 6, byte >= used, "byte {byte}");
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_at_every_length() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    for length in SEGMENT_HEADER_BYTES..used {
+        let zeroed = files.after_kill();
+        zeroed.damage(Path::new(SEGMENT), |bytes| bytes[length..].fill(0));
+        let shortened = files.after_kill();
+        shortened.damage(Path::new(SEGMENT), |bytes| bytes.truncate(length));
+        let (zeroed, shortened) = (recovered(&zeroed).unwrap().1, recovered(&shortened).unwrap().1);
+        assert_same(&zeroed, &shortened);
+        assert_same(&zeroed, &frames[..zeroed.len()]);
+    }
+}
+
+#[test]
+fn a_tail_that_is_known_to_have_been_durable_is_not_cut() {
+    let (files, frames) = three_groups();
+    let damaged = files.after_kill();
+    let end = SEGMENT_HEADER_BYTES + group_bytes(&frames[..2]) + 40;
+    damaged.damage(Path::new(SEGMENT), |bytes| bytes[end..].fill(0));
+    let before = damaged.contents();
+    let known = |frame: &Frame| DiskOptions { known_durable: Some(frame.position()), ..options(&damaged) };
+    let refused = DiskLog::open(known(&frames[2])).unwrap_err();
+    assert!(
+        matches!(&refused, OpenError::DamagedMiddle { lsn, .. } if *lsn == frames[2].first()),
+        "{refused}"
+    );
+    assert_eq!(damaged.contents(), before);
+    DiskLog::open(known(&frames[1])).unwrap();
+
+    let mut other = frames[1].position();
+    other.hash = crate::ChainHash::default();
+    let refused = DiskLog::open(DiskOptions { known_durable: Some(other), ..options(&files) }).unwrap_err();
+    assert!(matches!(refused, OpenError::Diverged { .. }), "{refused}");
+}
+
+/// The frames of one group may reach the disk in any order; the loss of its first is a torn write, not damage.
+#[test]
+fn a_group_whose_first_frame_is_lost_is_torn() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    let first = used - group_bytes(&frames[4..]) + MARK_BYTES;
+    files.damage(Path::new(SEGMENT), |bytes| bytes[first..first + frames[4].bytes().len()].fill(0));
+    let (recovery, read) = recovered(&files).unwrap();
+    assert_same(&read, &frames[..4]);
+    assert!(recovery.cut.is_some());
+}
+
+/// A later frame tells what was durable when it was made, whatever became of the marks.
+#[test]
+fn a_later_frame_proves_what_was_durable() {
+    let files = FaultyFiles::new();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
+    let first = append(&log, &mut history, 1).unwrap();
+    log.step();
+    history.set_durable(first.last());
+    let second = append(&log, &mut history, 1).unwrap();
+    assert_eq!(second.header().durable_lsn, first.last());
+    log.step();
+    drop(log);
+    files.damage(Path::new(SEGMENT), |bytes| {
+        let second_mark = SEGMENT_HEADER_BYTES + group_bytes(std::slice::from_ref(&first));
+        bytes[second_mark..second_mark + MARK_BYTES].fill(0);
+        bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 50] ^= 1;
+    });
+    let refused = recovered(&files).unwrap_err().to_string();
+    assert!(refused.contains("a later frame says that it was durable"), "{refused}");
+}
+
+/// Many segments: `claims` claims with enough frames for several segments each.
+fn many_segments() -> (FaultyFiles, Vec<Frame>) {
+    let files = FaultyFiles::new();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut frames = Vec::new();
+    for number in 1..4 {
+        let mut history = History::new(epoch(number), log.claim(epoch(number)).unwrap());
+        for _ in 0..20 {
+            frames.push(append(&log, &mut history, 20).unwrap());
+            log.step();
+        }
+    }
+    (files, frames)
+}
+
+#[test]
+fn a_lost_or_shortened_segment_is_noticed() {
+    let (files, frames) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    assert!(segments.len() > 5);
+    let newest_but_one = format!("/log/{}", segment_name(segments[segments.len() - 2]));
+    let shortened = files.after_kill();
+    shortened.damage(Path::new(&newest_but_one), |bytes| bytes.truncate(bytes.len() - 1));
+    let refused = DiskLog::open(options(&shortened)).unwrap_err();
+    assert!(matches!(refused, OpenError::DamagedMiddle { .. }), "{refused}");
+
+    for lost in &segments[1..segments.len() - 1] {
+        let holed = files.after_kill();
+        holed.remove(&Path::new("/log").join(segment_name(*lost))).unwrap();
+        let everything = DiskOptions { scrub: Scrub::Everything, ..options(&holed) };
+        let refused = DiskLog::open(everything).unwrap_err();
+        assert!(matches!(&refused, OpenError::DamagedMiddle { lsn, .. } if lsn == lost), "{refused}");
+        if let Ok(log) = DiskLog::open(options(&holed)) {
+            let read: Vec<Result<Frame, ReadError>> =
+                log.read(Lsn::FIRST).unwrap().take(frames.len()).collect();
+            let good = read.iter().take_while(|frame| frame.is_ok()).count();
+            assert_eq!(frames[good].first(), *lost);
+            assert!(matches!(&read[good], Err(ReadError::Damaged { lsn, .. }) if lsn == lost));
+        }
+    }
+}
+
+#[test]
+fn damage_in_an_old_segment_is_found_when_it_is_read() {
+    let (files, frames) = many_segments();
+    files.damage(Path::new(SEGMENT), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 300] ^= 4);
+    let log = DiskLog::open(options(&files)).unwrap();
+    let mut reader = log.read(Lsn::FIRST).unwrap();
+    let refused = reader.next().unwrap().unwrap_err();
+    assert!(
+        matches!(&refused, ReadError::Damaged { place, lsn, .. } if place == SEGMENT && *lsn == Lsn::FIRST)
+    );
+    assert_eq!(reader.next().unwrap().unwrap_err(), refused, "a reader does not go on behind damage");
+    let second_segment = log.recovery().segments[1];
+    let read: Vec<Frame> = log.read(second_segment).unwrap().map(Result::unwrap).collect();
+    let rest = frames.iter().position(|frame| frame.first() == second_segment).unwrap();
+    assert_same(&read, &frames[rest..]);
+    drop(log);
+    let refused = DiskLog::open(DiskOptions { scrub: Scrub::Everything, ..options(&files) }).unwrap_err();
+    assert!(matches!(refused, OpenError::DamagedMiddle { lsn: Lsn::FIRST, .. }), "{refused}");
+}
+
+#[test]
+fn a_trimmed_log_begins_at_a_segment_and_opens_without_the_rest() {
+    let (files, frames) = many_segments();
+    let log = DiskLog::open(options(&files)).unwrap();
+    let first = log.trim(frames[30].first()).unwrap();
+    assert!(first > Lsn::FIRST && first <= frames[30].first());
+    drop(log);
+    let log = DiskLog::open(DiskOptions { scrub: Scrub::Everything, ..options(&files) }).unwrap();
+    assert_eq!(log.first(), first);
+    let kept = frames.iter().position(|frame| frame.first() == first).unwrap();
+    assert_same(&read_all(&log), &frames[kept..]);
+}

@@ -1,0 +1,202 @@
+//! Reading a segment from its header on, frame by frame, in constant memory.
+//!
+//! Invariants:
+//! - Every frame that comes out has been verified: checksum, linkage, chain.
+//! - Nothing is believed because of where it stands: an end is an end, and whether it may be one is for the caller to decide.
+
+use std::{io, path::PathBuf};
+
+use bytes::Bytes;
+
+use super::{MARK_BYTES, Mark, SEGMENT_HEADER_BYTES, mark::MARK_MAGIC};
+use crate::{
+    FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader, MAX_FRAME_BYTES, Position, State,
+    UnverifiedFrame, VolumeKeys, files::SegmentFile,
+};
+
+/// A reader of one segment.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub(crate) path: PathBuf,
+    file: Box<dyn SegmentFile>,
+    keys: VolumeKeys,
+    /// Where the next mark or frame begins.
+    offset: u64,
+    /// The state before it.
+    state: State,
+    window: Vec<u8>,
+    window_start: u64,
+}
+
+/// What a scan found next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// A verified frame.
+    Frame(Frame),
+    /// Neither a frame nor a mark that continues the segment: zeros, a torn write, or damage.
+    End(EndOfScan),
+}
+
+/// Why a scan ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum EndOfScan {
+    /// The file ends here.
+    EndOfFile,
+    /// What stands here is neither a frame nor a mark; it may be zeros.
+    Unknown,
+    /// A mark that does not follow what is before it.
+    MarkOutOfPlace,
+    /// What stands here began like a frame.
+    Frame(FrameError),
+}
+
+impl EndOfScan {
+    /// What was found, for people.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            EndOfScan::EndOfFile => "the file ends here".to_owned(),
+            EndOfScan::Unknown => "no frame begins here".to_owned(),
+            EndOfScan::MarkOutOfPlace => "a mark that does not belong here".to_owned(),
+            EndOfScan::Frame(error) => error.to_string(),
+        }
+    }
+}
+
+impl Scan {
+    /// A scan of the segment in `file`, whose header says that `base` is the state before it.
+    pub(crate) fn new(path: PathBuf, file: Box<dyn SegmentFile>, keys: VolumeKeys, base: State) -> Scan {
+        let offset = SEGMENT_HEADER_BYTES as u64;
+        Scan { path, file, keys, offset, state: base, window: Vec::new(), window_start: 0 }
+    }
+
+    /// The position behind what has been read.
+    pub(crate) fn position(&self) -> Position {
+        self.state.position
+    }
+
+    /// The state behind what has been read.
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// The next frame, or why there is none. May be called again after an end: the file may have grown.
+    pub(crate) fn next_step(&mut self) -> io::Result<Step> {
+        loop {
+            let start = self.fetch(self.offset, MARK_BYTES)?;
+            if start.is_empty() {
+                return Ok(Step::End(EndOfScan::EndOfFile));
+            }
+            if let Some(mark) = Mark::parse(start) {
+                if mark.after != self.state.position.lsn {
+                    return Ok(Step::End(EndOfScan::MarkOutOfPlace));
+                }
+                self.offset += MARK_BYTES as u64;
+                continue;
+            }
+            if !start.starts_with(&FRAME_MAGIC) {
+                return Ok(Step::End(EndOfScan::Unknown));
+            }
+            let position = self.state.position;
+            let frame = match self.frame_at(self.offset)? {
+                Ok(frame) => frame.verify(&self.keys, &position),
+                Err(error) => Err(error),
+            };
+            return Ok(match frame {
+                Ok(frame) => {
+                    self.offset += frame.bytes().len() as u64;
+                    self.state = frame.state();
+                    Step::Frame(frame)
+                }
+                Err(error) => Step::End(EndOfScan::Frame(error)),
+            });
+        }
+    }
+
+    /// Looks behind the end of the scan for something that proves that what should stand here was durable: a later mark, or
+    /// a frame that was written when it was durable. Returns what it found.
+    pub(crate) fn find_proof(&mut self) -> io::Result<Option<&'static str>> {
+        let lost = self.state.position.lsn.next();
+        let mut at = self.offset;
+        loop {
+            self.window.clear();
+            let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
+            let length = bytes.len();
+            let candidates = candidates(bytes);
+            for offset in candidates {
+                let place = at + offset as u64;
+                let mark = Mark::parse(self.fetch(place, MARK_BYTES)?);
+                if mark.is_some_and(|mark| mark.after >= lost) {
+                    return Ok(Some("a later group commit follows"));
+                }
+                if let Ok(frame) = self.frame_at(place)?
+                    && frame.header().durable_lsn >= lost
+                {
+                    return Ok(Some("a later frame says that it was durable"));
+                }
+            }
+            if length < PROOF_WINDOW_BYTES {
+                return Ok(None);
+            }
+            // Magic bytes may lie across the border of two windows.
+            at += (PROOF_WINDOW_BYTES - MARK_MAGIC.len() + 1) as u64;
+        }
+    }
+
+    /// Whether nothing but zeros follows, to the end of the file.
+    pub(crate) fn only_zeros(&mut self) -> io::Result<bool> {
+        let mut at = self.offset;
+        loop {
+            self.window.clear();
+            let bytes = self.fetch(at, WINDOW_BYTES)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            if bytes.len() < WINDOW_BYTES {
+                return Ok(true);
+            }
+            at += WINDOW_BYTES as u64;
+        }
+    }
+
+    /// Forgets what was read ahead, because the file has grown since.
+    pub(crate) fn forget_window(&mut self) {
+        self.window.clear();
+    }
+
+    fn frame_at(&mut self, offset: u64) -> io::Result<Result<UnverifiedFrame, FrameError>> {
+        let header = match FrameHeader::parse(self.fetch(offset, FRAME_HEADER_BYTES)?) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let bytes = Bytes::copy_from_slice(self.fetch(offset, header.frame_len())?);
+        Ok(UnverifiedFrame::parse(&bytes, 0).map(|(frame, _)| frame))
+    }
+
+    /// `length` bytes at `offset`, or fewer if the file ends before.
+    fn fetch(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+        debug_assert!(length <= MAX_FRAME_BYTES);
+        let window_end = self.window_start + self.window.len() as u64;
+        if offset < self.window_start || offset + length as u64 > window_end {
+            self.window.resize(length.max(WINDOW_BYTES), 0);
+            // Until the read has succeeded the window holds nothing.
+            let read = self.file.read_at(offset, &mut self.window);
+            self.window.truncate(read.as_ref().copied().unwrap_or(0));
+            self.window_start = offset;
+            read?;
+        }
+        let start = (offset - self.window_start) as usize;
+        let end = (start + length).min(self.window.len());
+        Ok(&self.window[start..end])
+    }
+}
+
+/// Where marks or frames may begin.
+fn candidates(bytes: &[u8]) -> Vec<usize> {
+    let begins = |window: &[u8]| window == MARK_MAGIC || window == FRAME_MAGIC;
+    let windows = bytes.windows(MARK_MAGIC.len()).enumerate();
+    windows.filter(|(_, window)| begins(window)).map(|(at, _)| at).collect()
+}
+
+/// How much is read at once, unless a frame is larger.
+const WINDOW_BYTES: usize = 256 << 10;
+const PROOF_WINDOW_BYTES: usize = WINDOW_BYTES;
