@@ -104,7 +104,8 @@ impl Session {
         &self.path
     }
 
-    pub(super) fn notifier(&self) -> fuser::Notifier {
+    /// Sends invalidations from the calling thread, which must not be one that answers requests.
+    pub fn notifier(&self) -> fuser::Notifier {
         self.notifier.clone()
     }
 
