@@ -1,1 +1,4 @@
-//! Placeholder.
+//! What the benchmarks share: loads, and what they are compared with.
+
+pub mod mount_load;
+pub mod null_fs;

@@ -10,6 +10,7 @@ mod decide;
 mod data;
 mod errno;
 mod file_system;
+mod fuse;
 mod index;
 mod ino;
 mod log_time;
@@ -39,6 +40,11 @@ pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
     XattrMode,
 };
+pub use fuse::{
+    Lifetimes, Mount, MountError, MountOptions, Notifier, RequestCounts, RequestKind, UnmountError,
+};
+#[doc(hidden)]
+pub use fuse::{RequestCounters, Session, kernel_config};
 pub use index::{Index, IndexError, IndexSnapshot, RowIterator};
 pub use ino::Ino;
 pub use name::{NAME_MAX, Name, XattrName};

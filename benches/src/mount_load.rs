@@ -1,0 +1,387 @@
+//! Loads for a mounted file system, run on several of them in turns, so that a noisy machine is noisy for all.
+//!
+//! Invariants:
+//! - Every run begins with a fresh mount, and the order of the mounts changes from run to run.
+//! - Only calls of the load are timed; making data, mounting and dropping caches are not.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use murphy_fs::RequestCounts;
+use murphy_log::{Clock, SystemClock};
+
+/// A mounted file system that can be measured.
+pub trait Target: Send + Sync {
+    /// Requests since the mount.
+    fn requests(&self) -> RequestCounts;
+    /// Makes the kernel forget a directory of the root and all below it.
+    fn forget(&self, name: &str) -> io::Result<()>;
+    /// Unmounts and waits for the end.
+    fn unmount(self: Box<Self>) -> io::Result<()>;
+}
+
+/// Mounts a fresh file system: the first path is an empty directory for its state, the second the mount point.
+pub type MountFn<'a> = &'a dyn Fn(&Path, &Path) -> io::Result<Box<dyn Target>>;
+
+/// One of the file systems that are compared.
+pub struct Side<'a> {
+    /// Its name in the table.
+    pub name: &'a str,
+    /// How it is mounted.
+    pub mount: MountFn<'a>,
+}
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Files that are created, looked up and removed.
+    pub files: usize,
+    /// Size of the large file in MiB; 0 leaves it out.
+    pub mebibytes: usize,
+    /// Threads that create, look up and remove, each in directories of its own.
+    pub clients: usize,
+    /// Runs of each side; the table shows the median.
+    pub runs: usize,
+    /// What is in the large file.
+    pub data: Data,
+}
+
+/// What the bytes of a large file look like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Data {
+    /// Seeded noise.
+    Incompressible,
+    /// A short text over and over.
+    Compressible,
+}
+
+/// What is measured, in the order in which it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Create and close.
+    Create,
+    /// Stat of what the kernel has forgotten.
+    StatCold,
+    /// Stat of what the kernel has.
+    StatAgain,
+    /// List the directories with all attributes, forgotten before.
+    List,
+    /// Unlink.
+    Unlink,
+    /// Sequential writes of 1 MiB, up to close.
+    Write,
+    /// The same, with an fsync before close.
+    WriteFsync,
+    /// Sequential reads of 1 MiB, not from the page cache.
+    Read,
+}
+
+impl Step {
+    /// All steps.
+    pub const ALL: [Step; 8] = [
+        Step::Create,
+        Step::StatCold,
+        Step::StatAgain,
+        Step::List,
+        Step::Unlink,
+        Step::Write,
+        Step::WriteFsync,
+        Step::Read,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Step::Create => "create+close /s",
+            Step::StatCold => "stat, cold /s",
+            Step::StatAgain => "stat, again /s",
+            Step::List => "list+stat /s",
+            Step::Unlink => "unlink /s",
+            Step::Write => "write MiB/s",
+            Step::WriteFsync => "write+fsync MiB/s",
+            Step::Read => "read MiB/s",
+        }
+    }
+}
+
+/// One measured step.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// What was done.
+    pub step: Step,
+    /// How often: files, or MiB.
+    pub operations: usize,
+    /// How long it took in all.
+    pub elapsed: Duration,
+    /// What the kernel asked for meanwhile.
+    pub requests: RequestCounts,
+}
+
+impl Figure {
+    /// Operations per second.
+    pub fn rate(&self) -> f64 {
+        self.operations as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// All figures of all runs.
+#[derive(Debug)]
+pub struct Report {
+    sides: Vec<String>,
+    /// Per side, the figures of all runs.
+    figures: Vec<Vec<Figure>>,
+}
+
+impl Report {
+    /// The middle rate of a step, and the requests of its first run.
+    pub fn median(&self, side: usize, step: Step) -> Option<(f64, &Figure)> {
+        let of_step = || self.figures.get(side).into_iter().flatten().filter(|figure| figure.step == step);
+        let mut rates: Vec<f64> = of_step().map(Figure::rate).collect();
+        rates.sort_by(f64::total_cmp);
+        Some((*rates.get(rates.len() / 2)?, of_step().next()?))
+    }
+}
+
+impl fmt::Display for Report {
+    /// A row per step and side: median rate, ratio to the first side, requests per operation.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<20} {:<8} {:>12} {:>7}  requests", "", "", "median", "ratio")?;
+        for step in Step::ALL {
+            let first = self.median(0, step).map(|(rate, _)| rate);
+            for (side, name) in self.sides.iter().enumerate() {
+                let (Some((rate, figure)), Some(first)) = (self.median(side, step), first) else { continue };
+                let per_operation = figure.requests.total() as f64 / figure.operations as f64;
+                writeln!(
+                    f,
+                    "{:<20} {name:<8} {rate:>12.0} {:>7.2}  {per_operation:.2} each: {}",
+                    step.name(),
+                    rate / first,
+                    figure.requests
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the load on each side in turns. `scratch` is an existing directory; what is made in it is removed.
+pub fn compare(load: &Load, sides: &[Side<'_>], scratch: &Path) -> io::Result<Report> {
+    let mut figures: Vec<Vec<Figure>> = sides.iter().map(|_| Vec::new()).collect();
+    let pool = data_pool(load.data);
+    for run in 0..load.runs {
+        for turn in 0..sides.len() {
+            let side = if run % 2 == 0 { turn } else { sides.len() - 1 - turn };
+            let (state, mount_point) = (scratch.join("state"), scratch.join("mnt"));
+            fs::create_dir(&state)?;
+            fs::create_dir(&mount_point)?;
+            let target = (sides[side].mount)(&state, &mount_point)?;
+            figures[side].extend(run_all(load, &*target, &mount_point, &pool)?);
+            target.unmount()?;
+            fs::remove_dir(&mount_point)?;
+            fs::remove_dir_all(&state)?;
+        }
+    }
+    Ok(Report { sides: sides.iter().map(|side| side.name.to_owned()).collect(), figures })
+}
+
+fn run_all(load: &Load, target: &dyn Target, root: &Path, pool: &[u8]) -> io::Result<Vec<Figure>> {
+    let clock = SystemClock::new();
+    let stopwatch = Stopwatch { clock: &clock, target };
+    let mut figures = Vec::new();
+    if load.files > 0 {
+        let tree = Tree::new(load, root);
+        for step in [Step::Create, Step::StatCold, Step::StatAgain, Step::List, Step::Unlink] {
+            if matches!(step, Step::StatCold | Step::List) {
+                tree.forget(target)?;
+            }
+            figures.push(stopwatch.measure(step, load.files, || tree.each_client(step))?);
+        }
+        tree.remove_directories()?;
+    }
+    if load.mebibytes > 0 {
+        let path = root.join("large");
+        figures.push(
+            stopwatch
+                .measure(Step::Write, load.mebibytes, || write_large(&path, load, pool, Finish::Close))?,
+        );
+        fs::remove_file(&path)?;
+        let durable = || write_large(&path, load, pool, Finish::Fsync);
+        figures.push(stopwatch.measure(Step::WriteFsync, load.mebibytes, durable)?);
+        drop_pages(&path)?;
+        figures.push(stopwatch.measure(Step::Read, load.mebibytes, || read_large(&path))?);
+        fs::remove_file(&path)?;
+    }
+    Ok(figures)
+}
+
+struct Stopwatch<'a> {
+    clock: &'a SystemClock,
+    target: &'a dyn Target,
+}
+
+impl Stopwatch<'_> {
+    fn measure(
+        &self,
+        step: Step,
+        operations: usize,
+        work: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Figure> {
+        let (before, start) = (self.target.requests(), self.clock.monotonic());
+        work()?;
+        let elapsed = self.clock.monotonic().saturating_sub(start);
+        let requests = self.target.requests().since(&before);
+        Ok(Figure { step, operations, elapsed, requests })
+    }
+}
+
+/// The paths of the small files, per client and directory.
+struct Tree {
+    root: PathBuf,
+    clients: Vec<Vec<(String, Vec<PathBuf>)>>,
+}
+
+impl Tree {
+    fn new(load: &Load, root: &Path) -> Tree {
+        let mut clients: Vec<Vec<(String, Vec<PathBuf>)>> =
+            (0..load.clients.max(1)).map(|_| Vec::new()).collect();
+        let count = clients.len();
+        for (number, first) in (0..load.files).step_by(DIRECTORY_FILES).enumerate() {
+            let (name, last) = (format!("d{number}"), load.files.min(first + DIRECTORY_FILES));
+            let directory = root.join(&name);
+            let paths = (first..last).map(|file| directory.join(format!("file-{file}"))).collect();
+            clients[number % count].push((name, paths));
+        }
+        Tree { root: root.to_owned(), clients }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.clients.iter().flatten().map(|(name, _)| name)
+    }
+
+    /// Waits until the kernel asks for each directory again.
+    fn forget(&self, target: &dyn Target) -> io::Result<()> {
+        for name in self.names() {
+            target.forget(name)?;
+            for _ in 0..FORGET_TRIES {
+                let before = target.requests();
+                fs::metadata(self.root.join(name))?;
+                if target.requests().since(&before).total() > 0 {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    fn each_client(&self, step: Step) -> io::Result<()> {
+        thread::scope(|scope| {
+            let clients: Vec<_> = self
+                .clients
+                .iter()
+                .map(|directories| scope.spawn(move || run_client(step, &self.root, directories)))
+                .collect();
+            for client in clients {
+                client.join().map_err(|_| io::Error::other("a client panicked"))??;
+            }
+            Ok(())
+        })
+    }
+
+    fn remove_directories(&self) -> io::Result<()> {
+        self.names().try_for_each(|name| fs::remove_dir(self.root.join(name)))
+    }
+}
+
+fn run_client(step: Step, root: &Path, directories: &[(String, Vec<PathBuf>)]) -> io::Result<()> {
+    for (name, paths) in directories {
+        match step {
+            Step::Create => {
+                fs::create_dir(root.join(name))?;
+                for path in paths {
+                    drop(OpenOptions::new().write(true).create_new(true).open(path)?);
+                }
+            }
+            Step::List => {
+                for entry in fs::read_dir(root.join(name))? {
+                    entry?.metadata()?;
+                }
+            }
+            Step::Unlink => paths.iter().try_for_each(fs::remove_file)?,
+            _ => {
+                for path in paths {
+                    fs::symlink_metadata(path)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finish {
+    Close,
+    Fsync,
+}
+
+fn write_large(path: &Path, load: &Load, pool: &[u8], finish: Finish) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    for piece in pool.chunks_exact(MEBIBYTE).cycle().take(load.mebibytes) {
+        file.write_all(piece)?;
+    }
+    if finish == Finish::Fsync { file.sync_all() } else { Ok(()) }
+}
+
+fn read_large(path: &Path) -> io::Result<()> {
+    let (mut file, mut piece) = (File::open(path)?, vec![0; MEBIBYTE]);
+    while file.read(&mut piece)? > 0 {}
+    Ok(())
+}
+
+/// Takes a file out of the page cache.
+fn drop_pages(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: the descriptor is open, and the call only gives advice.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Bytes to write, more than any compression unit.
+fn data_pool(data: Data) -> Vec<u8> {
+    let mut pool = Vec::with_capacity(POOL_BYTES);
+    let mut state = SEED;
+    while pool.len() < POOL_BYTES {
+        match data {
+            Data::Incompressible => {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                pool.extend_from_slice(&state.to_le_bytes());
+            }
+            Data::Compressible => pool.extend_from_slice(b"anything that can go wrong will "),
+        }
+    }
+    pool
+}
+
+/// Files in one directory.
+const DIRECTORY_FILES: usize = 1000;
+
+/// Milliseconds until a directory must be forgotten.
+const FORGET_TRIES: usize = 1000;
+
+const MEBIBYTE: usize = 1 << 20;
+
+/// A whole number of MiB.
+const POOL_BYTES: usize = 16 * MEBIBYTE;
+
+/// The seed of the noise; any but 0.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,0 +1,150 @@
+//! A file system on a mount point.
+//!
+//! Invariants:
+//! - `Mount` knows nothing of what it serves but [`FileSystem`].
+//! - RELEASE of files closed just before the end may be lost with the connection: whoever serves the file system closes its
+//!   handles when the mount has ended.
+
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle as Runtime;
+
+use super::{
+    Fuse,
+    count::{RequestCounters, RequestCounts},
+    kernel::Lifetimes,
+    mount_table::MountError,
+    notify::Notifier,
+    session::{Session, UnmountError},
+};
+use crate::FileSystem;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// The volume's id: the mount table shows `murphy:<name>`, and a dead mount of the same name is replaced.
+    pub name: String,
+    /// How long the kernel may keep names and attributes.
+    pub lifetimes: Lifetimes,
+    /// Threads that read requests.
+    pub threads: NonZeroUsize,
+    /// Gives each thread its own descriptor and queue of the connection.
+    pub clone_fd: bool,
+    /// After how long a request that waits for a store or the log is answered with EIO.
+    pub io_timeout: Duration,
+    /// How far the kernel reads ahead in a file that is read from front to back, in bytes.
+    pub read_ahead: u32,
+    /// Users other than the one who mounts may enter, as permissions allow.
+    pub allow_other: bool,
+    /// The kernel itself refuses changes (a past moment). A mirror is mounted without it and answers EROFS below.
+    pub read_only: bool,
+}
+
+impl MountOptions {
+    /// The options of a volume's source, for the volume with this id.
+    pub fn new(name: impl Into<String>) -> MountOptions {
+        MountOptions {
+            name: name.into(),
+            lifetimes: Lifetimes::EXCLUSIVE,
+            threads: THREADS,
+            clone_fd: false,
+            io_timeout: IO_TIMEOUT,
+            read_ahead: READ_AHEAD_BYTES,
+            allow_other: false,
+            read_only: false,
+        }
+    }
+
+    /// What the mount table shows.
+    pub(super) fn source(&self) -> Result<String, MountError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || !self.name.bytes().all(plain) {
+            return Err(MountError::Name { name: self.name.clone() });
+        }
+        Ok(format!("murphy:{}", self.name))
+    }
+}
+
+/// A mounted [`FileSystem`]. Dropping it detaches the mount without making anything durable.
+#[derive(Debug)]
+pub struct Mount {
+    session: Session,
+    lifetimes: Arc<ArcSwap<Lifetimes>>,
+    counters: Arc<RequestCounters>,
+    notifier: Notifier,
+}
+
+impl Mount {
+    /// Mounts `fs` at `mount_point`, an empty directory. Answers that come later are driven on `runtime`, which must have its timer on.
+    pub fn new(
+        fs: Arc<dyn FileSystem>,
+        mount_point: &Path,
+        options: &MountOptions,
+        runtime: Runtime,
+    ) -> Result<Mount, MountError> {
+        let lifetimes = Arc::new(ArcSwap::from_pointee(options.lifetimes));
+        let counters = Arc::new(RequestCounters::default());
+        let fuse = Fuse {
+            fs,
+            lifetimes: Arc::clone(&lifetimes),
+            counters: Arc::clone(&counters),
+            runtime,
+            io_timeout: options.io_timeout,
+        };
+        let session = Session::start(fuse, mount_point, options)?;
+        let notifier = Notifier::new(session.notifier()).map_err(|source| MountError::Io {
+            path: mount_point.to_owned(),
+            step: "starting the notifier",
+            source,
+        })?;
+        Ok(Mount { session, lifetimes, counters, notifier })
+    }
+
+    /// Where it is mounted, without links.
+    pub fn path(&self) -> &Path {
+        self.session.path()
+    }
+
+    /// Requests since the mount.
+    pub fn requests(&self) -> RequestCounts {
+        self.counters.snapshot()
+    }
+
+    /// Tells the kernel what has changed other than through this mount.
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// Changes the lifetimes of what is answered from now on.
+    pub fn set_lifetimes(&self, lifetimes: Lifetimes) {
+        self.lifetimes.store(Arc::new(lifetimes));
+    }
+
+    /// Whether it is not mounted any more.
+    pub fn has_ended(&self) -> bool {
+        self.session.has_ended()
+    }
+
+    /// Waits until it has been unmounted, by whomever. Blocks the thread.
+    pub fn wait(&self) -> Result<(), UnmountError> {
+        self.session.wait()
+    }
+
+    /// Unmounts and waits for the last answer. Blocks the thread. [`UnmountError::Busy`] leaves it mounted and working.
+    pub fn unmount(&self) -> Result<(), UnmountError> {
+        self.session.unmount()
+    }
+}
+
+/// Request threads: one more than it takes to keep a processor busy lets another request in while one reads the index.
+const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("two is not zero");
+
+/// The default of `--io-timeout`.
+const IO_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One request of the largest size ahead.
+const READ_AHEAD_BYTES: u32 = 1 << 20;
+
+/// The longest name in the mount table.
+const NAME_BYTES_MAX: usize = 128;
