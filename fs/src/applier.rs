@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{Lsn, WaitError};
+use murphy_log::WaitError;
 
 use crate::{Index, IndexError, sequencer::Sequencer};
 
@@ -50,16 +50,6 @@ impl Applier {
         self.sequencer.indexed(self.index.snapshot(), end.position.lsn);
         self.index.sync()?;
         Ok(true)
-    }
-
-    /// Applies everything that is sealed, until `lsn` is indexed.
-    pub(crate) fn drain(&self, lsn: Lsn) -> Result<(), ApplyError> {
-        while self.sequencer.view().indexed() < lsn {
-            if !self.step(PATIENCE)? && self.sequencer.oldest_sealed().is_none() {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Applies until `stop`; an error ends the volume.

@@ -25,7 +25,7 @@ use crate::{Errno, Ino, RowKey};
 
 pub(crate) use attr::{DropPrivilege, SetAttributes, capability_key, loses_mode_bits};
 pub(crate) use create::{MakeDirectory, MakeNode, MakeSymlink, NewInode};
-pub(crate) use data::{PackUse, Piece, Store, Truncate};
+pub(crate) use data::{FILE_MAX, PackUse, Piece, Store, Truncate};
 pub(crate) use draft::{Decided, Draft};
 pub(crate) use genesis::{BeginSession, ChangeSettings, Genesis};
 pub(crate) use link::MakeLink;

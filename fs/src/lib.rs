@@ -6,8 +6,8 @@
 mod acknowledge;
 mod applier;
 mod attr;
-mod decide;
 mod data;
+mod decide;
 mod errno;
 mod file_system;
 mod fuse;
@@ -26,7 +26,6 @@ pub use acknowledge::{
     AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
-pub use decide::EntryKind;
 pub use data::{
     AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, CredentialsError, DiskCache,
     DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
@@ -35,6 +34,7 @@ pub use data::{
     PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId,
     probe_put_if_absent,
 };
+pub use decide::EntryKind;
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,

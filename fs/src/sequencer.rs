@@ -373,6 +373,11 @@ impl Sequencer {
         self.end(&mut self.core.lock(), reason);
     }
 
+    /// Why nothing is decided any more, if so.
+    pub(crate) fn ended(&self) -> Option<String> {
+        self.core.lock().ended.clone()
+    }
+
     /// Closes what is open, so that it becomes durable soon; returns the last LSN.
     pub(crate) fn close_open_frame(&self) -> Lsn {
         let mut core = self.core.lock();

@@ -20,9 +20,8 @@ use murphy_log::{Lsn, State};
 
 use crate::{
     IndexError, IndexSnapshot, Ino, RowIterator, RowKey,
-    decide::{PlacedName, find},
     overlay::Generation,
-    rows::{DentryRow, DirectoryRow, Extent, ExtentRow, InodeRow, RowError, SLOT_BYTES},
+    rows::{DirectoryRow, Extent, ExtentRow, InodeRow, RowError, SLOT_BYTES},
     table::Table,
 };
 
@@ -153,11 +152,6 @@ impl View {
     /// The directory row of `ino`.
     pub fn directory(&self, ino: Ino) -> Result<Option<DirectoryRow>, ViewError> {
         self.decoded(&RowKey::directory(ino), |row| DirectoryRow::decode(row))
-    }
-
-    /// The name in `parent`, if it is there.
-    pub(crate) fn find_name(&self, parent: Ino, name: &PlacedName) -> Result<Option<Ino>, ViewError> {
-        Ok(find(parent, name, |key| self.decoded(key, DentryRow::decode))?.map(|found| found.ino))
     }
 
     /// The extents of `ino` that touch `from..to`, in order.

@@ -37,6 +37,7 @@ use crate::{
 };
 use files::{FileTable, Handles};
 use flush::Flusher;
+use io::Stamps;
 use workers::Workers;
 
 /// A volume on this node. Cloning shares it; the last clone to go stops its threads.
@@ -50,6 +51,7 @@ struct Shared {
     hasher: NameHasher,
     files: FileTable,
     handles: Handles,
+    stamps: Stamps,
     flusher: Flusher,
     fetcher: PackFetcher,
     blocks: Arc<dyn BlockStore>,
@@ -142,8 +144,15 @@ impl Volume {
         };
         let hasher = NameHasher::new(parts.keys.derived(NAME_HASH_PURPOSE));
         let snapshot = parts.index.snapshot();
-        let sequencer =
-            Sequencer::new(parts.log, parts.keys, parts.clock, snapshot, parts.state, parts.last_time, limits);
+        let sequencer = Sequencer::new(
+            parts.log,
+            parts.keys,
+            parts.clock,
+            snapshot,
+            parts.state,
+            parts.last_time,
+            limits,
+        );
         let sequencer = Arc::new(sequencer);
         let workers = Workers::start(&sequencer, &parts.index);
         let shared = Shared {
@@ -151,6 +160,7 @@ impl Volume {
             hasher,
             files: FileTable::default(),
             handles: Handles::default(),
+            stamps: Stamps::default(),
             flusher: Flusher::default(),
             fetcher: parts.fetcher,
             blocks: parts.blocks,
@@ -250,7 +260,9 @@ impl Volume {
         O: Operation + Send + 'static,
         O::Reply: Send + 'static,
     {
-        self.mutate_with(caller, move |volume, caller| volume.shared.sequencer.submit(Some(caller), &operation))
+        self.mutate_with(caller, move |volume, caller| {
+            volume.shared.sequencer.submit(Some(caller), &operation)
+        })
     }
 
     /// The same for a request that prepares itself anew at every try.
@@ -328,12 +340,17 @@ impl Volume {
     /// Moves every durable entry into the index, which then survives a power cut.
     pub fn settle_index(&self) -> Result<(), Errno> {
         let lsn = self.shared.sequencer.seal_now();
-        self.shared.workers.wait_indexed(lsn).and_then(|()| self.shared.index.sync().map_err(|e| e.to_string())).map_err(
-            |error| {
-                tracing::error!(error, "the index did not take everything in; it will be caught up at the next start");
+        self.shared
+            .workers
+            .wait_indexed(lsn)
+            .and_then(|()| self.shared.index.sync().map_err(|e| e.to_string()))
+            .map_err(|error| {
+                tracing::error!(
+                    error,
+                    "the index did not take everything in; it will be caught up at the next start"
+                );
                 Errno::EIO
-            },
-        )
+            })
     }
 }
 

@@ -1,7 +1,9 @@
 //! Changing attributes other than the length.
 
 use super::{Draft, EntryKind, Operation, Refusal};
-use crate::{Attr, DirectoryRow, Errno, Ino, InodeRow, Kind, RowKey, SetAttr, SetTime, Timespec, table::Table};
+use crate::{
+    Attr, DirectoryRow, Errno, Ino, InodeRow, Kind, RowKey, SetAttr, SetTime, Timespec, table::Table,
+};
 
 /// Changes mode, owner and times. The length is [`super::Truncate`]'s.
 #[derive(Clone, Debug)]

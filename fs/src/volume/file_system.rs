@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::{Volume, flush::Urgency, io::may_truncate};
 use crate::{
-    Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode, OpenFlags, Opened,
-    RenameMode, SetAttr, StatFs, XattrMode, XattrName,
+    Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode,
+    OpenFlags, Opened, RenameMode, SetAttr, StatFs, XattrMode, XattrName,
     decide::{MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
     sequencer::SubmitError,
 };
@@ -28,7 +28,8 @@ impl FileSystem for Volume {
             return Answer::Now(Err(errno));
         }
         let Some(size) = change.size else {
-            return self.mutate_with(*caller, move |volume, caller| volume.set_attributes(caller, ino, change));
+            return self
+                .mutate_with(*caller, move |volume, caller| volume.set_attributes(caller, ino, change));
         };
         self.mutate_with(*caller, move |volume, caller| {
             may_truncate(&volume.inode_row(ino)?.ok_or(Errno::ESTALE)?)?;
@@ -48,7 +49,14 @@ impl FileSystem for Volume {
         self.mutate(*caller, MakeNode { parent, name: self.placed(name), node })
     }
 
-    fn create(&self, caller: &Caller, parent: Ino, name: &Name, mode: u16, flags: OpenFlags) -> Answer<(Attr, Opened)> {
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &Name,
+        mode: u16,
+        flags: OpenFlags,
+    ) -> Answer<(Attr, Opened)> {
         let node = NewNode { kind: Kind::File, mode, rdev: 0 };
         let make = MakeNode { parent, name: self.placed(name), node };
         self.mutate_with(*caller, move |volume, caller| {
@@ -120,7 +128,8 @@ impl FileSystem for Volume {
     }
 
     fn write(&self, caller: &Caller, ino: Ino, handle: Handle, offset: u64, data: Bytes) -> Answer<u32> {
-        let sync = self.shared.handles.find(handle).is_ok_and(|open| open.flags.sync) || self.shared.options.sync;
+        let sync =
+            self.shared.handles.find(handle).is_ok_and(|open| open.flags.sync) || self.shared.options.sync;
         if !self.is_dirty_full() && !sync {
             match self.write_bytes(caller, ino, handle, offset, &data) {
                 Err(SubmitError::Full | SubmitError::Stale) => {}
@@ -130,7 +139,9 @@ impl FileSystem for Volume {
         let (volume, caller) = (self.clone(), *caller);
         Answer::later(async move {
             volume.wait_cleaner().await?;
-            let write = move |volume: &Volume, caller: &Caller| volume.write_bytes(caller, ino, handle, offset, &data);
+            let write = move |volume: &Volume, caller: &Caller| {
+                volume.write_bytes(caller, ino, handle, offset, &data)
+            };
             let written = volume.mutate_with(caller, write).wait().await?;
             if sync {
                 volume.sync_file(ino).await?;
@@ -168,7 +179,14 @@ impl FileSystem for Volume {
         self.close_handle(handle);
     }
 
-    fn setxattr(&self, caller: &Caller, ino: Ino, name: &XattrName, value: Bytes, mode: XattrMode) -> Answer<()> {
+    fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &XattrName,
+        value: Bytes,
+        mode: XattrMode,
+    ) -> Answer<()> {
         self.mutate(*caller, SetXattr { ino, name: name.clone(), value, mode })
     }
 
@@ -207,7 +225,12 @@ impl Volume {
     }
 
     /// The file whose bytes must be stored before a rename, because it replaces another: a crash leaves the old or the new one, whole.
-    fn dirty_before_rename(&self, from: &(Ino, Name), to: &(Ino, Name), mode: RenameMode) -> Result<Option<Ino>, Errno> {
+    fn dirty_before_rename(
+        &self,
+        from: &(Ino, Name),
+        to: &(Ino, Name),
+        mode: RenameMode,
+    ) -> Result<Option<Ino>, Errno> {
         if matches!(mode, RenameMode::NoReplace) || self.find_child(to.0, &to.1)?.is_none() {
             return Ok(None);
         }

@@ -54,7 +54,11 @@ impl Volume {
     pub(super) fn start_flusher(&self) {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.shared.flusher.queue.get_or_init(|| sender);
-        self.shared.runtime.spawn(gather(Arc::downgrade(&self.shared), receiver, self.shared.options.flush_after));
+        self.shared.runtime.spawn(gather(
+            Arc::downgrade(&self.shared),
+            receiver,
+            self.shared.options.flush_after,
+        ));
     }
 
     /// Asks for the dirty bytes of `file` to be stored.
@@ -78,7 +82,8 @@ impl Volume {
             }
             inner.flushes_begun + u64::from(inner.dirty.has_grounded())
         };
-        let waited = tokio::time::timeout(self.shared.options.io_timeout, self.wait_flushed(&file, goal)).await;
+        let waited =
+            tokio::time::timeout(self.shared.options.io_timeout, self.wait_flushed(&file, goal)).await;
         waited.unwrap_or_else(|_| {
             tracing::error!(%ino, "file data was not stored in time; it is kept and tried again");
             Err(Errno::EIO)
@@ -244,26 +249,31 @@ impl Batch {
 
     async fn run(mut self) {
         let (sender, receiver) = mpsc::channel(PACKS_AHEAD);
-        let pieces: Vec<_> = self.flights.iter_mut().map(|flight| std::mem::take(&mut flight.pieces)).collect();
+        let pieces: Vec<_> =
+            self.flights.iter_mut().map(|flight| std::mem::take(&mut flight.pieces)).collect();
         let packer = self.volume.clone();
         let packing = tokio::task::spawn_blocking(move || cut(&packer.shared, &pieces, &sender));
         let store = Arc::clone(&self.volume.shared.blocks);
-        let puts = futures::stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) })
-            .map(|load: Load| {
-                let store = Arc::clone(&store);
-                async move {
-                    let stored = store.put(load.pack.name, load.pack.bytes.clone()).await;
-                    (load, stored)
-                }
-            })
-            .buffered(PUTS);
+        let puts = futures::stream::unfold(receiver, |mut receiver| async {
+            Some((receiver.recv().await?, receiver))
+        })
+        .map(|load: Load| {
+            let store = Arc::clone(&store);
+            async move {
+                let stored = store.put(load.pack.name, load.pack.bytes.clone()).await;
+                (load, stored)
+            }
+        })
+        .buffered(PUTS);
         tokio::pin!(puts);
         while let Some((load, stored)) = puts.next().await {
             match stored {
                 Ok(()) => self.land(&load).await,
                 Err(error) => {
                     tracing::error!(%error, "a pack was not stored; its bytes are kept and tried again");
-                    load.placed.iter().for_each(|(flight, _)| self.flights[*flight].failed = Some(Errno::EIO));
+                    load.placed
+                        .iter()
+                        .for_each(|(flight, _)| self.flights[*flight].failed = Some(Errno::EIO));
                 }
             }
         }
@@ -318,7 +328,12 @@ impl Flight {
 
 impl Volume {
     /// Decides the entry of stored pieces, for what is left of them. Returns by which number the tree knows the pack, if it came to that.
-    async fn store(&self, file: &Arc<FileState>, placed: &[Piece], pack: PackUse) -> Result<Option<PackUse>, Errno> {
+    async fn store(
+        &self,
+        file: &Arc<FileState>,
+        placed: &[Piece],
+        pack: PackUse,
+    ) -> Result<Option<PackUse>, Errno> {
         loop {
             let stored = self.try_store(file, &mut file.lock(), placed, pack);
             match stored {
@@ -352,8 +367,9 @@ impl Volume {
         if row.is_some_and(|row| row.extents > 0) {
             for extent in self.view().extents(file.ino, from, to) {
                 let extent = super::tree::logged(extent)?;
-                let touches =
-                    |piece: &&Piece| piece.offset < extent.end() && extent.offset < piece.offset + u64::from(piece.length);
+                let touches = |piece: &&Piece| {
+                    piece.offset < extent.end() && extent.offset < piece.offset + u64::from(piece.length)
+                };
                 if pieces.iter().any(|piece| touches(&piece)) {
                     overlapped.push(extent.offset);
                 }
@@ -371,7 +387,10 @@ impl Volume {
 /// Cuts the pieces of all flights into packs and sends each when it is full.
 fn cut(shared: &Shared, flights: &[Vec<FlightPiece>], packs: &mpsc::Sender<Load>) {
     let mut cutter = Cutter { shared, packs, builder: None, placed: Vec::new() };
-    let pieces = flights.iter().enumerate().flat_map(|(flight, pieces)| pieces.iter().map(move |piece| (flight, piece)));
+    let pieces = flights
+        .iter()
+        .enumerate()
+        .flat_map(|(flight, pieces)| pieces.iter().map(move |piece| (flight, piece)));
     for (flight, piece) in pieces {
         if !cutter.add(flight, piece) {
             return;
@@ -399,7 +418,11 @@ impl Cutter<'_> {
             });
             let rest = &piece.bytes[done..];
             // A piece that would fit into a pack of its own is not torn in two.
-            let take = if rest.len() > builder.room() && builder.plain_len() > 0 { 0 } else { rest.len().min(builder.room()) };
+            let take = if rest.len() > builder.room() && builder.plain_len() > 0 {
+                0
+            } else {
+                rest.len().min(builder.room())
+            };
             if take == 0 {
                 if !self.send() {
                     return false;
@@ -407,7 +430,11 @@ impl Cutter<'_> {
                 continue;
             }
             let Ok(at) = builder.add(&rest[..take]) else { return false };
-            let place = Piece { offset: piece.offset + done as u64, length: take as u32, pack_offset: at.as_u64() as u32 };
+            let place = Piece {
+                offset: piece.offset + done as u64,
+                length: take as u32,
+                pack_offset: at.as_u64() as u32,
+            };
             self.placed.push((flight, place));
             done += take;
         }

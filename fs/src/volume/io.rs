@@ -15,8 +15,8 @@ use super::{
     tree::logged,
 };
 use crate::{
-    Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened, PackNumber, PackRow,
-    RowKey, SetAttr,
+    Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened,
+    PackNumber, PackRow, RowKey, SetAttr,
     data::{FooterDigest, PackMeta, PackName, WriterId},
     decide::{DropPrivilege, FILE_MAX, capability_key, loses_mode_bits},
     sequencer::SubmitError,
@@ -51,7 +51,12 @@ impl Stamps {
 
 impl Volume {
     /// Opens a regular file.
-    pub(super) fn open_file(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Result<Opened, SubmitError> {
+    pub(super) fn open_file(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        flags: OpenFlags,
+    ) -> Result<Opened, SubmitError> {
         let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
         match row.kind {
             Kind::File => {}
@@ -99,7 +104,10 @@ impl Volume {
 
     /// The file behind a handle of `ino`.
     pub(super) fn open_handle(&self, ino: Ino, handle: Handle) -> Result<OpenFile, Errno> {
-        self.shared.handles.find(handle).and_then(|open| if open.file.ino == ino { Ok(open) } else { Err(Errno::EBADF) })
+        self.shared
+            .handles
+            .find(handle)
+            .and_then(|open| if open.file.ino == ino { Ok(open) } else { Err(Errno::EBADF) })
     }
 
     pub(super) fn read_bytes(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Answer<Bytes> {

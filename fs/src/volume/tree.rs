@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::Volume;
 use crate::{
-    Answer, Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
-    RenameMode, RowKey, SetAttr, SymlinkRow, Timespec, XattrName, XattrRow,
+    Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
+    RenameMode, RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
     decide::{
-        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, Truncate, Unlink, Victim, check_namespace,
-        find,
+        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, Truncate, Unlink, Victim,
+        check_namespace, find,
     },
     sequencer::{SubmitError, unreadable},
     table::Table,
@@ -44,7 +44,9 @@ impl Volume {
 
     pub(super) fn lookup_name(&self, parent: Ino, name: &Name) -> Result<Attr, Errno> {
         match self.find_child(parent, name)? {
-            Some(ino) => self.attr(ino).map_err(|errno| if errno == Errno::ESTALE { Errno::ENOENT } else { errno }),
+            Some(ino) => {
+                self.attr(ino).map_err(|errno| if errno == Errno::ESTALE { Errno::ENOENT } else { errno })
+            }
             None => self.require_directory(parent).and(Err(Errno::ENOENT)),
         }
     }
@@ -88,7 +90,8 @@ impl Volume {
                 break;
             }
             let (key, value) = logged(row.map_err(ViewError::from))?;
-            let dentry = DentryRow::decode(&value).map_err(|reason| ViewError::Row { key: key.clone(), reason });
+            let dentry =
+                DentryRow::decode(&value).map_err(|reason| ViewError::Row { key: key.clone(), reason });
             if let (Some((name, ino, kind)), Some(cookie)) = (logged(dentry)?.named, key.second()) {
                 entries.push(DirEntry { cookie: Cookie::new(cookie).get(), name, ino, kind });
             }
@@ -96,7 +99,12 @@ impl Volume {
         Ok(entries)
     }
 
-    pub(super) fn entries_plus(&self, directory: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntryPlus>, Errno> {
+    pub(super) fn entries_plus(
+        &self,
+        directory: Ino,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<DirEntryPlus>, Errno> {
         let mut plus = Vec::new();
         for entry in self.entries(directory, cookie, limit)? {
             match self.attr(entry.ino) {
@@ -156,7 +164,12 @@ impl Volume {
         })
     }
 
-    pub(super) fn remove_directory(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(), SubmitError> {
+    pub(super) fn remove_directory(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &Name,
+    ) -> Result<(), SubmitError> {
         let rmdir = RemoveDirectory { parent, name: self.placed(name) };
         let (ino, fate) = self.shared.sequencer.submit(Some(caller), &rmdir)?;
         if fate == Fate::Orphaned {
@@ -189,7 +202,12 @@ impl Volume {
     }
 
     /// Changes everything but the length.
-    pub(super) fn set_attributes(&self, caller: &Caller, ino: Ino, change: SetAttr) -> Result<Attr, SubmitError> {
+    pub(super) fn set_attributes(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        change: SetAttr,
+    ) -> Result<Attr, SubmitError> {
         let file = self.shared.files.find(ino);
         let mut inner = file.as_ref().map(|file| file.lock());
         self.shared.sequencer.submit(Some(caller), &SetAttributes { ino, change })?;
@@ -203,7 +221,13 @@ impl Volume {
     }
 
     /// Changes the length, and what else `change` says.
-    pub(super) fn truncate(&self, caller: &Caller, ino: Ino, size: u64, change: SetAttr) -> Result<Attr, SubmitError> {
+    pub(super) fn truncate(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        size: u64,
+        change: SetAttr,
+    ) -> Result<Attr, SubmitError> {
         let file = self.shared.files.state(ino);
         let mut inner = file.lock();
         let mut beyond = self.extent_offsets(ino, size)?;
@@ -256,16 +280,5 @@ pub(super) fn logged<T>(result: Result<T, ViewError>) -> Result<T, Errno> {
     })
 }
 
-impl From<Option<Timespec>> for crate::SetTime {
-    fn from(time: Option<Timespec>) -> crate::SetTime {
-        time.map_or(crate::SetTime::Now, crate::SetTime::At)
-    }
-}
-
 /// A closed file with at most this many extents goes in the entry that removes its last name.
 const INLINE_EXTENTS: u64 = 16;
-
-/// An answer that is there now.
-pub(super) fn now<T>(result: Result<T, Errno>) -> Answer<T> {
-    Answer::Now(result)
-}

@@ -24,7 +24,8 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn start(sequencer: &Arc<Sequencer>, index: &Arc<dyn Index>) -> io::Result<Workers> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut workers = Workers { stop: Arc::clone(&stop), sequencer: Arc::clone(sequencer), threads: Vec::new() };
+        let mut workers =
+            Workers { stop: Arc::clone(&stop), sequencer: Arc::clone(sequencer), threads: Vec::new() };
         let (closer, closing) = (Arc::clone(sequencer), Arc::clone(&stop));
         workers.spawn("murphy-frames", move || {
             while !closing.load(Ordering::Relaxed) {
