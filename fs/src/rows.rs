@@ -11,6 +11,8 @@
 mod codec;
 mod dentry;
 mod extent;
+#[cfg(test)]
+mod golden;
 mod inode;
 mod other;
 

@@ -190,6 +190,11 @@ impl RowKey {
         &self.0
     }
 
+    /// Table number and key bytes together, shared.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
     /// The number that the key begins with: an inode, a pack, a session. `None` if the key is too short to have one.
     pub fn number(&self) -> Option<u64> {
         self.0.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
