@@ -45,7 +45,6 @@ pub use fuse::{
 };
 #[doc(hidden)]
 pub use fuse::{RequestCounters, Session, kernel_config};
-pub use index::{Index, IndexError, IndexSnapshot, RowIterator};
 pub use index::{
     DigestCheck, FjallIndex, FjallOptions, Fold, FoldError, FoldedRows, Index, IndexError, IndexSnapshot,
     MemoryIndex, OpenIndexError, ReplayBudget, ReplayError, RowIterator, check_digest, replay,

@@ -1,3 +1,4 @@
 //! The suites that need no mount.
 
 mod model;
+mod volume;
