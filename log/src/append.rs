@@ -11,9 +11,9 @@ use bytes::Bytes;
 
 use crate::{
     ChainHash, Digest, EncodeError, Entry, Epoch, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, Frame,
-    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, State, Usage, VolumeKeys,
+    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, Requester, State, Usage, VolumeKeys,
     chain::{LINK_START_BYTES, start_link},
-    entry::{encode_body, push_head, push_varint},
+    entry::{EncodedBody, encode_body},
 };
 
 /// Builds the frames of one epoch.
@@ -68,7 +68,7 @@ impl Appender {
             return Err(PushError::TimeBackwards { lsn: entry.lsn });
         }
         start_link(&mut self.link, &previous.hash, entry.lsn, entry.time, entry.kind);
-        encode_body(entry, &mut self.link)?;
+        let encoded = encode_body(entry, &mut self.link)?;
         let hash = self.keys.chained(&self.link);
 
         let body = &self.link[LINK_START_BYTES..];
@@ -79,7 +79,7 @@ impl Appender {
         let spare = &mut self.spare;
         let open =
             self.open.get_or_insert_with(|| OpenFrame::new(std::mem::take(spare), entry, previous.hash));
-        open.add(entry, body);
+        open.add(entry, &encoded, body);
         open.hash_after = hash;
         let position = Position { epoch: self.epoch, lsn: entry.lsn, hash };
         self.state = State { position, digest: digest_after, usage: usage_after };
@@ -146,6 +146,8 @@ struct OpenFrame {
     first: Lsn,
     count: u32,
     base_time: LogTime,
+    /// The last caller named in it.
+    caller: Option<Requester>,
     hash_before: ChainHash,
     hash_after: ChainHash,
     digest_after: Digest,
@@ -161,6 +163,7 @@ impl OpenFrame {
             first: entry.lsn,
             count: 0,
             base_time: entry.time,
+            caller: None,
             hash_before,
             hash_after: hash_before,
             digest_after: Digest::default(),
@@ -176,11 +179,10 @@ impl OpenFrame {
         u32::try_from(time.as_nanos().checked_sub(self.base_time.as_nanos())?).ok()
     }
 
-    fn add(&mut self, entry: &Entry, body: &[u8]) {
+    fn add(&mut self, entry: &Entry, encoded: &EncodedBody, body: &[u8]) {
         let delta = self.delta(entry.time).expect("push begins a new frame when the time does not fit");
-        push_varint(&mut self.bytes, (body.len() + crate::entry::HEAD_BYTES) as u64);
-        self.bytes.extend_from_slice(body);
-        push_head(&mut self.bytes, delta, entry.kind);
+        encoded.push_stored(body, delta, self.caller, &mut self.bytes);
+        self.caller = entry.caller.or(self.caller);
         self.count += 1;
     }
 

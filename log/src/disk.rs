@@ -130,7 +130,7 @@ impl DiskLog {
         let begun = core.begin_first(&options.header(base.position.epoch, base));
         begun.map_err(|error| OpenError::io(&options.directory.join(segment_name(first)), &error))?;
         let recovery = Recovery { tail: base, epoch: base.position.epoch, segments: vec![first], cut: None };
-        Ok(DiskLog::start(core, options, recovery, lock))
+        DiskLog::start(core, options, recovery, lock)
     }
 
     /// Opens the log that is there, after whatever happened to it.
@@ -142,10 +142,15 @@ impl DiskLog {
             let directory = options.directory.display();
             tracing::warn!(%directory, lsn = %recovery.tail.position.lsn, "cut a torn write after this lsn: {cut}");
         }
-        Ok(DiskLog::start(Core::new(options.clone()), options, recovery, lock))
+        DiskLog::start(Core::new(options.clone()), options, recovery, lock)
     }
 
-    fn start(core: Core, options: DiskOptions, recovery: Recovery, lock: DirectoryLock) -> DiskLog {
+    fn start(
+        core: Core,
+        options: DiskOptions,
+        recovery: Recovery,
+        lock: DirectoryLock,
+    ) -> Result<DiskLog, OpenError> {
         let queue = Queue {
             admission: Admission::reopened(recovery.tail, recovery.epoch),
             jobs: Vec::new(),
@@ -163,12 +168,11 @@ impl DiskLog {
             publisher: Publisher::new(recovery.tail),
         };
         let inner = Arc::new(Inner { core: Mutex::new(core), shared: Arc::new(shared) });
-        let thread = (inner.shared.drive == Drive::Thread).then(|| {
-            let inner = Arc::clone(&inner);
-            let writer = thread::Builder::new().name("murphy-log".to_owned());
-            writer.spawn(move || inner.run()).expect("the system has room for one more thread")
-        });
-        DiskLog { inner, recovery, thread, _lock: lock }
+        let thread = match inner.shared.drive {
+            Drive::Thread => Some(Inner::spawn(&inner)?),
+            Drive::Steps => None,
+        };
+        Ok(DiskLog { inner, recovery, thread, _lock: lock })
     }
 
     /// What was found when the log was opened.
@@ -286,6 +290,13 @@ struct Inner {
 }
 
 impl Inner {
+    fn spawn(inner: &Arc<Inner>) -> Result<JoinHandle<()>, OpenError> {
+        let writer = thread::Builder::new().name("murphy-log".to_owned());
+        let driven = Arc::clone(inner);
+        let spawned = writer.spawn(move || driven.run());
+        spawned.map_err(|error| OpenError::io(&inner.shared.options.directory, &error))
+    }
+
     /// The life of the writer's thread: until the log is dropped, and everything queued is written.
     fn run(&self) {
         loop {

@@ -14,8 +14,8 @@ use bytes::Bytes;
 
 use crate::{LogTime, Lsn};
 
-pub(crate) use codec::{Cursor, HEAD_BYTES, StoredEntry, encode_body, push_head, push_varint};
 pub use codec::{DecodeError, EncodeError, decode_entry, encode_entry};
+pub(crate) use codec::{EncodedBody, StoredEntries, encode_body};
 
 /// One metadata mutation.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -11,9 +11,8 @@ mod header;
 use bytes::Bytes;
 
 use crate::{
-    ChainHash, DecodeError, Entry, Epoch, Lsn, Position, State, VolumeKeys,
-    chain::start_link,
-    entry::{Cursor, StoredEntry},
+    ChainHash, DecodeError, Entry, Epoch, Lsn, Position, State, VolumeKeys, chain::start_link,
+    entry::StoredEntries,
 };
 
 pub use header::{FEATURE_LEVEL, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader};
@@ -66,18 +65,17 @@ impl UnverifiedFrame {
 
     /// Computes the chain hash after the last entry from the bodies.
     fn rechain(&self, keys: &VolumeKeys) -> Result<ChainHash, FrameError> {
-        let mut cursor = Cursor::new(&self.bytes[FRAME_HEADER_BYTES..], self.header.first);
-        let (mut hash, mut link) = (self.header.hash_before, Vec::new());
-        for index in 0..u64::from(self.header.count) {
-            let lsn = self.header.first.advanced(index);
-            let entry = StoredEntry::read(&mut cursor, lsn, self.header.base_time)?;
-            start_link(&mut link, &hash, lsn, entry.time, entry.kind);
-            link.extend_from_slice(entry.body);
+        let header = &self.header;
+        let mut entries =
+            StoredEntries::new(&self.bytes[FRAME_HEADER_BYTES..], header.first, header.base_time);
+        let (mut hash, mut link) = (header.hash_before, Vec::new());
+        for _ in 0..header.count {
+            let entry = entries.next_entry()?;
+            start_link(&mut link, &hash, entry.lsn, entry.time, entry.kind);
+            entry.push_body(&mut link);
             hash = keys.chained(&link);
         }
-        if !cursor.is_empty() {
-            return Err(cursor.malformed("bytes after the last entry").into());
-        }
+        entries.finish()?;
         Ok(hash)
     }
 }
@@ -161,8 +159,8 @@ impl Frame {
     /// The entries one by one; after an error nothing follows.
     pub fn iter(&self) -> Entries<'_> {
         let header = &self.header;
-        let cursor = Cursor::new(&self.bytes[FRAME_HEADER_BYTES..], header.first);
-        Entries { header, cursor, next: 0 }
+        let stored = StoredEntries::new(&self.bytes[FRAME_HEADER_BYTES..], header.first, header.base_time);
+        Entries { header, stored, left: header.count }
     }
 }
 
@@ -178,8 +176,8 @@ impl<'a> IntoIterator for &'a Frame {
 #[derive(Debug)]
 pub struct Entries<'a> {
     header: &'a FrameHeader,
-    cursor: Cursor<'a>,
-    next: u32,
+    stored: StoredEntries<'a>,
+    left: u32,
 }
 
 impl Entries<'_> {
@@ -189,8 +187,7 @@ impl Entries<'_> {
             let level = header.feature_level;
             return Err(DecodeError::FeatureLevel { lsn: header.first, level, known: FEATURE_LEVEL });
         }
-        let lsn = header.first.advanced(u64::from(self.next));
-        StoredEntry::read(&mut self.cursor, lsn, header.base_time)?.decode()
+        self.stored.next_entry()?.decode()
     }
 }
 
@@ -198,11 +195,11 @@ impl Iterator for Entries<'_> {
     type Item = Result<Entry, DecodeError>;
 
     fn next(&mut self) -> Option<Result<Entry, DecodeError>> {
-        if self.next >= self.header.count {
-            return None;
-        }
+        self.left = self.left.checked_sub(1)?;
         let entry = self.decode_next();
-        self.next = if entry.is_ok() { self.next + 1 } else { self.header.count };
+        if entry.is_err() {
+            self.left = 0;
+        }
         Some(entry)
     }
 }

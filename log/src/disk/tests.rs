@@ -215,3 +215,62 @@ fn a_poisoned_log_says_why() {
     };
     assert_eq!(&*message, "/log: the disk is broken");
 }
+
+#[test]
+fn an_entry_of_the_largest_size_goes_through() {
+    let files = FaultyFiles::new();
+    let options = || DiskOptions { segment_bytes: 4 << 20, ..options(&files) };
+    let log = DiskLog::create(options(), History::origin()).unwrap();
+    let state = log.claim(epoch(1)).unwrap();
+    let value = vec![7; crate::MAX_ENTRY_BYTES - 100];
+    let change = crate::Change { table: 4, key: vec![0; 8].into(), value: Some(value.into()) };
+    let mut appender = crate::Appender::new(crate::VolumeKeys::derive(VOLUME), epoch(1), state);
+    let mut frames = Vec::new();
+    for _ in 0..8 {
+        let lsn = appender.state().position.lsn.next();
+        let entry =
+            crate::Entry { changes: vec![change.clone()], ..crate::Entry::tick(lsn, Default::default()) };
+        appender.push(&entry, state.digest, state.usage).unwrap();
+        let frame = appender.close(Default::default(), Lsn::ROOT).unwrap();
+        log.append(&log.tail().position, frame.clone()).unwrap();
+        frames.push(frame);
+    }
+    while log.step() {}
+    assert_same(&read_all(&log), &frames);
+    drop(log);
+    let log = DiskLog::open(options()).unwrap();
+    assert_same(&read_all(&log), &frames);
+}
+
+/// Readers on other threads, far behind and close to the tail, while the log rolls and is claimed.
+#[test]
+fn readers_and_waiters_keep_up_with_a_busy_writer() {
+    let files = FaultyFiles::new();
+    let busy =
+        DiskOptions { drive: Drive::Thread, recent_bytes: 2000, segment_bytes: 16 << 10, ..options(&files) };
+    let log = DiskLog::create(busy, History::origin()).unwrap();
+    let last = Lsn::new(1 + 600 * 5);
+    let patience = std::time::Duration::from_secs(60);
+    let follow = || {
+        let (mut reader, mut next) = (log.read(Lsn::FIRST).unwrap(), Lsn::FIRST);
+        while next <= last {
+            log.durable().wait_blocking(next, patience).unwrap();
+            while let Some(frame) = reader.next().map(Result::unwrap) {
+                assert_eq!(frame.first(), next);
+                assert!(frame.last() <= log.durable().state().position.lsn);
+                next = frame.last().next();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let readers = [scope.spawn(follow), scope.spawn(follow)];
+        for number in 1..4 {
+            let mut history = History::new(epoch(number), log.claim(epoch(number)).unwrap());
+            (0..200).for_each(|_| drop(append(&log, &mut history, 5).unwrap()));
+        }
+        log.durable().wait_blocking(last, patience).unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        log.trim(last).unwrap();
+    });
+    assert!(log.first() > Lsn::FIRST);
+}

@@ -3,9 +3,16 @@
 //! Invariants:
 //! - Every entry within the limits comes back as it was, whatever its bytes.
 
+use bytes::Bytes;
 use proptest::{collection::vec, option, prelude::*};
 
-use super::*;
+use rkyv::rancor;
+
+use super::{
+    encode::{push_head, push_varint},
+    *,
+};
+use crate::entry::{Change, ForwardedRequest, Requester};
 
 fn lsn() -> Lsn {
     Lsn::new(0x0102_0304_0506_0708)
@@ -154,12 +161,12 @@ fn limits_are_kept_and_named() {
 /// A value of marks alone is nine times as long as its stored form; the plain limit holds all the same.
 #[test]
 fn marks_cannot_blow_up_an_entry() {
-    let marked = [&[1u8, 64][..], &[1; 64]].concat();
-    let change = [&[1u8, 1, 0][..], &marked].concat();
-    let mut body = vec![0];
+    // Sixty-four marks, each of four times, and nothing left of the value.
+    let marked = [&[1u8][..], &[15; 63], &[7]].concat();
+    let change = [&[1u8, 1][..], &marked].concat();
+    let mut body = vec![FEW_CHANGES << CHANGES_SHIFT];
     push_varint(&mut body, MAX_CHANGES as u64);
     (0..MAX_CHANGES).for_each(|_| body.extend_from_slice(&change));
-    push_varint(&mut body, 0);
     let mut stored = Vec::new();
     push_varint(&mut stored, (body.len() + HEAD_BYTES) as u64);
     stored.extend_from_slice(&body);
