@@ -4,7 +4,7 @@ use bytes::Bytes;
 use murphy_log::Change;
 
 use super::{Moment, Refusal, RowState, Rows};
-use crate::{Caller, DirectoryRow, Errno, Ino, InodeRow, PackNumber, PackRow, RowError, RowKey, Timespec};
+use crate::{Caller, DirectoryRow, Errno, Ino, InodeRow, Kind, PackNumber, PackRow, RowError, RowKey, Timespec};
 
 /// A decision in the making.
 pub(crate) struct Draft<'a> {
@@ -127,8 +127,8 @@ impl<'a> Draft<'a> {
             return Ok(directory);
         }
         match self.find_inode(ino)? {
-            Some(_) => Err(Errno::ENOTDIR.into()),
-            None => Err(Errno::ENOENT.into()),
+            Some(row) if row.kind != Kind::Directory => Err(Errno::ENOTDIR.into()),
+            _ => Err(Errno::ENOENT.into()),
         }
     }
 

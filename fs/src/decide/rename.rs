@@ -38,6 +38,11 @@ impl Operation for Rename {
         if source.kind == Kind::Directory {
             draft.refuse_below_itself(source.ino, *to)?;
         }
+        if let (Some(target), RenameMode::Exchange) = (&target, self.mode)
+            && target.kind == Kind::Directory
+        {
+            draft.refuse_below_itself(target.ino, *from)?;
+        }
         draft.may_remove(&draft.inode(*from)?, &source_row)?;
         draft.mention(from_name.name.as_bytes());
         draft.mention(to_name.name.as_bytes());
@@ -45,9 +50,6 @@ impl Operation for Rename {
             self.into_free_name(draft, &source, source_row)?;
             return Ok(None);
         };
-        if self.mode == RenameMode::Exchange && target.kind == Kind::Directory {
-            draft.refuse_below_itself(target.ino, *from)?;
-        }
         draft.may_remove(&draft.inode(*to)?, &draft.inode(target.ino)?)?;
         if self.mode == RenameMode::Exchange {
             self.exchange(draft, &source, &target)?;

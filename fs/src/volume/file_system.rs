@@ -6,7 +6,7 @@ use super::{Volume, flush::Urgency, io::may_truncate};
 use crate::{
     Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode,
     OpenFlags, Opened, RenameMode, SetAttr, StatFs, XattrMode, XattrName,
-    decide::{MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
+    decide::{FILE_MAX, MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
     sequencer::SubmitError,
 };
 
@@ -31,6 +31,9 @@ impl FileSystem for Volume {
             return self
                 .mutate_with(*caller, move |volume, caller| volume.set_attributes(caller, ino, change));
         };
+        if size > FILE_MAX {
+            return Answer::Now(Err(Errno::EFBIG));
+        }
         self.mutate_with(*caller, move |volume, caller| {
             may_truncate(&volume.inode_row(ino)?.ok_or(Errno::ESTALE)?)?;
             volume.truncate(caller, ino, size, change)

@@ -33,7 +33,8 @@ impl Volume {
         if let Some(row) = self.directory_row(ino)? {
             return Ok(row);
         }
-        Err(if self.inode_row(ino)?.is_some() { Errno::ENOTDIR } else { Errno::ENOENT })
+        let is_other = self.inode_row(ino)?.is_some_and(|row| row.kind != Kind::Directory);
+        Err(if is_other { Errno::ENOTDIR } else { Errno::ENOENT })
     }
 
     pub(super) fn find_child(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
