@@ -5,7 +5,7 @@
 //! - RELEASE of files closed just before the end may be lost with the connection: whoever serves the file system closes its
 //!   handles when the mount has ended.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle as Runtime;
@@ -47,7 +47,7 @@ impl MountOptions {
         MountOptions {
             name: name.into(),
             lifetimes: Lifetimes::EXCLUSIVE,
-            threads: THREADS,
+            threads: default_threads(),
             clone_fd: false,
             io_timeout: IO_TIMEOUT,
             read_ahead: READ_AHEAD_BYTES,
@@ -137,8 +137,17 @@ impl Mount {
     }
 }
 
-/// Request threads: one more than it takes to keep a processor busy lets another request in while one reads the index.
-const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("two is not zero");
+/// As many request threads as processors, within [`THREADS_MIN`] and [`THREADS_MAX`]: more only wake each other up.
+fn default_threads() -> NonZeroUsize {
+    let processors = thread::available_parallelism().unwrap_or(THREADS_MIN);
+    processors.clamp(THREADS_MIN, THREADS_MAX)
+}
+
+/// With one thread a request that reads the index would hold up all others.
+const THREADS_MIN: NonZeroUsize = NonZeroUsize::new(2).expect("two is not zero");
+
+/// Each thread has a buffer of up to the largest request, and they share one queue.
+const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(16).expect("sixteen is not zero");
 
 /// The default of `--io-timeout`.
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
