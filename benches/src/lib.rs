@@ -1,4 +1,5 @@
 //! What the benchmarks share: loads, and what they are compared with.
 
+pub mod engine;
 pub mod mount_load;
 pub mod null_fs;

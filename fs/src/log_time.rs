@@ -47,6 +47,11 @@ impl LogClock {
         self.last
     }
 
+    /// Gives no time before `moment` any more.
+    pub(crate) fn not_before(&mut self, moment: LogTime) {
+        self.last = self.last.max(moment);
+    }
+
     /// The wall clock as it is, for a frame's header.
     pub(crate) fn wall(&self) -> LogTime {
         self.clock.wall()

@@ -105,6 +105,17 @@ pub(crate) enum SubmitError {
     Full,
 }
 
+/// Why the entries of a frame were not shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FollowError {
+    #[error("the frame at lsn {found} does not continue {shown}")]
+    NotNext { shown: Position, found: Lsn },
+    #[error(transparent)]
+    Unreadable(#[from] murphy_log::DecodeError),
+    #[error(transparent)]
+    Log(#[from] murphy_log::ReadError),
+}
+
 impl From<Errno> for SubmitError {
     fn from(errno: Errno) -> SubmitError {
         SubmitError::Errno(errno)
@@ -147,9 +158,11 @@ impl Sequencer {
         }
     }
 
-    /// Begins to decide, in `epoch`.
+    /// Begins to decide, in `epoch`, no earlier than the last entry that it followed.
     pub(crate) fn lead(&self, epoch: Epoch) {
         let mut core = self.core.lock();
+        let last = core.last_entry;
+        core.clock.not_before(last);
         let appender = Appender::new(self.keys.clone(), epoch, core.state);
         core.appender = Some(appender);
     }
@@ -463,21 +476,25 @@ impl Sequencer {
     }
 
     /// Follows a source: shows the entries of a frame that is durable in this node's own log.
-    pub(crate) fn follow(&self, frame: &Frame, entries: Vec<Entry>) {
+    pub(crate) fn follow(&self, frame: &Frame, entries: Vec<Entry>) -> Result<(), FollowError> {
         let mut core = self.core.lock();
+        let shown = core.state.position;
+        if core.appender.is_some() || frame.first() != shown.lsn.next() || frame.previous_hash() != shown.hash
+        {
+            return Err(FollowError::NotNext { shown, found: frame.first() });
+        }
         for entry in entries {
-            let rows = entry.changes.into_iter().map(|change| {
-                let key = RowKey::from_parts(change.table, &change.key);
-                (key, change.value)
-            });
-            self.show(entry.lsn, rows);
+            let rows = entry.changes.into_iter();
+            let rows = rows.map(|change| (RowKey::from_parts(change.table, &change.key), change.value));
             core.last_entry = entry.time;
+            self.show(entry.lsn, rows);
         }
         core.state = frame.state();
-        core.logged = frame.position();
+        core.logged = core.state.position;
         if self.basis.load().growing().weight() >= self.limits.generation_bytes {
             self.seal(&core);
         }
+        Ok(())
     }
 
     /// The time that an entry would have now, for the times of written data.

@@ -180,6 +180,7 @@ impl Volume {
     /// Begins to decide in `epoch`, which the log has been claimed for. A new volume gets its first entry, with `genesis` as its shared
     /// settings; what an earlier source left half done goes on.
     pub fn lead(&self, epoch: Epoch, genesis: Option<&[(String, String)]>) -> Result<(), OpenVolumeError> {
+        self.shared.workers.stop_following();
         self.shared.sequencer.lead(epoch);
         if let Some(settings) = genesis {
             self.submit_now(&Genesis { settings: settings.to_vec() })?;
@@ -188,6 +189,12 @@ impl Volume {
         self.submit_now(&BeginSession { writer: self.shared.writer.as_u64(), ended })?;
         self.purge_orphans()?;
         Ok(())
+    }
+
+    /// Begins to show every entry that becomes durable in the log: for a mirror, whose log somebody else fills. Ends with
+    /// [`Volume::lead`].
+    pub fn follow(&self) -> Result<(), OpenVolumeError> {
+        self.shared.workers.follow().map_err(|error| OpenVolumeError::System(error.to_string()))
     }
 
     fn submit_now<O: Operation>(&self, operation: &O) -> Result<O::Reply, OpenVolumeError> {

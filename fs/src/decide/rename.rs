@@ -47,7 +47,7 @@ impl Operation for Rename {
         draft.mention(from_name.name.as_bytes());
         draft.mention(to_name.name.as_bytes());
         let Some(target) = target else {
-            self.into_free_name(draft, &source, source_row)?;
+            self.take_free_name(draft, &source, source_row)?;
             return Ok(None);
         };
         draft.may_remove(&draft.inode(*to)?, &draft.inode(target.ino)?)?;
@@ -61,7 +61,7 @@ impl Operation for Rename {
 }
 
 impl Rename {
-    fn into_free_name(
+    fn take_free_name(
         &self,
         draft: &mut Draft<'_>,
         source: &Found,

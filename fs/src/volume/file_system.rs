@@ -35,7 +35,11 @@ impl FileSystem for Volume {
             return Answer::Now(Err(Errno::EFBIG));
         }
         self.mutate_with(*caller, move |volume, caller| {
-            may_truncate(&volume.inode_row(ino)?.ok_or(Errno::ESTALE)?)?;
+            let row = volume.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+            if change.mode.is_some() && row.kind == Kind::Symlink {
+                return Err(Errno::EOPNOTSUPP.into());
+            }
+            may_truncate(&row)?;
             volume.truncate(caller, ino, size, change)
         })
     }

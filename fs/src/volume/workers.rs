@@ -1,4 +1,5 @@
-//! The threads of a volume: one closes frames and appends ticks, one applies generations.
+//! The threads of a volume: one closes frames and appends ticks, one applies generations; while the volume follows a source, one shows
+//! what has become durable in its log.
 
 use std::{
     io,
@@ -11,21 +12,37 @@ use std::{
 };
 
 use murphy_log::Lsn;
+use parking_lot::Mutex;
 
-use crate::{Index, applier::Applier, sequencer::Sequencer};
+use crate::{
+    Index,
+    applier::Applier,
+    sequencer::{FollowError, Sequencer},
+};
 
 /// Running threads; dropping this stops them.
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     sequencer: Arc<Sequencer>,
     threads: Vec<JoinHandle<()>>,
+    follower: Mutex<Option<Follower>>,
+}
+
+/// The thread that shows what has become durable.
+struct Follower {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 impl Workers {
     pub(super) fn start(sequencer: &Arc<Sequencer>, index: &Arc<dyn Index>) -> io::Result<Workers> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut workers =
-            Workers { stop: Arc::clone(&stop), sequencer: Arc::clone(sequencer), threads: Vec::new() };
+        let mut workers = Workers {
+            stop: Arc::clone(&stop),
+            sequencer: Arc::clone(sequencer),
+            threads: Vec::new(),
+            follower: Mutex::default(),
+        };
         let (closer, closing) = (Arc::clone(sequencer), Arc::clone(&stop));
         workers.spawn("murphy-frames", move || {
             while !closing.load(Ordering::Relaxed) {
@@ -43,6 +60,31 @@ impl Workers {
         Ok(())
     }
 
+    /// Begins to show every entry that becomes durable in the log, whoever appends it.
+    pub(super) fn follow(&self) -> io::Result<()> {
+        let mut follower = self.follower.lock();
+        if follower.is_none() {
+            let stop = Arc::new(AtomicBool::new(false));
+            let (sequencer, stopping) = (Arc::clone(&self.sequencer), Arc::clone(&stop));
+            let thread = thread::Builder::new().name("murphy-follow".to_owned()).spawn(move || {
+                if let Err(error) = show_durable(&sequencer, &stopping) {
+                    sequencer.fail(format!("the log cannot be followed: {error}"));
+                }
+            })?;
+            *follower = Some(Follower { stop, thread });
+        }
+        Ok(())
+    }
+
+    /// Shows what is durable by now and stops following.
+    pub(super) fn stop_following(&self) {
+        if let Some(follower) = self.follower.lock().take() {
+            follower.stop.store(true, Ordering::Relaxed);
+            // A thread that panicked has said so; there is nobody left to tell.
+            let _panicked = follower.thread.join();
+        }
+    }
+
     /// Returns when the index has everything up to `lsn`, which must be sealed.
     pub(super) fn wait_indexed(&self, lsn: Lsn) -> Result<(), String> {
         while self.sequencer.view().indexed() < lsn && self.sequencer.oldest_sealed().is_some() {
@@ -57,6 +99,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
+        self.stop_following();
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so; there is nobody left to tell.
@@ -65,4 +108,24 @@ impl Drop for Workers {
     }
 }
 
+/// Shows durable frames in order, until `stop` and the durable end.
+fn show_durable(sequencer: &Sequencer, stop: &AtomicBool) -> Result<(), FollowError> {
+    let durable = sequencer.log().durable();
+    let mut frames = sequencer.log().read(sequencer.state().position.lsn.next())?;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        for frame in frames.by_ref() {
+            let frame = frame?;
+            sequencer.follow(&frame, frame.entries()?)?;
+        }
+        if stopping {
+            return Ok(());
+        }
+        // Whether it came or not, the frames say what is there.
+        let _reached = durable.wait_blocking(sequencer.state().position.lsn.next(), FOLLOW_WAIT);
+    }
+}
+
+/// How long a follower waits before it looks whether to stop.
+const FOLLOW_WAIT: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(2);

@@ -1,0 +1,53 @@
+//! A volume without a mount, on a real log and a real index, for the benchmarks of the engine.
+
+use std::{path::Path, sync::Arc};
+
+use murphy_fs::{
+    BlockStore, CellCache, FjallIndex, FjallOptions, Index, ObjectBlockStore, PackFetcher, StoreUrl, Volume,
+    VolumeOptions, VolumeParts,
+};
+use murphy_log::{
+    BranchId, ChainHash, Clock, Digest, DiskLog, DiskOptions, Epoch, EpochId, Log, Lsn, Position, State,
+    SystemClock, Usage, VolumeId, VolumeKeys,
+};
+
+/// A new volume in `directory`: log, index and blocks on its file system.
+///
+/// # Panics
+/// If the directory cannot be used; a benchmark has nobody to tell.
+pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
+    let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
+    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
+    let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+    let (id, branch) = (VolumeId::from_bytes([2; 16]), BranchId::from_bytes([3; 16]));
+    let log = DiskLog::create(DiskOptions::new(directory.join("log"), id, branch), origin)
+        .expect("an empty directory");
+    let state = log.claim(epoch).expect("a new log");
+    let index =
+        FjallIndex::open(&directory.join("index"), FjallOptions::default()).expect("an empty directory");
+    let index: Arc<dyn Index> = Arc::new(index);
+    let url = StoreUrl::from_directory(&directory.join("blocks")).expect("an absolute path");
+    let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&url).expect("an empty directory"));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let parts = VolumeParts {
+        log: Arc::new(log),
+        index,
+        state,
+        last_time: clock.wall(),
+        keys: VolumeKeys::derive(id),
+        clock,
+        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(64 << 20), None),
+        blocks,
+        runtime: tokio::runtime::Handle::current(),
+        options,
+    };
+    let volume = Volume::open(parts).expect("threads can be started");
+    volume.lead(epoch, Some(&[])).expect("a new volume takes entries");
+    volume
+}
+
+/// CPU time of this process so far, in nanoseconds.
+pub fn process_cpu_nanos() -> u128 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec.unsigned_abs() as u128 * 1_000_000_000 + time.tv_nsec.unsigned_abs() as u128
+}
