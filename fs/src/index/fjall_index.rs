@@ -166,6 +166,16 @@ impl FjallIndex {
         Ok(())
     }
 
+    /// Lets readers see `snapshot`.
+    fn show(&self, snapshot: Snapshot, state: Option<State>) {
+        self.current.store(Arc::new(self.tables.snapshot(&self.place, snapshot, state)));
+    }
+
+    /// Takes the current snapshot anew: the old one keeps the tables that were merged since, the new one does not.
+    fn refresh(&self) {
+        self.show(self.tables.db.snapshot(), self.current.load().state);
+    }
+
     /// Reads the markers back: an ingestion that the tables hide (sequence numbers begun anew after a damaged start) must not go on.
     fn check_markers(&self, snapshot: &Snapshot, progress: &Progress) -> Result<(), IndexError> {
         let Tables { names, rows, .. } = &self.tables;
@@ -214,16 +224,11 @@ impl Index for FjallIndex {
         if let Some(reason) = goes_back(self.current.load().state, state) {
             return self.or_fail(Err(self.error(reason)));
         }
+        self.refresh();
         self.or_fail(self.ingest_rows(rows, state, &mut progress))?;
         let snapshot = self.tables.db.snapshot();
         self.or_fail(self.check_markers(&snapshot, &progress))?;
-        self.current.store(Arc::new(FjallSnapshot {
-            place: Arc::clone(&self.place),
-            names: self.tables.names.clone(),
-            rows: self.tables.rows.clone(),
-            snapshot,
-            state: Some(*state),
-        }));
+        self.show(snapshot, Some(*state));
         progress.reached = further(progress.reached, Some(*state));
         self.or_fail(self.wait_for_compaction())
     }
@@ -243,6 +248,7 @@ impl Index for FjallIndex {
         self.or_fail(guarded(&self.place, || self.tables.db.persist(PersistMode::SyncAll)))?;
         self.or_fail(record.write(&self.dir).map_err(|error| self.error(error)))?;
         progress.synced = Some(record);
+        self.refresh();
         Ok(())
     }
 
@@ -262,6 +268,13 @@ struct Tables {
     db: Database,
     names: Keyspace,
     rows: Keyspace,
+}
+
+impl Tables {
+    fn snapshot(&self, place: &Arc<str>, snapshot: Snapshot, state: Option<State>) -> FjallSnapshot {
+        let (names, rows) = (self.names.clone(), self.rows.clone());
+        FjallSnapshot { place: Arc::clone(place), names, rows, snapshot, state }
+    }
 }
 
 /// How far the keyspaces are.
@@ -438,13 +451,7 @@ fn open_locked(dir: &Path, options: FjallOptions, lock: File) -> Result<FjallInd
     let progress = check_progress(&tables, &snapshot, &place, record)
         .map_err(|reason| OpenIndexError::unusable(dir, reason))?;
     sync_directory(dir).map_err(|source| OpenIndexError::io(dir, source))?;
-    let current = FjallSnapshot {
-        place: Arc::clone(&place),
-        names: tables.names.clone(),
-        rows: tables.rows.clone(),
-        snapshot,
-        state: record.map(|record| record.state),
-    };
+    let current = tables.snapshot(&place, snapshot, record.map(|record| record.state));
     Ok(FjallIndex {
         dir: dir.to_owned(),
         place,

@@ -198,3 +198,6 @@ pub enum ReplayError {
 
 /// A generation is ended at this size, in bytes, whatever the budget says.
 const MAX_GENERATION_BYTES: usize = 512 << 20;
+
+#[cfg(test)]
+mod tests;
