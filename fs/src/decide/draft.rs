@@ -4,7 +4,9 @@ use bytes::Bytes;
 use murphy_log::Change;
 
 use super::{Moment, Refusal, RowState, Rows};
-use crate::{Caller, DirectoryRow, Errno, Ino, InodeRow, Kind, PackNumber, PackRow, RowError, RowKey, Timespec};
+use crate::{
+    Caller, DirectoryRow, Errno, Ino, InodeRow, Kind, PackNumber, PackRow, RowError, RowKey, Timespec,
+};
 
 /// A decision in the making.
 pub(crate) struct Draft<'a> {

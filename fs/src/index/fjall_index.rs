@@ -43,7 +43,8 @@ use crate::{RowKey, Table};
 
 /// The index of a node, in a directory of its own.
 ///
-/// The directory is locked while the index or a snapshot of it lives.
+/// The directory is locked while the index or a snapshot of it lives. Dropping it syncs nothing: whoever stops cleanly calls
+/// [`sync`](Index::sync) first, and has nothing to apply again at the next start.
 pub struct FjallIndex {
     dir: PathBuf,
     place: Arc<str>,
@@ -109,8 +110,8 @@ impl FjallIndex {
         guarded(&self.place, || rows.major_compact())
     }
 
-    fn error(&self, reason: impl ToString) -> IndexError {
-        IndexError { path: self.place.to_string(), reason: reason.to_string() }
+    fn error(&self, reason: impl Into<String>) -> IndexError {
+        IndexError { path: self.place.to_string(), reason: reason.into() }
     }
 
     fn check_usable(&self) -> Result<(), IndexError> {
@@ -246,7 +247,7 @@ impl Index for FjallIndex {
         }
         // Tables are durable since their ingestion finished; the journal is synced for the case that anything is in it.
         self.or_fail(guarded(&self.place, || self.tables.db.persist(PersistMode::SyncAll)))?;
-        self.or_fail(record.write(&self.dir).map_err(|error| self.error(error)))?;
+        self.or_fail(record.write(&self.dir).map_err(|error| self.error(error.to_string())))?;
         progress.synced = Some(record);
         self.refresh();
         Ok(())
@@ -399,8 +400,8 @@ impl OpenIndexError {
         OpenIndexError::Io { path: dir.display().to_string(), source }
     }
 
-    fn unusable(dir: &Path, reason: impl ToString) -> OpenIndexError {
-        OpenIndexError::Unusable { path: dir.display().to_string(), reason: reason.to_string() }
+    fn unusable(dir: &Path, reason: impl Into<String>) -> OpenIndexError {
+        OpenIndexError::Unusable { path: dir.display().to_string(), reason: reason.into() }
     }
 
     /// Tells damage from a system that refuses.
@@ -408,13 +409,13 @@ impl OpenIndexError {
         let source = match error {
             fjall::Error::Locked => return OpenIndexError::Locked { path: dir.display().to_string() },
             fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source,
-            other => return OpenIndexError::unusable(dir, other),
+            other => return OpenIndexError::unusable(dir, other.to_string()),
         };
         match source.kind() {
             io::ErrorKind::NotFound
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::InvalidData
-            | io::ErrorKind::InvalidInput => OpenIndexError::unusable(dir, source),
+            | io::ErrorKind::InvalidInput => OpenIndexError::unusable(dir, source.to_string()),
             _ => OpenIndexError::io(dir, source),
         }
     }
@@ -442,14 +443,14 @@ fn clear(dir: &Path) -> io::Result<()> {
 
 fn open_locked(dir: &Path, options: FjallOptions, lock: File) -> Result<FjallIndex, OpenIndexError> {
     let record = SyncedRecord::read(dir).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => OpenIndexError::unusable(dir, error),
+        io::ErrorKind::InvalidData => OpenIndexError::unusable(dir, error.to_string()),
         _ => OpenIndexError::io(dir, error),
     })?;
     let tables = open_tables(dir, options, record.is_some())?;
     let place: Arc<str> = dir.display().to_string().into();
     let snapshot = tables.db.snapshot();
     let progress = check_progress(&tables, &snapshot, &place, record)
-        .map_err(|reason| OpenIndexError::unusable(dir, reason))?;
+        .map_err(|error| OpenIndexError::unusable(dir, error.reason))?;
     sync_directory(dir).map_err(|source| OpenIndexError::io(dir, source))?;
     let current = tables.snapshot(&place, snapshot, record.map(|record| record.state));
     Ok(FjallIndex {

@@ -8,6 +8,9 @@ use crate::{Ino, Kind, Name, RowKey, Timespec, XattrName};
 
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/formats/rows.md"));
 
+/// Whether a value is read and written back as it was.
+type Decodes = fn(&Bytes) -> bool;
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -121,7 +124,7 @@ fn every_key_and_row_has_the_bytes_of_the_document() {
 
 #[test]
 fn the_bytes_of_the_document_are_read_back_and_every_cut_of_them_is_refused() {
-    let decodes: [(&str, fn(&Bytes) -> bool); 8] = [
+    let decodes: [(&str, Decodes); 8] = [
         ("row inode", |value| InodeRow::decode(value).is_ok_and(|row| row.encode() == value)),
         ("row directory", |value| DirectoryRow::decode(value).is_ok_and(|row| row.encode() == value)),
         ("row dentry", |value| DentryRow::decode(value).is_ok_and(|row| row.encode() == value)),

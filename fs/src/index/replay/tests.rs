@@ -49,7 +49,7 @@ fn made(count: usize) -> (Reference, State, Frames) {
 }
 
 fn good(frames: &[Frame]) -> impl Iterator<Item = Result<Frame, io::Error>> {
-    frames.to_vec().into_iter().map(Ok)
+    frames.iter().cloned().map(Ok)
 }
 
 fn small() -> ReplayBudget {
@@ -96,7 +96,7 @@ fn an_index_that_is_ahead_of_its_log_is_refused() {
     reference.ingest(&index, 0..1);
     index.sync().unwrap();
     reference.ingest(&index, 1..8);
-    let reached = reference.states[7].1.position;
+    let reached = reference.states[7].1.position.lsn;
     let short = replay(&index.reopened(), base, good(&frames[..6]), small());
     assert!(
         matches!(short, Err(ReplayError::Behind { reached: found, .. }) if found == reached),
@@ -157,7 +157,7 @@ fn a_frame_of_a_later_version_is_refused_by_level() {
     let (reference, base, frames) = made(8);
     let index = MemoryIndex::new();
     reference.ingest(&index, 0..1);
-    let header = frames[4].header().clone();
+    let header = *frames[4].header();
     let later = murphy_log::FrameHeader { feature_level: FEATURE_LEVEL + 1, ..header };
     let later = resealed(later, &frames[4].body()).verify(&reference.keys, &frames[3].position()).unwrap();
     let mut run = frames[..4].to_vec();
