@@ -101,13 +101,13 @@ fn a_killed_index_goes_on_at_its_synced_state() {
 
 #[test]
 fn files_rolled_back_one_by_one_are_noticed_or_harmless() {
-    let reference = Reference::new(some_generations(14, 60));
+    let reference = Reference::new(some_generations(12, 60));
     let dir = tempfile::tempdir().unwrap();
     let index = open(dir.path());
     let mut older = Vec::new();
-    for at in 0..10 {
+    for at in 0..9 {
         reference.ingest(&index, at..at + 1);
-        if at % 3 == 0 {
+        if at % 4 == 0 {
             index.sync().unwrap();
             older.push(files(dir.path()));
         }
@@ -150,6 +150,21 @@ fn a_keyspace_that_is_older_than_the_record_is_noticed() {
         assert_ne!(mixed, new, "{keyspace}");
         assert!(!recovers(&reference, &mixed), "{keyspace}");
     }
+}
+
+/// Without its journal fjall begins its sequence numbers anew, below those of its tables: new rows would be hidden by old ones.
+#[test]
+fn an_index_without_its_journal_is_refused_or_right() {
+    let reference = Reference::new(some_generations(8, 40));
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    reference.ingest(&index, 0..6);
+    index.sync().unwrap();
+    drop(index);
+    let mut lost = files(dir.path());
+    lost.retain(|path, _| path.extension().is_none_or(|extension| extension != "jnl"));
+    assert_ne!(lost, files(dir.path()));
+    assert!(!recovers(&reference, &lost));
 }
 
 #[test]
@@ -195,8 +210,10 @@ fn a_flipped_byte_never_passes_the_digest_with_wrong_rows() {
             }
         }
     }
-    println!("flips: {refused} refused at open, {found} found by the digest, {harmless} harmless");
-    assert!(refused > 0 && found > 0);
+    assert!(
+        refused > 0 && found > 0 && harmless > 0,
+        "{refused} refused, {found} found, {harmless} harmless"
+    );
 }
 
 #[test]
@@ -237,4 +254,4 @@ fn a_directory_that_cannot_be_written_is_no_reason_to_begin_anew() {
     assert_eq!(fs::read(&file).unwrap(), b"not a directory");
 }
 
-const FLIPS_PER_FILE: usize = 24;
+const FLIPS_PER_FILE: usize = 9;

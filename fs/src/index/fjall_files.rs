@@ -119,3 +119,48 @@ const TRAILER_BYTES: usize = 38;
 const SECTION_BYTES: usize = 18;
 /// Contents are a dozen short names.
 const MAX_CONTENTS_BYTES: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::conformance::{Reference, open, some_generations};
+
+    fn visit(dir: &Path, check: &mut dyn FnMut(&Path)) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { visit(&path, check) } else { check(&path) }
+        }
+    }
+
+    /// fjall would ask for up to 170 GB.
+    #[test]
+    fn a_damaged_count_is_refused_before_memory_is_reserved_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = open(dir.path());
+        Reference::new(some_generations(3, 40)).ingest(&index, 0..3);
+        drop(index);
+        let tables = dir.path().join("tables");
+        check_files(&tables).unwrap();
+        let (mut contents_seen, mut counts_seen) = (0, 0);
+        visit(&tables.join("keyspaces"), &mut |path| {
+            let good = fs::read(path).unwrap();
+            let file = File::open(path).unwrap();
+            let Some(contents) = read_contents(&file, good.len() as u64).unwrap() else {
+                return;
+            };
+            let count_at = u64_at(&good, good.len() - 16) + 4;
+            let counts = parse_contents(&contents).unwrap();
+            let counts = counts.iter().filter(|section| section.name.starts_with(b"blob_"));
+            let counts: Vec<_> = counts.map(|section| section.position).collect();
+            (contents_seen, counts_seen) = (contents_seen + 1, counts_seen + counts.len());
+            for at in counts.into_iter().chain([count_at]) {
+                let mut damaged = good.clone();
+                damaged[at as usize + 3] ^= 0x40;
+                fs::write(path, damaged).unwrap();
+                assert!(check_files(&tables).is_err(), "{path:?} at byte {at}");
+            }
+            fs::write(path, good).unwrap();
+        });
+        assert!(contents_seen > 3 && counts_seen >= 6, "{contents_seen} contents, {counts_seen} counts");
+    }
+}

@@ -43,7 +43,8 @@ use crate::{RowKey, Table};
 
 /// The index of a node, in a directory of its own.
 ///
-/// The directory is locked while the index or a snapshot of it lives.
+/// The directory is locked while the index or a snapshot of it lives. Dropping it syncs nothing: whoever stops cleanly calls
+/// [`sync`](Index::sync) first, and has nothing to apply again at the next start.
 pub struct FjallIndex {
     dir: PathBuf,
     place: Arc<str>,
@@ -109,8 +110,8 @@ impl FjallIndex {
         guarded(&self.place, || rows.major_compact())
     }
 
-    fn error(&self, reason: impl ToString) -> IndexError {
-        IndexError { path: self.place.to_string(), reason: reason.to_string() }
+    fn error(&self, reason: impl Into<String>) -> IndexError {
+        IndexError { path: self.place.to_string(), reason: reason.into() }
     }
 
     fn check_usable(&self) -> Result<(), IndexError> {
@@ -166,6 +167,16 @@ impl FjallIndex {
         Ok(())
     }
 
+    /// Lets readers see `snapshot`.
+    fn show(&self, snapshot: Snapshot, state: Option<State>) {
+        self.current.store(Arc::new(self.tables.snapshot(&self.place, snapshot, state)));
+    }
+
+    /// Takes the current snapshot anew: the old one keeps the tables that were merged since, the new one does not.
+    fn refresh(&self) {
+        self.show(self.tables.db.snapshot(), self.current.load().state);
+    }
+
     /// Reads the markers back: an ingestion that the tables hide (sequence numbers begun anew after a damaged start) must not go on.
     fn check_markers(&self, snapshot: &Snapshot, progress: &Progress) -> Result<(), IndexError> {
         let Tables { names, rows, .. } = &self.tables;
@@ -214,16 +225,11 @@ impl Index for FjallIndex {
         if let Some(reason) = goes_back(self.current.load().state, state) {
             return self.or_fail(Err(self.error(reason)));
         }
+        self.refresh();
         self.or_fail(self.ingest_rows(rows, state, &mut progress))?;
         let snapshot = self.tables.db.snapshot();
         self.or_fail(self.check_markers(&snapshot, &progress))?;
-        self.current.store(Arc::new(FjallSnapshot {
-            place: Arc::clone(&self.place),
-            names: self.tables.names.clone(),
-            rows: self.tables.rows.clone(),
-            snapshot,
-            state: Some(*state),
-        }));
+        self.show(snapshot, Some(*state));
         progress.reached = further(progress.reached, Some(*state));
         self.or_fail(self.wait_for_compaction())
     }
@@ -241,8 +247,9 @@ impl Index for FjallIndex {
         }
         // Tables are durable since their ingestion finished; the journal is synced for the case that anything is in it.
         self.or_fail(guarded(&self.place, || self.tables.db.persist(PersistMode::SyncAll)))?;
-        self.or_fail(record.write(&self.dir).map_err(|error| self.error(error)))?;
+        self.or_fail(record.write(&self.dir).map_err(|error| self.error(error.to_string())))?;
         progress.synced = Some(record);
+        self.refresh();
         Ok(())
     }
 
@@ -262,6 +269,13 @@ struct Tables {
     db: Database,
     names: Keyspace,
     rows: Keyspace,
+}
+
+impl Tables {
+    fn snapshot(&self, place: &Arc<str>, snapshot: Snapshot, state: Option<State>) -> FjallSnapshot {
+        let (names, rows) = (self.names.clone(), self.rows.clone());
+        FjallSnapshot { place: Arc::clone(place), names, rows, snapshot, state }
+    }
 }
 
 /// How far the keyspaces are.
@@ -386,8 +400,8 @@ impl OpenIndexError {
         OpenIndexError::Io { path: dir.display().to_string(), source }
     }
 
-    fn unusable(dir: &Path, reason: impl ToString) -> OpenIndexError {
-        OpenIndexError::Unusable { path: dir.display().to_string(), reason: reason.to_string() }
+    fn unusable(dir: &Path, reason: impl Into<String>) -> OpenIndexError {
+        OpenIndexError::Unusable { path: dir.display().to_string(), reason: reason.into() }
     }
 
     /// Tells damage from a system that refuses.
@@ -395,13 +409,13 @@ impl OpenIndexError {
         let source = match error {
             fjall::Error::Locked => return OpenIndexError::Locked { path: dir.display().to_string() },
             fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source,
-            other => return OpenIndexError::unusable(dir, other),
+            other => return OpenIndexError::unusable(dir, other.to_string()),
         };
         match source.kind() {
             io::ErrorKind::NotFound
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::InvalidData
-            | io::ErrorKind::InvalidInput => OpenIndexError::unusable(dir, source),
+            | io::ErrorKind::InvalidInput => OpenIndexError::unusable(dir, source.to_string()),
             _ => OpenIndexError::io(dir, source),
         }
     }
@@ -429,22 +443,16 @@ fn clear(dir: &Path) -> io::Result<()> {
 
 fn open_locked(dir: &Path, options: FjallOptions, lock: File) -> Result<FjallIndex, OpenIndexError> {
     let record = SyncedRecord::read(dir).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => OpenIndexError::unusable(dir, error),
+        io::ErrorKind::InvalidData => OpenIndexError::unusable(dir, error.to_string()),
         _ => OpenIndexError::io(dir, error),
     })?;
     let tables = open_tables(dir, options, record.is_some())?;
     let place: Arc<str> = dir.display().to_string().into();
     let snapshot = tables.db.snapshot();
     let progress = check_progress(&tables, &snapshot, &place, record)
-        .map_err(|reason| OpenIndexError::unusable(dir, reason))?;
+        .map_err(|error| OpenIndexError::unusable(dir, error.reason))?;
     sync_directory(dir).map_err(|source| OpenIndexError::io(dir, source))?;
-    let current = FjallSnapshot {
-        place: Arc::clone(&place),
-        names: tables.names.clone(),
-        rows: tables.rows.clone(),
-        snapshot,
-        state: record.map(|record| record.state),
-    };
+    let current = tables.snapshot(&place, snapshot, record.map(|record| record.state));
     Ok(FjallIndex {
         dir: dir.to_owned(),
         place,

@@ -253,9 +253,7 @@ impl Iterator for MemoryScan {
             if let Some(row) = self.batch.next() {
                 return Some(Ok(row));
             }
-            if self.next.is_none() {
-                return None;
-            }
+            self.next.as_ref()?;
             self.fill();
         }
     }

@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use murphy_log::{DecodeError, FEATURE_LEVEL, Frame, FrameError, Lsn, Position, State};
+use murphy_log::{ChainHash, DecodeError, FEATURE_LEVEL, Frame, FrameError, Lsn, State};
 
 use super::{Fold, FoldError, FoldedRows, Index, IndexError};
 
@@ -43,7 +43,10 @@ pub fn replay<E: Error + Send + Sync + 'static>(
 ) -> Result<State, ReplayError> {
     let state = index.snapshot().state();
     if state != Some(from) {
-        return Err(ReplayError::From { from: from.position, index: state.map(|state| state.position) });
+        return Err(ReplayError::From {
+            from: from.position.lsn,
+            index: state.map(|state| state.position.lsn),
+        });
     }
     let reached = index.reached().map_or(from, |reached| reached);
     let (sender, receiver) = sync_channel::<Generation>(1);
@@ -61,7 +64,7 @@ pub fn replay<E: Error + Send + Sync + 'static>(
     index.sync()?;
     let end = stopped?;
     if end.position.lsn < reached.position.lsn {
-        return Err(ReplayError::Behind { end: end.position.lsn, reached: reached.position });
+        return Err(ReplayError::Behind { end: end.position.lsn, reached: reached.position.lsn });
     }
     Ok(end)
 }
@@ -117,9 +120,10 @@ impl Folder {
         if level > FEATURE_LEVEL {
             return Err(ReplayError::FeatureLevel { lsn, level, known: FEATURE_LEVEL });
         }
-        let position = frame.position();
-        if position.lsn == self.reached.position.lsn && position != self.reached.position {
-            return Err(ReplayError::OtherHistory { frame: position, index: self.reached.position });
+        let (position, reached) = (frame.position(), self.reached.position);
+        if position.lsn == reached.lsn && position != reached {
+            let lsn = position.lsn;
+            return Err(ReplayError::OtherHistory { lsn, frame: position.hash, index: reached.hash });
         }
         // All are decoded before one is folded: half a frame must not get into a generation that the error ends.
         for entry in frame.entries()? {
@@ -141,12 +145,12 @@ impl Folder {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The index is elsewhere.
-    #[error("replay from {from} of an index that is at {}", .index.map_or("nothing".to_owned(), |at| at.to_string()))]
+    #[error("cannot replay from lsn {from} an index that is {}", .index.map_or("empty".to_owned(), |at| format!("at lsn {at}")))]
     From {
         /// Where the replay should begin.
-        from: Position,
-        /// Where the index is.
-        index: Option<Position>,
+        from: Lsn,
+        /// Where the index is. The same number: its history is another one.
+        index: Option<Lsn>,
     },
     /// The frames cannot be read.
     #[error("cannot read the next frame: {0}")]
@@ -181,15 +185,17 @@ pub enum ReplayError {
         /// Where the frames end.
         end: Lsn,
         /// Where the newest rows come from.
-        reached: Position,
+        reached: Lsn,
     },
     /// The index has rows of another history. It must be made anew.
-    #[error("the log has {frame}, the index {index}")]
+    #[error("at lsn {lsn} the log has the chain hash {frame}, the index {index}")]
     OtherHistory {
+        /// How far both are.
+        lsn: Lsn,
         /// What the log says.
-        frame: Position,
+        frame: ChainHash,
         /// What the index says.
-        index: Position,
+        index: ChainHash,
     },
     /// The index failed.
     #[error(transparent)]
@@ -198,3 +204,6 @@ pub enum ReplayError {
 
 /// A generation is ended at this size, in bytes, whatever the budget says.
 const MAX_GENERATION_BYTES: usize = 512 << 20;
+
+#[cfg(test)]
+mod tests;
