@@ -5,6 +5,7 @@
 
 mod descriptor;
 mod document;
+mod fence;
 mod fields;
 mod layout;
 mod registry;
@@ -13,9 +14,11 @@ mod slot;
 mod store;
 #[cfg(test)]
 mod testing;
+mod walk;
 
 pub use descriptor::{Archive, ArchiveKind, Descriptor, OpenArchiveError};
 pub use document::{DocumentError, PositionText, StateText};
+pub use fence::ArchiveFence;
 pub use registry::{Record, Registry, RegistryError, RegistryView, StoredRecord};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use slot::{
@@ -23,3 +26,4 @@ pub use slot::{
     SLOT_MAGIC, Slot, SlotError, SlotHeader, encode_slot,
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
+pub use walk::{Boundary, Walk, WalkError, walk};

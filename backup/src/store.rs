@@ -93,7 +93,14 @@ impl ArchiveStore {
     /// The bytes `range` of an object, fewer where it ends before.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         let limit = range.end.saturating_sub(range.start);
-        self.read(name, Some(range), limit).await
+        match self.read(name, Some(range.clone()), limit).await {
+            // Stores answer a range beyond the end with an error of any kind; the length tells it from one that does not answer.
+            Err(error @ StoreError::Unavailable { .. }) => match self.size(name).await {
+                Ok(Some(size)) if size <= range.start => Ok(Bytes::new()),
+                _ => Err(error),
+            },
+            answer => answer,
+        }
     }
 
     /// The length of an object; `None` if it is not there.

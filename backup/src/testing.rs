@@ -6,17 +6,26 @@ mod source;
 pub(crate) use faulty::{Fault, FaultyStore};
 pub(crate) use source::{Source, append};
 
-use crate::descriptor::{Archive, ArchiveKind, Descriptor};
+use murphy_log::{Frame, NodeId, Position};
 
-/// Compares `bytes` with the golden file `name`, which `MURPHY_GOLDEN=write` makes anew.
+use crate::{
+    descriptor::{Archive, ArchiveKind, Descriptor},
+    layout,
+    slot::encode_slot,
+};
+
+/// Compares `bytes` with the golden file `archive_<name>.hex`, which `MURPHY_GOLDEN=write` makes anew.
 pub(crate) fn golden(name: &str, bytes: &[u8]) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/v0").join(name);
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v0");
+    let path = folder.join(format!("archive_{name}.hex"));
+    let line =
+        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ") + "\n";
+    let text: String = bytes.chunks(16).map(line).collect();
     if std::env::var("MURPHY_GOLDEN").is_ok_and(|value| value == "write") {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, bytes).unwrap();
+        std::fs::write(&path, &text).unwrap();
     }
-    let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(golden == bytes, "the bytes of {name} are not those of {}", path.display());
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(golden == text, "the bytes of {name} are not those of {}", path.display());
 }
 
 /// An archive of the [`Source`]'s branch in `store`.
@@ -35,4 +44,11 @@ pub(crate) async fn archive_of(store: &FaultyStore, kind: ArchiveKind) -> Archiv
         base: source.base().position,
     };
     Archive::create(store.archive_store(), descriptor).await.unwrap()
+}
+
+/// Puts the slot of `frames` where it belongs, whatever is there, and returns its end.
+pub(crate) async fn put(store: &FaultyStore, frames: &[Frame]) -> Position {
+    let bytes = encode_slot(Source::new().lineage(), NodeId::default(), frames).unwrap();
+    store.overwrite(&layout::slot(frames[0].epoch().number, frames[0].first()), bytes).await;
+    frames.last().unwrap().position()
 }
