@@ -18,6 +18,7 @@ mod name;
 mod overlay;
 mod rows;
 mod sequencer;
+mod snapshot;
 mod table;
 mod view;
 mod volume;
@@ -54,6 +55,10 @@ pub use name::{NAME_MAX, Name, XattrName};
 pub use rows::{
     Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, InodeRow, NameHasher, OrphanRow,
     PackNumber, PackRow, RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, XattrRow,
+};
+pub use snapshot::{
+    BlockFault, Disagreement, ReadSnapshotError, RowBatch, SectionBytes, SnapshotHeader, SnapshotOrigin,
+    SnapshotProgress, SnapshotReader, SnapshotSummary, WriteSnapshotError, verify_snapshot, write_snapshot,
 };
 pub use table::{RowKey, Table};
 pub use view::{View, ViewError};

@@ -1,0 +1,64 @@
+//! `--ack archive`: an fsync waits until one of the archives holds the entries and every byte that they refer to.
+//!
+//! Invariants:
+//! - Only shippers of full archives are asked: a log archive holds no bytes.
+//! - One archive is enough (W is 1 for archives); a fence at any of them ends all waiting.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
+use murphy_log::Lsn;
+
+use crate::ship::{ShipEnd, ShipHandle};
+
+/// The archives that may acknowledge.
+#[derive(Clone, Debug)]
+pub struct ArchiveAcknowledger {
+    archives: Vec<ShipHandle>,
+}
+
+impl ArchiveAcknowledger {
+    /// An acknowledger of these full archives.
+    pub fn new(archives: Vec<ShipHandle>) -> ArchiveAcknowledger {
+        ArchiveAcknowledger { archives }
+    }
+
+    async fn one_holds(&self, lsn: Lsn) -> Result<(), AcknowledgeError> {
+        let mut waits: FuturesUnordered<_> =
+            self.archives.iter().map(|archive| archive.archived(lsn)).collect();
+        while let Some(answer) = waits.next().await {
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(Some(ShipEnd::Fenced(sealed))) => {
+                    return Err(AcknowledgeError::Fenced(ShipEnd::Fenced(sealed).to_string()));
+                }
+                Err(_) => {}
+            }
+        }
+        Err(self.too_few(lsn))
+    }
+
+    fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
+        let missing = self.archives.iter().map(|archive| {
+            let status = archive.status();
+            let end = status.end.map(|end| end.to_string());
+            let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
+            let reason = end.or(status.error).unwrap_or_else(|| format!("it is at lsn {held}"));
+            format!("{} ({reason})", status.url)
+        });
+        let missing = missing.collect::<Vec<_>>().join(", ");
+        AcknowledgeError::TooFew { lsn, held: 0, wanted: 1, missing }
+    }
+}
+
+impl Acknowledger for ArchiveAcknowledger {
+    fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
+        Box::pin(async move {
+            match tokio::time::timeout(deadline, self.one_holds(lsn)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.too_few(lsn)),
+            }
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! What the objects of an archive are called. `docs/formats/archive.md` has the whole layout.
+//!
+//! Invariants:
+//! - A name is built here or not at all; parsing accepts exactly what building makes.
+//! - Numbers have a fixed width, so that names sort as the numbers do.
+//! - The name of a slot follows from the number of the epoch and its first LSN alone: two sources that would write the same
+//!   entries meet in one name, whatever id their epochs have.
+
+use murphy_log::{LogTime, Lsn};
+
+/// Where the descriptor is.
+pub const DESCRIPTOR: &str = "murphy.json";
+
+/// The slot of epoch `epoch` that begins with `first`.
+pub fn slot(epoch: u32, first: Lsn) -> String {
+    format!("{LOG_FOLDER}/{epoch:010}/{:020}.seg", first.get())
+}
+
+/// The epoch and the first LSN of a slot's name.
+pub fn parse_slot(name: &str) -> Option<(u32, Lsn)> {
+    let (epoch, file) = name.strip_prefix(LOG_FOLDER)?.strip_prefix('/')?.split_once('/')?;
+    let epoch = epoch.parse().ok()?;
+    let first = Lsn::new(file.strip_suffix(".seg")?.parse().ok()?);
+    (slot(epoch, first) == name).then_some((epoch, first))
+}
+
+/// The registry record `number`.
+pub fn registry(number: u64) -> String {
+    format!("{REGISTRY_FOLDER}/{number:020}")
+}
+
+/// What the objects of the snapshot at `lsn` have in common.
+pub fn snapshot_folder(epoch: u32, lsn: Lsn) -> String {
+    format!("{SNAPSHOT_FOLDER}/{epoch:010}-{:020}", lsn.get())
+}
+
+/// The manifest of the snapshot in `folder`.
+pub fn manifest(folder: &str) -> String {
+    format!("{folder}/{MANIFEST}")
+}
+
+/// A part of the snapshot in `folder`. `attempt` keeps the parts of an upload that was broken off apart from those of the next.
+pub fn part(folder: &str, number: u32, attempt: u64) -> String {
+    format!("{folder}/part-{number:04}-{attempt:016x}")
+}
+
+/// The folder of the snapshot whose manifest has this name.
+pub fn parse_manifest(name: &str) -> Option<(&str, u32, Lsn)> {
+    let folder = name.strip_suffix(MANIFEST)?.strip_suffix('/')?;
+    let (epoch, lsn) = folder.strip_prefix(SNAPSHOT_FOLDER)?.strip_prefix('/')?.split_once('-')?;
+    let (epoch, lsn) = (epoch.parse().ok()?, Lsn::new(lsn.parse().ok()?));
+    (snapshot_folder(epoch, lsn) == folder).then_some((folder, epoch, lsn))
+}
+
+/// The result of a verification or drill that ended at `time`.
+pub fn proof(time: LogTime) -> String {
+    format!("{PROOF_FOLDER}/{:020}.json", time.as_nanos())
+}
+
+/// The folder of slots and seals.
+pub const LOG_FOLDER: &str = "log";
+/// The folder of registry records.
+pub const REGISTRY_FOLDER: &str = "registry";
+/// The folder of snapshots.
+pub const SNAPSHOT_FOLDER: &str = "snapshots";
+/// The folder of proofs.
+pub const PROOF_FOLDER: &str = "proofs";
+/// The folder of packs.
+pub const PACK_FOLDER: &str = "packs";
+const MANIFEST: &str = "manifest.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_slots_sort_as_their_numbers() {
+        let names =
+            [slot(1, Lsn::new(2)), slot(1, Lsn::new(10)), slot(2, Lsn::new(9)), slot(10, Lsn::new(3))];
+        assert!(names.is_sorted());
+        assert_eq!(names[0], "log/0000000001/00000000000000000002.seg");
+        assert_eq!(parse_slot(&names[1]), Some((1, Lsn::new(10))));
+    }
+
+    #[test]
+    fn another_spelling_of_a_name_is_not_a_slot() {
+        for name in
+            ["log/1/2.seg", "log/0000000001/2.seg", "log/0000000001/00000000000000000002.sega", "log/", "x"]
+        {
+            assert_eq!(parse_slot(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_names_its_snapshot() {
+        let folder = snapshot_folder(3, Lsn::new(77));
+        let name = manifest(&folder);
+        assert_eq!(parse_manifest(&name), Some((folder.as_str(), 3, Lsn::new(77))));
+        assert_eq!(parse_manifest(&part(&folder, 1, 2)), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Packs on their way between block stores: which ones a slot names, and copying them verified.
+//!
+//! Invariants:
+//! - A pack is put only after its footer, and every cell, was found to be what the log says.
+//! - Copying is harmless to repeat: a name never changes its content.
+
+use std::collections::BTreeMap;
+
+use murphy_fs::{
+    BlockStore, BlockStoreError, FooterDigest, ObjectBlockStore, PackError, PackMeta, PackName, PackReader,
+    PackRow, RowError, Table, WriterId,
+};
+use murphy_log::{DecodeError, Frame, Lsn};
+
+use crate::descriptor::Archive;
+
+/// A pack that entries name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NamedPack {
+    pub(crate) meta: PackMeta,
+    /// Whether these entries are the first that refer to it.
+    pub(crate) is_new: bool,
+}
+
+impl Archive {
+    /// The packs of the archive.
+    pub fn packs(&self) -> ObjectBlockStore {
+        let (store, prefix) = self.store().parts();
+        ObjectBlockStore::new(store, prefix, self.url().to_owned())
+    }
+}
+
+/// What has to be known of a row's pack to read it.
+pub(crate) fn meta_of(row: &PackRow) -> PackMeta {
+    PackMeta {
+        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
+        footer_digest: FooterDigest::from_bytes(row.footer_digest),
+        plain_len: u64::from(row.plain_bytes),
+        stored_len: u64::from(row.stored_bytes),
+    }
+}
+
+/// The packs that the entries of `frames` name, each once. Rows that say that nothing refers to a pack any more name none.
+pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackError> {
+    let mut packs: BTreeMap<PackName, NamedPack> = BTreeMap::new();
+    for entry in frames.iter().flatten() {
+        let entry = entry?;
+        let rows = entry.changes.iter().filter(|change| change.table == Table::Pack.number());
+        for change in rows {
+            let Some(value) = &change.value else { continue };
+            let row =
+                PackRow::decode(value).map_err(|source| NamedPackError::Row { lsn: entry.lsn, source })?;
+            let is_new = *change.key == entry.lsn.get().to_be_bytes();
+            if row.live_bytes == 0 && !is_new {
+                continue;
+            }
+            let meta = meta_of(&row);
+            packs.entry(meta.name).or_insert(NamedPack { meta, is_new }).is_new |= is_new;
+        }
+    }
+    Ok(packs.into_values().collect())
+}
+
+/// Copies a pack from one store to the other, verified; returns its length in bytes.
+pub(crate) async fn copy_pack(
+    meta: &PackMeta,
+    from: &dyn BlockStore,
+    to: &dyn BlockStore,
+) -> Result<u64, CopyPackError> {
+    let bytes = from.get(meta.name).await?;
+    let reader = PackReader::open(meta, bytes.clone()).and_then(|reader| reader.verify());
+    reader.map_err(|source| CopyPackError::Damaged { store: from.label().to_owned(), source })?;
+    let length = bytes.len() as u64;
+    to.put(meta.name, bytes).await?;
+    Ok(length)
+}
+
+/// Whether a pack's object is there with the right length.
+pub(crate) async fn has_pack(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, BlockStoreError> {
+    match store.size(meta.name).await {
+        Ok(size) => Ok(size == meta.stored_len),
+        Err(BlockStoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Why it is not known which packs a slot names.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NamedPackError {
+    /// An entry cannot be read.
+    #[error(transparent)]
+    Entry(#[from] DecodeError),
+    /// A row of an entry cannot be read.
+    #[error("the pack row of entry {lsn}: {source}")]
+    Row {
+        /// The entry.
+        lsn: Lsn,
+        /// What is wrong with the row.
+        source: RowError,
+    },
+}
+
+/// Why a pack was not copied.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CopyPackError {
+    /// One of the stores did not do what it was asked.
+    #[error(transparent)]
+    Store(#[from] BlockStoreError),
+    /// It is not the pack that the log names.
+    #[error("{source}, in {store}")]
+    Damaged {
+        /// The store that it was read from.
+        store: String,
+        /// What is wrong with it.
+        source: PackError,
+    },
+}

@@ -1,0 +1,297 @@
+//! The registry of an archive: dense, numbered records that say what may be gone and who still needs something.
+//!
+//! ```text
+//! registry/0..1   Owner        registry/0..2   Floor        registry/0..3   (the next one: put-if-absent)
+//! ```
+//!
+//! Invariants:
+//! - Records are created with put-if-absent and never changed; the next one is found with a get, never with a list.
+//! - Every record carries a random nonce, so that a writer knows its own again after an ambiguous put.
+//! - A floor never goes down.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use murphy_log::{LogTime, Lsn, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    descriptor::Archive,
+    document::{self, DOCUMENT_BYTES_MAX, DocumentError},
+    layout,
+    store::{Creation, StoreError},
+};
+
+/// What a record says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Record {
+    /// Slots that begin below `first` may be deleted from now on; the slot of epoch `epoch` that begins there stays.
+    Floor {
+        /// The number of the epoch.
+        epoch: u32,
+        /// The first LSN that stays.
+        first: u64,
+    },
+    /// Somebody reads from `lsn` on: nothing that a restore from there needs may be deleted.
+    Pin {
+        /// A random id, hexadecimal.
+        id: String,
+        /// The oldest position that is needed.
+        lsn: u64,
+        /// Who, and why, for people.
+        holder: String,
+    },
+    /// The pin is not needed any more.
+    Unpin {
+        /// Its id.
+        id: String,
+    },
+    /// A branch refers to packs of this store.
+    Owner {
+        /// The branch, hexadecimal.
+        branch: String,
+    },
+    /// A branch does not refer to packs of this store any more.
+    Leave {
+        /// The branch, hexadecimal.
+        branch: String,
+    },
+    /// Packs that no state from `lsn` of the branch on refers to may be deleted from now on.
+    Horizon {
+        /// The branch, hexadecimal.
+        branch: String,
+        /// The oldest LSN whose packs stay.
+        lsn: u64,
+    },
+    /// A snapshot is complete: what lists would show late.
+    Snapshot {
+        /// The number of its epoch.
+        epoch: u32,
+        /// Its position.
+        lsn: u64,
+    },
+}
+
+/// A record as it is stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredRecord {
+    /// Its number, from 1.
+    pub number: u64,
+    /// The node that wrote it, hexadecimal.
+    pub node: String,
+    /// Drawn by the writer, hexadecimal.
+    pub nonce: String,
+    /// The writer's wall clock, in nanoseconds since 1970.
+    pub time: u64,
+    /// What it says.
+    pub record: Record,
+}
+
+/// What the records up to some number come to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RegistryView {
+    /// Slots that begin below this LSN may be gone; the number is that of the epoch of the slot there.
+    pub floor: Option<(u32, Lsn)>,
+    /// Pins that were not taken back, by id.
+    pub pins: BTreeMap<String, Lsn>,
+    /// Branches that refer to packs here.
+    pub owners: BTreeSet<String>,
+    /// The horizon of each branch that has one.
+    pub horizons: BTreeMap<String, Lsn>,
+    /// Complete snapshots, by LSN, with the number of the epoch.
+    pub snapshots: BTreeMap<Lsn, u32>,
+    /// How many records there are.
+    pub records: u64,
+}
+
+impl RegistryView {
+    /// Whether the slot that begins with `first` may have been deleted.
+    pub fn is_below_floor(&self, first: Lsn) -> bool {
+        self.floor.is_some_and(|(_, floor)| first < floor)
+    }
+
+    fn add(&mut self, record: &Record) {
+        match record {
+            Record::Floor { epoch, first } => {
+                let floor = (*epoch, Lsn::new(*first));
+                let lowest = self.floor.is_none_or(|(_, now)| now < floor.1);
+                self.floor = if lowest { Some(floor) } else { self.floor };
+            }
+            Record::Pin { id, lsn, .. } => {
+                self.pins.insert(id.clone(), Lsn::new(*lsn));
+            }
+            Record::Unpin { id } => {
+                self.pins.remove(id);
+            }
+            Record::Owner { branch } => {
+                self.owners.insert(branch.clone());
+            }
+            Record::Leave { branch } => {
+                self.owners.remove(branch);
+            }
+            Record::Horizon { branch, lsn } => {
+                let horizon = self.horizons.entry(branch.clone()).or_default();
+                *horizon = (*horizon).max(Lsn::new(*lsn));
+            }
+            Record::Snapshot { epoch, lsn } => {
+                self.snapshots.insert(Lsn::new(*lsn), *epoch);
+            }
+        }
+        self.records += 1;
+    }
+}
+
+/// Reads the registry of an archive, and appends to it.
+#[derive(Debug)]
+pub struct Registry {
+    archive: Archive,
+    view: RegistryView,
+}
+
+impl Registry {
+    /// A reader that has read nothing yet.
+    pub fn new(archive: Archive) -> Registry {
+        Registry { archive, view: RegistryView::default() }
+    }
+
+    /// What the records read so far come to.
+    pub fn view(&self) -> &RegistryView {
+        &self.view
+    }
+
+    /// Reads on to the end; what was written before the call is then in the view. One get if nothing is new.
+    pub async fn refresh(&mut self) -> Result<&RegistryView, RegistryError> {
+        loop {
+            let number = self.view.records + 1;
+            let name = layout::registry(number);
+            match self.archive.store().get(&name, DOCUMENT_BYTES_MAX).await {
+                Ok(bytes) => {
+                    let stored = self.decode(number, &bytes)?;
+                    self.view.add(&stored.record);
+                }
+                Err(StoreError::NotFound { .. }) => return Ok(&self.view),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Appends a record, after whatever others append meanwhile, and returns its number.
+    pub async fn append(
+        &mut self,
+        node: NodeId,
+        time: LogTime,
+        record: Record,
+    ) -> Result<u64, RegistryError> {
+        let nonce = format!("{:016x}", getrandom::u64().map_err(RegistryError::Random)?);
+        for _ in 0..APPEND_ATTEMPTS {
+            self.refresh().await?;
+            let number = self.view.records + 1;
+            let (node, time) = (node.to_string(), time.as_nanos());
+            let stored = StoredRecord { number, node, nonce: nonce.clone(), time, record: record.clone() };
+            let name = layout::registry(number);
+            let object = || self.archive.store().object(&name);
+            let bytes = document::encode(REGISTRY_KIND, &stored).map_err(|error| RegistryError::Record {
+                object: object(),
+                reason: DocumentError::Syntax(error.to_string()),
+            })?;
+            match self.archive.store().create(&name, bytes).await? {
+                Creation::Created | Creation::SameContent => {
+                    self.view.add(&record);
+                    return Ok(number);
+                }
+                Creation::Other(_) => {}
+            }
+        }
+        Err(RegistryError::Contended { url: self.archive.url().to_owned() })
+    }
+
+    fn decode(&self, number: u64, bytes: &[u8]) -> Result<StoredRecord, RegistryError> {
+        let decoded = document::decode::<StoredRecord>(REGISTRY_KIND, bytes).and_then(|stored| {
+            if stored.number == number { Ok(stored) } else { Err(DocumentError::Field("number")) }
+        });
+        let object = || self.archive.store().object(&layout::registry(number));
+        decoded.map_err(|reason| RegistryError::Record { object: object(), reason })
+    }
+}
+
+/// Why the registry cannot be read or appended to.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A record is damaged, or of a later version: what follows is not known.
+    #[error("{object} cannot be used: {reason}")]
+    Record {
+        /// The object.
+        object: String,
+        /// Why.
+        reason: DocumentError,
+    },
+    /// Others appended faster.
+    #[error("the registry of {url} is written by too many at once")]
+    Contended {
+        /// The archive.
+        url: String,
+    },
+    /// The store does not answer, or refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No randomness.
+    #[error("the operating system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+const REGISTRY_KIND: &str = "registry";
+const APPEND_ATTEMPTS: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fault, FaultyStore, archive};
+
+    fn owner(number: u64) -> Record {
+        Record::Owner { branch: number.to_string() }
+    }
+
+    #[tokio::test]
+    async fn records_of_two_writers_are_dense_and_seen_by_both() {
+        let store = FaultyStore::new();
+        let archive = archive(&store).await;
+        let (mut one, mut two) = (Registry::new(archive.clone()), Registry::new(archive));
+        let (node, time) = (NodeId::default(), LogTime::default());
+        assert_eq!(one.append(node, time, owner(1)).await.unwrap(), 1);
+        assert_eq!(two.append(node, time, owner(2)).await.unwrap(), 2);
+        assert_eq!(one.append(node, time, Record::Floor { epoch: 1, first: 40 }).await.unwrap(), 3);
+        assert_eq!(two.append(node, time, Record::Floor { epoch: 1, first: 20 }).await.unwrap(), 4);
+        one.refresh().await.unwrap();
+        assert_eq!(one.view(), two.view());
+        assert_eq!(one.view().floor, Some((1, Lsn::new(40))), "a floor never goes down");
+        assert!(one.view().is_below_floor(Lsn::new(39)) && !one.view().is_below_floor(Lsn::new(40)));
+    }
+
+    /// The store answers a put that happened with an error: the record must not be written twice.
+    #[tokio::test]
+    async fn an_ambiguous_append_is_not_repeated() {
+        let store = FaultyStore::new();
+        let mut registry = Registry::new(archive(&store).await);
+        store.fail("registry/", Fault::PutAnswersError, 1);
+        assert_eq!(registry.append(NodeId::default(), LogTime::default(), owner(1)).await.unwrap(), 1);
+        store.fail("registry/", Fault::PutConflict, 2);
+        assert_eq!(registry.append(NodeId::default(), LogTime::default(), owner(2)).await.unwrap(), 2);
+        assert_eq!(registry.view().owners.len(), 2);
+        let records = store.names().await.iter().filter(|name| name.starts_with("registry/")).count();
+        assert_eq!(records, 2);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_is_named_and_not_passed_over() {
+        let store = FaultyStore::new();
+        let archive = archive(&store).await;
+        let mut registry = Registry::new(archive.clone());
+        for number in 1..4 {
+            registry.append(NodeId::default(), LogTime::default(), owner(number)).await.unwrap();
+        }
+        store.fail(&layout::registry(2), Fault::WrongBytes, usize::MAX);
+        let refused = Registry::new(archive).refresh().await.unwrap_err().to_string();
+        assert!(refused.contains(&layout::registry(2)), "{refused}");
+    }
+}

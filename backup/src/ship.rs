@@ -1,0 +1,354 @@
+//! Shipping: follows a log and keeps an archive up to date, slot by slot.
+//!
+//! ```text
+//! log -> durable frames -> cut into slots -> packs they name -> slot -> registry -> cursor -> archived
+//! ```
+//!
+//! Invariants:
+//! - A slot is created after every pack that it names is in the archive (a log archive holds none).
+//! - A slot counts when it, and all before it, are there, and the registry read after its creation has no floor above it.
+//! - An error is shown and tried again, ever later; what cannot be mended by trying again ends the shipping, and says why.
+
+mod core;
+mod cursor;
+mod task;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use murphy_fs::BlockStore;
+use murphy_log::{Clock, Durable, Epoch, Frame, Log, LogTime, Lsn, NodeId, ReadError, Terminal};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+use crate::{
+    descriptor::Archive,
+    registry::Registry,
+    walk::{Boundary, WalkError, walk},
+};
+
+use self::{
+    core::{Action, Core, Outcome},
+    task::SlotTask,
+};
+
+pub use self::{
+    core::{ShipEnd, ShipLimits},
+    cursor::{CursorError, CursorFile, SaveCursor},
+};
+
+/// What a shipper works with.
+#[derive(Clone)]
+pub struct ShipperParts {
+    /// Where to.
+    pub archive: Archive,
+    /// Where from.
+    pub log: Arc<dyn Log>,
+    /// Where the packs are that the log names.
+    pub packs: Arc<dyn BlockStore>,
+    /// The node that ships.
+    pub node: NodeId,
+    /// The epoch that the log was claimed in; a later one in the archive fences.
+    pub epoch: Epoch,
+    /// What was saved by the shipper before; without it the archive is walked from its beginning.
+    pub known: Option<Boundary>,
+    /// Where to save how far it has come.
+    pub cursor: Arc<dyn SaveCursor>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// How slots are cut.
+    pub limits: ShipLimits,
+}
+
+/// How an archive does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ArchiveStatus {
+    /// The archive.
+    pub url: String,
+    /// Up to where it holds everything; `None` until that is known.
+    pub archived: Option<Boundary>,
+    /// The log time of the last entry there, if it was shipped since the start.
+    pub as_of: Option<LogTime>,
+    /// How long the oldest durable entry that is not there has existed, in milliseconds; 0 if everything is there.
+    pub lag_ms: u64,
+    /// What keeps it from going on, if anything does.
+    pub error: Option<String>,
+    /// Why it will not go on.
+    pub end: Option<ShipEnd>,
+}
+
+/// Follows a shipper. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ShipHandle {
+    status: watch::Receiver<ArchiveStatus>,
+    wanted: Arc<watch::Sender<Lsn>>,
+}
+
+impl ShipHandle {
+    /// How the archive does.
+    pub fn status(&self) -> ArchiveStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until the status changes after the last call on this handle; `false` when there is no shipper any more. Cancel safe.
+    pub async fn changed(&mut self) -> bool {
+        self.status.changed().await.is_ok()
+    }
+
+    /// Waits until the archive holds `lsn`, and hurries the shipper. Returns the end if that comes first. Cancel safe.
+    pub async fn archived(&self, lsn: Lsn) -> Result<Boundary, Option<ShipEnd>> {
+        self.wanted.send_if_modified(|wanted| {
+            let is_later = *wanted < lsn;
+            *wanted = lsn.max(*wanted);
+            is_later
+        });
+        let mut status = self.status.clone();
+        let holds = |status: &ArchiveStatus| status.archived.filter(|held| held.position.lsn >= lsn);
+        let waited = status.wait_for(|status| holds(status).is_some() || status.end.is_some()).await;
+        let status = waited.map_err(|_| None)?;
+        holds(&status).ok_or_else(|| status.end.clone())
+    }
+}
+
+/// Ships a log to an archive.
+pub struct Shipper {
+    parts: ShipperParts,
+    status: watch::Sender<ArchiveStatus>,
+    wanted: watch::Receiver<Lsn>,
+    task: Arc<SlotTask>,
+}
+
+/// What comes back to the shipper's loop.
+enum Event {
+    Durable(Option<Durable>),
+    Frames(Result<Vec<Frame>, ReadError>),
+    Outcome(u64, Outcome),
+    Wanted,
+    Time,
+}
+
+impl Shipper {
+    /// A shipper that does nothing until it is run, and what to follow it with.
+    pub fn new(parts: ShipperParts) -> (Shipper, ShipHandle) {
+        let status = ArchiveStatus {
+            url: parts.archive.url().to_owned(),
+            archived: None,
+            as_of: None,
+            lag_ms: 0,
+            error: None,
+            end: None,
+        };
+        let (status, follower) = watch::channel(status);
+        let (wanted, waiting) = watch::channel(Lsn::default());
+        let task = Arc::new(SlotTask {
+            registry: Mutex::new(Registry::new(parts.archive.clone())),
+            copies: Semaphore::new(COPIES_AT_ONCE),
+            seen: parking_lot::Mutex::default(),
+            parts: parts.clone(),
+        });
+        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted) };
+        (Shipper { parts, status, wanted: waiting, task }, handle)
+    }
+
+    /// Ships until something ends it for good. May be dropped at any time, and begun anew by another shipper.
+    pub async fn run(self) -> ShipEnd {
+        self.run_to(Lsn::MAX).await
+    }
+
+    /// Ships until the archive holds `last`.
+    pub async fn run_to(mut self, last: Lsn) -> ShipEnd {
+        let end = match self.start().await {
+            Ok(core) => self.follow(core, last).await,
+            Err(end) => end,
+        };
+        if end != ShipEnd::Reached && end != ShipEnd::LogEnded {
+            tracing::error!(url = self.parts.archive.url(), %end, "shipping has ended");
+        }
+        self.status.send_modify(|status| status.end = Some(end.clone()));
+        end
+    }
+
+    /// Finds out how far the archive holds this log, however long the store takes to answer.
+    async fn start(&mut self) -> Result<Core, ShipEnd> {
+        let mut pause = START_PAUSE_FIRST;
+        let began = self.parts.clock.monotonic();
+        loop {
+            let error = match walk(&self.parts.archive, self.parts.known).await {
+                Ok(walked) => match self.check_end(&walked.end, walked.seals.last()).await {
+                    Ok(()) => {
+                        self.status.send_modify(|status| {
+                            status.archived = Some(walked.end);
+                            status.as_of = walked.as_of();
+                            status.error = None;
+                        });
+                        let durable = self.parts.log.durable().state().position.lsn;
+                        return Ok(Core::new(self.parts.limits, walked.end, durable));
+                    }
+                    Err(Outcome::Ended(end)) => return Err(end),
+                    Err(Outcome::Failed(error)) => error,
+                    Err(Outcome::Done | Outcome::Adopted(..)) => continue,
+                },
+                Err(WalkError::Fork { lsn, .. }) => {
+                    return Err(ShipEnd::Forked { url: self.parts.archive.url().to_owned(), lsn });
+                }
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!(url = self.parts.archive.url(), %error, "the archive cannot be continued yet");
+            let waited = self.parts.clock.monotonic().saturating_sub(began);
+            self.status.send_modify(|status| (status.error, status.lag_ms) = (Some(error), millis(waited)));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(START_PAUSE_MAX);
+        }
+    }
+
+    /// Compares where the archive ends with this log.
+    async fn check_end(&self, end: &Boundary, seal: Option<&crate::seal::Seal>) -> Result<(), Outcome> {
+        let url = || self.parts.archive.url().to_owned();
+        if end.epoch.number > self.parts.epoch.number
+            || (end.epoch.number == self.parts.epoch.number && end.epoch != self.parts.epoch)
+        {
+            return Err(Outcome::Ended(match seal {
+                Some(seal) => ShipEnd::Fenced(seal.sealed()),
+                None => ShipEnd::Forked { url: url(), lsn: end.next() },
+            }));
+        }
+        let durable = self.parts.log.durable().state();
+        if end.position.lsn > durable.position.lsn {
+            return Err(Outcome::Ended(ShipEnd::Ahead { url: url(), held: *end, log: durable.position }));
+        }
+        self.task.check_on_chain(end.position).await
+    }
+
+    async fn follow(&mut self, mut core: Core, last: Lsn) -> ShipEnd {
+        let clock = Arc::clone(&self.parts.clock);
+        let mut durable = self.parts.log.durable();
+        let mut is_open = true;
+        let mut work: FuturesUnordered<BoxFuture<'static, Event>> = FuturesUnordered::new();
+        core.durable(durable.current().state.position.lsn);
+        is_open &= durable.current().terminal.is_none();
+        loop {
+            for action in core.step(clock.monotonic()) {
+                self.act(&mut core, action, &mut work).await;
+            }
+            if core.archived().position.lsn >= last {
+                core.finish(ShipEnd::Reached);
+            }
+            if !is_open && core.is_idle() {
+                core.finish(ShipEnd::LogEnded);
+            }
+            self.publish(&core);
+            if let Some(end) = core.end() {
+                return end.clone();
+            }
+            let now = clock.monotonic();
+            let pause = core.wake_at().map_or(STATUS_PAUSE, |at| at.saturating_sub(now).min(STATUS_PAUSE));
+            let event = tokio::select! {
+                changed = durable.changed(), if is_open => Event::Durable(changed.ok()),
+                Some(event) = work.next(), if !work.is_empty() => event,
+                Ok(()) = self.wanted.changed() => Event::Wanted,
+                () = tokio::time::sleep(pause) => Event::Time,
+            };
+            match event {
+                Event::Durable(None) => is_open = false,
+                Event::Durable(Some(now)) => {
+                    core.durable(now.state.position.lsn);
+                    is_open = now.terminal.is_none();
+                    if let Some(Terminal::Fenced { by }) = now.terminal {
+                        tracing::warn!(epoch = %by, "the log was taken over; what it holds is still shipped");
+                    }
+                }
+                Event::Frames(Ok(frames)) => core.frames(frames, clock.monotonic(), clock.wall()),
+                Event::Frames(Err(error)) => self.read_failed(&mut core, &error),
+                Event::Outcome(id, outcome) => core.outcome(id, outcome, clock.monotonic()),
+                Event::Wanted => core.wanted(*self.wanted.borrow_and_update()),
+                Event::Time => {}
+            }
+        }
+    }
+
+    async fn act(
+        &self,
+        core: &mut Core,
+        action: Action,
+        work: &mut FuturesUnordered<BoxFuture<'static, Event>>,
+    ) {
+        match action {
+            Action::Read { from, bytes } => {
+                let log = Arc::clone(&self.parts.log);
+                let read = tokio::task::spawn_blocking(move || read_frames(&*log, from, bytes));
+                work.push(Box::pin(async move {
+                    Event::Frames(
+                        read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
+                    )
+                }));
+            }
+            Action::Start(job) => {
+                let task = Arc::clone(&self.task);
+                work.push(Box::pin(async move {
+                    let outcome = task.run(&job).await;
+                    if let Outcome::Failed(error) = &outcome {
+                        let (url, slot) = (task.parts.archive.url(), job.at.slot_name());
+                        tracing::warn!(url, slot, error, "a slot was not archived; it is tried again");
+                    }
+                    Event::Outcome(job.id, outcome)
+                }));
+            }
+            Action::Archived { boundary, time } => {
+                let cursor = Arc::clone(&self.parts.cursor);
+                let saved = tokio::task::spawn_blocking(move || cursor.save(&boundary)).await;
+                // Without the cursor the archive still holds it, and a restart finds that out by walking.
+                if let Ok(Err(error)) = saved {
+                    tracing::error!(url = self.parts.archive.url(), %error, "the archive cursor is not saved");
+                    core.failed(error.to_string());
+                }
+                self.status.send_modify(|status| {
+                    status.archived = Some(boundary);
+                    status.as_of = time.or(status.as_of);
+                });
+            }
+        }
+    }
+
+    fn read_failed(&self, core: &mut Core, error: &ReadError) {
+        let url = self.parts.archive.url().to_owned();
+        core.finish(ShipEnd::Gap { url, lsn: core.archived().next(), reason: error.to_string() });
+    }
+
+    fn publish(&self, core: &Core) {
+        let lag_ms = millis(core.lag(self.parts.clock.monotonic()));
+        self.status.send_if_modified(|status| {
+            let error = core.error().map(str::to_owned);
+            let has_changed = status.lag_ms != lag_ms || status.error != error;
+            (status.lag_ms, status.error) = (lag_ms, error);
+            has_changed
+        });
+    }
+}
+
+/// Reads whole frames from `from` on, at least one if there is one.
+fn read_frames(log: &dyn Log, from: Lsn, bytes: usize) -> Result<Vec<Frame>, ReadError> {
+    let (mut frames, mut total) = (Vec::new(), 0);
+    for frame in log.read(from)? {
+        let frame = frame?;
+        total += frame.bytes().len();
+        frames.push(frame);
+        if total >= bytes {
+            break;
+        }
+    }
+    Ok(frames)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// So many packs are copied at once, for all slots together.
+const COPIES_AT_ONCE: usize = 16;
+/// The status is brought up to date at least so often.
+const STATUS_PAUSE: Duration = Duration::from_millis(500);
+/// The pause after the first time that the archive could not be walked; it doubles with each.
+const START_PAUSE_FIRST: Duration = Duration::from_millis(200);
+const START_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

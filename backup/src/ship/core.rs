@@ -1,0 +1,532 @@
+//! The decisions of shipping, without any I/O: what becomes a slot and when, and what its fate means.
+//!
+//! Invariants:
+//! - Slots are cut in order, several may be under way, and they are acknowledged in the order of their names.
+//! - Nothing is cut beyond what is durable: only frames that were read from the log get here.
+//! - A slot that was adopted makes everything cut behind it void; it is cut anew from there.
+//! - After an end nothing more happens.
+
+use std::{collections::VecDeque, time::Duration};
+
+use murphy_fs::Sealed;
+use murphy_log::{Epoch, Frame, LogTime, Lsn, Position};
+
+use crate::{slot::end_time, walk::Boundary};
+
+/// What has to be done.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    /// Read frames from `from` on, about `bytes` of them.
+    Read { from: Lsn, bytes: usize },
+    /// Do this and tell the outcome.
+    Start(Job),
+    /// The archive holds everything up to here: remember it, then tell whoever waits.
+    Archived { boundary: Boundary, time: Option<LogTime> },
+}
+
+/// A slot to create.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) id: u64,
+    /// Where the slot goes.
+    pub(crate) at: Boundary,
+    pub(crate) work: Work,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// Create the slot of these frames, their packs first.
+    Ship(Vec<Frame>),
+    /// End the epoch: the next frame of the log is of this one.
+    Seal(Epoch),
+}
+
+/// What became of a job.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// The object is there, and counts.
+    Done,
+    /// The name holds a slot of the same history that ends here.
+    Adopted(Position, LogTime),
+    /// Try again later.
+    Failed(String),
+    /// Shipping is over.
+    Ended(ShipEnd),
+}
+
+/// Why shipping ended for good.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ShipEnd {
+    /// Another source has taken over.
+    #[error("fenced: sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
+    Fenced(Sealed),
+    /// The archive holds another history: another source ships to it.
+    #[error("{url} holds another history from lsn {lsn} on: another source ships to it")]
+    Forked {
+        /// The archive.
+        url: String,
+        /// The first LSN that differs.
+        lsn: Lsn,
+    },
+    /// The archive holds entries that this log does not have: they must be fetched before anything is appended.
+    #[error("{url} holds entries up to {}, this log ends at {log}", .held.position)]
+    Ahead {
+        /// The archive.
+        url: String,
+        /// Where the archive ends.
+        held: Boundary,
+        /// Where the log ends.
+        log: Position,
+    },
+    /// What comes next for the archive was trimmed from the log, or deleted from the archive by others.
+    #[error("{url} cannot be continued from lsn {lsn}: {reason}")]
+    Gap {
+        /// The archive.
+        url: String,
+        /// What would come next.
+        lsn: Lsn,
+        /// Why it is gone.
+        reason: String,
+    },
+    /// The log ended; everything durable in it is archived.
+    #[error("the log has ended")]
+    LogEnded,
+    /// As much as was asked for is archived.
+    #[error("done")]
+    Reached,
+}
+
+/// How slots are cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShipLimits {
+    /// A slot is cut when its frames have so many bytes.
+    pub slot_bytes: usize,
+    /// A slot is cut when its first frame has waited so long.
+    pub slot_age: Duration,
+    /// So many slots are under way at once.
+    pub in_flight: usize,
+}
+
+impl Default for ShipLimits {
+    fn default() -> ShipLimits {
+        ShipLimits { slot_bytes: 4 << 20, slot_age: Duration::from_millis(800), in_flight: 4 }
+    }
+}
+
+/// The state of shipping.
+#[derive(Debug)]
+pub(crate) struct Core {
+    limits: ShipLimits,
+    /// What the archive holds.
+    archived: Boundary,
+    /// Behind everything cut so far.
+    cut: Boundary,
+    /// Behind everything read so far.
+    read: Position,
+    durable: Lsn,
+    is_reading: bool,
+    pending: VecDeque<Pending>,
+    pending_bytes: usize,
+    flights: VecDeque<Flight>,
+    next_id: u64,
+    wanted: Lsn,
+    /// Since when something durable has not been read.
+    unread_since: Option<Duration>,
+    error: Option<String>,
+    end: Option<ShipEnd>,
+}
+
+/// A frame that was read and not cut.
+#[derive(Debug)]
+struct Pending {
+    frame: Frame,
+    /// When it was closed, on the monotonic clock; negative ages are cut to the start of the clock.
+    since: Duration,
+}
+
+#[derive(Debug)]
+struct Flight {
+    job: Job,
+    end: Boundary,
+    time: Option<LogTime>,
+    since: Duration,
+    attempts: u32,
+    state: FlightState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum FlightState {
+    Running,
+    Waiting(Duration),
+    Done,
+}
+
+impl Core {
+    /// The archive holds everything up to `archived`, which the log has too; it is durable up to `durable`.
+    pub(crate) fn new(limits: ShipLimits, archived: Boundary, durable: Lsn) -> Core {
+        Core {
+            limits,
+            archived,
+            cut: archived,
+            read: archived.position,
+            durable,
+            is_reading: false,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            flights: VecDeque::new(),
+            next_id: 0,
+            wanted: Lsn::default(),
+            unread_since: None,
+            error: None,
+            end: None,
+        }
+    }
+
+    /// The log is durable up to `lsn`.
+    pub(crate) fn durable(&mut self, lsn: Lsn) {
+        self.durable = self.durable.max(lsn);
+    }
+
+    /// Somebody waits for `lsn`.
+    pub(crate) fn wanted(&mut self, lsn: Lsn) {
+        self.wanted = self.wanted.max(lsn);
+    }
+
+    /// The answer to [`Action::Read`].
+    pub(crate) fn frames(&mut self, frames: Vec<Frame>, now: Duration, wall: LogTime) {
+        self.is_reading = false;
+        for frame in frames {
+            // What was asked for before an adoption may come after it.
+            if frame.header().follows(&self.read).is_err() {
+                break;
+            }
+            self.read = frame.position();
+            self.pending_bytes += frame.bytes().len();
+            let age = wall.since(frame.header().wall_time);
+            self.pending.push_back(Pending { frame, since: now.saturating_sub(age) });
+        }
+    }
+
+    /// The answer to [`Action::Start`].
+    pub(crate) fn outcome(&mut self, id: u64, outcome: Outcome, now: Duration) {
+        let Some(at) = self.flights.iter().position(|flight| flight.job.id == id) else {
+            return;
+        };
+        match outcome {
+            Outcome::Done => self.flights[at].state = FlightState::Done,
+            Outcome::Failed(error) => {
+                let flight = &mut self.flights[at];
+                let pause = BACKOFF_FIRST * 2u32.saturating_pow(flight.attempts.min(BACKOFF_DOUBLINGS));
+                flight.attempts += 1;
+                flight.state = FlightState::Waiting(now + pause.min(BACKOFF_MAX));
+                self.error = Some(error);
+            }
+            Outcome::Adopted(position, time) => self.adopt(at, position, time),
+            Outcome::Ended(end) => self.finish(end),
+        }
+    }
+
+    /// Ends shipping; the first end stands.
+    pub(crate) fn finish(&mut self, end: ShipEnd) {
+        self.end.get_or_insert(end);
+    }
+
+    /// Something that is not a job failed; it is tried again by whoever did it.
+    pub(crate) fn failed(&mut self, error: String) {
+        self.error = Some(error);
+    }
+
+    /// What is to be done now. Call it after every input and at [`Core::wake_at`].
+    pub(crate) fn step(&mut self, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.end.is_some() {
+            return actions;
+        }
+        self.acknowledge(&mut actions);
+        for flight in &mut self.flights {
+            if matches!(flight.state, FlightState::Waiting(at) if at <= now) {
+                flight.state = FlightState::Running;
+                actions.push(Action::Start(flight.job.clone()));
+            }
+        }
+        while self.flights.len() < self.limits.in_flight {
+            let Some(job) = self.cut_next(now) else { break };
+            actions.push(Action::Start(job));
+        }
+        let has_more = self.durable > self.read.lsn;
+        self.unread_since = if has_more { self.unread_since.or(Some(now)) } else { None };
+        if has_more && !self.is_reading && self.pending_bytes < 2 * self.limits.slot_bytes {
+            self.is_reading = true;
+            actions.push(Action::Read { from: self.read.lsn.next(), bytes: self.limits.slot_bytes });
+        }
+        actions
+    }
+
+    /// When [`Core::step`] has something to do even if nothing happens before.
+    pub(crate) fn wake_at(&self) -> Option<Duration> {
+        let retries = self.flights.iter().filter_map(|flight| match flight.state {
+            FlightState::Waiting(at) => Some(at),
+            FlightState::Running | FlightState::Done => None,
+        });
+        let cut = self.pending.front().filter(|_| self.flights.len() < self.limits.in_flight);
+        retries.chain(cut.map(|oldest| oldest.since + self.limits.slot_age)).min()
+    }
+
+    pub(crate) fn archived(&self) -> Boundary {
+        self.archived
+    }
+
+    pub(crate) fn end(&self) -> Option<&ShipEnd> {
+        self.end.as_ref()
+    }
+
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Whether everything durable is archived.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.archived.position.lsn >= self.durable
+    }
+
+    /// How long the oldest durable entry that is not archived has existed; zero if there is none.
+    pub(crate) fn lag(&self, now: Duration) -> Duration {
+        let flying = self.flights.iter().find(|flight| matches!(flight.job.work, Work::Ship(_)));
+        let oldest = flying.map(|flight| flight.since);
+        let oldest = oldest.or(self.pending.front().map(|pending| pending.since)).or(self.unread_since);
+        oldest.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
+
+    fn acknowledge(&mut self, actions: &mut Vec<Action>) {
+        while self.flights.front().is_some_and(|flight| flight.state == FlightState::Done) {
+            let Some(flight) = self.flights.pop_front() else { break };
+            self.archived = flight.end;
+            if self.flights.iter().all(|flight| flight.attempts == 0) {
+                self.error = None;
+            }
+            actions.push(Action::Archived { boundary: flight.end, time: flight.time });
+        }
+    }
+
+    /// The flight `at` found a slot that ends at `position`: those before it are unaffected, those behind it were cut wrong.
+    fn adopt(&mut self, at: usize, position: Position, time: LogTime) {
+        self.flights.truncate(at + 1);
+        let flight = &mut self.flights[at];
+        flight.end = Boundary::after(position);
+        flight.time = Some(time);
+        flight.state = FlightState::Done;
+        self.cut = flight.end;
+        self.read = position;
+        self.pending.clear();
+        self.pending_bytes = 0;
+        self.is_reading = false;
+    }
+
+    fn cut_next(&mut self, now: Duration) -> Option<Job> {
+        let oldest = self.pending.front()?;
+        let (epoch, since) = (oldest.frame.epoch(), oldest.since);
+        if epoch != self.cut.epoch {
+            return self.seal_next(epoch, now);
+        }
+        let (mut count, mut bytes) = (0, 0);
+        let mut is_whole = false;
+        for pending in &self.pending {
+            is_whole = pending.frame.epoch() != epoch || count >= FRAMES_MAX;
+            if is_whole {
+                break;
+            }
+            count += 1;
+            bytes += pending.frame.bytes().len();
+            is_whole = bytes >= self.limits.slot_bytes;
+            if is_whole {
+                break;
+            }
+        }
+        let is_awaited = self.wanted >= self.cut.next();
+        if !is_whole && !is_awaited && now.saturating_sub(since) < self.limits.slot_age {
+            return None;
+        }
+        self.pending_bytes -= bytes;
+        let frames: Vec<Frame> = self.pending.drain(..count).map(|pending| pending.frame).collect();
+        let last = frames.last()?;
+        let (end, time) = (Boundary::after(last.position()), Some(end_time(last)));
+        Some(self.start(Work::Ship(frames), end, time, since))
+    }
+
+    /// The log goes on in a later epoch: the archive's own must be ended first, when everything of it is there.
+    fn seal_next(&mut self, next: Epoch, now: Duration) -> Option<Job> {
+        if !self.flights.is_empty() {
+            return None;
+        }
+        let end = Boundary { position: self.cut.position, epoch: next };
+        Some(self.start(Work::Seal(next), end, None, now))
+    }
+
+    fn start(&mut self, work: Work, end: Boundary, time: Option<LogTime>, since: Duration) -> Job {
+        let job = Job { id: self.next_id, at: self.cut, work };
+        self.next_id += 1;
+        self.cut = end;
+        let state = FlightState::Running;
+        self.flights.push_back(Flight { job: job.clone(), end, time, since, attempts: 0, state });
+        job
+    }
+}
+
+/// The pause after the first failure of a job; it doubles with each.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const BACKOFF_DOUBLINGS: u32 = 8;
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A slot is cut when it has so many frames, however small.
+const FRAMES_MAX: usize = 16 << 10;
+const _: () = assert!(FRAMES_MAX <= crate::slot::SLOT_FRAMES_MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Source;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn core(source: &Source) -> Core {
+        Core::new(ShipLimits::default(), Boundary::after(source.base().position), Lsn::ROOT)
+    }
+
+    /// Gives `frames` to `core` at `now`, as if they had just been closed, and returns the jobs it starts.
+    fn give(core: &mut Core, frames: &[Frame], now: Duration) -> Vec<Job> {
+        let last = frames.last().unwrap();
+        core.durable(last.last());
+        core.step(now);
+        core.frames(frames.to_vec(), now, last.header().wall_time);
+        jobs(core, now)
+    }
+
+    fn jobs(core: &mut Core, now: Duration) -> Vec<Job> {
+        let started = core.step(now).into_iter().filter_map(|action| match action {
+            Action::Start(job) => Some(job),
+            Action::Read { .. } | Action::Archived { .. } => None,
+        });
+        started.collect()
+    }
+
+    #[test]
+    fn a_slot_is_cut_within_a_second_of_its_first_entry() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        assert!(give(&mut core, &source.frames(1, 1), SECOND).is_empty());
+        assert!(core.wake_at().unwrap() < 2 * SECOND);
+        let due = core.wake_at().unwrap();
+        let started = jobs(&mut core, due);
+        assert_eq!(started.len(), 1);
+        assert_eq!(core.lag(3 * SECOND), 2 * SECOND);
+    }
+
+    #[test]
+    fn somebody_who_waits_gets_a_slot_at_once() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        assert!(give(&mut core, &source.frames(1, 1), SECOND).is_empty());
+        core.wanted(Lsn::FIRST);
+        assert_eq!(jobs(&mut core, SECOND).len(), 1);
+        assert!(give(&mut core, &source.frames(1, 1), SECOND).is_empty(), "nobody waits for this one");
+    }
+
+    #[test]
+    fn slots_are_acknowledged_in_the_order_of_their_names() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            core.wanted(source.state().position.lsn.next());
+            ids.extend(give(&mut core, &source.frames(1, 2), SECOND).iter().map(|job| job.id));
+        }
+        core.outcome(ids[2], Outcome::Done, SECOND);
+        core.outcome(ids[1], Outcome::Done, SECOND);
+        core.step(SECOND);
+        assert_eq!(core.archived(), Boundary::after(source.base().position));
+        core.outcome(ids[0], Outcome::Done, SECOND);
+        let archived = core.step(SECOND).len();
+        assert_eq!((archived, core.archived().position), (3, source.state().position));
+        assert_eq!(core.lag(9 * SECOND), Duration::ZERO);
+    }
+
+    /// A process before this one cut the same entries otherwise: its slot stands, and the rest is cut anew.
+    #[test]
+    fn behind_an_adopted_slot_everything_is_cut_anew() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        let (first, second) = (source.frames(1, 2), source.frames(1, 2));
+        core.wanted(Lsn::FIRST);
+        let one = give(&mut core, &first, SECOND);
+        core.wanted(second[0].first());
+        let two = give(&mut core, &second, SECOND);
+        let mut adopted = first.clone();
+        adopted.extend(second.clone());
+        core.outcome(one[0].id, Outcome::Adopted(second[0].position(), source.now()), SECOND);
+        let actions = core.step(SECOND);
+        assert!(matches!(actions[..], [Action::Archived { .. }]), "{actions:?}");
+        assert_eq!(core.archived().position, second[0].position());
+        core.outcome(two[0].id, Outcome::Ended(ShipEnd::LogEnded), SECOND);
+        assert_eq!(core.end(), None, "the void flight has no say");
+    }
+
+    #[test]
+    fn a_failure_is_shown_and_tried_again_ever_later() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        core.wanted(Lsn::FIRST);
+        let job = give(&mut core, &source.frames(1, 2), SECOND).remove(0);
+        let mut now = SECOND;
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            core.outcome(job.id, Outcome::Failed("no route".to_owned()), now);
+            assert!(jobs(&mut core, now).is_empty());
+            assert_eq!(core.error(), Some("no route"));
+            pauses.push(core.wake_at().unwrap() - now);
+            now = core.wake_at().unwrap();
+            assert_eq!(jobs(&mut core, now)[0].id, job.id);
+        }
+        assert!(pauses.is_sorted() && pauses.last() == Some(&BACKOFF_MAX), "{pauses:?}");
+        core.outcome(job.id, Outcome::Done, now);
+        core.step(now);
+        assert_eq!(core.error(), None);
+    }
+
+    #[test]
+    fn the_epoch_of_the_archive_is_ended_before_frames_of_the_next() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        core.wanted(Lsn::new(100));
+        let old = give(&mut core, &source.frames(1, 2), SECOND).remove(0);
+        let epoch = Epoch { number: 2, ..source.base().position.epoch };
+        let mut next = source.taken_over(epoch);
+        assert!(give(&mut core, &next.frames(1, 2), SECOND).is_empty(), "the old epoch is not there yet");
+        core.outcome(old.id, Outcome::Done, SECOND);
+        let seal = jobs(&mut core, SECOND);
+        assert!(matches!(seal[..], [Job { work: Work::Seal(next), .. }, ..] if next == epoch), "{seal:?}");
+        assert_eq!(seal[0].at, Boundary::after(source.state().position));
+        let slot = seal.get(1).cloned().unwrap();
+        assert_eq!(slot.at, Boundary { position: source.state().position, epoch });
+    }
+
+    #[test]
+    fn memory_is_bounded_while_the_archive_does_not_answer() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        core.limits.slot_bytes = 1000;
+        let mut given = 0;
+        let mut now = SECOND;
+        core.durable(Lsn::new(1 << 40));
+        loop {
+            let reads = core.step(now).iter().any(|action| matches!(action, Action::Read { .. }));
+            if !reads {
+                break;
+            }
+            let frames = source.frames(3, 2);
+            given += frames.iter().map(|frame| frame.bytes().len()).sum::<usize>();
+            core.frames(frames, now, source.now());
+            now += SECOND;
+        }
+        assert!(given < 20_000, "{given} bytes in memory");
+        assert!(core.lag(now) > SECOND);
+    }
+}

@@ -1,0 +1,203 @@
+//! Bringing one slot into the archive: its packs, itself, and the look at the registry behind it.
+//!
+//! Invariants:
+//! - Every step may be repeated, and may be broken off anywhere.
+//! - `AlreadyExists` is answered by what is there: my slot, a slot of my history, a seal, or a fork.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, TryStreamExt};
+use murphy_fs::{BlockStoreError, PackName, Refusal};
+use murphy_log::{Frame, Position};
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::{
+    descriptor::ArchiveKind,
+    fence::ArchiveFence,
+    pack::{CopyPackError, NamedPack, copy_pack, has_pack, named_packs},
+    registry::Registry,
+    seal::{Occupant, Seal},
+    slot::{SlotHeader, encode_slot},
+    store::{Creation, StoreError},
+    walk::Boundary,
+};
+
+use super::{
+    ShipperParts,
+    core::{Job, Outcome, ShipEnd, Work},
+};
+
+/// What the jobs of one shipper share.
+pub(super) struct SlotTask {
+    pub(super) parts: ShipperParts,
+    pub(super) registry: Mutex<Registry>,
+    /// Limits the packs in memory.
+    pub(super) copies: Semaphore,
+    /// Packs that are known to be in the archive.
+    pub(super) seen: parking_lot::Mutex<HashSet<PackName>>,
+}
+
+impl SlotTask {
+    pub(super) async fn run(&self, job: &Job) -> Outcome {
+        let done = match &job.work {
+            Work::Ship(frames) => self.ship(&job.at, frames).await,
+            Work::Seal(next) => self.seal(&job.at, *next).await,
+        };
+        done.unwrap_or_else(|outcome| outcome)
+    }
+
+    /// Checks that this log has `position`. The error is an outcome that is not done.
+    pub(super) async fn check_on_chain(&self, position: Position) -> Result<(), Outcome> {
+        let log = std::sync::Arc::clone(&self.parts.log);
+        let (lsn, url) = (position.lsn, self.url());
+        if lsn < log.first() {
+            // Trimmed, or the base of everything: the frame behind it tells what its hash must be.
+            let next =
+                tokio::task::spawn_blocking(move || log.read(lsn.next()).map(|mut frames| frames.next()));
+            return match next.await {
+                Ok(Ok(Some(Ok(frame)))) if frame.previous_hash() == position.hash => Ok(()),
+                Ok(Ok(Some(Ok(_)))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
+                Ok(Ok(None)) if self.parts.log.durable().state().position.hash == position.hash => Ok(()),
+                Ok(Ok(None)) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
+                Ok(Ok(Some(Err(error))) | Err(error)) => {
+                    Err(Outcome::Ended(ShipEnd::Gap { url, lsn: lsn.next(), reason: error.to_string() }))
+                }
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+        }
+        let found = tokio::task::spawn_blocking(move || log.read(lsn).map(|mut frames| frames.next()));
+        match found.await {
+            Ok(Ok(Some(Ok(frame)))) if (frame.last(), frame.position().hash) == (lsn, position.hash) => {
+                Ok(())
+            }
+            Ok(Ok(Some(Ok(_)))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn })),
+            Ok(Ok(None)) => Err(Outcome::Failed(format!("lsn {lsn} is not durable in this log"))),
+            Ok(Ok(Some(Err(error))) | Err(error)) => Err(Outcome::Failed(error.to_string())),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    async fn ship(&self, at: &Boundary, frames: &[Frame]) -> Result<Outcome, Outcome> {
+        let archive = &self.parts.archive;
+        if archive.descriptor().kind == ArchiveKind::Full {
+            self.copy_packs(frames).await?;
+        }
+        let (lineage, node, owned) = (archive.lineage(), self.parts.node, frames.to_vec());
+        let encoded = tokio::task::spawn_blocking(move || encode_slot(lineage, node, &owned)).await;
+        let encoded = encoded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let bytes = encoded.map_err(|error| Outcome::Failed(error.to_string()))?;
+        match archive.store().create(&at.slot_name(), bytes).await.map_err(failed)? {
+            Creation::Created | Creation::SameContent => self.check_floor(at).await,
+            Creation::Other(bytes) => self.judge(at, &bytes).await,
+        }
+    }
+
+    /// What it means that the name is taken by `bytes`.
+    async fn judge(&self, at: &Boundary, bytes: &bytes::Bytes) -> Result<Outcome, Outcome> {
+        let archive = &self.parts.archive;
+        let name = archive.store().object(&at.slot_name());
+        let occupant = Occupant::decode(bytes)
+            .map_err(|error| Outcome::Failed(format!("{name} is taken and damaged: {error}")))?;
+        let forked = || Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() });
+        match occupant {
+            Occupant::Seal(seal) if seal.lineage == archive.lineage() => Err(fenced(&seal)),
+            Occupant::Seal(_) => Err(forked()),
+            Occupant::Slot(slot) => {
+                let header = slot.header;
+                if !continues(&header, at) || header.lineage != archive.lineage() {
+                    return Err(forked());
+                }
+                if header.last > self.parts.log.durable().state().position.lsn {
+                    let (held, log) =
+                        (Boundary::after(header.end()), self.parts.log.durable().state().position);
+                    return Err(Outcome::Ended(ShipEnd::Ahead { url: self.url(), held, log }));
+                }
+                self.check_on_chain(header.end()).await?;
+                self.check_floor(at).await?;
+                Ok(Outcome::Adopted(header.end(), header.last_time))
+            }
+        }
+    }
+
+    /// A name below the floor was taken, and its slot deleted: whoever wins it now has won nothing.
+    async fn check_floor(&self, at: &Boundary) -> Result<Outcome, Outcome> {
+        let mut registry = self.registry.lock().await;
+        let view = registry.refresh().await.map_err(|error| Outcome::Failed(error.to_string()))?;
+        if !view.is_below_floor(at.next()) {
+            return Ok(Outcome::Done);
+        }
+        let reason = "the archive went on without this node, and has expired what came next".to_owned();
+        Err(Outcome::Ended(ShipEnd::Gap { url: self.url(), lsn: at.next(), reason }))
+    }
+
+    async fn seal(&self, at: &Boundary, next: murphy_log::Epoch) -> Result<Outcome, Outcome> {
+        let parts = &self.parts;
+        let clock = std::sync::Arc::clone(&parts.clock);
+        let fence = ArchiveFence::new(parts.archive.clone(), parts.node, clock, Some(*at));
+        let walk = fence.walk().await.map_err(|error| Outcome::Failed(error.to_string()))?;
+        // A promoter on another node, which this log was copied from, may have sealed for the same epoch.
+        match walk.seals.first() {
+            Some(seal) if seal.next == next => return Ok(Outcome::Done),
+            Some(seal) => return Err(fenced(seal)),
+            None => {}
+        }
+        match murphy_fs::Fence::seal(&fence, at.position, next).await {
+            Ok(()) => Ok(Outcome::Done),
+            Err(murphy_fs::FenceError::Sealed(sealed)) if sealed.next == next => Ok(Outcome::Done),
+            Err(murphy_fs::FenceError::Sealed(sealed)) => Err(Outcome::Ended(ShipEnd::Fenced(sealed))),
+            Err(error) => Err(Outcome::Failed(error.to_string())),
+        }
+    }
+
+    /// Returns when every pack that `frames` name is in the archive.
+    async fn copy_packs(&self, frames: &[Frame]) -> Result<(), Outcome> {
+        let named = named_packs(frames).map_err(|error| Outcome::Failed(error.to_string()))?;
+        let unknown: Vec<NamedPack> =
+            named.into_iter().filter(|pack| !self.seen.lock().contains(&pack.meta.name)).collect();
+        let copies = futures::stream::iter(unknown).map(|pack| self.copy_pack(pack));
+        copies.buffer_unordered(PACKS_AT_ONCE).try_collect::<()>().await
+    }
+
+    async fn copy_pack(&self, pack: NamedPack) -> Result<(), Outcome> {
+        let _permit = self.copies.acquire().await.map_err(|error| Outcome::Failed(error.to_string()))?;
+        let target = self.parts.archive.packs();
+        let failed = |error: BlockStoreError| Outcome::Failed(error.to_string());
+        // A pack that older entries named is there, unless it was made anew under this number.
+        if pack.is_new || !has_pack(&pack.meta, &target).await.map_err(failed)? {
+            copy_pack(&pack.meta, &*self.parts.packs, &target).await.map_err(|error| match error {
+                CopyPackError::Store(BlockStoreError::Refused { object, refusal: Refusal::OtherContent }) => {
+                    Outcome::Failed(format!("{object} has other content than the source's"))
+                }
+                error => Outcome::Failed(error.to_string()),
+            })?;
+        }
+        let mut seen = self.seen.lock();
+        if seen.len() >= SEEN_MAX {
+            seen.clear();
+        }
+        seen.insert(pack.meta.name);
+        Ok(())
+    }
+
+    fn url(&self) -> String {
+        self.parts.archive.url().to_owned()
+    }
+}
+
+fn continues(header: &SlotHeader, at: &Boundary) -> bool {
+    (header.first, header.hash_before, header.epoch) == (at.next(), at.position.hash, at.epoch)
+}
+
+fn fenced(seal: &Seal) -> Outcome {
+    Outcome::Ended(ShipEnd::Fenced(seal.sealed()))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn failed(error: StoreError) -> Outcome {
+    Outcome::Failed(error.to_string())
+}
+
+/// So many packs of one slot wait at once for their turn to be copied.
+const PACKS_AT_ONCE: usize = 64;
+/// So many names of packs are remembered, 16 bytes each, before all are forgotten.
+const SEEN_MAX: usize = 1 << 18;

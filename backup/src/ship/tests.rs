@@ -1,0 +1,407 @@
+use std::sync::Arc;
+
+use murphy_fs::{
+    AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackBuilder, PackName, PackRow, WriterId,
+};
+use murphy_log::{EpochId, MemoryLog, Position, State, SystemClock};
+
+use super::*;
+use crate::{
+    acknowledge::ArchiveAcknowledger,
+    descriptor::ArchiveKind,
+    fence::ArchiveFence,
+    layout,
+    registry::Record,
+    slot::{SLOT_BYTES_MAX, Slot},
+    testing::{Fault, FaultyStore, Source, append, archive, archive_of, put},
+};
+
+struct Forget;
+
+impl SaveCursor for Forget {
+    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
+        Ok(())
+    }
+}
+
+fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperParts {
+    ShipperParts {
+        archive: archive.clone(),
+        log: Arc::clone(log) as Arc<dyn Log>,
+        packs: Arc::new(ObjectBlockStore::in_memory()),
+        node: NodeId::from_bytes([7; 16]),
+        epoch: source.base().position.epoch,
+        known: None,
+        cursor: Arc::new(Forget),
+        clock: Arc::new(SystemClock::new()),
+        limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(20), in_flight: 4 },
+    }
+}
+
+fn claimed_log(base: State) -> Arc<MemoryLog> {
+    let log = MemoryLog::new(base);
+    log.claim(base.position.epoch).unwrap();
+    Arc::new(log)
+}
+
+/// Everything that the slots of `archive` hold, read as a restore would.
+async fn held(archive: &Archive) -> Vec<Frame> {
+    let walked = walk(archive, None).await.unwrap();
+    let (mut previous, mut frames) = (walked.start.position, Vec::new());
+    for slot in walked.slots {
+        let bytes =
+            archive.store().get(&layout::slot(slot.epoch.number, slot.first), SLOT_BYTES_MAX).await.unwrap();
+        let slot = Slot::decode(&bytes).unwrap().verify(archive.keys(), &previous).unwrap();
+        previous = slot.last().unwrap().position();
+        frames.extend(slot);
+    }
+    frames
+}
+
+async fn ship_all(parts: ShipperParts) -> ShipEnd {
+    let last = parts.log.tail().position.lsn;
+    Shipper::new(parts).0.run_to(last).await
+}
+
+fn assert_same(held: &[Frame], shipped: &[Frame]) {
+    assert_eq!(held.len(), shipped.len());
+    assert!(held.iter().zip(shipped).all(|(held, shipped)| held.bytes() == shipped.bytes()));
+}
+
+fn pack(number: u64) -> (murphy_fs::SealedPack, PackRow) {
+    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(77), number));
+    builder.add(format!("the bytes of pack {number}").as_bytes()).unwrap();
+    let sealed = builder.finish().unwrap();
+    let row = PackRow {
+        writer: 77,
+        sequence: number,
+        footer_digest: *sealed.footer_digest.as_bytes(),
+        plain_bytes: sealed.plain_len as u32,
+        stored_bytes: sealed.stored_len as u32,
+        live_bytes: sealed.plain_len,
+    };
+    (sealed, row)
+}
+
+#[tokio::test]
+async fn what_is_durable_is_archived_and_read_back() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
+    let running = tokio::spawn(shipper.run());
+    let mut all = Vec::new();
+    for _ in 0..10 {
+        let frames = source.frames(10, 3);
+        append(&log, &frames);
+        all.extend(frames);
+        let last = all.last().unwrap().last();
+        assert!(handle.archived(last).await.unwrap().position.lsn >= last);
+    }
+    assert_same(&held(&archive).await, &all);
+    let status = handle.status();
+    assert_eq!((status.error, status.end, status.as_of), (None, None, Some(source.now())));
+    running.abort();
+}
+
+/// Every way in which a store was seen to answer a put: nothing is lost, doubled or reordered.
+#[tokio::test]
+async fn a_store_that_lies_about_puts_loses_nothing() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let frames = source.frames(120, 3);
+    append(&log, &frames);
+    for fault in
+        [Fault::PutAnswersError, Fault::PutFails, Fault::PutConflict, Fault::PutLands, Fault::GetFails]
+    {
+        store.fail("log/", fault, 3);
+    }
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    store.heal();
+    store.land().await;
+    assert_same(&held(&archive).await, &frames);
+}
+
+#[tokio::test]
+async fn a_shipper_that_starts_again_goes_on_where_the_archive_ends() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let mut all = Vec::new();
+    for round in 0..4 {
+        let frames = source.frames(7, 3);
+        append(&log, &frames);
+        all.extend(frames);
+        let mut parts = parts(&archive, &source, &log);
+        parts.limits.slot_bytes = 500 * (round + 1);
+        assert_eq!(ship_all(parts).await, ShipEnd::Reached);
+    }
+    assert_same(&held(&archive).await, &all);
+}
+
+/// The process died with two slots under way, of which only the second arrived; its successor cuts otherwise.
+#[tokio::test]
+async fn slots_that_an_earlier_process_left_behind_are_adopted_or_passed_over() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let frames = source.frames(40, 3);
+    append(&log, &frames);
+    put(&store, &frames[10..25]).await;
+    put(&store, &frames[17..31]).await;
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    assert_same(&held(&archive).await, &frames);
+}
+
+#[tokio::test]
+async fn a_second_source_on_one_archive_is_refused() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    append(&log, &source.frames(5, 3));
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    // A copy of the directory from before, running as well: same branch, same epoch, other entries.
+    let mut copy = Source::new();
+    copy.wait(5);
+    let other = claimed_log(copy.base());
+    append(&other, &copy.frames(9, 3));
+    let before = store.names().await;
+    let end = ship_all(parts(&archive, &copy, &other)).await;
+    assert!(matches!(end, ShipEnd::Forked { .. }), "{end}");
+    assert_eq!(store.names().await, before, "the second source wrote nothing");
+}
+
+/// Both run at once: whoever comes second to a name stops.
+#[tokio::test]
+async fn two_sources_that_race_do_not_both_win() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let (mut one, mut two) = (Source::new(), Source::new());
+    two.wait(5);
+    let logs = [claimed_log(one.base()), claimed_log(two.base())];
+    append(&logs[0], &one.frames(30, 3));
+    append(&logs[1], &two.frames(30, 3));
+    let (a, b) =
+        tokio::join!(ship_all(parts(&archive, &one, &logs[0])), ship_all(parts(&archive, &two, &logs[1])));
+    let winners = [&a, &b].iter().filter(|end| ***end == ShipEnd::Reached).count();
+    assert!(winners <= 1 && (matches!(a, ShipEnd::Forked { .. }) || matches!(b, ShipEnd::Forked { .. })));
+    assert_eq!(held(&archive).await.len(), 30);
+}
+
+#[tokio::test]
+async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    append(&log, &source.frames(5, 3));
+    let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
+    let running = tokio::spawn(shipper.run());
+    let end = handle.archived(source.state().position.lsn).await.unwrap();
+    let (promoter, next) =
+        (NodeId::from_bytes([9; 16]), Epoch { number: 2, id: EpochId::from_bytes([9; 16]) });
+    let clock = Arc::new(SystemClock::new());
+    ArchiveFence::new(archive.clone(), promoter, clock, None).seal(end.position, next).await.unwrap();
+    append(&log, &source.frames(5, 3));
+    let ended = running.await.unwrap();
+    assert!(
+        matches!(&ended, ShipEnd::Fenced(sealed) if sealed.by == promoter && sealed.next == next),
+        "{ended}"
+    );
+    let acknowledger = ArchiveAcknowledger::new(vec![handle]);
+    let refused = acknowledger.acknowledged(source.state().position.lsn, Duration::from_secs(5)).await;
+    assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{refused:?}");
+    let again = ship_all(parts(&archive, &source, &log)).await;
+    assert!(matches!(again, ShipEnd::Fenced(_)), "{again}");
+}
+
+#[tokio::test]
+async fn the_successor_ships_its_epoch_and_seals_where_nobody_did() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let mut all = source.frames(5, 3);
+    append(&log, &all);
+    let epoch = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let mut next = source.taken_over(epoch);
+    log.claim(epoch).unwrap();
+    let frames = next.frames(5, 3);
+    append(&log, &frames);
+    all.extend(frames);
+    let parts = ShipperParts { epoch, ..parts(&archive, &source, &log) };
+    assert_eq!(ship_all(parts).await, ShipEnd::Reached);
+    assert_same(&held(&archive).await, &all);
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!(walked.seals.len(), 1);
+    assert_eq!(walked.end, Boundary::after(next.state().position));
+}
+
+/// The node lost its disk's last minute, the archive has it: going on would fork the history.
+#[tokio::test]
+async fn an_archive_that_is_ahead_of_the_log_stops_the_source() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(10, 3);
+    put(&store, &frames).await;
+    let log = claimed_log(source.base());
+    append(&log, &frames[..4]);
+    let end = ship_all(parts(&archive, &source, &log)).await;
+    assert!(matches!(end, ShipEnd::Ahead { held, .. } if held.position == source.state().position), "{end}");
+}
+
+#[tokio::test]
+async fn a_log_that_was_trimmed_too_far_is_said_at_once() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    append(&log, &source.frames(10, 3));
+    log.trim(Lsn::new(15)).unwrap();
+    let end = ship_all(parts(&archive, &source, &log)).await;
+    assert!(matches!(&end, ShipEnd::Gap { lsn, .. } if *lsn == Lsn::FIRST), "{end}");
+}
+
+#[tokio::test]
+async fn a_stale_writer_that_wakes_after_its_slot_was_expired_is_refused() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    append(&log, &source.frames(10, 3));
+    let mut registry = Registry::new(archive.clone());
+    let shipper = Shipper::new(parts(&archive, &source, &log)).0;
+    let job = core::Job {
+        id: 0,
+        at: Boundary::after(source.base().position),
+        work: core::Work::Ship(source.frames(1, 1)),
+    };
+    let floor = Record::Floor { epoch: 1, first: 20 };
+    registry.append(NodeId::default(), LogTime::default(), floor).await.unwrap();
+    let outcome = shipper.task.run(&job).await;
+    assert!(matches!(outcome, Outcome::Ended(ShipEnd::Gap { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_slot_waits_for_every_pack_that_it_names() {
+    let (store, blocks) = (FaultyStore::new(), FaultyStore::new());
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    let frame = source.frame_with_pack(&row);
+    append(&log, std::slice::from_ref(&frame));
+    let packs = ObjectBlockStore::new(blocks.archive_store().parts().0, "blocks".into(), "source".to_owned());
+    let parts = ShipperParts { packs: Arc::new(packs.clone()), ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    let running = tokio::spawn(shipper.run());
+    let mut watching = handle.clone();
+    while handle.status().error.is_none() {
+        watching.changed().await;
+    }
+    assert!(!store.names().await.iter().any(|name| name.starts_with("log/")), "a slot without its pack");
+    murphy_fs::BlockStore::put(&packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+    handle.archived(frame.last()).await.unwrap();
+    let puts: Vec<String> = store.log().into_iter().filter(|line| line.starts_with("put")).collect();
+    let place = |part: &str| puts.iter().position(|line| line.contains(part)).unwrap();
+    assert!(place("packs/") < place("log/"));
+    let copied = murphy_fs::BlockStore::get(&archive.packs(), sealed.name).await.unwrap();
+    assert_eq!(copied, sealed.bytes);
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_damaged_pack_is_not_archived() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    append(&log, &[source.frame_with_pack(&row)]);
+    let mut wrong = sealed.bytes.to_vec();
+    wrong[3] ^= 1;
+    let packs = ObjectBlockStore::in_memory();
+    murphy_fs::BlockStore::put(&packs, sealed.name, wrong.into()).await.unwrap();
+    let parts = ShipperParts { packs: Arc::new(packs), ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    let outcome = tokio::time::timeout(Duration::from_millis(300), shipper.run()).await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    assert!(handle.status().error.is_some());
+    assert!(!store.names().await.iter().any(|name| name.starts_with("log/") || name.starts_with("packs/")));
+}
+
+#[tokio::test]
+async fn the_same_pack_name_with_other_content_is_refused() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    append(&log, &[source.frame_with_pack(&row)]);
+    let packs = ObjectBlockStore::in_memory();
+    murphy_fs::BlockStore::put(&packs, sealed.name, sealed.bytes).await.unwrap();
+    murphy_fs::BlockStore::put(&archive.packs(), sealed.name, pack(2).0.bytes).await.unwrap();
+    let parts = ShipperParts { packs: Arc::new(packs), ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    assert!(tokio::time::timeout(Duration::from_millis(300), shipper.run()).await.is_err());
+    let error = handle.status().error.unwrap();
+    assert!(error.contains("other content"), "{error}");
+}
+
+#[tokio::test]
+async fn a_log_archive_does_not_wait_for_packs() {
+    let store = FaultyStore::new();
+    let archive = archive_of(&store, ArchiveKind::Log).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    append(&log, &[source.frame_with_pack(&pack(1).1)]);
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    assert!(!store.names().await.iter().any(|name| name.starts_with("packs/")));
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_does_not_come_names_the_archive_and_its_error() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    store.fail("log/", Fault::PutFails, usize::MAX);
+    append(&log, &source.frames(1, 1));
+    let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
+    let running = tokio::spawn(shipper.run());
+    let acknowledger = ArchiveAcknowledger::new(vec![handle.clone()]);
+    let refused =
+        acknowledger.acknowledged(Lsn::FIRST, Duration::from_millis(400)).await.unwrap_err().to_string();
+    assert!(refused.contains("test://store") && refused.contains("connection reset"), "{refused}");
+    assert!(handle.status().lag_ms > 0);
+    store.heal();
+    acknowledger.acknowledged(Lsn::FIRST, Duration::from_secs(60)).await.unwrap();
+    running.abort();
+}
+
+/// A tick every 20 s is all that an idle source writes: the lag is that of the last tick, and 0 when it has arrived.
+#[tokio::test]
+async fn the_lag_is_true_on_an_idle_source() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
+    let running = tokio::spawn(shipper.run());
+    append(&log, &source.frames(1, 1));
+    handle.archived(Lsn::FIRST).await.unwrap();
+    let mut watching = handle.clone();
+    while handle.status().lag_ms != 0 {
+        watching.changed().await;
+    }
+    let tick: Position = source.state().position;
+    assert_eq!(handle.status().archived, Some(Boundary::after(tick)));
+    running.abort();
+}

@@ -1,0 +1,263 @@
+//! An object store that does what stores were seen to do: lie about puts, lag in lists, lose objects, answer wrong bytes.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use object_store::{
+    CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result as ObjectResult, memory::InMemory, path::Path,
+};
+use parking_lot::Mutex;
+
+use crate::store::ArchiveStore;
+
+/// What happens to requests about objects whose path contains a given text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// The put happens, the answer is an error.
+    PutAnswersError,
+    /// The put does not happen, the answer is an error.
+    PutFails,
+    /// The put does not happen, the answer is `AlreadyExists`.
+    PutConflict,
+    /// The answer is an error, and the put happens when [`FaultyStore::land`] is called.
+    PutLands,
+    /// A put overwrites, whatever its mode.
+    PutOverwrites,
+    /// A get answers 200 with a byte changed.
+    WrongBytes,
+    /// A get answers 200 without any bytes.
+    NoBytes,
+    /// A get finds nothing.
+    Lost,
+    /// A get answers an error.
+    GetFails,
+    /// A list does not have it.
+    ListLags,
+}
+
+/// A store in memory with faults.
+#[derive(Clone)]
+pub(crate) struct FaultyStore {
+    inner: Arc<InMemory>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    faults: Vec<(String, Fault, usize)>,
+    late: Vec<(Path, Bytes)>,
+    log: Vec<String>,
+}
+
+impl FaultyStore {
+    pub(crate) fn new() -> FaultyStore {
+        FaultyStore { inner: Arc::new(InMemory::new()), state: Arc::default() }
+    }
+
+    pub(crate) fn archive_store(&self) -> ArchiveStore {
+        ArchiveStore::new(Arc::new(self.clone()), Path::from("bucket/prefix"), "test://store")
+    }
+
+    /// The next `times` requests of its kind about a path that contains `part` have this fault.
+    pub(crate) fn fail(&self, part: &str, fault: Fault, times: usize) {
+        self.state.lock().faults.push((part.to_owned(), fault, times));
+    }
+
+    pub(crate) fn heal(&self) {
+        self.state.lock().faults.clear();
+    }
+
+    /// The puts that were held back happen now, as puts of their mode.
+    pub(crate) async fn land(&self) {
+        let late = std::mem::take(&mut self.state.lock().late);
+        for (path, bytes) in late {
+            let _ = self.inner.put_opts(&path, bytes.into(), PutOptions::from(PutMode::Create)).await;
+        }
+    }
+
+    /// Changes what is stored, as rot or somebody else would.
+    pub(crate) async fn overwrite(&self, name: &str, bytes: Bytes) {
+        self.inner.put(&Path::from(format!("bucket/prefix/{name}")), bytes.into()).await.unwrap();
+    }
+
+    pub(crate) async fn remove(&self, name: &str) {
+        self.inner.delete(&Path::from(format!("bucket/prefix/{name}"))).await.unwrap();
+    }
+
+    /// The names of everything stored, sorted.
+    pub(crate) async fn names(&self) -> Vec<String> {
+        let listed = self.inner.list(None).map(|meta| meta.unwrap().location.to_string());
+        let mut names: Vec<String> = listed.collect().await;
+        names.sort();
+        names.iter().map(|name| name.strip_prefix("bucket/prefix/").unwrap_or(name).to_owned()).collect()
+    }
+
+    /// The requests so far, as `put PATH` and `get PATH`.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.state.lock().log.clone()
+    }
+
+    fn record(&self, verb: &str, path: &Path) {
+        self.state.lock().log.push(format!("{verb} {path}"));
+    }
+
+    fn fault(&self, path: &Path, of: &[Fault]) -> Option<Fault> {
+        let mut state = self.state.lock();
+        let hit = |(part, fault, times): &&mut (String, Fault, usize)| {
+            *times > 0 && of.contains(fault) && path.as_ref().contains(part.as_str())
+        };
+        let (_, fault, times) = state.faults.iter_mut().find(hit)?;
+        *times -= 1;
+        Some(*fault)
+    }
+
+    async fn put_faulty(&self, at: &Path, bytes: PutPayload, options: PutOptions) -> ObjectResult<PutResult> {
+        self.record("put", at);
+        let faults = [
+            Fault::PutAnswersError,
+            Fault::PutFails,
+            Fault::PutConflict,
+            Fault::PutLands,
+            Fault::PutOverwrites,
+        ];
+        match self.fault(at, &faults) {
+            Some(Fault::PutAnswersError) => {
+                self.inner.put_opts(at, bytes, options).await?;
+                Err(broken())
+            }
+            Some(Fault::PutConflict) => {
+                Err(ObjectError::AlreadyExists { path: at.to_string(), source: "conflict".into() })
+            }
+            Some(Fault::PutLands) => {
+                let bytes = bytes.iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>();
+                self.state.lock().late.push((at.clone(), bytes.into()));
+                Err(broken())
+            }
+            Some(Fault::PutOverwrites) => self.inner.put(at, bytes).await,
+            Some(_) => Err(broken()),
+            None => self.inner.put_opts(at, bytes, options).await,
+        }
+    }
+
+    async fn get_faulty(&self, at: &Path, options: GetOptions) -> ObjectResult<GetResult> {
+        self.record("get", at);
+        let fault = self.fault(at, &[Fault::WrongBytes, Fault::NoBytes, Fault::Lost, Fault::GetFails]);
+        match fault {
+            Some(Fault::Lost) => Err(ObjectError::NotFound { path: at.to_string(), source: "lost".into() }),
+            Some(Fault::GetFails) => Err(broken()),
+            Some(Fault::WrongBytes | Fault::NoBytes) if !options.head => {
+                let mut bytes = self.inner.get(at).await?.bytes().await?.to_vec();
+                if fault == Some(Fault::NoBytes) {
+                    bytes.clear();
+                } else if let Some(middle) = bytes.len().checked_sub(1).map(|last| last / 2) {
+                    bytes[middle] ^= 0x40;
+                }
+                let wrong = InMemory::new();
+                wrong.put(at, bytes.into()).await?;
+                wrong.get_opts(at, options).await
+            }
+            _ => self.inner.get_opts(at, options).await,
+        }
+    }
+}
+
+fn broken() -> ObjectError {
+    ObjectError::Generic { store: "faulty", source: "connection reset".into() }
+}
+
+impl fmt::Display for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyStore")
+    }
+}
+
+impl fmt::Debug for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyStore")
+    }
+}
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
+
+impl ObjectStore for FaultyStore {
+    fn put_opts<'s, 'l, 'a>(
+        &'s self,
+        at: &'l Path,
+        bytes: PutPayload,
+        options: PutOptions,
+    ) -> Answer<'a, PutResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        Box::pin(self.put_faulty(at, bytes, options))
+    }
+
+    fn put_multipart_opts<'s, 'l, 'a>(
+        &'s self,
+        at: &'l Path,
+        options: PutMultipartOptions,
+    ) -> Answer<'a, Box<dyn MultipartUpload>>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        self.inner.put_multipart_opts(at, options)
+    }
+
+    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        Box::pin(self.get_faulty(at, options))
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, ObjectResult<Path>>,
+    ) -> BoxStream<'static, ObjectResult<Path>> {
+        self.inner.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
+        let this = self.clone();
+        let listed = self.inner.list(prefix);
+        let shown = listed.filter(move |meta| {
+            let hidden =
+                meta.as_ref().is_ok_and(|meta| this.fault(&meta.location, &[Fault::ListLags]).is_some());
+            futures::future::ready(!hidden)
+        });
+        shown.boxed()
+    }
+
+    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        self.inner.list_with_delimiter(prefix)
+    }
+
+    fn copy_opts<'s, 'f, 't, 'a>(
+        &'s self,
+        from: &'f Path,
+        to: &'t Path,
+        options: CopyOptions,
+    ) -> Answer<'a, ()>
+    where
+        's: 'a,
+        'f: 'a,
+        't: 'a,
+        Self: 'a,
+    {
+        self.inner.copy_opts(from, to, options)
+    }
+}

@@ -1,0 +1,275 @@
+//! Walking the slots of an archive by their names: how far it holds the history, and what ends it.
+//!
+//! ```text
+//! log/1/2.seg  ->  log/1/40.seg  ->  log/1/90.seg = seal, next epoch 2  ->  log/2/90.seg  ->  log/2/120.seg (free)
+//! ```
+//!
+//! Invariants:
+//! - A walk begins at a boundary: the archive's base, its floor, or an end that an earlier walk or shipper found. Slots that
+//!   are not reached from there (a put that landed after the seal, one that was cut anew) do not count.
+//! - The next name follows from the last LSN; lists only say which headers to fetch ahead.
+//! - Every step is checked against the chain. A name that is below the floor is not free, it is gone.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, TryStreamExt};
+use murphy_log::{Epoch, LogTime, Lsn, Position};
+
+use crate::{
+    descriptor::Archive,
+    layout,
+    registry::{Registry, RegistryError},
+    seal::{OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal},
+    slot::{SLOT_HEADER_BYTES, SlotHeader},
+    store::StoreError,
+};
+
+/// Where the contiguous part of an archive ends: the name of the next slot follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Boundary {
+    /// The last entry before the next slot.
+    pub position: Position,
+    /// The epoch of the next slot; later than that of `position` just after a seal.
+    pub epoch: Epoch,
+}
+
+impl Boundary {
+    /// The boundary after `position`, in its own epoch.
+    pub fn after(position: Position) -> Boundary {
+        Boundary { position, epoch: position.epoch }
+    }
+
+    /// The first LSN of the next slot.
+    pub fn next(&self) -> Lsn {
+        self.position.lsn.next()
+    }
+
+    /// The name of the next slot.
+    pub fn slot_name(&self) -> String {
+        layout::slot(self.epoch.number, self.next())
+    }
+}
+
+/// What a walk found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Walk {
+    /// Where it began.
+    pub start: Boundary,
+    /// Where it ended, before a free name.
+    pub end: Boundary,
+    /// The slots, in order.
+    pub slots: Vec<SlotHeader>,
+    /// The seals, in order.
+    pub seals: Vec<Seal>,
+}
+
+impl Walk {
+    /// The log time of the last entry; `None` if there was no slot.
+    pub fn as_of(&self) -> Option<LogTime> {
+        self.slots.last().map(|slot| slot.last_time)
+    }
+}
+
+/// What the beginning of an object under a slot's name says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Head {
+    Slot(SlotHeader),
+    Seal(Seal),
+}
+
+/// Walks from `from` (the archive's base if `None`) to the first free name.
+///
+/// If the archive's floor is above `from`, the walk begins at the floor, on the word of the slot there.
+pub async fn walk(archive: &Archive, from: Option<Boundary>) -> Result<Walk, WalkError> {
+    let mut registry = Registry::new(archive.clone());
+    let start = from.unwrap_or(Boundary::after(archive.descriptor().base));
+    loop {
+        registry.refresh().await?;
+        let start = above_floor(archive, start, &registry).await?;
+        let walk = Walker::new(archive, start).run().await?;
+        // A free name below a floor that rose meanwhile is not free.
+        let floor = registry.refresh().await?.floor;
+        if floor.is_none_or(|(_, floor)| floor <= walk.end.next()) {
+            return Ok(walk);
+        }
+    }
+}
+
+async fn above_floor(archive: &Archive, start: Boundary, registry: &Registry) -> Result<Boundary, WalkError> {
+    let Some((epoch, floor)) = registry.view().floor.filter(|(_, floor)| *floor > start.next()) else {
+        return Ok(start);
+    };
+    let name = layout::slot(epoch, floor);
+    match read_head(archive, &name).await? {
+        Some(Head::Slot(slot)) => {
+            let position = Position { epoch: slot.epoch, lsn: floor.previous(), hash: slot.hash_before };
+            Ok(Boundary { position, epoch: slot.epoch })
+        }
+        Some(Head::Seal(seal)) => Ok(Boundary { position: seal.base, epoch: seal.epoch }),
+        None => Err(WalkError::Missing { object: archive.store().object(&name) }),
+    }
+}
+
+/// A walk under way.
+struct Walker<'a> {
+    archive: &'a Archive,
+    walk: Walk,
+    /// Heads that were fetched ahead, by name.
+    ahead: BTreeMap<String, Head>,
+    /// How many names were asked for one by one.
+    probes: usize,
+}
+
+impl Walker<'_> {
+    fn new(archive: &Archive, start: Boundary) -> Walker<'_> {
+        let walk = Walk { start, end: start, slots: Vec::new(), seals: Vec::new() };
+        Walker { archive, walk, ahead: BTreeMap::new(), probes: 0 }
+    }
+
+    async fn run(mut self) -> Result<Walk, WalkError> {
+        loop {
+            let name = self.walk.end.slot_name();
+            match self.head(&name).await? {
+                None => return Ok(self.walk),
+                Some(Head::Slot(slot)) => {
+                    self.check_slot(&name, &slot)?;
+                    self.walk.end = Boundary::after(slot.end());
+                    self.walk.slots.push(slot);
+                }
+                Some(Head::Seal(seal)) => {
+                    self.check_seal(&name, &seal)?;
+                    self.walk.end.epoch = seal.next;
+                    self.walk.seals.push(seal);
+                }
+            }
+        }
+    }
+
+    async fn head(&mut self, name: &str) -> Result<Option<Head>, WalkError> {
+        if let Some(head) = self.ahead.remove(name) {
+            return Ok(Some(head));
+        }
+        self.probes += 1;
+        if self.probes == PROBES_BEFORE_LIST {
+            self.fetch_ahead(name).await?;
+            if let Some(head) = self.ahead.remove(name) {
+                return Ok(Some(head));
+            }
+        }
+        read_head(self.archive, name).await
+    }
+
+    /// Fetches the heads of everything that is listed from `name` on. What cannot be read is left to the walk itself.
+    async fn fetch_ahead(&mut self, name: &str) -> Result<(), WalkError> {
+        let archive = self.archive;
+        let names = listed_slots(archive, name).await?;
+        let heads = futures::stream::iter(names).map(|(name, _)| async move {
+            let head = read_head(archive, &name).await;
+            (name, head)
+        });
+        let mut heads = heads.buffer_unordered(HEADS_AT_ONCE);
+        while let Some((name, head)) = heads.next().await {
+            if let Ok(Some(head)) = head {
+                self.ahead.insert(name, head);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_slot(&self, name: &str, slot: &SlotHeader) -> Result<(), WalkError> {
+        let (archive, end) = (self.archive, &self.walk.end);
+        let object = || archive.store().object(name);
+        if slot.lineage != archive.lineage() {
+            return Err(WalkError::Foreign { object: object() });
+        }
+        let follows =
+            slot.first == end.next() && slot.hash_before == end.position.hash && slot.epoch == end.epoch;
+        if follows { Ok(()) } else { Err(WalkError::Fork { object: object(), lsn: end.next() }) }
+    }
+
+    fn check_seal(&self, name: &str, seal: &Seal) -> Result<(), WalkError> {
+        let (archive, end) = (self.archive, &self.walk.end);
+        let object = || archive.store().object(name);
+        if seal.lineage != archive.lineage() {
+            return Err(WalkError::Foreign { object: object() });
+        }
+        let base = seal.base;
+        let follows =
+            (base.lsn, base.hash) == (end.position.lsn, end.position.hash) && seal.epoch == end.epoch;
+        if follows { Ok(()) } else { Err(WalkError::Fork { object: object(), lsn: end.next() }) }
+    }
+}
+
+/// The slots and seals listed under names from `from` on, with their lengths, in order. A hint.
+pub(crate) async fn listed_slots(archive: &Archive, from: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    let listed = archive.store().list(layout::LOG_FOLDER);
+    let mut names: Vec<(String, u64)> = listed
+        .try_filter(|listed| {
+            let wanted = layout::parse_slot(&listed.name).is_some() && listed.name.as_str() >= from;
+            futures::future::ready(wanted)
+        })
+        .map_ok(|listed| (listed.name, listed.bytes))
+        .try_collect()
+        .await?;
+    names.sort();
+    Ok(names)
+}
+
+/// Reads the beginning of the object `name`; `None` if there is none.
+pub(crate) async fn read_head(archive: &Archive, name: &str) -> Result<Option<Head>, WalkError> {
+    let bytes = match archive.store().get_range(name, 0..SLOT_HEADER_BYTES as u64).await {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let damaged = |reason| WalkError::Damaged { object: archive.store().object(name), reason };
+    if bytes.starts_with(&SEAL_MAGIC) {
+        let seal = &bytes[..bytes.len().min(SEAL_BYTES)];
+        return Seal::decode(seal).map(|seal| Some(Head::Seal(seal))).map_err(|error| damaged(error.into()));
+    }
+    SlotHeader::parse(&bytes).map(|slot| Some(Head::Slot(slot))).map_err(|error| damaged(error.into()))
+}
+
+/// Why an archive cannot be walked to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// An object is not what its name says.
+    #[error("{object} is damaged: {reason}")]
+    Damaged {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        reason: OccupantError,
+    },
+    /// An object does not continue what comes before it.
+    #[error("{object} continues another history than the one that ends before lsn {lsn}")]
+    Fork {
+        /// The object.
+        object: String,
+        /// The first LSN that differs.
+        lsn: Lsn,
+    },
+    /// An object is of another volume or branch.
+    #[error("{object} belongs to another volume or branch")]
+    Foreign {
+        /// The object.
+        object: String,
+    },
+    /// An object that must be there is not.
+    #[error("{object} is missing")]
+    Missing {
+        /// The object.
+        object: String,
+    },
+    /// The registry cannot be read.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The store does not answer, or refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// So many names are asked for one by one before a list is made.
+const PROBES_BEFORE_LIST: usize = 16;
+/// So many heads are fetched at once.
+pub(crate) const HEADS_AT_ONCE: usize = 64;
