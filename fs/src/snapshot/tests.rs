@@ -98,6 +98,10 @@ impl Index for Target {
         *self.syncs.lock().unwrap() += 1;
         Ok(())
     }
+
+    fn reached(&self) -> Option<State> {
+        *self.state.lock().unwrap()
+    }
 }
 
 fn keys() -> VolumeKeys {
