@@ -131,6 +131,13 @@ struct Packed {
     starts: Arc<Vec<(usize, usize)>>,
 }
 
+/// One table's rows while they are made.
+#[derive(Default)]
+struct Growing {
+    bytes: Vec<u8>,
+    starts: Vec<(usize, usize)>,
+}
+
 /// An index snapshot of packed rows.
 struct Source {
     tables: BTreeMap<u8, Packed>,
@@ -203,7 +210,7 @@ struct Maker<'a> {
     lsn: u64,
     now: u64,
     pack: (u64, u64),
-    tables: BTreeMap<u8, (Vec<u8>, Vec<(usize, usize)>)>,
+    tables: BTreeMap<u8, Growing>,
     /// Rows of tables that the walk does not visit in order.
     unsorted: Vec<(RowKey, Bytes)>,
     digest: Digest,
@@ -246,7 +253,7 @@ impl Maker<'_> {
         let position =
             Position { epoch: Epoch::default(), lsn: Lsn::new(self.lsn), hash: ChainHash::default() };
         let state = State { position, digest: self.digest, usage: self.usage };
-        let tables = self.tables.into_iter().map(|(table, (bytes, mut starts))| {
+        let tables = self.tables.into_iter().map(|(table, Growing { bytes, mut starts })| {
             starts.push((bytes.len(), 0));
             (table, Packed { bytes: Bytes::from(bytes), starts: Arc::new(starts) })
         });
@@ -257,7 +264,7 @@ impl Maker<'_> {
         if Table::in_digest(key.table()) {
             self.digest = self.digest.plus(self.keys.row_digest(key.table(), key.key(), value));
         }
-        let (bytes, starts) = self.tables.entry(key.table()).or_default();
+        let Growing { bytes, starts } = self.tables.entry(key.table()).or_default();
         starts.push((bytes.len(), bytes.len() + key.as_bytes().len()));
         bytes.extend_from_slice(key.as_bytes());
         bytes.extend_from_slice(value);

@@ -293,12 +293,12 @@ impl Writer<'_> {
         let job = (self.submitted, group);
         self.submitted += 1;
         match self.workers.submit(job) {
-            Some(made) => self.write(made?),
+            Some(made) => self.write(&made?),
             None => Ok(()),
         }
     }
 
-    fn write(&mut self, made: MadeBlock) -> Result<(), WriteSnapshotError> {
+    fn write(&mut self, made: &MadeBlock) -> Result<(), WriteSnapshotError> {
         self.out.write_all(made.block.bytes())?;
         self.blocks.push(&made.block);
         self.tally.add(&made.tally);
@@ -313,7 +313,7 @@ impl Writer<'_> {
 
     fn finish(mut self, state: &State) -> Result<(Tally, SectionBytes), WriteSnapshotError> {
         while let Some(made) = self.workers.next() {
-            self.write(made?)?;
+            self.write(&made?)?;
         }
         self.tally.check(state)?;
         let block = self.blocks.count();
