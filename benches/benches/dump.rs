@@ -42,33 +42,41 @@ fn main() {
     let origin = SnapshotOrigin { branch: BranchId::from_bytes([2; 16]), created: LogTime::from_nanos(0) };
     let path = std::env::temp_dir().join(format!("murphy-dump-bench-{}", std::process::id()));
     let mut file = std::fs::File::create(&path).expect("the temporary directory takes a file");
-    let (summary, seconds, peak) = measured(&clock, || {
+    let (summary, cost) = measured(&clock, || {
         write_snapshot(&source, &keys, origin, &mut file, &|_| ()).expect("the source is sound")
     });
     let made = source.state.usage.inodes;
-    print_figures("dump", made, seconds, peak);
+    print_figures("dump", made, &cost);
     print_sections(&summary, made);
     drop(source);
     release_free_memory();
 
     let open = || std::fs::File::open(&path).expect("the snapshot was just written");
-    let (_, seconds, peak) =
-        measured(&clock, || verify_snapshot(open(), &|_| ()).expect("the snapshot is sound"));
-    print_figures("verify", made, seconds, peak);
+    let (_, cost) = measured(&clock, || verify_snapshot(open(), &|_| ()).expect("the snapshot is sound"));
+    print_figures("verify", made, &cost);
     let index = CountingIndex::default();
-    let (_, seconds, peak) = measured(&clock, || {
+    let (_, cost) = measured(&clock, || {
         let reader = SnapshotReader::open(open()).expect("the snapshot is sound");
         reader.load_into(&index, &|_| ()).expect("the snapshot is sound")
     });
-    print_figures("load", made, seconds, peak);
+    print_figures("load", made, &cost);
     let rows: u64 = summary.rows.iter().map(|(_, rows)| rows).sum();
     assert_eq!(index.rows.load(Ordering::Relaxed), rows);
     drop(std::fs::remove_file(&path));
 }
 
-fn print_figures(what: &str, files: u64, seconds: f64, peak: u64) {
-    let rate = files as f64 / seconds;
-    println!("{what:8} {files} inodes in {seconds:.2} s: {rate:.0}/s, {peak} MiB");
+/// What some work took.
+struct Cost {
+    seconds: f64,
+    cpu_seconds: f64,
+    /// The most memory above what was there before.
+    mib: u64,
+}
+
+fn print_figures(what: &str, inodes: u64, cost: &Cost) {
+    let Cost { seconds, cpu_seconds, mib } = cost;
+    let (rate, each) = (inodes as f64 / seconds, cpu_seconds * 1e6 / inodes as f64);
+    println!("{what:8} {inodes} inodes in {seconds:.2} s: {rate:.0}/s, {each:.2} us of CPU each, {mib} MiB");
 }
 
 fn print_sections(summary: &SnapshotSummary, files: u64) {
@@ -85,14 +93,22 @@ fn print_sections(summary: &SnapshotSummary, files: u64) {
     }
 }
 
-/// Runs `work` and gives its seconds and the MiB that it needed at most above what was there before.
-fn measured<T>(clock: &dyn Clock, work: impl FnOnce() -> T) -> (T, f64, u64) {
+fn measured<T>(clock: &dyn Clock, work: impl FnOnce() -> T) -> (T, Cost) {
     // 5 resets the high-water mark of this process.
     drop(std::fs::write("/proc/self/clear_refs", "5"));
-    let (before, start) = (status_kib("VmRSS:"), clock.monotonic());
+    let (before, start, cpu_start) = (status_kib("VmRSS:"), clock.monotonic(), cpu_seconds());
     let result = work();
     let seconds = (clock.monotonic() - start).as_secs_f64();
-    (result, seconds, status_kib("VmHWM:").saturating_sub(before) / 1024)
+    let mib = status_kib("VmHWM:").saturating_sub(before) / 1024;
+    (result, Cost { seconds, cpu_seconds: cpu_seconds() - cpu_start, mib })
+}
+
+/// What all threads of this process have used so far.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the result.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 fn status_kib(field: &str) -> u64 {
@@ -113,6 +129,13 @@ struct Packed {
     bytes: Bytes,
     /// Where each row's key and value begin, and the end of all.
     starts: Arc<Vec<(usize, usize)>>,
+}
+
+/// One table's rows while they are made.
+#[derive(Default)]
+struct Growing {
+    bytes: Vec<u8>,
+    starts: Vec<(usize, usize)>,
 }
 
 /// An index snapshot of packed rows.
@@ -166,6 +189,10 @@ impl Index for CountingIndex {
     fn sync(&self) -> Result<(), IndexError> {
         Ok(())
     }
+
+    fn reached(&self) -> Option<State> {
+        None
+    }
 }
 
 /// What is to be copied: a file with its attributes, or a directory with its entries in the order in which it is read.
@@ -183,7 +210,7 @@ struct Maker<'a> {
     lsn: u64,
     now: u64,
     pack: (u64, u64),
-    tables: BTreeMap<u8, (Vec<u8>, Vec<(usize, usize)>)>,
+    tables: BTreeMap<u8, Growing>,
     /// Rows of tables that the walk does not visit in order.
     unsorted: Vec<(RowKey, Bytes)>,
     digest: Digest,
@@ -226,7 +253,7 @@ impl Maker<'_> {
         let position =
             Position { epoch: Epoch::default(), lsn: Lsn::new(self.lsn), hash: ChainHash::default() };
         let state = State { position, digest: self.digest, usage: self.usage };
-        let tables = self.tables.into_iter().map(|(table, (bytes, mut starts))| {
+        let tables = self.tables.into_iter().map(|(table, Growing { bytes, mut starts })| {
             starts.push((bytes.len(), 0));
             (table, Packed { bytes: Bytes::from(bytes), starts: Arc::new(starts) })
         });
@@ -237,7 +264,7 @@ impl Maker<'_> {
         if Table::in_digest(key.table()) {
             self.digest = self.digest.plus(self.keys.row_digest(key.table(), key.key(), value));
         }
-        let (bytes, starts) = self.tables.entry(key.table()).or_default();
+        let Growing { bytes, starts } = self.tables.entry(key.table()).or_default();
         starts.push((bytes.len(), bytes.len() + key.as_bytes().len()));
         bytes.extend_from_slice(key.as_bytes());
         bytes.extend_from_slice(value);

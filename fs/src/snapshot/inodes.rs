@@ -11,7 +11,9 @@ use super::{
     awaited::Place,
     block::{BLOCK_ROWS, BlockFault},
 };
-use crate::{DirectoryRow, ExtentRow, ExtentTarget, Ino, InodeRow, Kind, PackNumber, RowKey, SLOT_BYTES};
+use crate::{
+    DirectoryRow, ExtentRow, ExtentTarget, Ino, InodeRow, Kind, PackNumber, RowKey, SLOT_BYTES, Table,
+};
 
 pub(super) mod decode;
 pub(super) mod encode;
@@ -131,24 +133,27 @@ impl InodeBatch {
     }
 
     /// Hands out every inode and directory row, in the order of their inodes.
-    pub(super) fn emit_inodes(&self, mut sink: impl FnMut(RowKey, Bytes)) {
+    pub(super) fn emit_inodes(&self, mut sink: impl FnMut(u8, &[u8], Bytes)) {
         for entry in &self.entries {
-            let ino = Ino::new(entry.ino);
-            sink(RowKey::inode(ino), entry.row.encode());
+            let key = entry.ino.to_be_bytes();
+            sink(Table::Inode.number(), &key, entry.row.encode());
             if let Some(directory) = &entry.directory {
-                sink(RowKey::directory(ino), directory.encode());
+                sink(Table::Directory.number(), &key, directory.encode());
             }
         }
     }
 
     /// Hands out every ordinary extent, in order.
-    pub(super) fn emit_extents(&self, mut sink: impl FnMut(RowKey, Bytes)) {
+    pub(super) fn emit_extents(&self, mut sink: impl FnMut(u8, &[u8], Bytes)) {
         let mut targets = self.targets.iter();
         for entry in &self.entries {
             for (slot, (pack, offset)) in (0..entry.extents).zip(&mut targets) {
                 let target = ExtentTarget::Pack { pack: PackNumber(*pack), offset: *offset };
                 let row = ExtentRow { length: slot_length(entry.row.size, slot), target };
-                sink(RowKey::extent(Ino::new(entry.ino), u64::from(slot) * SLOT_BYTES), row.encode());
+                let mut key = [0; 2 * NUMBER_BYTES];
+                key[..8].copy_from_slice(&entry.ino.to_be_bytes());
+                key[8..].copy_from_slice(&(u64::from(slot) * SLOT_BYTES).to_be_bytes());
+                sink(Table::Extent.number(), &key, row.encode());
             }
         }
     }

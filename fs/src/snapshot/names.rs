@@ -12,7 +12,7 @@ use super::{
     block::{BLOCK_ROWS, BlockFault},
     streams::{Column, StreamReader, StreamWriter, unzigzag, zigzag},
 };
-use crate::{Cookie, DentryRow, Ino, Kind, NAME_MAX, Name, NameHasher, RowKey, SLOTS};
+use crate::{Cookie, DentryRow, Ino, Kind, NAME_MAX, Name, NameHasher, RowKey, SLOTS, Table};
 
 /// The dentries of one block, in key order.
 #[derive(Default, Clone, PartialEq, Eq, Debug)]
@@ -72,8 +72,10 @@ impl NameBatch {
         &self.names[entry.start as usize..][..usize::from(entry.length)]
     }
 
-    pub(super) fn encode(&self, hasher: &NameHasher) -> StreamWriter {
+    /// The streams, and where the hasher placed each name, in the order of the streams.
+    pub(super) fn encode(&self, hasher: &NameHasher) -> (StreamWriter, Vec<Cookie>) {
         let mut out = NameStreams::default();
+        let names = Bytes::copy_from_slice(&self.names);
         let mut order = self.entries.clone();
         let mut last_parent = 0;
         for run in order.chunk_by_mut(|a, b| a.parent == b.parent) {
@@ -88,7 +90,9 @@ impl NameBatch {
             let (mut last_name, mut last_ino): (&[u8], u64) = (&[], parent);
             for (at, entry) in run.iter().enumerate() {
                 let name = self.name(entry);
-                out.entry(entry, name, at == 0, hasher);
+                let start = entry.start as usize;
+                let placed = Name::new(names.slice(start..start + name.len())).ok();
+                out.entry(entry, at == 0, placed.map(|name| hasher.place(&name)));
                 if entry.kind != 0 {
                     out.name(last_name, name);
                     out.inos.push(zigzag(last_ino, entry.ino));
@@ -99,19 +103,27 @@ impl NameBatch {
         out.finish()
     }
 
+    /// The names of a block of `count`; `place` is asked for each in the order of the streams.
     pub(super) fn decode(
         streams: &mut StreamReader,
         count: usize,
-        hasher: &NameHasher,
+        mut place: impl FnMut(&Name) -> Option<Cookie>,
     ) -> Result<NameBatch, BlockFault> {
         let mut input = NameColumns::new(streams, count)?;
         let mut batch = NameBatch { entries: Vec::with_capacity(count), names: Vec::new() };
         for _ in 0..count {
-            let entry = input.entry(hasher, &mut batch.names)?;
+            let entry = input.entry(&mut batch.names)?;
             batch.entries.push(entry);
         }
         if input.suffixes.len() != input.used {
             return Err(BlockFault("bytes follow the last name"));
+        }
+        let names = Bytes::copy_from_slice(&batch.names);
+        let tags = std::mem::take(&mut input.tags);
+        for (entry, tag) in batch.entries.iter_mut().zip(tags) {
+            let start = entry.start as usize;
+            let name = names.slice(start..start + usize::from(entry.length));
+            entry.cookie = input.cookie(tag, name, &mut place)?;
         }
         for run in batch.entries.chunk_by_mut(|a, b| a.parent == b.parent) {
             run.sort_unstable_by_key(|entry| entry.cookie);
@@ -121,7 +133,7 @@ impl NameBatch {
     }
 
     /// Hands out every row, in key order.
-    pub(super) fn emit(&self, mut sink: impl FnMut(RowKey, Bytes)) -> Result<(), BlockFault> {
+    pub(super) fn emit(&self, mut sink: impl FnMut(u8, &[u8], Bytes)) -> Result<(), BlockFault> {
         let names = Bytes::copy_from_slice(&self.names);
         for entry in &self.entries {
             let named = match Kind::from_number(entry.kind) {
@@ -134,7 +146,10 @@ impl NameBatch {
                 }
             };
             let row = DentryRow { named, more: entry.more };
-            sink(RowKey::dentry(Ino::new(entry.parent), entry.cookie), row.encode());
+            let mut key = [0; KEY_BYTES];
+            key[..8].copy_from_slice(&entry.parent.to_be_bytes());
+            key[8..].copy_from_slice(&entry.cookie.to_be_bytes());
+            sink(Table::Dentry.number(), &key, row.encode());
         }
         Ok(())
     }
@@ -151,21 +166,24 @@ struct NameStreams {
     inos: Vec<u64>,
     slots: Vec<u64>,
     cookies: Vec<u64>,
+    places: Vec<Cookie>,
 }
 
 impl NameStreams {
-    fn entry(&mut self, entry: &Entry, name: &[u8], first: bool, hasher: &NameHasher) {
+    fn entry(&mut self, entry: &Entry, first: bool, placed: Option<Cookie>) {
         let mut tag = entry.kind;
         tag |= if entry.more { MORE } else { 0 };
         tag |= if first { FIRST } else { 0 };
         let cookie = Cookie::new(entry.cookie);
-        let placed = Name::new(Bytes::copy_from_slice(name)).ok().map(|name| hasher.place(&name));
         if placed != Some(cookie.in_slot(0)) {
             tag |= FOREIGN;
             self.cookies.push(entry.cookie);
         } else if cookie.slot() != 0 {
             tag |= SLOTTED;
             self.slots.push(u64::from(cookie.slot()));
+        }
+        if tag & FOREIGN == 0 {
+            self.places.extend(placed);
         }
         self.tags.push(tag);
     }
@@ -177,7 +195,7 @@ impl NameStreams {
         self.suffixes.extend_from_slice(&name[common..]);
     }
 
-    fn finish(self) -> StreamWriter {
+    fn finish(self) -> (StreamWriter, Vec<Cookie>) {
         let mut streams = StreamWriter::default();
         streams.bytes(TAGS, self.tags);
         streams.numbers(PARENTS, &self.parents);
@@ -187,13 +205,15 @@ impl NameStreams {
         streams.numbers(INOS, &self.inos);
         streams.numbers(SLOT_NUMBERS, &self.slots);
         streams.numbers(COOKIES, &self.cookies);
-        streams
+        (streams, self.places)
     }
 }
 
 /// The same streams while they are read.
 struct NameColumns {
-    tags: std::vec::IntoIter<u8>,
+    tags: Vec<u8>,
+    /// How many entries were taken.
+    at: usize,
     parents: Column,
     shared: Column,
     lengths: Column,
@@ -212,7 +232,7 @@ impl NameColumns {
     fn new(streams: &mut StreamReader, count: usize) -> Result<NameColumns, BlockFault> {
         let tags = streams.bytes(TAGS);
         if tags.len() != count {
-            return Err(BlockFault("names and tags differ in number"));
+            return Err(WRONG_TAGS);
         }
         let having = |bits: u8| tags.iter().filter(|tag| **tag & bits != 0).count();
         let named = having(KIND);
@@ -228,12 +248,15 @@ impl NameColumns {
             parent: 0,
             last_name: Vec::new(),
             last_ino: 0,
-            tags: tags.into_iter(),
+            tags,
+            at: 0,
         })
     }
 
-    fn entry(&mut self, hasher: &NameHasher, names: &mut Vec<u8>) -> Result<Entry, BlockFault> {
-        let tag = self.tags.next().ok_or(BlockFault("names and tags differ in number"))?;
+    /// The next entry, its cookie apart.
+    fn entry(&mut self, names: &mut Vec<u8>) -> Result<Entry, BlockFault> {
+        let tag = *self.tags.get(self.at).ok_or(WRONG_TAGS)?;
+        self.at += 1;
         if tag & UNKNOWN != 0 {
             return Err(BlockFault("a name has an unknown tag"));
         }
@@ -248,17 +271,25 @@ impl NameColumns {
             names.extend_from_slice(&self.last_name);
             self.last_ino = unzigzag(self.last_ino, self.inos.next()?);
         }
-        let cookie = if tag & FOREIGN != 0 {
-            self.cookies.next()?
-        } else {
-            let name = Bytes::copy_from_slice(&names[start..]);
-            let name = Name::new(name).map_err(|_| BlockFault("a name is none"))?;
-            let slot = if tag & SLOTTED != 0 { self.slots.next()? } else { 0 };
-            let slot = u8::try_from(slot).ok().filter(|slot| *slot < SLOTS);
-            hasher.place(&name).in_slot(slot.ok_or(BlockFault("a name has an impossible slot"))?).get()
-        };
         let (length, ino) = ((names.len() - start) as u8, if kind == 0 { 0 } else { self.last_ino });
-        Ok(Entry { parent: self.parent, cookie, ino, start: start as u32, length, kind, more })
+        Ok(Entry { parent: self.parent, cookie: 0, ino, start: start as u32, length, kind, more })
+    }
+
+    /// The cookie of the next entry.
+    fn cookie(
+        &mut self,
+        tag: u8,
+        name: Bytes,
+        place: &mut impl FnMut(&Name) -> Option<Cookie>,
+    ) -> Result<u64, BlockFault> {
+        if tag & FOREIGN != 0 {
+            return self.cookies.next();
+        }
+        let name = Name::new(name).map_err(|_| BlockFault("a name is none"))?;
+        let slot = if tag & SLOTTED != 0 { self.slots.next()? } else { 0 };
+        let slot = u8::try_from(slot).ok().filter(|slot| *slot < SLOTS);
+        let slot = slot.ok_or(BlockFault("a name has an impossible slot"))?;
+        Ok(place(&name).ok_or(BlockFault("a name has no place"))?.in_slot(slot).get())
     }
 
     fn name(&mut self) -> Result<(), BlockFault> {
@@ -275,6 +306,7 @@ impl NameColumns {
     }
 }
 
+const WRONG_TAGS: BlockFault = BlockFault("names and tags differ in number");
 const KEY_BYTES: usize = 16;
 
 const TAGS: u8 = 1;

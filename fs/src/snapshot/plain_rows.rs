@@ -93,13 +93,13 @@ impl PlainRows {
     }
 
     /// Hands out every row.
-    pub(super) fn emit(&self, mut sink: impl FnMut(RowKey, Bytes)) {
+    pub(super) fn emit(&self, mut sink: impl FnMut(u8, &[u8], Bytes)) {
         let mut rest = &self.bytes[..];
         for (key_length, value_length) in &self.lengths {
             let (key, after) = rest.split_at(*key_length as usize);
             let (value, after) = after.split_at(*value_length as usize);
             rest = after;
-            sink(RowKey::from_parts(key[0], &key[1..]), Bytes::copy_from_slice(value));
+            sink(key[0], &key[1..], Bytes::copy_from_slice(value));
         }
     }
 }

@@ -1,9 +1,8 @@
 //! What was counted over rows: how many of each table, their digest, the bytes that files take.
 
-use bytes::Bytes;
 use murphy_log::{Digest, State, VolumeKeys};
 
-use crate::{RowKey, Table};
+use crate::Table;
 
 /// Counts over some rows of a tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,11 +21,10 @@ impl Tally {
     }
 
     /// Counts one row.
-    pub(super) fn row(&mut self, keys: &VolumeKeys, key: &RowKey, value: &Bytes) {
-        let table = key.table();
+    pub(super) fn row(&mut self, keys: &VolumeKeys, table: u8, key: &[u8], value: &[u8]) {
         self.rows[usize::from(table)] += 1;
         if Table::in_digest(table) {
-            self.digest = self.digest.plus(keys.row_digest(table, key.key(), value));
+            self.digest = self.digest.plus(keys.row_digest(table, key, value));
         }
     }
 

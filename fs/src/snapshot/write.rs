@@ -32,7 +32,7 @@ use super::{
     worker_threads,
     workers::Workers,
 };
-use crate::{IndexError, IndexSnapshot, InodeRow, NameHasher, RowIterator, RowKey, Table};
+use crate::{Cookie, IndexError, IndexSnapshot, InodeRow, NameHasher, RowIterator, RowKey, Table};
 
 /// What the rows themselves do not say about a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -293,12 +293,12 @@ impl Writer<'_> {
         let job = (self.submitted, group);
         self.submitted += 1;
         match self.workers.submit(job) {
-            Some(made) => self.write(made?),
+            Some(made) => self.write(&made?),
             None => Ok(()),
         }
     }
 
-    fn write(&mut self, made: MadeBlock) -> Result<(), WriteSnapshotError> {
+    fn write(&mut self, made: &MadeBlock) -> Result<(), WriteSnapshotError> {
         self.out.write_all(made.block.bytes())?;
         self.blocks.push(&made.block);
         self.tally.add(&made.tally);
@@ -313,7 +313,7 @@ impl Writer<'_> {
 
     fn finish(mut self, state: &State) -> Result<(Tally, SectionBytes), WriteSnapshotError> {
         while let Some(made) = self.workers.next() {
-            self.write(made?)?;
+            self.write(&made?)?;
         }
         self.tally.check(state)?;
         let block = self.blocks.count();
@@ -334,9 +334,12 @@ fn make_block(
     hasher: &NameHasher,
     compressor: &mut Compressor,
 ) -> Result<MadeBlock, WriteSnapshotError> {
+    let mut places = Vec::new();
     let stored = match &group {
         Group::Names(names) => {
-            store(BlockKind::Names, &names.encode(hasher), names.len(), ordinal, compressor)
+            let streams;
+            (streams, places) = names.encode(hasher);
+            store(BlockKind::Names, &streams, names.len(), ordinal, compressor)
         }
         Group::Inodes(inodes) => {
             store(BlockKind::Inodes, &inodes.encode(), inodes.len(), ordinal, compressor)
@@ -344,7 +347,7 @@ fn make_block(
         Group::Rows(rows) => store(BlockKind::Rows, &rows.encode(), rows.len(), ordinal, compressor),
     };
     let made = stored.and_then(|(block, apart)| {
-        let tally = read_back(&block, &group, keys, hasher, compressor)?;
+        let tally = read_back(&block, &group, places, keys, compressor)?;
         let total = block.bytes().len() as u64;
         let sections = sections_of(&block.head, total, apart, &tally);
         Ok(MadeBlock { block, tally, sections })
@@ -379,8 +382,8 @@ fn store(
 fn read_back(
     block: &StoredBlock,
     group: &Group,
+    places: Vec<Cookie>,
     keys: &VolumeKeys,
-    hasher: &NameHasher,
     compressor: &mut Compressor,
 ) -> Result<Tally, StoreFault> {
     const DIFFERENT: BlockFault = BlockFault("it holds other rows");
@@ -389,16 +392,17 @@ fn read_back(
     let mut streams = StreamReader::new(payload, block.head.streams.into(), compressor.expander())?;
     match group {
         Group::Names(names) => {
-            NameBatch::decode(&mut streams, names.len(), hasher)?.emit(|key, value| {
-                tally.row(keys, &key, &value);
-            })?;
+            // Hashed once: if other names than those came out, the digest would tell.
+            let mut places = places.into_iter();
+            let found = NameBatch::decode(&mut streams, names.len(), |_| places.next())?;
+            found.emit(|table, key, value| tally.row(keys, table, key, &value))?;
         }
         Group::Inodes(inodes) => {
             let mut found = InodeBatch::decode(&mut streams, inodes.len())?;
             let mut places = inodes.entries.iter().map(|e| (e.ino, (e.row.parent.get(), e.row.cookie)));
             found.fill_places(|ino| places.next().filter(|(of, _)| *of == ino).map(|(_, place)| place))?;
-            found.emit_inodes(|key, value| tally.row(keys, &key, &value));
-            found.emit_extents(|key, value| tally.row(keys, &key, &value));
+            found.emit_inodes(|table, key, value| tally.row(keys, table, key, &value));
+            found.emit_extents(|table, key, value| tally.row(keys, table, key, &value));
             tally.allocated(found.allocated());
         }
         Group::Rows(rows) => {
@@ -421,15 +425,15 @@ pub(super) fn count_plain_rows(
     tally: &mut Tally,
     mut sink: impl FnMut(RowKey, Bytes),
 ) {
-    rows.emit(|key, value| {
-        tally.row(keys, &key, &value);
-        if key.table() == Table::Inode.number() {
+    rows.emit(|table, key, value| {
+        tally.row(keys, table, key, &value);
+        if table == Table::Inode.number() {
             match InodeRow::decode(&value) {
                 Ok(row) => tally.allocated(row.allocated),
                 Err(_) => tally.unknown_inode(),
             }
         }
-        sink(key, value);
+        sink(RowKey::from_parts(table, key), value);
     });
 }
 
