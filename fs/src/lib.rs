@@ -53,8 +53,9 @@ pub use index::{
 pub use ino::Ino;
 pub use name::{NAME_MAX, Name, XattrName};
 pub use rows::{
-    Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, InodeRow, NameHasher, OrphanRow,
-    PackNumber, PackRow, RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, XattrRow,
+    Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, InodeRow, MEMBER_ADDRESSES,
+    MEMBER_NAME_BYTES, MemberRole, MemberRow, MemberState, NameHasher, OrphanRow, PackNumber, PackRow,
+    RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, UnknownRole, XattrRow,
 };
 pub use snapshot::{
     BlockFault, Disagreement, ReadSnapshotError, RowBatch, SectionBytes, SnapshotHeader, SnapshotOrigin,

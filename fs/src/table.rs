@@ -163,6 +163,11 @@ impl RowKey {
         RowKey::of_number(Table::Session, id)
     }
 
+    /// The row of the member `node`.
+    pub fn member(node: murphy_log::NodeId) -> RowKey {
+        RowKey::from_parts(Table::Member.number(), node.as_bytes())
+    }
+
     /// The setting called `name`.
     pub fn setting(name: &str) -> RowKey {
         let mut key = 0u64.to_be_bytes().to_vec();

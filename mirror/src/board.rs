@@ -1,0 +1,199 @@
+//! The source's board of its mirrors: how far each is, for `status` and for those who wait for acknowledgements.
+//!
+//! Invariants:
+//! - Only what a mirror acknowledged, or proved at its last connection, counts: entries durable in its log, bytes in its store.
+//! - Of several connections of one mirror only the newest may say anything.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use murphy_log::{Epoch, Lsn, NodeId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    message::Ack,
+    status::{LagMeter, MirrorStatus, millis},
+};
+
+/// How far every mirror is.
+#[derive(Debug)]
+pub struct MirrorBoard {
+    shared: Mutex<Shared>,
+    /// Counts the changes that somebody may wait for.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    mirrors: BTreeMap<NodeId, Mirror>,
+    connections: u64,
+    durable: Lsn,
+    fenced: Option<Epoch>,
+}
+
+#[derive(Debug, Default)]
+struct Mirror {
+    connection: Option<u64>,
+    /// The number of its newest connection, whether or not it still stands.
+    newest: u64,
+    metadata_lsn: Lsn,
+    data_lsn: Lsn,
+    lag: LagMeter,
+}
+
+/// One connection of one mirror, as the board knows it. Dropping it marks the mirror as gone.
+#[derive(Debug)]
+pub struct BoardEntry<'a> {
+    board: &'a MirrorBoard,
+    node: NodeId,
+    connection: u64,
+}
+
+impl Default for MirrorBoard {
+    fn default() -> MirrorBoard {
+        MirrorBoard { shared: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl MirrorBoard {
+    /// Notes a connection of the mirror `node`.
+    pub fn connected(&self, now: Duration, node: NodeId) -> BoardEntry<'_> {
+        let mut shared = self.shared.lock();
+        shared.connections += 1;
+        let (connection, durable) = (shared.connections, shared.durable);
+        let mirror = shared.mirrors.entry(node).or_default();
+        (mirror.connection, mirror.newest) = (Some(connection), connection);
+        mirror.lag.heard(now, durable);
+        BoardEntry { board: self, node, connection }
+    }
+
+    /// Lists a member that has not connected yet, or takes one off that is no member any more.
+    pub fn set_member(&self, now: Duration, node: NodeId, listed: bool) {
+        let mut shared = self.shared.lock();
+        let durable = shared.durable;
+        if listed {
+            shared.mirrors.entry(node).or_default().lag.heard(now, durable);
+        } else {
+            shared.mirrors.remove(&node);
+        }
+        drop(shared);
+        self.changed();
+    }
+
+    /// Notes what is durable at the source.
+    pub fn durable(&self, now: Duration, lsn: Lsn) {
+        let mut shared = self.shared.lock();
+        shared.durable = shared.durable.max(lsn);
+        shared.mirrors.values_mut().for_each(|mirror| mirror.lag.heard(now, lsn));
+    }
+
+    /// Notes that a mirror has promised a later epoch: this source has been replaced.
+    pub fn fenced(&self, by: Epoch) {
+        self.shared.lock().fenced = Some(by);
+        self.changed();
+    }
+
+    /// The epoch that replaced this source, if a mirror has said so.
+    pub fn fenced_by(&self) -> Option<Epoch> {
+        self.shared.lock().fenced
+    }
+
+    /// Every mirror that was ever connected or listed, by node.
+    pub fn status(&self, now: Duration) -> Vec<MirrorStatus> {
+        let status = |(node, mirror): (&NodeId, &Mirror)| MirrorStatus {
+            node: *node,
+            metadata_lsn: mirror.metadata_lsn,
+            data_lsn: mirror.data_lsn,
+            lag_ms: millis(mirror.lag.lag(now)),
+            connected: mirror.connection.is_some(),
+        };
+        self.shared.lock().mirrors.iter().map(status).collect()
+    }
+
+    /// Follows changes of the board; the value means nothing.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl BoardEntry<'_> {
+    /// Notes what the mirror proved or acknowledged.
+    pub fn acknowledged(&self, ack: Ack) {
+        self.set(ack.position.lsn, ack.data_lsn);
+    }
+
+    /// Notes that the mirror's position could not be found in this history: it holds nothing that counts.
+    pub fn diverged(&self) {
+        self.set(Lsn::new(0), Lsn::new(0));
+    }
+
+    fn set(&self, metadata_lsn: Lsn, data_lsn: Lsn) {
+        let mut shared = self.board.shared.lock();
+        let Some(mirror) = shared.mirrors.get_mut(&self.node) else { return };
+        if mirror.newest != self.connection {
+            return;
+        }
+        (mirror.metadata_lsn, mirror.data_lsn) = (metadata_lsn, data_lsn);
+        mirror.lag.restart(metadata_lsn);
+        drop(shared);
+        self.board.changed();
+    }
+}
+
+impl Drop for BoardEntry<'_> {
+    fn drop(&mut self) {
+        let mut shared = self.board.shared.lock();
+        if let Some(mirror) = shared.mirrors.get_mut(&self.node)
+            && mirror.connection == Some(self.connection)
+        {
+            mirror.connection = None;
+        }
+        drop(shared);
+        self.board.changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{base_state, ms};
+
+    fn ack(lsn: u64, data: u64) -> Ack {
+        let mut position = base_state().position;
+        position.lsn = Lsn::new(lsn);
+        Ack { position, data_lsn: Lsn::new(data) }
+    }
+
+    /// A mirror's old connection may end long after its new one began.
+    #[test]
+    fn an_old_connection_says_nothing_any_more() {
+        let (board, node) = (MirrorBoard::default(), NodeId::from_bytes([1; 16]));
+        let old = board.connected(ms(0), node);
+        old.acknowledged(ack(50, 40));
+        let new = board.connected(ms(1), node);
+        new.acknowledged(ack(30, 30));
+        old.acknowledged(ack(60, 60));
+        drop(old);
+        let status = &board.status(ms(2))[0];
+        assert!(status.connected);
+        assert_eq!((status.metadata_lsn, status.data_lsn), (Lsn::new(30), Lsn::new(30)));
+        drop(new);
+        assert!(!board.status(ms(2))[0].connected);
+    }
+
+    #[test]
+    fn the_lag_of_a_mirror_that_is_gone_grows_only_if_something_happened() {
+        let (board, node) = (MirrorBoard::default(), NodeId::from_bytes([1; 16]));
+        board.durable(ms(0), Lsn::new(5));
+        let entry = board.connected(ms(0), node);
+        entry.acknowledged(ack(5, 5));
+        drop(entry);
+        assert_eq!(board.status(ms(5000))[0].lag_ms, 0);
+        board.durable(ms(6000), Lsn::new(6));
+        assert_eq!(board.status(ms(9000))[0].lag_ms, 3000);
+    }
+}

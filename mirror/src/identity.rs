@@ -1,0 +1,369 @@
+//! Who a node is: an Ed25519 key, the self-signed certificate that carries it, and the checks that pin it.
+//!
+//! Invariants:
+//! - A node is its public key; names, addresses and certificate dates prove nothing and are not looked at.
+//! - A client accepts exactly the key it was told. A server accepts any Ed25519 key as an identity, and decides by the member book
+//!   what that identity may do.
+//! - The private key is written once, with mode 0600, and refused if others could read it.
+
+use std::{
+    fmt, fs, io,
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use murphy_log::NodeId;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
+    server::{
+        ParsedCertificate,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+
+/// An Ed25519 public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// The key with these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> PublicKey {
+        PublicKey(bytes)
+    }
+
+    /// The bytes of the key.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The node that has this key.
+    pub fn node(&self) -> NodeId {
+        let hash = blake3::derive_key(PURPOSE_NODE, &self.0);
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        NodeId::from_bytes(id)
+    }
+
+    /// The key that a certificate carries; `None` if it is not an Ed25519 key.
+    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<PublicKey> {
+        let parsed = ParsedCertificate::try_from(certificate).ok()?;
+        let info = parsed.subject_public_key_info();
+        let key = info.as_ref().strip_prefix(&ED25519_KEY_INFO)?;
+        Some(PublicKey(key.try_into().ok()?))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({})", self.node())
+    }
+}
+
+/// A node's key and certificate.
+pub struct Identity {
+    key: PrivatePkcs8KeyDer<'static>,
+    certificate: CertificateDer<'static>,
+    public_key: PublicKey,
+}
+
+impl Identity {
+    /// A new random identity.
+    pub fn generate() -> Result<Identity, IdentityError> {
+        let bad = |error: rcgen::Error| IdentityError::Generate(error.to_string());
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(bad)?;
+        Identity::of_pair(&pair)
+    }
+
+    /// Reads the identity of the node at `directory`; makes one if there is none yet.
+    pub fn load_or_create(directory: &Path) -> Result<Identity, IdentityError> {
+        let folder = directory.join(IDENTITY_FOLDER);
+        let (key_path, cert_path) = (folder.join(KEY_FILE), folder.join(CERTIFICATE_FILE));
+        match fs::read(&key_path) {
+            Ok(key) => Identity::load(&key_path, key, &cert_path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let identity = Identity::generate()?;
+                fs::create_dir_all(&folder).map_err(failed(&folder))?;
+                // The key last: a node with a key is complete.
+                write_durably(&cert_path, &identity.certificate, 0o644)?;
+                write_durably(&key_path, identity.key.secret_pkcs8_der(), 0o600)?;
+                Ok(identity)
+            }
+            Err(error) => Err(failed(&key_path)(error)),
+        }
+    }
+
+    fn load(key_path: &Path, key: Vec<u8>, cert_path: &Path) -> Result<Identity, IdentityError> {
+        let mode = fs::metadata(key_path).map_err(failed(key_path))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(IdentityError::Permissions { path: key_path.to_owned(), mode: mode & 0o777 });
+        }
+        let damaged = |path: &Path| IdentityError::Damaged { path: path.to_owned() };
+        let key = PrivatePkcs8KeyDer::from(key);
+        let pair = rcgen::KeyPair::try_from(&key).map_err(|_| damaged(key_path))?;
+        let made = Identity::of_pair(&pair).map_err(|_| damaged(key_path))?;
+        let certificate = CertificateDer::from(fs::read(cert_path).map_err(failed(cert_path))?);
+        if PublicKey::of_certificate(&certificate) != Some(made.public_key) {
+            return Err(damaged(cert_path));
+        }
+        Ok(Identity { certificate, ..made })
+    }
+
+    fn of_pair(pair: &rcgen::KeyPair) -> Result<Identity, IdentityError> {
+        let bad = |error: rcgen::Error| IdentityError::Generate(error.to_string());
+        let params = rcgen::CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(bad)?;
+        let certificate = params.self_signed(pair).map_err(bad)?.der().clone();
+        let unusable = || IdentityError::Generate("the key is not an Ed25519 key".to_owned());
+        let public_key = PublicKey::of_certificate(&certificate).ok_or_else(unusable)?;
+        Ok(Identity { key: PrivatePkcs8KeyDer::from(pair.serialize_der()), certificate, public_key })
+    }
+
+    /// The node.
+    pub fn node(&self) -> NodeId {
+        self.public_key.node()
+    }
+
+    /// Its public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// How this node accepts connections: with its key, from anybody who proves a key.
+    pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
+        let provider = provider();
+        let verifier = Arc::new(AnyNode { provider: Arc::clone(&provider) });
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![self.certificate.clone()], self.private_key())?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(config)
+    }
+
+    /// How this node connects: with its key, to exactly the node with the key `pinned`.
+    pub(crate) fn client_config(&self, pinned: PublicKey) -> Result<rustls::ClientConfig, rustls::Error> {
+        let provider = provider();
+        let verifier = Arc::new(PinnedNode { pinned, provider: Arc::clone(&provider) });
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_auth_cert(vec![self.certificate.clone()], self.private_key())?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(config)
+    }
+
+    fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(self.key.clone_key())
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.node())
+    }
+}
+
+/// Accepts one key.
+#[derive(Debug)]
+struct PinnedNode {
+    pinned: PublicKey,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinnedNode {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if PublicKey::of_certificate(end_entity) == Some(self.pinned) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls13RequiredForQuic.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+/// Accepts every node that proves a key; what it may do is decided by that key.
+#[derive(Debug)]
+struct AnyNode {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for AnyNode {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if PublicKey::of_certificate(end_entity).is_some() {
+            return Ok(ClientCertVerified::assertion());
+        }
+        Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls13RequiredForQuic.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+/// Why a node has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// No key could be made.
+    #[error("cannot make a node key: {0}")]
+    Generate(String),
+    /// A file cannot be read or written.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file is not what was written there.
+    #[error("{path} is damaged or does not belong to this node", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others than the owner can read the key.
+    #[error("{path} has mode {mode:o}, the key of a node must have 600", path = path.display())]
+    Permissions {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> IdentityError + '_ {
+    |error| IdentityError::Io { path: path.to_owned(), error }
+}
+
+/// Writes a file that is either absent or complete, and survives a power cut.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
+    let partial = path.with_extension("partial");
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(failed(path))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Every node answers to this name; who it is, its key says.
+pub(crate) const SERVER_NAME: &str = "node.murphy.internal";
+const ALPN: &[u8] = b"murphy/0";
+const IDENTITY_FOLDER: &str = "identity";
+const KEY_FILE: &str = "key.der";
+const CERTIFICATE_FILE: &str = "cert.der";
+const PURPOSE_NODE: &str = "murphy 2026 node id v0";
+/// What comes before the 32 bytes of a key in the DER of a subject public key info (RFC 8410).
+const ED25519_KEY_INFO: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_the_same_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Identity::load_or_create(directory.path()).unwrap();
+        let second = Identity::load_or_create(directory.path()).unwrap();
+        assert_eq!(first.public_key(), second.public_key());
+        assert_eq!(first.certificate, second.certificate);
+        let other = Identity::generate().unwrap();
+        assert_ne!(first.node(), other.node());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        Identity::load_or_create(directory.path()).unwrap();
+        let key = directory.path().join("identity/key.der");
+        let mode = fs::metadata(&key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        let refused = Identity::load_or_create(directory.path()).unwrap_err();
+        assert!(matches!(refused, IdentityError::Permissions { mode: 0o640, .. }), "{refused}");
+    }
+
+    /// A node that silently got a new key would be locked out of every volume it belongs to.
+    #[test]
+    fn a_damaged_identity_is_refused_and_not_replaced() {
+        for name in ["key.der", "cert.der"] {
+            let directory = tempfile::tempdir().unwrap();
+            Identity::load_or_create(directory.path()).unwrap();
+            let path = directory.path().join("identity").join(name);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.truncate(bytes.len() / 2);
+            fs::write(&path, bytes).unwrap();
+            let refused = Identity::load_or_create(directory.path()).unwrap_err();
+            assert!(matches!(refused, IdentityError::Damaged { .. }), "{refused}");
+        }
+    }
+}

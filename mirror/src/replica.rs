@@ -1,0 +1,105 @@
+//! What the protocol needs from the nodes at both ends.
+//!
+//! A mirror's node is a [`Replica`]; a source's is a log, a [`SnapshotSource`] and a [`MemberBook`](crate::MemberBook).
+
+use std::{fmt, io::Read};
+
+use murphy_log::{DurableWatch, Epoch, Frame, Lsn, Position, State, VolumeKeys};
+use tokio::sync::watch;
+
+use crate::history::{Lookup, Point};
+
+/// The node of a mirror.
+///
+/// Its log is where received frames become durable. A replica that has never been seeded holds nothing: no state, no watch.
+pub trait Replica: Send + Sync {
+    /// The last durable state of the own log; `None` while it holds nothing.
+    fn state(&self) -> Option<State>;
+
+    /// The keys of the volume.
+    fn keys(&self) -> &VolumeKeys;
+
+    /// Queues a frame that continues the tail into the own log, whatever its epoch, and returns. It becomes durable later, in order.
+    ///
+    /// Refused if a later epoch has been promised: the check and the queueing are one step, so that nothing slips past a promise. On
+    /// an error nothing was queued.
+    fn append(&self, frame: Frame) -> Result<(), ReplicaError>;
+
+    /// Follows what is durable; `None` while it holds nothing. Installing a snapshot and setting a tail aside make a new watch.
+    fn durable(&self) -> Option<DurableWatch>;
+
+    /// Follows up to which LSN every byte that the tree refers to is in the own store.
+    fn data(&self) -> watch::Receiver<Lsn>;
+
+    /// What the own log holds at `lsn`; see [`look_up`](crate::look_up). May read a disk.
+    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError>;
+
+    /// The epoch that has been promised, if one has.
+    fn promised(&self) -> Option<Epoch>;
+
+    /// Promises `epoch`, durably: afterwards no frame of an older one is appended. What was queued before is durable when this returns; the
+    /// state returned is the last one of older epochs. The same promise may be made again; an older one is refused. Blocks.
+    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError>;
+
+    /// Gets ready to receive a snapshot of `state`. What is held now stays valid, and is kept as a branch if it is not known to be part of
+    /// the same history, until [`SeedWriter::finish`] replaces it. May read a disk.
+    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError>;
+
+    /// Keeps everything after `ancestor` up to `tail` as a branch of its own, listed by `status`, and goes back to the ancestor; without
+    /// one, or if that cannot be done in place, to nothing, so that a snapshot is asked for. Blocks.
+    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError>;
+}
+
+/// Takes a snapshot that arrives in pieces. Dropped unfinished, it leaves the node as it was.
+pub trait SeedWriter: Send {
+    /// Takes bytes of the snapshot; pieces come in any order and do not overlap. May write to a disk.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplicaError>;
+
+    /// Says that all `bytes` are there: verifies the snapshot (counts, digest), installs it durably and returns its state. Blocks.
+    fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError>;
+}
+
+/// What went wrong in a replica.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// A later epoch has been promised.
+    #[error("epoch {promised} has been promised")]
+    Promised {
+        /// It.
+        promised: Epoch,
+    },
+    /// There is no room; it may be tried again.
+    #[error("no space: {0}")]
+    NoSpace(String),
+    /// The log has ended, or its medium fails: the process should end too.
+    #[error("the log has ended: {0}")]
+    Ended(String),
+    /// A snapshot is not what it should be.
+    #[error("bad snapshot: {0}")]
+    BadSnapshot(String),
+    /// The medium does not answer, or refuses.
+    #[error("{0}")]
+    Storage(String),
+}
+
+/// Opens snapshots to seed mirrors with.
+pub trait SnapshotSource: Send + Sync {
+    /// Opens a snapshot of a recent state. Blocks.
+    fn open(&self) -> Result<SeedSnapshot, ReplicaError>;
+}
+
+/// An opened snapshot.
+pub struct SeedSnapshot {
+    /// The state in it.
+    pub state: State,
+    /// Its bytes.
+    pub reader: Box<dyn Read + Send>,
+    /// Holds the log after `state` against trimming until it is dropped, so that the mirror can go on from there.
+    pub hold: Box<dyn Send>,
+}
+
+impl fmt::Debug for SeedSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SeedSnapshot").field("state", &self.state).finish_non_exhaustive()
+    }
+}
