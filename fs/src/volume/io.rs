@@ -197,14 +197,14 @@ impl Volume {
         if !open.flags.write {
             return Err(Errno::EBADF.into());
         }
-        if data.is_empty() {
-            return Ok(0);
-        }
         let mut inner = open.file.lock();
         let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
         let offset = if open.flags.append { row.size.max(inner.dirty.end()) } else { offset };
         if offset.checked_add(data.len() as u64).is_none_or(|end| end > FILE_MAX) {
             return Err(Errno::EFBIG.into());
+        }
+        if data.is_empty() {
+            return Ok(0);
         }
         if loses_mode_bits(&row, caller.uid) || (row.has_xattrs && self.has_capability(ino)?) {
             self.shared.sequencer.submit(Some(caller), &DropPrivilege { ino })?;
