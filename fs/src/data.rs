@@ -20,8 +20,9 @@ pub use cache::{CellCache, DiskCache, DiskCacheError};
 pub use cell::CellFault;
 pub use fetch::{FetchStats, PackFetcher, ReadError};
 pub use location::{
-    CredentialsError, FailureDomain, OpenStoreError, OpenedStore, PROBE_FOLDER, ParseStoreUrlError,
-    ProbeError, StoreUrl, probe_put_if_absent,
+    ClaimPrefixError, CredentialsError, FailureDomain, OpenStoreError, OpenedStore, PROBE_FOLDER,
+    ParseStoreUrlError, ProbeError, StoreUrl, check_prefix, claim_prefix, probe_put_if_absent,
+    release_prefix,
 };
 pub use name::{PackName, ParsePackNameError, WriterId};
 pub use pack::{

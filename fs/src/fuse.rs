@@ -65,7 +65,7 @@ use self::{
 pub use self::{
     count::{RequestCounters, RequestCounts, RequestKind},
     kernel::{Lifetimes, kernel_config},
-    mount::{Mount, MountOptions},
+    mount::{Mount, MountOptions, NODE_XATTR},
     mount_table::MountError,
     notify::Notifier,
     session::{Session, UnmountError},
@@ -79,6 +79,8 @@ struct Fuse {
     counters: Arc<RequestCounters>,
     runtime: Runtime,
     io_timeout: Duration,
+    /// The value of [`NODE_XATTR`].
+    node: Option<Bytes>,
 }
 
 impl Fuse {
@@ -459,6 +461,12 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn getxattr(&self, req: &Request, node: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
+        if let Some(directory) = &self.node
+            && node == INodeNo::ROOT
+            && key.as_bytes() == NODE_XATTR.as_bytes()
+        {
+            return reply::sized(reply, directory, size);
+        }
         let call = |fs: &Arc<dyn FileSystem>| Ok(fs.getxattr(&caller(req), ino(node), &xattr_name(key)?));
         self.run(RequestKind::Getxattr, reply, call, move |reply, value| reply::sized(reply, &value, size));
     }

@@ -28,12 +28,12 @@ pub use acknowledge::{
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use data::{
-    AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, CredentialsError, DiskCache,
-    DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
+    AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, ClaimPrefixError, CredentialsError,
+    DiskCache, DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
     ObjectBlockStore, OpenStoreError, OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError,
     PackFetcher, PackFooter, PackMeta, PackName, PackReader, ParsePackNameError, ParseStoreUrlError,
-    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId,
-    probe_put_if_absent,
+    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId, check_prefix,
+    claim_prefix, probe_put_if_absent, release_prefix,
 };
 pub use decide::EntryKind;
 pub use errno::Errno;
@@ -42,7 +42,8 @@ pub use file_system::{
     XattrMode,
 };
 pub use fuse::{
-    Lifetimes, Mount, MountError, MountOptions, Notifier, RequestCounts, RequestKind, UnmountError,
+    Lifetimes, Mount, MountError, MountOptions, NODE_XATTR, Notifier, RequestCounts, RequestKind,
+    UnmountError,
 };
 #[doc(hidden)]
 pub use fuse::{RequestCounters, Session, kernel_config};

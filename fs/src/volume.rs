@@ -251,6 +251,11 @@ impl Volume {
         self.shared.sequencer.log().durable().state().position
     }
 
+    /// How many bytes have been written and are in no stored pack yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.shared.files.dirty_bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// The log below.
     pub fn log(&self) -> &Arc<dyn Log> {
         self.shared.sequencer.log()

@@ -18,6 +18,7 @@
 //! - An option that is not known is refused, never passed over.
 //! - Two places are in different failure domains only if the URL proves or declares it.
 
+mod claim;
 mod credentials;
 mod open;
 mod probe;
@@ -31,6 +32,7 @@ use std::{
 use object_store::path::Path;
 use url::Url;
 
+pub use claim::{ClaimPrefixError, check_prefix, claim_prefix, release_prefix};
 pub use credentials::CredentialsError;
 use credentials::CredentialsSource;
 pub use open::{OpenStoreError, OpenedStore};

@@ -5,9 +5,17 @@
 //! - RELEASE of files closed just before the end may be lost with the connection: whoever serves the file system closes its
 //!   handles when the mount has ended.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::runtime::Handle as Runtime;
 
 use super::{
@@ -39,6 +47,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// The kernel itself refuses changes (a past moment). A mirror is mounted without it and answers EROFS below.
     pub read_only: bool,
+    /// The directory of the node that serves it: the root has it as [`NODE_XATTR`], by which a program at the mount point finds the node.
+    pub node: Option<PathBuf>,
 }
 
 impl MountOptions {
@@ -53,6 +63,7 @@ impl MountOptions {
             read_ahead: READ_AHEAD_BYTES,
             allow_other: false,
             read_only: false,
+            node: None,
         }
     }
 
@@ -91,6 +102,7 @@ impl Mount {
             counters: Arc::clone(&counters),
             runtime,
             io_timeout: options.io_timeout,
+            node: options.node.as_ref().map(|node| Bytes::copy_from_slice(node.as_os_str().as_bytes())),
         };
         let session = Session::start(fuse, mount_point, options)?;
         let notifier = Notifier::new(session.notifier()).map_err(|source| MountError::Io {
@@ -136,6 +148,9 @@ impl Mount {
         self.session.unmount()
     }
 }
+
+/// The extended attribute of the root of a mount whose value is the directory of the node.
+pub const NODE_XATTR: &str = "user.murphy.node";
 
 /// As many request threads as processors, within [`THREADS_MIN`] and [`THREADS_MAX`]: more only wake each other up.
 fn default_threads() -> NonZeroUsize {

@@ -1,0 +1,64 @@
+//! The arguments: what the program can be asked.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    flush::FlushArgs, format::FormatArgs, fsck::FsckArgs, mount::MountArgs, serve::ServeArgs,
+    status::StatusArgs, umount::UmountArgs,
+};
+
+/// A POSIX file system over object storage that outlives its machine, its region and its account
+#[derive(Parser, Debug)]
+#[command(name = "murphy", version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print data as JSON: one document, or one line per item
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more to stderr; MURPHY_LOG chooses exactly
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// Each variant's help is that of its arguments.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    Format(FormatArgs),
+    Mount(MountArgs),
+    Umount(UmountArgs),
+    Flush(FlushArgs),
+    Serve(ServeArgs),
+    Status(StatusArgs),
+    Fsck(FsckArgs),
+}
+
+impl Command {
+    /// Whether the process goes on until it is told to end, and its messages are what an administrator reads.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Command::Mount(_) | Command::Serve(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    /// Whoever reads the help of a command wants to see it used.
+    #[test]
+    fn the_help_of_every_command_has_an_example() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about:?}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `fsck`: whether a node holds what its log says, and whether that is a sound tree.
+//!
+//! Invariants:
+//! - Nothing is changed. Everything is read from one view, while writes go on.
+//! - Memory grows with the number of packs and of inodes with several names, not with that of files.
+
+mod packs;
+mod tree;
+
+use murphy_fs::{IndexSnapshot, Table, check_digest};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+
+use crate::{
+    error::{CliError, failed},
+    node::Node,
+    units::bytes_text,
+};
+
+/// Something that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Finding {
+    /// What is wrong, with numbers.
+    pub(crate) finding: String,
+}
+
+impl Finding {
+    pub(crate) fn text(&self) -> String {
+        self.finding.clone()
+    }
+}
+
+/// What was checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) lsn: u64,
+    pub(crate) digest: String,
+    pub(crate) inodes: u64,
+    pub(crate) names: u64,
+    pub(crate) extents: u64,
+    pub(crate) packs: u64,
+    /// Bytes of packs that were read and verified.
+    pub(crate) verified_bytes: u64,
+    pub(crate) findings: u64,
+}
+
+impl Summary {
+    /// The summary for people.
+    pub(crate) fn text(&self) -> String {
+        let verified = match self.verified_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of them verified", bytes_text(bytes)),
+        };
+        let found = match self.findings {
+            0 => "sound".to_owned(),
+            count => format!("{count} findings"),
+        };
+        format!(
+            "{found} at lsn {}: {} inodes, {} names, {} extents, {} packs{verified}; digest {}",
+            self.lsn, self.inodes, self.names, self.extents, self.packs, self.digest
+        )
+    }
+}
+
+/// Where findings go; no more than a limit.
+struct Findings<'a> {
+    found: &'a mut dyn FnMut(Finding),
+    count: u64,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, text: String) {
+        self.count += 1;
+        match self.count {
+            ..=FINDINGS_MAX => (self.found)(Finding { finding: text }),
+            _ if self.count == FINDINGS_MAX + 1 => {
+                (self.found)(Finding { finding: "more, which are counted and not listed".to_owned() });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Checks an open node and hands out what is wrong; with `data` every pack is read too.
+pub(crate) fn check(
+    node: &Node,
+    data: bool,
+    runtime: &Handle,
+    found: &mut dyn FnMut(Finding),
+) -> Result<Summary, CliError> {
+    let mut findings = Findings { found, count: 0 };
+    let view = node.volume.view_with_state();
+    let state = view.state().ok_or_else(|| CliError::new("the tree has no state to be compared with"))?;
+    let digest = check_digest(&view, &node.keys).map_err(failed)?;
+    if digest.digest != state.digest {
+        findings.add(format!(
+            "the index has digest {}, the log says {} at lsn {}",
+            digest.digest, state.digest, state.position.lsn
+        ));
+    }
+    let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
+    let tree = tree::check_tree(&view, &mut findings)?;
+    if tree.inodes != state.usage.inodes {
+        findings.add(format!("{} inodes are there, {} are accounted for", tree.inodes, state.usage.inodes));
+    }
+    if tree.bytes != state.usage.bytes {
+        findings.add(format!("{} bytes are in extents, {} are accounted for", tree.bytes, state.usage.bytes));
+    }
+    let verified_bytes = packs::check_packs(node, &view, data, runtime, &mut findings)?;
+    Ok(Summary {
+        lsn: state.position.lsn.get(),
+        digest: digest.digest.to_string(),
+        inodes: rows(Table::Inode),
+        names: tree.names,
+        extents: rows(Table::Extent),
+        packs: rows(Table::Pack),
+        verified_bytes,
+        findings: findings.count,
+    })
+}
+
+const FINDINGS_MAX: u64 = 10_000;

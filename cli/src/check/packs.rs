@@ -1,0 +1,75 @@
+//! The packs: every one that the tree knows is in the store, and, if asked, every cell of it is intact.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use murphy_fs::{
+    BlockStore, FooterDigest, PackMeta, PackName, PackReader, PackRow, RowKey, Table, View, WriterId,
+};
+use tokio::runtime::Handle;
+
+use super::Findings;
+use crate::{
+    error::{CliError, failed},
+    node::Node,
+};
+
+/// Checks every pack of the tree; returns how many bytes of objects were read and verified.
+pub(super) fn check_packs(
+    node: &Node,
+    view: &View,
+    data: bool,
+    runtime: &Handle,
+    findings: &mut Findings<'_>,
+) -> Result<u64, CliError> {
+    let range = RowKey::range_start(Table::Pack, 0)..RowKey::from_parts(Table::Pack.number() + 1, &[]);
+    let packs = view.rows(range).map(|row| {
+        let (key, value) = row.map_err(failed)?;
+        PackRow::decode(&value).map_err(|error| failed(format!("{key:?}: {error}")))
+    });
+    let checks = futures::stream::iter(packs).map(|row| {
+        let store = Arc::clone(&node.blocks);
+        async move { Ok::<_, CliError>(check_pack(&*store, meta(&row?), data).await) }
+    });
+    runtime.block_on(async {
+        let mut verified = 0;
+        let mut checks = std::pin::pin!(checks.buffer_unordered(AT_ONCE));
+        while let Some(checked) = checks.next().await {
+            match checked? {
+                Ok(bytes) => verified += bytes,
+                Err(finding) => findings.add(finding),
+            }
+        }
+        Ok(verified)
+    })
+}
+
+/// Checks one pack; returns how many bytes were verified, or what is wrong.
+async fn check_pack(store: &dyn BlockStore, meta: PackMeta, data: bool) -> Result<u64, String> {
+    if !data {
+        return match store.size(meta.name).await {
+            Ok(size) if size == meta.stored_len => Ok(0),
+            Ok(size) => Err(format!("pack {} has {size} bytes, the log says {}", meta.name, meta.stored_len)),
+            Err(error) => Err(error.to_string()),
+        };
+    }
+    let bytes = store.get(meta.name).await.map_err(|error| error.to_string())?;
+    let verify = move || PackReader::open(&meta, bytes).and_then(|pack| pack.verify());
+    match tokio::task::spawn_blocking(verify).await {
+        Ok(Ok(())) => Ok(meta.stored_len),
+        Ok(Err(damage)) => Err(damage.to_string()),
+        Err(error) => Err(format!("pack {} could not be verified: {error}", meta.name)),
+    }
+}
+
+fn meta(row: &PackRow) -> PackMeta {
+    PackMeta {
+        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
+        footer_digest: FooterDigest::from_bytes(row.footer_digest),
+        plain_len: u64::from(row.plain_bytes),
+        stored_len: u64::from(row.stored_bytes),
+    }
+}
+
+/// Packs that are asked for at once; each may be a few MiB in memory.
+const AT_ONCE: usize = 16;

@@ -1,0 +1,31 @@
+//! The commands, one file each.
+
+pub(crate) mod flush;
+pub(crate) mod format;
+pub(crate) mod fsck;
+pub(crate) mod mount;
+pub(crate) mod serve;
+mod source;
+pub(crate) mod status;
+pub(crate) mod umount;
+
+use crate::{
+    args::{Cli, Command},
+    background,
+    error::{CliError, Code},
+    output::Output,
+};
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
+    let done = match cli.command {
+        Command::Format(args) => format::run(&args, output),
+        Command::Mount(args) => mount::run(&args, output),
+        Command::Umount(args) => umount::run(&args, output),
+        Command::Flush(args) => flush::run(&args, output),
+        Command::Serve(args) => serve::run(&args, output),
+        Command::Status(args) => status::run(&args, output),
+        Command::Fsck(args) => fsck::run(&args, output),
+    };
+    done.inspect_err(background::report_failure)
+}

@@ -1,0 +1,88 @@
+//! `murphy format`.
+
+use std::path::PathBuf;
+
+use murphy_fs::StoreUrl;
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use crate::{
+    error::{CliError, Code, failed},
+    node::{self, NewNode},
+    output::Output,
+    settings::{Ack, DEFAULT_WINDOW, Settings, parse_name},
+    units::parse_duration,
+};
+
+/// Make a new volume and its first node
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  murphy format /srv/home --blocks s3://bucket/home?region=eu-central-1")]
+pub(crate) struct FormatArgs {
+    /// The directory of the new node; it must not exist, or be empty
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Where file data goes: file:///DIR, s3://BUCKET/PREFIX, gs:// or az://
+    #[arg(long, value_name = "URL")]
+    blocks: StoreUrl,
+    /// The name of the volume; by default that of the directory
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+    /// What fsync waits for: local, mirror=W or archive
+    #[arg(long, value_name = "LEVEL", default_value_t = Ack::Local)]
+    ack: Ack,
+    /// Let every operation wait as fsync does
+    #[arg(long)]
+    sync: bool,
+    /// The span in which every moment can be restored
+    #[arg(long, value_name = "TIME", default_value = DEFAULT_WINDOW, value_parser = checked_window)]
+    window: String,
+}
+
+fn checked_window(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned())
+}
+
+#[derive(Serialize)]
+struct Formatted {
+    volume: String,
+    name: String,
+    branch: String,
+    directory: PathBuf,
+    blocks: String,
+}
+
+pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> {
+    let directory = std::path::absolute(&args.directory).map_err(failed)?;
+    let settings = Settings {
+        name: name(args)?,
+        ack: args.ack,
+        sync: args.sync,
+        window: args.window.clone(),
+        archives: Vec::new(),
+    };
+    let runtime = Runtime::new().map_err(failed)?;
+    let new = NewNode { blocks: args.blocks.clone(), settings };
+    let config = node::create(&directory, &new, runtime.handle())?;
+    let formatted = Formatted {
+        volume: config.volume.to_string(),
+        name: config.name,
+        branch: config.branch.to_string(),
+        directory,
+        blocks: config.blocks.to_string(),
+    };
+    output.data(&formatted, |formatted| {
+        format!("volume {} ({}) in {}", formatted.name, formatted.volume, formatted.directory.display())
+    })?;
+    Ok(Code::Done)
+}
+
+fn name(args: &FormatArgs) -> Result<String, CliError> {
+    if let Some(name) = &args.name {
+        return Ok(name.clone());
+    }
+    let last = args.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    parse_name(last).map_err(|_| {
+        CliError::usage(format!("the name of {} cannot be that of a volume", args.directory.display()))
+            .hint("give one with --name: letters, digits, '-', '_' and '.'")
+    })
+}

@@ -1,0 +1,57 @@
+//! `murphy mount`.
+
+use std::path::PathBuf;
+
+use super::serve::ServeOptions;
+use crate::{
+    background,
+    control::{Control, MountRequest, Request},
+    error::{CliError, Code, at},
+    output::Output,
+    serve::{self, Plan},
+};
+
+/// Serve a node and mount its volume
+#[derive(clap::Args, Debug)]
+#[command(
+    long_about = "Serve a node and mount its volume\n\nA node that is served already is asked for one more mount. \
+                  The process ends when its last mount is unmounted.",
+    after_help = "Example:\n  murphy mount /srv/home /home -d"
+)]
+pub(crate) struct MountArgs {
+    /// The directory of the node
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Where to mount: an empty directory
+    #[arg(value_name = "MNT")]
+    mount_point: PathBuf,
+    /// Go on in the background once it is mounted; messages go to DIR/murphy.log
+    #[arg(short = 'd', long)]
+    detach: bool,
+    /// Let the kernel refuse every change
+    #[arg(long)]
+    read_only: bool,
+    /// Let other users in, as permissions allow
+    #[arg(long)]
+    allow_other: bool,
+    #[command(flatten)]
+    options: ServeOptions,
+}
+
+pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
+    let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
+    let path = std::path::absolute(&args.mount_point).map_err(at(&args.mount_point))?;
+    let request = MountRequest { path, read_only: args.read_only, allow_other: args.allow_other };
+    if let Some(mut control) = Control::connect(&directory)? {
+        let done = control.ask(&Request::Mount(request), output, |_| Ok(()))?;
+        output.data(&done, |_| String::new())?;
+        output.note("Mounted by the process that serves the node already");
+        return Ok(Code::Done);
+    }
+    if args.detach && !background::is_child() {
+        let pid = background::start(&directory)?;
+        output.data(&serde_json::json!({ "mounted": request.path, "pid": pid }), |_| String::new())?;
+        return Ok(Code::Done);
+    }
+    serve::run(&Plan { directory, options: args.options.node_options()?, mount: Some(request) }, output)
+}

@@ -1,0 +1,71 @@
+//! `murphy serve`, and the options that it shares with `mount`.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    background,
+    control::Control,
+    error::{CliError, Code, at},
+    node::NodeOptions,
+    output::Output,
+    serve::{self, Plan},
+    units::{parse_bytes, parse_duration},
+};
+
+/// Serve a node without a mount
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  murphy serve /srv/home -d")]
+pub(crate) struct ServeArgs {
+    /// The directory of the node
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Go on in the background once it is served; messages go to DIR/murphy.log
+    #[arg(short = 'd', long)]
+    detach: bool,
+    #[command(flatten)]
+    options: ServeOptions,
+}
+
+/// How a node is served. What is not given is taken from murphy.toml.
+#[derive(clap::Args, Debug)]
+pub(crate) struct ServeOptions {
+    /// Store data at most this long after it was written [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    flush_after: Option<Duration>,
+    /// Answer no request later than this [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    io_timeout: Option<Duration>,
+    /// Keep at most this much of a remote store on the local disk; 0 for nothing [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    cache_size: Option<u64>,
+    /// Keep it there [default: DIR/cache]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+impl ServeOptions {
+    pub(super) fn node_options(&self) -> Result<NodeOptions, CliError> {
+        let cache_dir = self.cache_dir.as_ref().map(|dir| std::path::absolute(dir).map_err(at(dir)));
+        Ok(NodeOptions {
+            flush_after: self.flush_after,
+            io_timeout: self.io_timeout,
+            cache_size: self.cache_size,
+            cache_dir: cache_dir.transpose()?,
+        })
+    }
+}
+
+pub(crate) fn run(args: &ServeArgs, output: &Output) -> Result<Code, CliError> {
+    let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
+    if Control::connect(&directory)?.is_some() {
+        return Err(CliError::new(format!("node {} is served already", directory.display()))
+            .hint("murphy status shows by which process"));
+    }
+    if args.detach && !background::is_child() {
+        let pid = background::start(&directory)?;
+        let started = serde_json::json!({ "serving": directory, "pid": pid });
+        output.data(&started, |_| String::new())?;
+        return Ok(Code::Done);
+    }
+    serve::run(&Plan { directory, options: args.options.node_options()?, mount: None }, output)
+}

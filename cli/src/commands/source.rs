@@ -1,0 +1,86 @@
+//! What a command's SRC or MNT names: a node's directory, or the node behind a mount point.
+
+use std::{
+    fs,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use murphy_fs::NODE_XATTR;
+
+use crate::{
+    control::Control,
+    error::{CliError, at},
+};
+
+/// What is behind a mount point.
+pub(super) enum MountPoint {
+    /// A mount that this node serves; the path is without links.
+    Served { path: PathBuf, node: PathBuf },
+    /// A mount whose process is gone.
+    Dead { path: PathBuf },
+}
+
+/// The node behind a mount point.
+pub(super) fn mount_point(path: &Path) -> Result<MountPoint, CliError> {
+    let resolved = match fs::canonicalize(path) {
+        Ok(resolved) => resolved,
+        Err(error) if is_dead(&error) => {
+            return Ok(MountPoint::Dead { path: std::path::absolute(path).map_err(at(path))? });
+        }
+        Err(error) => return Err(at(path)(error)),
+    };
+    let not_ours = || {
+        CliError::new(format!("{} is not a mount point of murphy", path.display()))
+            .hint("murphy status DIR lists the mounts of a node")
+    };
+    match fs::metadata(&resolved) {
+        Ok(metadata) if metadata.ino() != murphy_fs::Ino::ROOT.get() => return Err(not_ours()),
+        Ok(_) => {}
+        Err(error) if is_dead(&error) => return Ok(MountPoint::Dead { path: resolved }),
+        Err(error) => return Err(at(path)(error)),
+    }
+    let mut value = vec![0; PATH_BYTES_MAX];
+    match rustix::fs::getxattr(&resolved, NODE_XATTR, &mut value[..]) {
+        Ok(length) => {
+            value.truncate(length);
+            let node = PathBuf::from(std::ffi::OsString::from_vec(value));
+            Ok(MountPoint::Served { path: resolved, node })
+        }
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Err(not_ours()),
+        Err(error) => Err(at(path)(error.into())),
+    }
+}
+
+/// The connection to the process behind a mount point.
+pub(super) fn control_of_mount(node: &Path) -> Result<Control, CliError> {
+    Control::connect(node)?.ok_or_else(|| {
+        CliError::new(format!("the process that serves node {} does not answer", node.display()))
+            .hint("is it in another container? run the command there")
+    })
+}
+
+/// The directory of the node that SRC names.
+pub(super) fn node_of(source: &Path) -> Result<PathBuf, CliError> {
+    if source.join("murphy.toml").is_file() || !source.is_dir() {
+        return std::path::absolute(source).map_err(at(source));
+    }
+    match mount_point(source) {
+        Ok(MountPoint::Served { node, .. }) => Ok(node),
+        Ok(MountPoint::Dead { path }) => {
+            Err(CliError::new(format!("the process behind the mount at {} is gone", path.display()))
+                .hint("name the directory of the node"))
+        }
+        // Whoever opens it says what is wrong with it as a node.
+        Err(_) => std::path::absolute(source).map_err(at(source)),
+    }
+}
+
+fn is_dead(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error();
+    code == Some(rustix::io::Errno::NOTCONN.raw_os_error())
+        || code == Some(rustix::io::Errno::CONNABORTED.raw_os_error())
+}
+
+/// What Linux allows a path to have.
+const PATH_BYTES_MAX: usize = 4096;

@@ -1,0 +1,205 @@
+//! `DIR/murphy.toml`: what is local to a node. What all nodes of a volume share is in its log.
+//!
+//! Invariants:
+//! - The file is replaced as a whole and durably; it is the old one or the new one.
+//! - A file of another format version is refused before anything else in it is looked at, an unknown key too.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use murphy_fs::StoreUrl;
+use murphy_log::{BranchId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CliError, at};
+
+/// What `murphy.toml` says.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeConfig {
+    /// The version of this file and of the directory around it.
+    pub(crate) format: u32,
+    #[serde(with = "text")]
+    pub(crate) volume: VolumeId,
+    #[serde(with = "text")]
+    pub(crate) branch: BranchId,
+    /// The name of the volume, for people.
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// Where new packs go, and where packs are read first.
+    #[serde(with = "text")]
+    pub(crate) blocks: StoreUrl,
+    #[serde(default, skip_serializing_if = "MountDefaults::is_empty")]
+    pub(crate) mount: MountDefaults,
+}
+
+/// What a node is to its volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// It decides.
+    Source,
+    /// It follows.
+    Mirror,
+}
+
+impl Role {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Role::Source => "source",
+            Role::Mirror => "mirror",
+        }
+    }
+}
+
+/// What `mount` and `serve` take when their options do not say otherwise.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MountDefaults {
+    /// As `--flush-after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flush_after: Option<String>,
+    /// As `--io-timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) io_timeout: Option<String>,
+    /// As `--cache-size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cache_size: Option<String>,
+    /// As `--cache-dir`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+impl MountDefaults {
+    fn is_empty(&self) -> bool {
+        *self == MountDefaults::default()
+    }
+}
+
+impl NodeConfig {
+    /// Reads the file in `directory`.
+    pub(crate) fn read(directory: &Path) -> Result<NodeConfig, CliError> {
+        let path = directory.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(CliError::new(format!(
+                    "{} is not a node: it has no {FILE}",
+                    directory.display()
+                ))
+                .hint("make one with murphy format, join, restore or load"));
+            }
+            Err(error) => return Err(at(&path)(error)),
+        };
+        let damaged = |error: toml::de::Error| {
+            let mut lines = error.message().lines();
+            CliError::new(format!("{} is damaged: {}", path.display(), lines.next().unwrap_or_default()))
+                .hint("the log beside it is whole: restore the file from a copy, or write it anew by hand")
+        };
+        let table: toml::Table = text.parse().map_err(damaged)?;
+        match table.get("format").and_then(toml::Value::as_integer) {
+            Some(found) if found == i64::from(FORMAT) => {}
+            Some(found) => {
+                return Err(CliError::new(format!(
+                    "{}: format version {found}, this program reads version {FORMAT}",
+                    path.display()
+                ))
+                .hint("use the version of murphy that wrote it, or a later one"));
+            }
+            None => return Err(CliError::new(format!("{} is damaged: it has no format", path.display()))),
+        }
+        toml::from_str(&text).map_err(damaged)
+    }
+
+    /// Replaces the file in `directory`; durable when it returns.
+    pub(crate) fn write(&self, directory: &Path) -> Result<(), CliError> {
+        let text = toml::to_string_pretty(self).map_err(CliError::new)?;
+        let (path, temporary) = (directory.join(FILE), directory.join(TEMPORARY));
+        let written = (|| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(HEADER.as_bytes())?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(directory)?.sync_all()
+        })();
+        written.map_err(at(&path))
+    }
+}
+
+/// Values in their text form.
+mod text {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The version of a node's directory that is read and written.
+pub(crate) const FORMAT: u32 = 0;
+const FILE: &str = "murphy.toml";
+const TEMPORARY: &str = "murphy.toml.new";
+const HEADER: &str = "# What is local to this node. Shared settings are in the volume's log.\n\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> NodeConfig {
+        NodeConfig {
+            format: FORMAT,
+            volume: VolumeId::from_bytes([1; 16]),
+            branch: BranchId::from_bytes([2; 16]),
+            name: "some \"name\"".to_owned(),
+            role: Role::Source,
+            blocks: "file:///x".parse().unwrap(),
+            mount: MountDefaults { io_timeout: Some("5s".to_owned()), ..MountDefaults::default() },
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        config().write(directory.path()).unwrap();
+        assert_eq!(NodeConfig::read(directory.path()), Ok(config()));
+    }
+
+    /// A later version may mean anything by its keys.
+    #[test]
+    fn another_format_version_is_named_before_its_keys_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), "format = 7\nsurprise = 1\n").unwrap();
+        let refused = NodeConfig::read(directory.path()).unwrap_err().to_string();
+        assert!(refused.contains("format version 7"), "{refused}");
+    }
+
+    #[test]
+    fn damage_is_an_error_that_names_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let whole = {
+            config().write(directory.path()).unwrap();
+            fs::read_to_string(directory.path().join(FILE)).unwrap()
+        };
+        for text in
+            ["", "format = ", "format = 0", "\u{0}\u{1}", &whole.replace("role", "rule"), &whole[..90]]
+        {
+            fs::write(directory.path().join(FILE), text).unwrap();
+            let refused = NodeConfig::read(directory.path()).unwrap_err().to_string();
+            assert!(refused.contains(FILE), "{refused}");
+        }
+    }
+}

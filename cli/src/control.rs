@@ -1,0 +1,80 @@
+//! How commands reach the process that serves a node: a unix socket in the node's directory, JSON line by line.
+//!
+//! ```text
+//!   -> {"request":"flush"}
+//!   <- {"progress":{"what":"flushing","done":0,"total":4096}}      any number
+//!   <- {"item":...}                                                any number
+//!   <- {"done":...}  or  {"failed":{"message":...}}                one, the last
+//! ```
+//!
+//! Invariants:
+//! - Whoever may enter the directory (mode 0700) may give orders; nothing else is asked.
+//! - A socket that nobody answers is left from a process that is gone; whoever holds the node's lock replaces it.
+
+mod client;
+mod server;
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::{error::CliError, progress::Progress};
+pub(crate) use client::Control;
+pub(crate) use server::{ControlServer, Handler, Replies};
+
+/// What can be asked of a running node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// A [`Status`](crate::status::Status).
+    Status,
+    /// Makes everything durable at the volume's level.
+    Flush,
+    /// Mounts the node's volume at one more place.
+    Mount(MountRequest),
+    /// Makes everything durable and unmounts.
+    Unmount {
+        /// The mount point, without links.
+        path: PathBuf,
+    },
+    /// Checks the node; findings are items.
+    Fsck {
+        /// Whether packs are read too.
+        data: bool,
+    },
+}
+
+/// A mount that is wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MountRequest {
+    /// Where.
+    pub(crate) path: PathBuf,
+    /// The kernel refuses changes.
+    pub(crate) read_only: bool,
+    /// Other users may enter, as permissions allow.
+    pub(crate) allow_other: bool,
+}
+
+/// A line of an answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Progress(Progress),
+    Item(serde_json::Value),
+    Done(serde_json::Value),
+    Failed(CliError),
+}
+
+/// Calls `with` with a path to the socket in `directory` that is short however long the directory's own path is: a socket's address has
+/// room for 107 bytes.
+fn at_socket<T>(directory: &Path, with: impl FnOnce(&Path) -> std::io::Result<T>) -> std::io::Result<T> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = rustix::fs::open(directory, flags, Mode::empty())?;
+    let short = format!("/proc/self/fd/{}/{SOCKET}", std::os::fd::AsRawFd::as_raw_fd(&open));
+    with(Path::new(&short))
+}
+
+const SOCKET: &str = "control.sock";
+/// A longer line is not one of ours.
+const LINE_BYTES_MAX: u64 = 16 << 20;

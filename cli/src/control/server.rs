@@ -1,0 +1,235 @@
+//! The answering side: a thread that accepts, and one for each connection.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{LINE_BYTES_MAX, Line, Request, SOCKET, at_socket};
+use crate::{
+    error::{CliError, at},
+    progress::Progress,
+};
+
+/// What answers requests. Each call has a thread of its own and may block.
+pub(crate) trait Handler: Send + Sync + 'static {
+    fn handle(&self, request: Request, replies: &mut Replies) -> Result<Value, CliError>;
+}
+
+/// Listens until it is dropped.
+pub(crate) struct ControlServer {
+    socket: PathBuf,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    active: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl ControlServer {
+    /// Begins to answer in `directory`, whose lock the caller holds.
+    pub(crate) fn start(directory: &Path, handler: Arc<dyn Handler>) -> Result<ControlServer, CliError> {
+        let socket = directory.join(SOCKET);
+        match fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&socket)(error)),
+            _ => {}
+        }
+        let listener = at_socket(directory, |path| UnixListener::bind(path)).map_err(at(&socket))?;
+        let state = Arc::new(State::default());
+        let shared = Arc::clone(&state);
+        thread::Builder::new()
+            .name("murphy-control".to_owned())
+            .spawn(move || accept(&listener, &handler, &shared))
+            .map_err(at(&socket))?;
+        Ok(ControlServer { socket, state })
+    }
+
+    /// Waits a moment for answers that are being given.
+    pub(crate) fn drain(&self) {
+        self.state.stopped.store(true, Ordering::SeqCst);
+        for _ in 0..DRAIN_STEPS {
+            if self.state.active.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            thread::sleep(DRAIN_PAUSE);
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.state.stopped.store(true, Ordering::SeqCst);
+        if let Err(error) = fs::remove_file(&self.socket) {
+            tracing::debug!(%error, "the control socket was not removed");
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, state: &Arc<State>) {
+    for stream in listener.incoming() {
+        if state.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the control socket failed for a moment");
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        if state.active.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+            state.active.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!("too many commands at once, one was turned away");
+            continue;
+        }
+        let (handler, shared) = (Arc::clone(handler), Arc::clone(state));
+        let spawned = thread::Builder::new().name("murphy-command".to_owned()).spawn(move || {
+            let _active = Active(shared);
+            if let Err(error) = serve(&stream, &*handler) {
+                tracing::debug!(%error, "a command went away before it was answered");
+            }
+        });
+        if let Err(error) = spawned {
+            state.active.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!(%error, "a command was turned away");
+        }
+    }
+}
+
+/// Counts a connection until it is dropped, a panic included.
+struct Active(Arc<State>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut replies = Replies { stream, broken: None };
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => handler.handle(request, &mut replies),
+            Err(error) => {
+                Err(CliError::new(format!("the running process does not know this request: {error}"))
+                    .hint("it is of another version; restart it"))
+            }
+        };
+        if let Some(error) = replies.broken.take() {
+            return Err(error);
+        }
+        replies.send(&match answer {
+            Ok(value) => Line::Done(value),
+            Err(error) => Line::Failed(error),
+        })?;
+    }
+}
+
+/// The lines of an answer before its last one.
+pub(crate) struct Replies<'a> {
+    stream: &'a UnixStream,
+    broken: Option<io::Error>,
+}
+
+impl Replies<'_> {
+    /// Says how far it is.
+    pub(crate) fn progress(&mut self, progress: Progress) {
+        self.send_or_note(&Line::Progress(progress));
+    }
+
+    /// Hands out an item.
+    pub(crate) fn item(&mut self, value: Value) {
+        self.send_or_note(&Line::Item(value));
+    }
+
+    fn send_or_note(&mut self, line: &Line) {
+        if self.broken.is_none() {
+            self.broken = self.send(line).err();
+        }
+    }
+
+    fn send(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        self.stream.write_all(text.as_bytes())
+    }
+}
+
+const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Five seconds in all.
+const DRAIN_STEPS: u32 = 250;
+const DRAIN_PAUSE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{control::Control, output::Output};
+
+    struct Echo;
+
+    impl Handler for Echo {
+        fn handle(&self, request: Request, replies: &mut Replies<'_>) -> Result<Value, CliError> {
+            match request {
+                Request::Flush => Err(CliError::new("no").hint("never")),
+                request => {
+                    replies.item(serde_json::json!(1));
+                    Ok(serde_json::to_value(request).unwrap())
+                }
+            }
+        }
+    }
+
+    /// A node deep in a tree must be as reachable as any other.
+    #[test]
+    fn a_socket_works_below_a_path_longer_than_an_address() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("x".repeat(100)).join("y".repeat(100));
+        fs::create_dir_all(&deep).unwrap();
+        assert!(Control::connect(&deep).unwrap().is_none());
+        let server = ControlServer::start(&deep, Arc::new(Echo)).unwrap();
+        let output = Output::new(true);
+        let mut control = Control::connect(&deep).unwrap().unwrap();
+        let mut items = 0;
+        let request = Request::Fsck { data: true };
+        let answer = control.ask(&request, &output, |_| {
+            items += 1;
+            Ok(())
+        });
+        assert_eq!((answer, items), (Ok(serde_json::to_value(&request).unwrap()), 1));
+        let refused = control.ask(&Request::Flush, &output, |_| Ok(())).unwrap_err();
+        assert_eq!(refused, CliError::new("no").hint("never"));
+        drop(control);
+        server.drain();
+        drop(server);
+        assert!(Control::connect(&deep).unwrap().is_none());
+    }
+
+    /// A process that was killed leaves its socket behind.
+    #[test]
+    fn a_stale_socket_is_nobody_and_is_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        drop(UnixListener::bind(root.path().join(SOCKET)).unwrap());
+        assert!(Control::connect(root.path()).unwrap().is_none());
+        let _server = ControlServer::start(root.path(), Arc::new(Echo)).unwrap();
+        assert!(Control::connect(root.path()).unwrap().is_some());
+    }
+}

@@ -1,0 +1,104 @@
+//! What a command says when it fails, and the exit codes.
+//!
+//! Invariants:
+//! - Every error is one `Error:` line that names the thing, and at most one `Hint:` line that says what to do.
+//! - Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done and found damage or danger.
+
+use std::{fmt::Display, process::ExitCode};
+
+use serde::{Deserialize, Serialize};
+
+use crate::output::Output;
+
+/// Why a command failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct CliError {
+    message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    code: u8,
+}
+
+impl CliError {
+    /// What was tried and did not work.
+    pub(crate) fn new(message: impl Display) -> CliError {
+        CliError { message: message.to_string(), hint: None, code: FAILED }
+    }
+
+    /// Arguments that do not fit together, or a confirmation that nobody can give.
+    pub(crate) fn usage(message: impl Display) -> CliError {
+        CliError { code: USAGE, ..CliError::new(message) }
+    }
+
+    /// The same with a line that says what to do.
+    #[must_use]
+    pub(crate) fn hint(self, hint: impl Display) -> CliError {
+        CliError { hint: Some(hint.to_string()), ..self }
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> Code {
+        match self.code {
+            USAGE => Code::Usage,
+            _ => Code::Failed,
+        }
+    }
+
+    /// Prints it on stderr, as JSON if the output is.
+    pub(crate) fn print(&self, output: &Output) {
+        if output.is_json() {
+            output.note(&serde_json::json!({ "error": self }).to_string());
+            return;
+        }
+        output.note(&format!("Error: {}", self.message));
+        if let Some(hint) = &self.hint {
+            output.note(&format!("Hint: {hint}"));
+        }
+    }
+}
+
+impl Display for CliError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.message.fmt(f)
+    }
+}
+
+impl std::error::Error for CliError {}
+
+/// Any error whose text is good enough for a person.
+pub(crate) fn failed(error: impl Display) -> CliError {
+    CliError::new(error)
+}
+
+/// An error about a path.
+pub(crate) fn at(path: &std::path::Path) -> impl Fn(std::io::Error) -> CliError + '_ {
+    move |error| CliError::new(format!("{}: {error}", path.display()))
+}
+
+/// How a command ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Code {
+    /// Done.
+    Done,
+    /// Not done.
+    Failed,
+    /// Wrong usage.
+    Usage,
+    /// Done, and damage or danger was found.
+    Found,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> ExitCode {
+        ExitCode::from(match code {
+            Code::Done => 0,
+            Code::Failed => FAILED,
+            Code::Usage => USAGE,
+            Code::Found => FOUND,
+        })
+    }
+}
+
+const FAILED: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+const FOUND: u8 = 3;

@@ -1,0 +1,112 @@
+//! A node: a directory that holds a volume's local state, opened by one process at a time.
+//!
+//! ```text
+//!   murphy.toml   what is local: ids, stores, defaults      cache/      packs of remote stores
+//!   lock          held by the process that has it open      identity/   the node's key
+//!   log/          the ground: segment files                 base/       the snapshot that the log begins after
+//!   index/        derived: may be deleted                   control.sock, murphy.log
+//! ```
+//!
+//! Invariants:
+//! - Nothing is served before the index has reached the durable end of the log.
+//! - A directory that cannot be opened is left as it is, except for its index, which is made anew when it cannot be used.
+
+mod create;
+mod index;
+mod open;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use murphy_fs::{BlockStore, FailureDomain, StoreUrl, Volume};
+use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
+
+use crate::{
+    config::NodeConfig,
+    error::{CliError, at, failed},
+};
+pub(crate) use create::{NewNode, create};
+
+/// An open node. Dropping it stops its threads and then gives its lock back.
+pub(crate) struct Node {
+    pub(crate) directory: PathBuf,
+    pub(crate) config: NodeConfig,
+    pub(crate) volume: Volume,
+    pub(crate) log: Arc<DiskLog>,
+    pub(crate) keys: VolumeKeys,
+    pub(crate) blocks: Arc<dyn BlockStore>,
+    /// Held until everything else is gone.
+    _lock: DirectoryLock,
+}
+
+/// What can be chosen when a node is opened.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct NodeOptions {
+    pub(crate) flush_after: Option<Duration>,
+    pub(crate) io_timeout: Option<Duration>,
+    /// Bytes of the cache on disk.
+    pub(crate) cache_size: Option<u64>,
+    /// Where the cache on disk is.
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+impl Node {
+    /// Opens the node in `directory`, and brings its index to the durable end of its log. It decides nothing before [`Node::lead`].
+    pub(crate) fn open(
+        directory: &Path,
+        options: &NodeOptions,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Node, CliError> {
+        let config = NodeConfig::read(directory)?;
+        let lock = lock(directory)?;
+        open::open(directory, config, lock, options, runtime)
+    }
+
+    /// Goes on as the source, in the epoch of the last claim.
+    pub(crate) fn lead(&self) -> Result<(), CliError> {
+        let epoch = self.log.recovery().epoch;
+        self.log.claim(epoch).map_err(failed)?;
+        self.volume.lead(epoch, None).map_err(failed)
+    }
+
+    /// What dies together with this node's directory.
+    pub(crate) fn failure_domain(&self) -> Result<FailureDomain, CliError> {
+        failure_domain(&self.directory)
+    }
+}
+
+/// What dies together with a directory.
+pub(crate) fn failure_domain(directory: &Path) -> Result<FailureDomain, CliError> {
+    let absolute = std::path::absolute(directory).map_err(at(directory))?;
+    Ok(StoreUrl::from_directory(&absolute).map_err(failed)?.failure_domain())
+}
+
+/// Takes the lock of a node. A process that is just ending gets a moment to do so.
+fn lock(directory: &Path) -> Result<DirectoryLock, CliError> {
+    for attempt in 0..LOCK_ATTEMPTS {
+        match OsFiles.lock(directory).map_err(at(directory))? {
+            Some(lock) => return Ok(lock),
+            None if attempt + 1 < LOCK_ATTEMPTS => std::thread::sleep(LOCK_PAUSE),
+            None => {}
+        }
+    }
+    Err(CliError::new(format!("node {} is in use by another process", directory.display()))
+        .hint("murphy status shows it; one process serves a node, with as many mounts as are wanted"))
+}
+
+/// Where the log of a node is.
+fn log_directory(directory: &Path) -> PathBuf {
+    directory.join("log")
+}
+
+/// Where the index of a node is.
+fn index_directory(directory: &Path) -> PathBuf {
+    directory.join("index")
+}
+
+/// Together five seconds.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,146 @@
+//! Making a node: everything in a directory beside the wanted one, published by a rename.
+//!
+//! Invariants:
+//! - The wanted directory is not there, or empty, until the node in it is complete and durable.
+//! - What was begun and failed is removed again, in the store too.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use murphy_fs::{StoreUrl, claim_prefix, probe_put_if_absent, release_prefix};
+use murphy_log::{BranchId, DiskLog, DiskOptions, Epoch, EpochId, Log, VolumeId};
+use tokio::runtime::Handle;
+
+use super::{NodeOptions, index::origin, lock, log_directory, open};
+use crate::{
+    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    error::{CliError, at, failed},
+    settings::Settings,
+};
+
+/// What a new volume begins with.
+pub(crate) struct NewNode {
+    pub(crate) blocks: StoreUrl,
+    pub(crate) settings: Settings,
+}
+
+/// Makes a new volume and its first node in `directory`.
+pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Result<NodeConfig, CliError> {
+    let staging = Staging::beside(directory)?;
+    let config = NodeConfig {
+        format: FORMAT,
+        volume: VolumeId::from_bytes(random()?),
+        branch: BranchId::from_bytes(random()?),
+        name: new.settings.name.clone(),
+        role: Role::Source,
+        blocks: new.blocks.clone(),
+        mount: MountDefaults::default(),
+    };
+    let opened = new.blocks.open().map_err(failed)?;
+    runtime
+        .block_on(claim_prefix(&opened, config.volume))
+        .map_err(|error| failed(error).hint("every volume has a prefix of its own: give another --blocks"))?;
+    let made = (|| {
+        let label = |error| failed(error).hint("the store must honour put-if-absent (S3 If-None-Match)");
+        runtime.block_on(probe_put_if_absent(&*opened.store, &opened.prefix)).map_err(label)?;
+        begin(&staging.path, &config, new, runtime)?;
+        staging.publish()
+    })();
+    if let Err(error) = made {
+        if let Err(left) = runtime.block_on(release_prefix(&opened, config.volume)) {
+            tracing::warn!(error = %left, "the mark of the unfinished volume stays in the block store");
+        }
+        return Err(error);
+    }
+    Ok(config)
+}
+
+/// Writes the log's first entries and everything else, and closes it all again.
+fn begin(directory: &Path, config: &NodeConfig, new: &NewNode, runtime: &Handle) -> Result<(), CliError> {
+    config.write(directory)?;
+    let epoch = Epoch { number: 1, id: EpochId::from_bytes(random()?) };
+    let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    let log = DiskLog::create(options, origin(epoch)).map_err(failed)?;
+    let lock = lock(directory)?;
+    let node = open::assemble(directory, config.clone(), lock, log, &NodeOptions::default(), runtime)?;
+    node.log.claim(epoch).map_err(failed)?;
+    let _entered = runtime.enter();
+    node.volume.lead(epoch, Some(&new.settings.genesis()?)).map_err(failed)?;
+    let closed = runtime.block_on(node.volume.close());
+    closed.map_err(|errno| {
+        CliError::new(format!("the first entries of the volume cannot be written: {errno:?}"))
+    })
+}
+
+/// A directory that becomes `target` when it is complete, and is removed when it is not.
+pub(crate) struct Staging {
+    pub(crate) path: PathBuf,
+    target: PathBuf,
+    published: std::cell::Cell<bool>,
+}
+
+impl Staging {
+    /// Begins a directory beside `target`, which must not be there, or be empty.
+    pub(crate) fn beside(target: &Path) -> Result<Staging, CliError> {
+        let target = std::path::absolute(target).map_err(at(target))?;
+        check_unused(&target)?;
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(CliError::usage(format!("{} cannot become a node", target.display())));
+        };
+        fs::create_dir_all(parent).map_err(at(parent))?;
+        let suffix: [u8; 16] = random()?;
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{:02x}{:02x}{:02x}{:02x}.new", suffix[0], suffix[1], suffix[2], suffix[3]));
+        let path = parent.join(hidden);
+        fs::create_dir(&path).map_err(at(&path))?;
+        // The control socket in it takes orders from whoever can reach it.
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(at(&path))?;
+        Ok(Staging { path, target, published: std::cell::Cell::new(false) })
+    }
+
+    /// Gives the directory its name, durably.
+    pub(crate) fn publish(&self) -> Result<(), CliError> {
+        File::open(&self.path).and_then(|made| made.sync_all()).map_err(at(&self.path))?;
+        // A rename replaces an empty directory, and nothing else.
+        fs::rename(&self.path, &self.target).map_err(at(&self.target))?;
+        self.published.set(true);
+        let parent = self.target.parent().unwrap_or(Path::new("/"));
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.published.get() {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished node is left behind");
+        }
+    }
+}
+
+/// Refuses a directory in which something is.
+fn check_unused(target: &Path) -> Result<(), CliError> {
+    match fs::read_dir(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(at(target)(error)),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(CliError::new(format!("{} is not empty", target.display()))
+                .hint("give a directory that does not exist yet")),
+        },
+    }
+}
+
+/// Bytes that nobody else has.
+pub(crate) fn random() -> Result<[u8; 16], CliError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| CliError::new(format!("the operating system gives no random bytes: {error}")))?;
+    Ok(bytes)
+}

@@ -1,0 +1,166 @@
+//! Opening a node, in the order in which each step may refuse: log, index, block store, volume.
+
+use std::{path::Path, sync::Arc};
+
+use murphy_fs::{
+    BlockStore, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow, Volume,
+    VolumeOptions, VolumeParts, check_prefix,
+};
+use murphy_log::{
+    Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State, SystemClock,
+    VolumeKeys,
+};
+use tokio::runtime::Handle;
+
+use super::{Node, NodeOptions, index::open_index, index_directory, log_directory};
+use crate::{
+    config::NodeConfig,
+    error::{CliError, failed},
+    settings::SYNC,
+    units::{parse_bytes, parse_duration},
+};
+
+pub(super) fn open(
+    directory: &Path,
+    config: NodeConfig,
+    lock: DirectoryLock,
+    options: &NodeOptions,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
+    let log = open_log(directory, &config)?;
+    assemble(directory, config, lock, log, options, runtime)
+}
+
+/// Opens everything above the log.
+pub(super) fn assemble(
+    directory: &Path,
+    config: NodeConfig,
+    lock: DirectoryLock,
+    log: DiskLog,
+    options: &NodeOptions,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
+    let log = Arc::new(log);
+    let (index, state) = open_index(&index_directory(directory), &log)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
+    let keys = VolumeKeys::derive(config.volume);
+    let blocks = open_blocks(&config, runtime)?;
+    let volume_options = volume_options(&config, options, &*index)?;
+    let cache = open_cache(directory, &config, options)?;
+    let fetcher = PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::default(), cache);
+    let parts = VolumeParts {
+        log: Arc::clone(&log) as Arc<dyn Log>,
+        index,
+        state,
+        last_time,
+        keys: keys.clone(),
+        clock,
+        blocks: Arc::clone(&blocks),
+        fetcher,
+        runtime: runtime.clone(),
+        options: volume_options,
+    };
+    // The flusher and the purges are spawned on the runtime.
+    let _entered = runtime.enter();
+    let volume = Volume::open(parts).map_err(failed)?;
+    Ok(Node { directory: directory.to_owned(), config, volume, log, keys, blocks, _lock: lock })
+}
+
+fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {
+    let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    DiskLog::open(options).map_err(|error| {
+        let hint = match &error {
+            OpenError::Locked { .. } => "one process serves a node; murphy status shows it",
+            OpenError::Empty { .. } => {
+                "the log is gone: restore the node from an archive, or join it again as a mirror"
+            }
+            OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
+                "nothing was changed; repair the node from an archive or a mirror that has these entries"
+            }
+            OpenError::Header { source: HeaderError::Version { .. }, .. } => {
+                "another version of murphy wrote it; use that version"
+            }
+            OpenError::Header { source: HeaderError::Volume { .. } | HeaderError::Branch { .. }, .. } => {
+                "murphy.toml and the log are of different volumes; put back the file that belongs here"
+            }
+            OpenError::Header { .. } => "nothing was changed; repair the node from an archive or a mirror",
+            OpenError::NotEmpty { .. } | OpenError::SegmentTooSmall { .. } | OpenError::Io { .. } => {
+                "nothing was changed"
+            }
+        };
+        failed(&error).hint(hint)
+    })
+}
+
+/// When the last entry of the log was decided; `None` if the log has none.
+fn last_time(log: &DiskLog, state: &State) -> Result<Option<LogTime>, CliError> {
+    let last = state.position.lsn;
+    if last < log.first() {
+        return Ok(None);
+    }
+    let mut frames = log.read(last).map_err(failed)?;
+    let Some(frame) = frames.next().transpose().map_err(failed)? else { return Ok(None) };
+    let entry = frame.iter().last().transpose().map_err(failed)?;
+    Ok(entry.map(|entry| entry.time))
+}
+
+/// Opens the block store. A directory that is not there is refused: it may be a disk that is not mounted, and what is written in its place
+/// would be on another one. A cloud that does not answer is no reason not to start.
+fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<dyn BlockStore>, CliError> {
+    let url = &config.blocks;
+    if let Some(directory) = url.directory() {
+        if !directory.is_dir() {
+            return Err(CliError::new(format!("the block store {url} is not there"))
+                .hint("is its disk mounted? nothing is written in its place"));
+        }
+        let opened = url.open().map_err(failed)?;
+        runtime.block_on(check_prefix(&opened, config.volume)).map_err(failed)?;
+    }
+    Ok(Arc::new(ObjectBlockStore::open(url).map_err(failed)?))
+}
+
+/// The cache on disk, for a store that is far away.
+fn open_cache(
+    directory: &Path,
+    config: &NodeConfig,
+    options: &NodeOptions,
+) -> Result<Option<Arc<DiskCache>>, CliError> {
+    if config.blocks.is_file() {
+        return Ok(None);
+    }
+    let configured = config.mount.cache_size.as_deref().map(parse_bytes).transpose();
+    let configured = configured.map_err(|error| CliError::new(format!("murphy.toml: {error}")))?;
+    let size = options.cache_size.or(configured).unwrap_or(DEFAULT_CACHE_BYTES);
+    if size == 0 {
+        return Ok(None);
+    }
+    let place = options.cache_dir.clone().or_else(|| config.mount.cache_dir.clone());
+    let place = place.unwrap_or_else(|| directory.join("cache"));
+    Ok(Some(Arc::new(DiskCache::open(place, size).map_err(failed)?)))
+}
+
+fn volume_options(
+    config: &NodeConfig,
+    options: &NodeOptions,
+    index: &dyn Index,
+) -> Result<VolumeOptions, CliError> {
+    let configured = |text: &Option<String>| {
+        let parsed = text.as_deref().map(parse_duration).transpose();
+        parsed.map_err(|error| CliError::new(format!("murphy.toml: {error}")))
+    };
+    let usual = VolumeOptions::default();
+    let flush_after = options.flush_after.or(configured(&config.mount.flush_after)?);
+    let io_timeout = options.io_timeout.or(configured(&config.mount.io_timeout)?);
+    let row = index.snapshot().get(&RowKey::setting(SYNC)).map_err(failed)?;
+    let row = row.map(|row| SettingRow::decode(&row)).transpose().map_err(failed)?;
+    Ok(VolumeOptions {
+        flush_after: flush_after.unwrap_or(usual.flush_after),
+        io_timeout: io_timeout.unwrap_or(usual.io_timeout),
+        sync: row.is_some_and(|row| &row.text[..] == b"true"),
+        ..usual
+    })
+}
+
+/// The cache of a remote store unless told otherwise.
+const DEFAULT_CACHE_BYTES: u64 = 10 << 30;

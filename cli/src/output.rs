@@ -1,0 +1,64 @@
+//! Where text goes: data to stdout, everything else to stderr.
+//!
+//! Invariants:
+//! - With `--json` stdout has JSON only: one document, or one line per item.
+//! - A reader that has gone away (`murphy ... | head`) ends the output quietly; it is no error.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// The output of one command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Output {
+        Output { json }
+    }
+
+    /// Whether data is printed as JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints data: `text` for people, `value` for programs.
+    pub(crate) fn data<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), CliError> {
+        let printed = if self.json {
+            serde_json::to_string(value).map_err(CliError::new)?
+        } else {
+            text(value).trim_end_matches('\n').to_owned()
+        };
+        if printed.is_empty() { Ok(()) } else { self.line(&printed) }
+    }
+
+    /// Prints a line of data as it is.
+    pub(crate) fn line(&self, line: &str) -> Result<(), CliError> {
+        let mut stdout = std::io::stdout().lock();
+        match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(CliError::new(format!("cannot write to stdout: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells people something, on stderr.
+    pub(crate) fn note(&self, line: &str) {
+        // Without a stderr there is nobody to tell.
+        let _untold = writeln!(std::io::stderr().lock(), "{line}");
+    }
+
+    /// Whether a person looks at stderr.
+    pub(crate) fn is_watched(&self) -> bool {
+        !self.json && std::io::stderr().is_terminal()
+    }
+}

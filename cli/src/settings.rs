@@ -1,0 +1,140 @@
+//! The settings that all nodes of a volume share: entries of its log, by name.
+
+use std::{fmt, str::FromStr};
+
+use murphy_fs::Volume;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CliError, failed};
+
+/// What an fsync waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ack {
+    /// The node's own disk.
+    Local,
+    /// As many mirrors.
+    Mirrors(u32),
+    /// An archive outside the source's failure domain.
+    Archive,
+}
+
+impl fmt::Display for Ack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ack::Local => f.write_str("local"),
+            Ack::Mirrors(count) => write!(f, "mirror={count}"),
+            Ack::Archive => f.write_str("archive"),
+        }
+    }
+}
+
+impl FromStr for Ack {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ack, String> {
+        match text {
+            "local" => Ok(Ack::Local),
+            "archive" => Ok(Ack::Archive),
+            _ => {
+                let count = text.strip_prefix("mirror=").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=ACK_MIRRORS_MAX).contains(count));
+                count.map(Ack::Mirrors).ok_or_else(|| format!("{text:?} is not local, mirror=W or archive"))
+            }
+        }
+    }
+}
+
+/// An archive of the volume, as its log names it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct SharedArchive {
+    /// Where it is.
+    pub(crate) url: String,
+    /// Whether it holds no packs.
+    #[serde(default)]
+    pub(crate) log_only: bool,
+}
+
+/// The shared settings that this program knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    pub(crate) ack: Ack,
+    /// Every operation waits as fsync does.
+    pub(crate) sync: bool,
+    /// The span in which every moment can be restored, in its text form.
+    pub(crate) window: String,
+    pub(crate) archives: Vec<SharedArchive>,
+}
+
+impl Settings {
+    /// What a volume with these settings begins with.
+    pub(crate) fn genesis(&self) -> Result<Vec<(String, String)>, CliError> {
+        let archives = serde_json::to_string(&self.archives).map_err(failed)?;
+        let settings = [
+            (NAME, self.name.clone()),
+            (ACK, self.ack.to_string()),
+            (SYNC, self.sync.to_string()),
+            (WINDOW, self.window.clone()),
+            (ARCHIVES, archives),
+        ];
+        Ok(settings.map(|(name, text)| (name.to_owned(), text)).to_vec())
+    }
+
+    /// The settings of a volume. One that is missing has its default; one that cannot be read is an error.
+    pub(crate) fn of(volume: &Volume) -> Result<Settings, CliError> {
+        let read = |name: &str| volume.setting(name).map_err(failed);
+        let bad = |name: &str, text: &str| CliError::new(format!("the shared setting {name} is {text:?}"));
+        let ack = read(ACK)?.map(|text| text.parse().map_err(|_| bad(ACK, &text))).transpose()?;
+        let sync = read(SYNC)?.map(|text| text.parse().map_err(|_| bad(SYNC, &text))).transpose()?;
+        let archives =
+            read(ARCHIVES)?.map(|text| serde_json::from_str(&text).map_err(|_| bad(ARCHIVES, &text)));
+        Ok(Settings {
+            name: read(NAME)?.unwrap_or_default(),
+            ack: ack.unwrap_or(Ack::Local),
+            sync: sync.unwrap_or(false),
+            window: read(WINDOW)?.unwrap_or_else(|| DEFAULT_WINDOW.to_owned()),
+            archives: archives.transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+/// A name of a volume: letters, digits, `-`, `_` and `.`.
+pub(crate) fn parse_name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(plain) {
+        return Err(format!("{text:?}: a name has 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.'"));
+    }
+    Ok(text.to_owned())
+}
+
+const NAME: &str = "name";
+const ACK: &str = "ack";
+pub(crate) const SYNC: &str = "sync";
+const WINDOW: &str = "window";
+pub(crate) const ARCHIVES: &str = "archives";
+pub(crate) const DEFAULT_WINDOW: &str = "30d";
+const ACK_MIRRORS_MAX: u32 = 64;
+const NAME_BYTES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_level_survives_its_text() {
+        for ack in [Ack::Local, Ack::Archive, Ack::Mirrors(2)] {
+            assert_eq!(ack.to_string().parse(), Ok(ack));
+        }
+        for bad in ["", "mirror", "mirror=0", "mirror=x", "mirror=65", "remote"] {
+            assert!(bad.parse::<Ack>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_a_mount_table_cannot_show_are_refused() {
+        assert!(parse_name("home-1.x").is_ok());
+        for bad in ["", "a b", "a/b", "\u{e9}", &"x".repeat(65)] {
+            assert!(parse_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

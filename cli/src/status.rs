@@ -1,0 +1,205 @@
+//! What a node knows of itself and of its copies, and what that means.
+//!
+//! Invariants:
+//! - The verdict never says more than what is known: a copy that does not answer is not counted as one.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{CliError, failed},
+    node::Node,
+    settings::Settings,
+    units::bytes_text,
+};
+
+/// What `status` shows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// One sentence: what would be lost.
+    pub(crate) verdict: String,
+    /// Whether there is no copy outside the node's failure domain.
+    pub(crate) danger: bool,
+    pub(crate) volume: String,
+    pub(crate) name: String,
+    pub(crate) branch: String,
+    pub(crate) role: String,
+    pub(crate) directory: PathBuf,
+    /// The process that serves it, if there is one.
+    pub(crate) running: Option<Running>,
+    pub(crate) position: PositionText,
+    pub(crate) digest: String,
+    pub(crate) durable_lsn: u64,
+    pub(crate) inodes: u64,
+    pub(crate) bytes: u64,
+    /// Bytes that were written and are in no stored pack yet.
+    pub(crate) dirty_bytes: u64,
+    pub(crate) ack: String,
+    pub(crate) sync: bool,
+    pub(crate) window: String,
+    pub(crate) blocks: String,
+    /// What dies together with this node.
+    pub(crate) failure_domain: String,
+    /// What dies together with its block store.
+    pub(crate) blocks_domain: String,
+    pub(crate) archives: Vec<ArchiveStatus>,
+    pub(crate) mirrors: Vec<MirrorStatus>,
+    pub(crate) branches: Vec<String>,
+}
+
+/// The process that serves a node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) pid: u32,
+    pub(crate) mounts: Vec<PathBuf>,
+    /// Whether it ends with its last mount.
+    pub(crate) ends_with_mounts: bool,
+}
+
+/// A position for programs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct PositionText {
+    pub(crate) epoch: u32,
+    pub(crate) epoch_id: String,
+    pub(crate) lsn: u64,
+    pub(crate) hash: String,
+}
+
+impl PositionText {
+    pub(crate) fn new(position: &murphy_log::Position) -> PositionText {
+        PositionText {
+            epoch: position.epoch.number,
+            epoch_id: position.epoch.id.to_string(),
+            lsn: position.lsn.get(),
+            hash: position.hash.to_string(),
+        }
+    }
+}
+
+/// What is known of an archive.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ArchiveStatus {
+    pub(crate) url: String,
+    pub(crate) log_only: bool,
+    /// What dies together with it.
+    pub(crate) domain: String,
+    /// Up to where it restores; 0 if that is not known.
+    pub(crate) lsn: u64,
+    pub(crate) lag_ms: Option<u64>,
+    pub(crate) error: Option<String>,
+}
+
+/// What is known of a mirror.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MirrorStatus {
+    pub(crate) node: String,
+    pub(crate) metadata_lsn: u64,
+    pub(crate) data_lsn: u64,
+    pub(crate) lag_ms: Option<u64>,
+}
+
+/// The status of an open node.
+pub(crate) fn of(node: &Node, running: Option<Running>) -> Result<Status, CliError> {
+    let settings = Settings::of(&node.volume)?;
+    let state = node.volume.state();
+    let failure_domain = node.failure_domain()?;
+    let mut status = Status {
+        verdict: String::new(),
+        danger: false,
+        volume: node.config.volume.to_string(),
+        name: settings.name.clone(),
+        branch: node.config.branch.to_string(),
+        role: node.config.role.as_str().to_owned(),
+        directory: std::path::absolute(&node.directory).map_err(failed)?,
+        running,
+        position: PositionText::new(&state.position),
+        digest: state.digest.to_string(),
+        durable_lsn: node.volume.durable().lsn.get(),
+        inodes: state.usage.inodes,
+        bytes: state.usage.bytes,
+        dirty_bytes: node.volume.dirty_bytes(),
+        ack: settings.ack.to_string(),
+        sync: settings.sync,
+        window: settings.window.clone(),
+        blocks: node.config.blocks.to_string(),
+        failure_domain: failure_domain.to_string(),
+        blocks_domain: node.config.blocks.failure_domain().to_string(),
+        archives: Vec::new(),
+        mirrors: Vec::new(),
+        branches: Vec::new(),
+    };
+    judge(&mut status);
+    Ok(status)
+}
+
+/// Says what the copies are worth.
+fn judge(status: &mut Status) {
+    let outside = |archive: &&ArchiveStatus| {
+        archive.domain != status.failure_domain && archive.error.is_none() && archive.lsn > 0
+    };
+    let restorable = |archive: &&ArchiveStatus| {
+        // A log archive needs the packs of the block store.
+        !archive.log_only || status.blocks_domain != status.failure_domain
+    };
+    let best = status.archives.iter().filter(outside).filter(restorable).max_by_key(|archive| archive.lsn);
+    (status.danger, status.verdict) = match best {
+        Some(archive) => {
+            let behind = status.durable_lsn.saturating_sub(archive.lsn);
+            let text = format!(
+                "if {} is lost, {} has everything up to lsn {}; {behind} entries would be lost",
+                status.failure_domain, archive.url, archive.lsn
+            );
+            (false, text)
+        }
+        None if !status.mirrors.is_empty() => (false, "a mirror follows".to_owned()),
+        None => {
+            let text =
+                format!("DANGER: no copy outside {}: if it is lost, everything is", status.failure_domain);
+            (true, text)
+        }
+    };
+}
+
+impl Status {
+    /// The status for people.
+    pub(crate) fn text(&self) -> String {
+        let mut lines = vec![self.verdict.clone(), String::new()];
+        let mut row = |name: &str, value: String| lines.push(format!("{name:<14}{value}"));
+        row("volume", format!("{} ({})", self.name, self.volume));
+        row("branch", self.branch.clone());
+        row("role", self.role.clone());
+        row("node", self.directory.display().to_string());
+        match &self.running {
+            Some(running) => {
+                row("process", running.pid.to_string());
+                running.mounts.iter().for_each(|mount| row("mount", mount.display().to_string()));
+            }
+            None => row("process", "none; nothing is served".to_owned()),
+        }
+        row("position", format!("lsn {} in epoch {}", self.position.lsn, self.position.epoch));
+        row("durable", format!("lsn {}", self.durable_lsn));
+        row("digest", self.digest.clone());
+        row("tree", format!("{} inodes, {}", self.inodes, bytes_text(self.bytes)));
+        if self.dirty_bytes > 0 {
+            row("not stored", bytes_text(self.dirty_bytes));
+        }
+        row("fsync waits", format!("{}{}", self.ack, if self.sync { ", every operation" } else { "" }));
+        row("window", self.window.clone());
+        row("blocks", self.blocks.clone());
+        for archive in &self.archives {
+            let state = match (&archive.error, archive.lag_ms) {
+                (Some(error), _) => error.clone(),
+                (None, Some(lag)) => format!("lsn {}, {lag} ms behind", archive.lsn),
+                (None, None) => format!("lsn {}", archive.lsn),
+            };
+            let kind = if archive.log_only { " (log only)" } else { "" };
+            row("archive", format!("{}{kind}: {state}", archive.url));
+        }
+        for mirror in &self.mirrors {
+            row("mirror", format!("{}: lsn {}, data {}", mirror.node, mirror.metadata_lsn, mirror.data_lsn));
+        }
+        self.branches.iter().for_each(|branch| row("branch", branch.clone()));
+        lines.join("\n")
+    }
+}
