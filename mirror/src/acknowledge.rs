@@ -70,8 +70,7 @@ impl MirrorAcknowledger {
     fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
         let (held, missing) = self.held(lsn);
         let wanted = self.set.read().wanted;
-        let missing =
-            if missing.is_empty() { "no further member".to_owned() } else { missing.join(", ") };
+        let missing = if missing.is_empty() { "no further member".to_owned() } else { missing.join(", ") };
         AcknowledgeError::TooFew { lsn, held, wanted, missing }
     }
 }
@@ -115,7 +114,7 @@ mod tests {
         (1..=count).map(|byte| NodeId::from_bytes([byte; 16])).collect()
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn entries_without_their_bytes_do_not_count() {
         let (board, nodes) = (Arc::new(MirrorBoard::default()), nodes(3));
         let members = nodes[..2].iter().copied().collect();
@@ -131,7 +130,7 @@ mod tests {
         assert_eq!(acknowledger.acknowledged(Lsn::new(10), ms(50)).await, Ok(()));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_waiter_is_woken_by_the_acknowledgement_that_completes_it() {
         let (board, nodes) = (Arc::new(MirrorBoard::default()), nodes(2));
         let acknowledger =
@@ -149,7 +148,7 @@ mod tests {
         assert_eq!(waiter.await.unwrap(), Ok(()));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_promise_to_another_source_ends_all_waiting() {
         let board = Arc::new(MirrorBoard::default());
         let acknowledger = MirrorAcknowledger::new(Arc::clone(&board), 1, nodes(1).into_iter().collect());

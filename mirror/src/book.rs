@@ -12,11 +12,7 @@ use murphy_fs::{MemberRole, MemberRow, MemberState};
 use murphy_log::{LogTime, NodeId};
 use parking_lot::Mutex;
 
-use crate::{
-    identity::PublicKey,
-    message::Refusal,
-    token::SecretHash,
-};
+use crate::{identity::PublicKey, message::Refusal, token::SecretHash};
 
 /// The members of a volume, as its log says.
 pub trait MemberBook: Send + Sync {
@@ -155,9 +151,8 @@ impl MemberBook for MemoryBook {
     }
 
     fn members(&self) -> Vec<(NodeId, MemberRow)> {
-        let member = |row: &MemberRow| {
-            matches!(row.state, MemberState::Joined { .. } | MemberState::Revoked { .. })
-        };
+        let member =
+            |row: &MemberRow| matches!(row.state, MemberState::Joined { .. } | MemberState::Revoked { .. });
         let rows = self.rows.lock();
         rows.iter().filter(|(_, row)| member(row)).map(|(node, row)| (*node, row.clone())).collect()
     }

@@ -238,10 +238,7 @@ impl Follower {
             }
             (Phase::Greeting, Message::Welcome(welcome)) => self.welcomed(now, &welcome),
             (Phase::Following, Message::Frames(frames)) => self.take_frames(now, frames),
-            (
-                Phase::Following | Phase::Seeding(_) | Phase::Searching { .. },
-                Message::Heartbeat(heartbeat),
-            ) => {
+            (_, Message::Heartbeat(heartbeat)) => {
                 self.hear(now, heartbeat.state.position.lsn);
                 Vec::new()
             }
@@ -343,6 +340,11 @@ impl Follower {
     /// Whether frames, or the parts of a snapshot, may come now.
     pub fn is_welcome(&self) -> bool {
         matches!(self.phase, Phase::Following | Phase::Seeding(_))
+    }
+
+    /// Whether frames may come now.
+    pub fn is_following(&self) -> bool {
+        matches!(self.phase, Phase::Following)
     }
 
     /// The last LSN known to be durable at the source.

@@ -12,7 +12,7 @@ mod codec;
 mod fields;
 
 use bytes::Bytes;
-use murphy_fs::MemberRole;
+use murphy_fs::{MemberRole, PackName};
 use murphy_log::{
     BranchId, Epoch, Frame, FrameError, LogTime, Lsn, MAX_FRAME_BYTES, NodeId, Position, State,
     UnverifiedFrame, VolumeId,
@@ -186,26 +186,11 @@ pub struct SeedPart {
     pub length: u32,
 }
 
-/// The name of a pack's object: the process that wrote it and a counter of that process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct PackId {
-    /// The writing process.
-    pub writer: u64,
-    /// Its counter.
-    pub sequence: u64,
-}
-
-impl std::fmt::Display for PackId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}-{}", self.writer, self.sequence)
-    }
-}
-
 /// See [`Message::PackRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PackRequest {
     /// Which pack.
-    pub pack: PackId,
+    pub pack: PackName,
     /// From which byte of the object.
     pub offset: u64,
     /// How many bytes; 0 for all the rest.

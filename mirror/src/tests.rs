@@ -8,6 +8,7 @@ use murphy_log::{
     State, Usage, VolumeId, VolumeKeys,
 };
 
+mod quic;
 mod simulation;
 
 pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([0xaa; 16]);

@@ -1,14 +1,14 @@
 //! The bytes of every message.
 
 use bytes::Bytes;
-use murphy_fs::MemberRole;
+use murphy_fs::{MemberRole, PackName, WriterId};
 use murphy_log::{
     BranchId, FRAME_HEADER_BYTES, Frame, FrameHeader, LogTime, NodeId, UnverifiedFrame, VolumeId,
 };
 
 use super::{
     Ack, Admitted, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES, MAX_NAME_BYTES,
-    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, PackId, PackReply,
+    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, PackReply,
     PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart, SeedReason,
     Verdict, WIRE_VERSION, Welcome,
     fields::{FieldReader, FieldWriter},
@@ -183,7 +183,10 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
             out.u32(*parts).u64(*bytes);
         }
         Message::PackRequest(request) => {
-            out.u64(request.pack.writer).u64(request.pack.sequence).u64(request.offset).u32(request.length);
+            out.u64(request.pack.writer.as_u64())
+                .u64(request.pack.number)
+                .u64(request.offset)
+                .u32(request.length);
         }
         Message::PackReply(reply) => {
             match reply {
@@ -302,7 +305,7 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
         }
         Kind::SeedDone => Message::SeedDone { parts: r.u32()?, bytes: r.u64()? },
         Kind::PackRequest => {
-            let pack = PackId { writer: r.u64()?, sequence: r.u64()? };
+            let pack = PackName::new(WriterId::from_u64(r.u64()?), r.u64()?);
             let offset = r.u64()?;
             let good = |length: &u32| *length as usize <= MAX_PACK_BYTES;
             let length = r.checked("length", FieldReader::u32, good)?;

@@ -36,7 +36,7 @@ fn messages() -> Vec<Message> {
         Message::Welcome(Welcome { volume, branch, node, state: state(), first: Lsn::new(4), verdict })
     };
     let probed = |found| Message::Probed { lsn: Lsn::new(7), found };
-    let pack = PackId { writer: 0x11, sequence: 0x22 };
+    let pack = PackName::new(WriterId::from_u64(0x11), 0x22);
     vec![
         hello(Resume::Fresh, None),
         hello(Resume::After(state().position), Some(epoch())),

@@ -1,0 +1,400 @@
+//! What a node answers to those who connect: members follow, the invited join, promoters seal, mirrors fetch packs.
+//!
+//! Invariants:
+//! - Nothing but a redemption is answered before the peer's key has been found in the member book.
+//! - No disk is read and no lock waited for on an async worker.
+//! - Whatever one peer does, its connection ends and the others go on; what is buffered for it is bounded.
+
+mod source;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use murphy_fs::{BlockStore, BlockStoreError, MemberRole};
+use murphy_log::{BranchId, Clock, Epoch, Log, Lsn, NodeId, VolumeKeys};
+use parking_lot::RwLock;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    board::MirrorBoard,
+    book::{Admission, MemberBook, authorize},
+    endpoint::{Attempt, ListenError, ListeningEndpoint, NetworkOptions, Sockets},
+    identity::Identity,
+    message::{
+        Admitted, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused, Seal, Sealed,
+    },
+    replica::{Replica, SnapshotSource},
+    session::{Connection, MessageReader, MessageWriter, SessionError},
+};
+
+/// What a node offers to those who connect.
+pub struct Services {
+    /// The keys of its volume.
+    pub keys: VolumeKeys,
+    /// Its branch.
+    pub branch: BranchId,
+    /// The node.
+    pub node: NodeId,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Who may connect.
+    pub book: Arc<dyn MemberBook>,
+    /// How far the mirrors are.
+    pub board: Arc<MirrorBoard>,
+    /// The packs that mirrors may fetch from here.
+    pub packs: Option<Arc<dyn BlockStore>>,
+    part: RwLock<Part>,
+    /// How many followers are connected.
+    followers: AtomicUsize,
+    seeds: Arc<Semaphore>,
+}
+
+/// What the node is.
+#[derive(Clone)]
+pub enum Part {
+    /// It decides; others follow.
+    Source(SourcePart),
+    /// It follows; it can be asked for a promise.
+    Mirror(MirrorPart),
+    /// Neither, at the moment.
+    Neither,
+}
+
+/// What a source offers.
+#[derive(Clone)]
+pub struct SourcePart {
+    /// Its log.
+    pub log: Arc<dyn Log>,
+    /// The epoch that it decides in.
+    pub epoch: Epoch,
+    /// What new mirrors begin with.
+    pub snapshots: Arc<dyn SnapshotSource>,
+    /// How often mirrors hear where the source stands.
+    pub heartbeat: Duration,
+}
+
+/// What a mirror offers.
+#[derive(Clone)]
+pub struct MirrorPart {
+    /// Its node.
+    pub replica: Arc<dyn Replica>,
+    /// What it heard of its source.
+    pub heard: watch::Receiver<Lsn>,
+}
+
+impl Services {
+    /// The services of a node that is neither source nor mirror yet.
+    pub fn new(
+        keys: VolumeKeys,
+        branch: BranchId,
+        node: NodeId,
+        clock: Arc<dyn Clock>,
+        book: Arc<dyn MemberBook>,
+    ) -> Services {
+        Services {
+            keys,
+            branch,
+            node,
+            clock,
+            book,
+            board: Arc::default(),
+            packs: None,
+            part: RwLock::new(Part::Neither),
+            followers: AtomicUsize::new(0),
+            seeds: Arc::new(Semaphore::new(MAX_SEEDS)),
+        }
+    }
+
+    /// Changes what the node is; connections that follow the old part end by themselves.
+    pub fn become_part(&self, part: Part) {
+        *self.part.write() = part;
+    }
+
+    fn part(&self) -> Part {
+        self.part.read().clone()
+    }
+
+    /// Counts a follower, and says how much may be sent to it before it acknowledges: all of them together stay within a budget.
+    fn count_follower(&self) -> (FollowerCount<'_>, usize) {
+        let count = self.followers.fetch_add(1, Ordering::Relaxed) + 1;
+        (
+            FollowerCount(&self.followers),
+            (ALL_WINDOWS_BYTES / count).clamp(MIN_WINDOW_BYTES, MAX_WINDOW_BYTES),
+        )
+    }
+
+    /// Keeps the lag of mirrors that are not connected true.
+    async fn note_durable(&self) {
+        loop {
+            if let Part::Source(source) = self.part() {
+                self.board.durable(self.clock.monotonic(), source.log.durable().state().position.lsn);
+            }
+            tokio::time::sleep(NOTE_INTERVAL).await;
+        }
+    }
+}
+
+/// A follower that is connected.
+struct FollowerCount<'a>(&'a AtomicUsize);
+
+impl Drop for FollowerCount<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A node that accepts connections.
+pub struct Listener {
+    endpoint: ListeningEndpoint,
+    services: Arc<Services>,
+}
+
+impl Listener {
+    /// Opens the listener at `local`. Must be called inside a tokio runtime.
+    pub fn bind(
+        identity: &Identity,
+        sockets: &dyn Sockets,
+        local: SocketAddr,
+        options: &NetworkOptions,
+        services: Arc<Services>,
+    ) -> Result<Listener, ListenError> {
+        let endpoint = ListeningEndpoint::bind(identity, sockets, local, options)?;
+        Ok(Listener { endpoint, services })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Serves until `shutdown` says true, then closes every connection. Cancelled, it does the same.
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
+        let mut connections = tokio::task::JoinSet::new();
+        let services = Arc::clone(&self.services);
+        connections.spawn(async move { services.note_durable().await });
+        loop {
+            tokio::select! {
+                attempt = self.endpoint.accept() => match attempt {
+                    Some(attempt) => {
+                        connections.spawn(serve(Arc::clone(&self.services), attempt));
+                    }
+                    None => break,
+                },
+                Some(_) = connections.join_next() => {}
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        self.endpoint.close();
+    }
+}
+
+/// One connection, from handshake to end.
+async fn serve(services: Arc<Services>, attempt: Attempt) {
+    let connection = match attempt.complete().await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(error, "a connection attempt failed");
+            return;
+        }
+    };
+    let node = connection.peer().node();
+    match serve_peer(&services, &connection).await {
+        Ok(()) => tracing::debug!(%node, "a connection has ended"),
+        Err(SessionError::Message(error)) => tracing::warn!(%node, %error, "a peer sent nonsense"),
+        Err(SessionError::Lost(error)) => tracing::info!(%node, error, "a connection was lost"),
+    }
+    connection.close("done");
+}
+
+async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result<(), SessionError> {
+    let (mut reader, mut writer) = in_time(connection.accept_both()).await?;
+    let mut first = in_time(reader.expect()).await?;
+    if let Message::Redeem(redeem) = first {
+        let answer = admit(services, connection, redeem).await;
+        let admitted = matches!(answer, Message::Admitted(_));
+        writer.send(&answer).await?;
+        let next = if admitted { reader.next().await? } else { None };
+        match next {
+            Some(next) => first = next,
+            None => return part(connection, writer).await,
+        }
+    }
+    let key = connection.peer();
+    let role = match authorize(services.book.row(key.node()).as_ref(), key) {
+        Ok(role) => role,
+        Err(reason) => {
+            let detail = format!("node {} is not a member of volume {}", key.node(), services.keys.volume());
+            return refuse(connection, writer, reason, detail).await;
+        }
+    };
+    let session = async {
+        match first {
+            Message::Hello(hello) => source::serve(services, connection, role, hello, reader, writer).await,
+            Message::Seal(seal) => {
+                let answer = promise(services, role, seal).await;
+                writer.send(&answer).await?;
+                part(connection, writer).await
+            }
+            other => {
+                let detail = format!("a {} message cannot be the first", other.name());
+                refuse(connection, writer, Refusal::Protocol, detail).await
+            }
+        }
+    };
+    tokio::select! {
+        outcome = session => outcome,
+        outcome = serve_packs(services, connection) => outcome,
+    }
+}
+
+/// Says why nothing goes on, and lets the peer hear it.
+async fn refuse(
+    connection: &Connection,
+    mut writer: MessageWriter,
+    reason: Refusal,
+    detail: String,
+) -> Result<(), SessionError> {
+    tracing::info!(node = %connection.peer().node(), %reason, detail, "refused");
+    writer.send(&Message::Refused(Refused { reason, detail })).await?;
+    part(connection, writer).await
+}
+
+/// Waits until the last words have arrived, or the peer is gone.
+async fn part(connection: &Connection, writer: MessageWriter) -> Result<(), SessionError> {
+    tokio::select! {
+        _ = tokio::time::timeout(FAREWELL_TIMEOUT, writer.finish()) => {}
+        () = connection.closed() => {}
+    }
+    Ok(())
+}
+
+async fn in_time<T>(wait: impl Future<Output = Result<T, SessionError>>) -> Result<T, SessionError> {
+    let late = |_| SessionError::Lost("no word of the peer in time".to_owned());
+    tokio::time::timeout(GREETING_TIMEOUT, wait).await.map_err(late)?
+}
+
+async fn admit(services: &Services, connection: &Connection, redeem: Redeem) -> Message {
+    let key = connection.peer();
+    let secret = redeem.secret.hash(&services.keys);
+    let admission = Admission { secret, key, name: redeem.name, addresses: redeem.addresses };
+    match services.book.admit(admission).await {
+        Ok(role) => {
+            tracing::info!(node = %key.node(), %role, "a new member has joined");
+            let (volume, branch) = (services.keys.volume(), services.branch);
+            Message::Admitted(Admitted { volume, branch, role })
+        }
+        Err(error) => {
+            tracing::warn!(node = %key.node(), %error, "an invitation was refused");
+            Message::Refused(Refused { reason: error.refusal(), detail: error.to_string() })
+        }
+    }
+}
+
+async fn promise(services: &Services, role: MemberRole, seal: Seal) -> Message {
+    let refused = |reason, detail: String| Message::Refused(Refused { reason, detail });
+    if !role.holds_copy() {
+        return refused(Refusal::Role, "only a mirror may take over".to_owned());
+    }
+    if seal.volume != services.keys.volume() {
+        return refused(Refusal::ForeignVolume, format!("this is volume {}", services.keys.volume()));
+    }
+    if seal.branch != services.branch {
+        return refused(Refusal::ForeignBranch, format!("this is branch {}", services.branch));
+    }
+    let Part::Mirror(mirror) = services.part() else {
+        return refused(Refusal::Protocol, "this node is not a mirror".to_owned());
+    };
+    let replica = Arc::clone(&mirror.replica);
+    let promised = tokio::task::spawn_blocking(move || replica.promise(seal.epoch)).await;
+    match promised {
+        Ok(Ok(state)) => {
+            tracing::warn!(epoch = %seal.epoch, "promised: older epochs are refused from now on");
+            let data_lsn = *mirror.replica.data().borrow();
+            let heard_lsn = *mirror.heard.borrow();
+            Message::Sealed(Sealed { epoch: seal.epoch, state, data_lsn, heard_lsn })
+        }
+        Ok(Err(error)) => refused(Refusal::Fenced, error.to_string()),
+        Err(panic) => refused(Refusal::Storage, panic.to_string()),
+    }
+}
+
+/// Answers requests for packs, each on its own stream, until the connection ends.
+async fn serve_packs(services: &Services, connection: &Connection) -> Result<(), SessionError> {
+    use futures::StreamExt;
+    let mut requests = futures::stream::FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_both() => {
+                let (reader, writer) = stream?;
+                requests.push(serve_pack(services, reader, writer));
+            }
+            Some(outcome) = requests.next() => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "a pack was not delivered");
+                }
+            }
+        }
+    }
+}
+
+async fn serve_pack(
+    services: &Services,
+    mut reader: MessageReader,
+    mut writer: MessageWriter,
+) -> Result<(), SessionError> {
+    let reply = match in_time(reader.expect()).await? {
+        Message::PackRequest(request) => read_pack(services, &request).await,
+        other => {
+            let detail = format!("a {} message is not expected here", other.name());
+            return writer.send(&Message::Refused(Refused { reason: Refusal::Protocol, detail })).await;
+        }
+    };
+    writer.send(&Message::PackReply(reply)).await?;
+    writer.finish().await
+}
+
+async fn read_pack(services: &Services, request: &PackRequest) -> PackReply {
+    let Some(packs) = &services.packs else {
+        return PackReply::Failed("this node serves no packs".to_owned());
+    };
+    let read = match request.length {
+        0 if request.offset == 0 => packs.get(request.pack).await,
+        0 => match packs.size(request.pack).await {
+            Ok(size) if size > request.offset => packs.get_range(request.pack, request.offset..size).await,
+            Ok(_) => return PackReply::Found(bytes::Bytes::new()),
+            Err(error) => Err(error),
+        },
+        length => {
+            let Some(end) = request.offset.checked_add(u64::from(length)) else {
+                return PackReply::Failed("a range beyond any pack".to_owned());
+            };
+            packs.get_range(request.pack, request.offset..end).await
+        }
+    };
+    match read {
+        Ok(bytes) if bytes.len() <= MAX_PACK_BYTES => PackReply::Found(bytes),
+        Ok(bytes) => PackReply::Failed(format!("{} bytes are beyond the limit", bytes.len())),
+        Err(BlockStoreError::NotFound { .. }) => PackReply::Missing,
+        Err(error) => PackReply::Failed(error.to_string()),
+    }
+}
+
+/// A peer must say something within this time.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last words are given so much time to arrive.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// So many mirrors are seeded at a time; the others wait, and hear heartbeats.
+const MAX_SEEDS: usize = 2;
+/// What may be sent to one follower and not acknowledged, in bytes: 100 ms at 1 Gbit/s.
+const MAX_WINDOW_BYTES: usize = 12 << 20;
+const MIN_WINDOW_BYTES: usize = 256 << 10;
+/// The windows of all followers together, in bytes.
+const ALL_WINDOWS_BYTES: usize = 512 << 20;
+/// How often mirrors that are not connected are compared with the source.
+const NOTE_INTERVAL: Duration = Duration::from_millis(500);

@@ -1,0 +1,308 @@
+//! Drives a [`Source`] core over one connection.
+//!
+//! Invariants:
+//! - The core decides; this only reads, writes and waits.
+
+use std::{io::Read, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use murphy_fs::MemberRole;
+use murphy_log::{DurableWatch, Frame, FrameReader, Log, Lsn, ReadError, State};
+
+use super::{Part, Services, SourcePart, part, refuse};
+use crate::{
+    board::BoardEntry,
+    history::{Lookup, look_up},
+    message::{Hello, Message, Refusal, SEED_PART_BYTES, SeedPart},
+    replica::SeedSnapshot,
+    session::{Connection, MessageReader, MessageWriter, SessionError},
+    source::{Peer, Source, SourceAction, SourceConfig, SourceReport},
+};
+
+/// Follows one follower from its hello to the end of the connection.
+pub(super) async fn serve(
+    services: &Arc<Services>,
+    connection: &Connection,
+    role: MemberRole,
+    hello: Hello,
+    reader: MessageReader,
+    writer: MessageWriter,
+) -> Result<(), SessionError> {
+    let Part::Source(source) = services.part() else {
+        let detail = "this node is not the source".to_owned();
+        return refuse(connection, writer, Refusal::Protocol, detail).await;
+    };
+    let now = services.clock.monotonic();
+    let (_counted, window_bytes) = services.count_follower();
+    let peer = Peer { node: connection.peer().node(), role };
+    let config = SourceConfig {
+        volume: services.keys.volume(),
+        branch: services.branch,
+        node: services.node,
+        epoch: source.epoch,
+        window_bytes,
+        heartbeat: source.heartbeat,
+    };
+    let watch = source.log.durable();
+    let core = Source::new(config, peer, watch.state(), now);
+    let counted = role.holds_copy();
+    let entry = counted.then(|| services.board.connected(now, peer.node));
+    let mut session = SourceSession {
+        services: Arc::clone(services),
+        connection,
+        core,
+        source,
+        watch,
+        entry,
+        writer,
+        frames: None,
+        reader: None,
+        snapshot: None,
+        jobs: FuturesUnordered::new(),
+    };
+    session.run(hello, reader).await?;
+    part(connection, session.writer).await
+}
+
+struct SourceSession<'a> {
+    services: Arc<Services>,
+    connection: &'a Connection,
+    core: Source,
+    source: SourcePart,
+    watch: DurableWatch,
+    /// The place on the board of one who holds a copy.
+    entry: Option<BoardEntry<'a>>,
+    writer: MessageWriter,
+    /// The stream of frames, once there are any.
+    frames: Option<MessageWriter>,
+    /// Where reading goes on, between two reads.
+    reader: Option<(Lsn, FrameReader)>,
+    snapshot: Option<SeedSnapshot>,
+    jobs: FuturesUnordered<BoxFuture<'a, Done>>,
+}
+
+/// What has been done aside.
+enum Done {
+    Found(Lsn, Result<Lookup, ReadError>),
+    Read(State, Result<(Vec<Frame>, Lsn, FrameReader), ReadError>),
+    Opened(Result<SeedSnapshot, String>),
+    Sent(Result<(u32, u64), String>),
+}
+
+impl SourceSession<'_> {
+    async fn run(&mut self, hello: Hello, mut reader: MessageReader) -> Result<(), SessionError> {
+        let actions = self.core.handle(Message::Hello(hello));
+        self.perform(actions).await?;
+        while !self.core.is_closed() {
+            let wait = self.core.tick_due().saturating_sub(self.services.clock.monotonic());
+            let actions = tokio::select! {
+                message = reader.next() => match message? {
+                    Some(message) => self.core.handle(message),
+                    None => return Ok(()),
+                },
+                durable = self.watch.changed() => match durable {
+                    Ok(durable) => self.durable(&durable),
+                    Err(_) => return Ok(()),
+                },
+                Some(done) = self.jobs.next() => self.done(done),
+                () = tokio::time::sleep(wait) => {
+                    let clock = &self.services.clock;
+                    self.core.tick(clock.monotonic(), clock.wall())
+                }
+            };
+            self.perform(actions).await?;
+        }
+        Ok(())
+    }
+
+    fn durable(&mut self, durable: &murphy_log::Durable) -> Vec<SourceAction> {
+        let now = self.services.clock.monotonic();
+        self.services.board.durable(now, durable.state.position.lsn);
+        let mut actions = self.core.durable(durable.state);
+        if let Some(terminal) = &durable.terminal {
+            actions.extend(self.core.ended(terminal));
+        }
+        actions
+    }
+
+    fn done(&mut self, done: Done) -> Vec<SourceAction> {
+        match done {
+            Done::Found(lsn, found) => self.core.found(lsn, found),
+            Done::Read(durable, Ok((frames, next, reader))) => {
+                self.reader = Some((next, reader));
+                self.core.read(durable, Ok(frames))
+            }
+            Done::Read(durable, Err(error)) => self.core.read(durable, Err(error)),
+            Done::Opened(Ok(snapshot)) => {
+                let state = snapshot.state;
+                self.snapshot = Some(snapshot);
+                self.core.snapshot(Ok(state))
+            }
+            Done::Opened(Err(error)) => self.core.snapshot(Err(error)),
+            Done::Sent(sent) => self.core.snapshot_sent(sent),
+        }
+    }
+
+    async fn perform(&mut self, actions: Vec<SourceAction>) -> Result<(), SessionError> {
+        for action in actions {
+            match action {
+                SourceAction::Send(message) => self.writer.send(&message).await?,
+                SourceAction::SendFrames(frames) => {
+                    if self.frames.is_none() {
+                        self.frames = Some(self.connection.open_one().await?);
+                    }
+                    if let Some(stream) = &mut self.frames {
+                        stream.send(&Message::Frames(frames)).await?;
+                    }
+                }
+                SourceAction::Lookup(lsn) => self.look_up(lsn),
+                SourceAction::Read { from, max_bytes } => self.read(from, max_bytes),
+                SourceAction::OpenSnapshot => self.open_snapshot(),
+                SourceAction::StreamSnapshot => self.stream_snapshot(),
+                SourceAction::Acked(ack) => {
+                    if let Some(entry) = &self.entry {
+                        entry.acknowledged(ack);
+                    }
+                }
+                SourceAction::Report(report) => self.report(&report),
+                SourceAction::Close => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, report: &SourceReport) {
+        let node = self.connection.peer().node();
+        match report {
+            SourceReport::Fenced(epoch) => self.services.board.fenced(*epoch),
+            SourceReport::Diverged { .. } => {
+                if let Some(entry) = &self.entry {
+                    entry.diverged();
+                }
+            }
+            SourceReport::Refused { .. } | SourceReport::RefusedByPeer(_) | SourceReport::Seeding(_) => {}
+        }
+        tracing::warn!(%node, "follower: {report}");
+    }
+
+    fn look_up(&self, lsn: Lsn) {
+        let log = Arc::clone(&self.source.log);
+        let job = tokio::task::spawn_blocking(move || look_up(&*log, lsn));
+        self.jobs.push(
+            job.map(move |found| Done::Found(lsn, found.unwrap_or_else(|e| Err(panicked(&e))))).boxed(),
+        );
+    }
+
+    fn read(&mut self, from: Lsn, max_bytes: usize) {
+        let log = Arc::clone(&self.source.log);
+        let reader = self.reader.take().filter(|(next, _)| *next == from);
+        let job = tokio::task::spawn_blocking(move || {
+            let read = read_run(&*log, from, reader.map(|(_, reader)| reader), max_bytes);
+            Done::Read(log.durable().state(), read)
+        });
+        let state = self.watch.state();
+        self.jobs
+            .push(job.map(move |done| done.unwrap_or_else(|e| Done::Read(state, Err(panicked(&e))))).boxed());
+    }
+
+    fn open_snapshot(&self) {
+        let services = Arc::clone(&self.services);
+        let snapshots = Arc::clone(&self.source.snapshots);
+        let job = async move {
+            // The permit stays with the snapshot until it has been sent.
+            let permit =
+                Arc::clone(&services.seeds).acquire_owned().await.map_err(|error| error.to_string())?;
+            let opened = tokio::task::spawn_blocking(move || snapshots.open()).await;
+            let mut snapshot =
+                opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            snapshot.hold = Box::new((permit, snapshot.hold));
+            Ok(snapshot)
+        };
+        self.jobs.push(job.map(Done::Opened).boxed());
+    }
+
+    fn stream_snapshot(&mut self) {
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let connection = self.connection.clone();
+        self.jobs.push(send_snapshot(connection, snapshot).map(Done::Sent).boxed());
+    }
+}
+
+/// Reads frames until the run is long enough or the log has no more.
+fn read_run(
+    log: &dyn Log,
+    from: Lsn,
+    reader: Option<FrameReader>,
+    max_bytes: usize,
+) -> Result<(Vec<Frame>, Lsn, FrameReader), ReadError> {
+    let mut reader = match reader {
+        Some(reader) => reader,
+        None => log.read(from)?,
+    };
+    let (mut frames, mut bytes, mut next) = (Vec::new(), 0, from);
+    while (frames.is_empty() || bytes < max_bytes) && frames.len() < MAX_FRAMES_PER_READ {
+        let Some(frame) = reader.next().transpose()? else { break };
+        bytes += frame.bytes().len();
+        next = frame.last().next();
+        frames.push(frame);
+    }
+    Ok((frames, next, reader))
+}
+
+/// Sends a snapshot part by part, a few at a time; the log stays held until the mirror has gone on from it.
+async fn send_snapshot(connection: Connection, snapshot: SeedSnapshot) -> Result<(u32, u64), String> {
+    let (mut reader, hold) = (snapshot.reader, snapshot.hold);
+    let mut sending = FuturesUnordered::new();
+    let (mut index, mut total) = (0, 0);
+    loop {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut part = Vec::with_capacity(SEED_PART_BYTES);
+            let read = reader.by_ref().take(SEED_PART_BYTES as u64).read_to_end(&mut part);
+            (read.map(|_| part), reader)
+        });
+        let (part, again) = read.await.map_err(|error| error.to_string())?;
+        reader = again;
+        let part = part.map_err(|error| format!("cannot read the snapshot: {error}"))?;
+        if part.is_empty() {
+            break;
+        }
+        total += part.len() as u64;
+        sending.push(send_part(connection.clone(), index, part.into()));
+        index += 1;
+        if sending.len() >= PARTS_AT_ONCE
+            && let Some(sent) = sending.next().await
+        {
+            sent.map_err(|error| error.to_string())?;
+        }
+    }
+    while let Some(sent) = sending.next().await {
+        sent.map_err(|error| error.to_string())?;
+    }
+    // The mirror is given time to install what it got before the log may be trimmed.
+    tokio::spawn(async move {
+        tokio::select! {
+            () = connection.closed() => {}
+            () = tokio::time::sleep(HOLD_AFTER_SEED) => {}
+        }
+        drop(hold);
+    });
+    Ok((index, total))
+}
+
+async fn send_part(connection: Connection, index: u32, bytes: Bytes) -> Result<(), SessionError> {
+    let mut stream = connection.open_one().await?;
+    let length = u32::try_from(bytes.len()).expect("a part is below its limit");
+    stream.send(&Message::SeedPart(SeedPart { index, length })).await?;
+    stream.send_raw(bytes).await?;
+    stream.finish().await
+}
+
+fn panicked(error: &tokio::task::JoinError) -> ReadError {
+    ReadError::Io { place: "the log".to_owned(), message: error.to_string() }
+}
+
+const MAX_FRAMES_PER_READ: usize = crate::MAX_RUN_FRAMES;
+const PARTS_AT_ONCE: usize = 4;
+/// So long a mirror may take to install a snapshot before the log behind it may go.
+const HOLD_AFTER_SEED: Duration = Duration::from_secs(3600);

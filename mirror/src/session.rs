@@ -1,0 +1,168 @@
+//! Messages over the streams of a QUIC connection.
+//!
+//! Invariants:
+//! - Reading the next message can be cancelled and taken up again: what has arrived stays in the reader.
+//! - No more than one message and one chunk are buffered per reader.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use quinn::VarInt;
+
+use crate::{
+    identity::PublicKey,
+    message::{HEADER_BYTES, Message, MessageError, MessageHeader},
+};
+
+/// A connection to a node that has proven its key. Cheap to clone; the connection ends when it is closed or with its last clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    connection: quinn::Connection,
+    /// The endpoint of a connection that was dialled lives as long as the connection.
+    _endpoint: Option<Arc<quinn::Endpoint>>,
+    peer: PublicKey,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        connection: quinn::Connection,
+        endpoint: Option<quinn::Endpoint>,
+        peer: PublicKey,
+    ) -> Connection {
+        Connection { connection, _endpoint: endpoint.map(Arc::new), peer }
+    }
+
+    /// The key that the other end has proven.
+    pub(crate) fn peer(&self) -> PublicKey {
+        self.peer
+    }
+
+    /// Opens a stream in both directions; the peer sees it with the first message.
+    pub(crate) async fn open_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
+        let (send, receive) = self.connection.open_bi().await.map_err(lost)?;
+        Ok((MessageReader::new(receive), MessageWriter(send)))
+    }
+
+    /// The next stream in both directions that the peer opens. Cancel safe.
+    pub(crate) async fn accept_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
+        let (send, receive) = self.connection.accept_bi().await.map_err(lost)?;
+        Ok((MessageReader::new(receive), MessageWriter(send)))
+    }
+
+    /// Opens a stream to the peer.
+    pub(crate) async fn open_one(&self) -> Result<MessageWriter, SessionError> {
+        self.connection.open_uni().await.map(MessageWriter).map_err(lost)
+    }
+
+    /// The next stream that the peer opens to us. Cancel safe.
+    pub(crate) async fn accept_one(&self) -> Result<MessageReader, SessionError> {
+        self.connection.accept_uni().await.map(MessageReader::new).map_err(lost)
+    }
+
+    /// Closes; what was written and not yet delivered may be lost.
+    pub(crate) fn close(&self, reason: &str) {
+        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+    }
+
+    /// Waits until the connection is gone.
+    pub(crate) async fn closed(&self) {
+        self.connection.closed().await;
+    }
+}
+
+/// Reads messages from one stream.
+#[derive(Debug)]
+pub(crate) struct MessageReader {
+    stream: quinn::RecvStream,
+    buffer: BytesMut,
+}
+
+impl MessageReader {
+    fn new(stream: quinn::RecvStream) -> MessageReader {
+        MessageReader { stream, buffer: BytesMut::new() }
+    }
+
+    /// The next message; `None` at the end of the stream. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Message>, SessionError> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            match self.stream.read_chunk(CHUNK_BYTES, true).await {
+                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk.bytes),
+                Ok(None) if self.buffer.is_empty() => return Ok(None),
+                Ok(None) => return Err(SessionError::Lost("the stream ends inside a message".to_owned())),
+                Err(error) => return Err(SessionError::Lost(error.to_string())),
+            }
+        }
+    }
+
+    /// The next message, which must come.
+    pub(crate) async fn expect(&mut self) -> Result<Message, SessionError> {
+        let ended = || SessionError::Lost("the stream has ended".to_owned());
+        self.next().await?.ok_or_else(ended)
+    }
+
+    /// Exactly `count` bytes that follow the last message. Not cancel safe.
+    pub(crate) async fn raw(&mut self, count: usize) -> Result<Bytes, SessionError> {
+        while self.buffer.len() < count {
+            match self.stream.read_chunk(CHUNK_BYTES, true).await {
+                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk.bytes),
+                Ok(None) => return Err(SessionError::Lost("the stream ends too early".to_owned())),
+                Err(error) => return Err(SessionError::Lost(error.to_string())),
+            }
+        }
+        Ok(self.buffer.split_to(count).freeze())
+    }
+
+    fn take(&mut self) -> Result<Option<Message>, MessageError> {
+        let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let header = MessageHeader::parse(header)?;
+        let length = HEADER_BYTES + header.body_len;
+        if self.buffer.len() < length {
+            self.buffer.reserve(length - self.buffer.len());
+            return Ok(None);
+        }
+        let body = self.buffer.split_to(length).freeze().slice(HEADER_BYTES..);
+        header.decode(&body).map(Some)
+    }
+}
+
+/// Writes messages to one stream. Dropped, it ends the stream.
+#[derive(Debug)]
+pub(crate) struct MessageWriter(quinn::SendStream);
+
+impl MessageWriter {
+    /// Hands a message to the network. Not cancel safe: a message that was cut off ends the stream's use.
+    pub(crate) async fn send(&mut self, message: &Message) -> Result<(), SessionError> {
+        self.send_raw(message.encode().into()).await
+    }
+
+    /// Hands bytes to the network that follow the last message.
+    pub(crate) async fn send_raw(&mut self, bytes: Bytes) -> Result<(), SessionError> {
+        self.0.write_chunk(bytes).await.map_err(|error| SessionError::Lost(error.to_string()))
+    }
+
+    /// Ends the stream and waits until the peer has everything.
+    pub(crate) async fn finish(mut self) -> Result<(), SessionError> {
+        self.0.finish().map_err(|error| SessionError::Lost(error.to_string()))?;
+        self.0.stopped().await.map(drop).map_err(|error| SessionError::Lost(error.to_string()))
+    }
+}
+
+/// Why no message came, or none could be sent.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    /// The connection or the stream is gone.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// What came is no message.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+fn lost(error: quinn::ConnectionError) -> SessionError {
+    SessionError::Lost(error.to_string())
+}
+
+const CHUNK_BYTES: usize = 256 << 10;

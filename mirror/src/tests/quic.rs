@@ -1,0 +1,373 @@
+//! Two nodes in one process, over real QUIC on the loopback interface.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use murphy_fs::{BlockStore, MemberRole, MemberRow, MemberState, ObjectBlockStore, PackName, WriterId};
+use murphy_log::{BranchId, Log, LogTime, Lsn, MemoryLog, NodeId, State, SystemClock};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{BRANCH, VOLUME, base_state, epoch, extend, keys, log_of, ms, test_frames};
+use crate::{
+    Dialer, Durability, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener, MemberBook,
+    MemoryBook, MemoryReplica, MemorySnapshots, MirrorPart, NetworkOptions, Part, PublicKey, Refusal,
+    Refused, Replica, Seal, Secret, Services, SourcePart, Token, UdpSockets,
+};
+
+/// A node that listens.
+struct Node {
+    identity: Arc<Identity>,
+    book: Arc<MemoryBook>,
+    services: Arc<Services>,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(book: Arc<MemoryBook>, packs: Option<Arc<dyn BlockStore>>) -> Node {
+        let identity = Arc::new(Identity::generate().unwrap());
+        Node::start_as(identity, book, packs, BRANCH, ([127, 0, 0, 1], 0).into()).await
+    }
+
+    async fn start_as(
+        identity: Arc<Identity>,
+        book: Arc<MemoryBook>,
+        packs: Option<Arc<dyn BlockStore>>,
+        branch: BranchId,
+        local: SocketAddr,
+    ) -> Node {
+        let clock = Arc::new(SystemClock::new());
+        let mut services = Services::new(keys(), branch, identity.node(), clock, book.clone());
+        services.packs = packs;
+        let services = Arc::new(services);
+        let options = NetworkOptions::default();
+        let listener = Listener::bind(&identity, &UdpSockets, local, &options, services.clone()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(listener.run(stopped));
+        Node { identity, book, services, address, stop, task }
+    }
+
+    fn lead(&self, log: &Arc<MemoryLog>, seed_bytes: usize) {
+        let snapshots = Arc::new(MemorySnapshots { log: log.clone(), bytes: seed_bytes });
+        let epoch = log.tail().position.epoch;
+        let heartbeat = ms(100);
+        self.services.become_part(Part::Source(SourcePart { log: log.clone(), epoch, snapshots, heartbeat }));
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap();
+    }
+
+    fn token(&self, secret: &Secret) -> Token {
+        Token {
+            addresses: vec![self.address.to_string()],
+            volume: VOLUME,
+            branch: BRANCH,
+            source_key: self.identity.public_key(),
+            secret: secret.clone(),
+            role: MemberRole::Mirror,
+            expires: LogTime::from_nanos(u64::MAX),
+        }
+    }
+}
+
+fn dialer() -> Dialer {
+    let identity = Arc::new(Identity::generate().unwrap());
+    Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() }
+}
+
+fn admit(book: &MemoryBook, key: PublicKey, role: MemberRole) {
+    let state = MemberState::Joined { public_key: *key.as_bytes() };
+    book.put(key.node(), MemberRow { role, state, name: "m".to_owned(), addresses: Vec::new() });
+}
+
+/// A mirror that follows.
+struct Mirror {
+    replica: Arc<MemoryReplica>,
+    handle: FollowHandle,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), crate::FollowError>>,
+    node: NodeId,
+}
+
+fn follow(source: &Node, base: Option<State>) -> Mirror {
+    let dialer = dialer();
+    admit(&source.book, dialer.identity.public_key(), MemberRole::Mirror);
+    let replica = Arc::new(MemoryReplica::new(keys(), base, Durability::Immediate));
+    follow_as(dialer, replica, source.address, source.identity.public_key())
+}
+
+fn follow_as(dialer: Dialer, replica: Arc<MemoryReplica>, address: SocketAddr, key: PublicKey) -> Mirror {
+    let node = dialer.identity.node();
+    let (following, handle) = Following::new(FollowSetup {
+        addresses: vec![address.to_string()],
+        source_key: key,
+        branch: BRANCH,
+        replica: replica.clone(),
+        dialer,
+        clock: Arc::new(SystemClock::new()),
+        random: Arc::new(|| 7),
+        silence: Duration::from_secs(3),
+    });
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(following.run(stopped));
+    Mirror { replica, handle, stop, task, node }
+}
+
+impl Mirror {
+    async fn reach(&self, state: State) {
+        let reached = async {
+            while self.replica.state() != Some(state) {
+                tokio::time::sleep(ms(2)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(20), reached).await.is_err() {
+            panic!("not reached {state:?}: {:?}", self.handle.status.borrow());
+        }
+    }
+
+    /// Waits for an error that contains `text`.
+    async fn complains(&mut self, text: &str) {
+        let said =
+            self.handle.status.wait_for(|status| status.error.as_ref().is_some_and(|e| e.contains(text)));
+        let said = tokio::time::timeout(Duration::from_secs(10), said).await.map(|said| said.is_ok());
+        assert_eq!(said, Ok(true), "{:?}", self.handle.status.borrow());
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn bytes_of(log: &dyn Log) -> Vec<Bytes> {
+    log.read(log.first()).unwrap().map(|frame| frame.unwrap().bytes().clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invited_node_joins_once_and_follows_as_a_member() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 30, 4)));
+    source.lead(&log, 20_000);
+    let secret = Secret::random().unwrap();
+    source.book.invite(secret.hash(&keys()), MemberRole::Mirror, LogTime::from_nanos(100));
+    let token = Token::parse(&source.token(&secret).to_text().unwrap()).unwrap();
+
+    let refusal = |outcome: Result<_, ExchangeError>| match outcome {
+        Err(ExchangeError::Refused(Refused { reason, .. })) => reason,
+        other => panic!("{other:?}"),
+    };
+    let wrong = Token { secret: Secret::random().unwrap(), ..token.clone() };
+    let outcome = dialer().join(&wrong, "x".to_owned(), Vec::new()).await;
+    assert_eq!(refusal(outcome), Refusal::BadInvitation);
+
+    let joiner = dialer();
+    let admitted = joiner.join(&token, "berlin".to_owned(), vec!["h:1".to_owned()]).await.unwrap();
+    assert_eq!((admitted.role, admitted.branch), (MemberRole::Mirror, BRANCH));
+    let members = source.book.members();
+    assert_eq!((members[0].0, members[0].1.name.as_str()), (joiner.identity.node(), "berlin"));
+
+    let outcome = dialer().join(&token, "y".to_owned(), Vec::new()).await;
+    assert_eq!(refusal(outcome), Refusal::UsedInvitation);
+
+    let late = Secret::random().unwrap();
+    source.book.invite(late.hash(&keys()), MemberRole::Mirror, LogTime::from_nanos(100));
+    source.book.set_time(LogTime::from_nanos(101));
+    let outcome = dialer().join(&source.token(&late), "z".to_owned(), Vec::new()).await;
+    assert_eq!(refusal(outcome), Refusal::ExpiredInvitation);
+
+    let replica = Arc::new(MemoryReplica::new(keys(), None, Durability::Immediate));
+    let mirror = follow_as(joiner, replica, source.address, source.identity.public_key());
+    mirror.reach(log.tail()).await;
+    mirror.stop().await;
+    source.stop().await;
+}
+
+/// Whoever listens at the source's address without its key learns nothing, not even the secret.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_with_another_key_gets_no_secret() {
+    let impostor = Node::start(Arc::default(), None).await;
+    let secret = Secret::random().unwrap();
+    impostor.book.invite(secret.hash(&keys()), MemberRole::Mirror, LogTime::from_nanos(u64::MAX));
+    let token = Token { source_key: Identity::generate().unwrap().public_key(), ..impostor.token(&secret) };
+    let outcome = dialer().join(&token, "x".to_owned(), Vec::new()).await;
+    assert!(matches!(outcome, Err(ExchangeError::Unreachable(_))), "{outcome:?}");
+    assert!(impostor.book.members().is_empty());
+    impostor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_is_refused_and_says_so() {
+    let source = Node::start(Arc::default(), None).await;
+    source.lead(&Arc::new(log_of(base_state(), &[])), 1000);
+    let replica = Arc::new(MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate));
+    let mut stranger = follow_as(dialer(), replica, source.address, source.identity.public_key());
+    stranger.complains("not a member").await;
+    stranger.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_frames_arrive_as_they_were_written() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(MemoryLog::new(base_state()));
+    source.lead(&log, 1000);
+    let frames = test_frames(base_state(), 1, 6000, 5);
+    extend(&log, &frames[..4000]);
+    let mirror = follow(&source, Some(base_state()));
+    mirror.reach(frames[3999].state()).await;
+    for run in frames[4000..].chunks(7) {
+        extend(&log, run);
+        if run[0].first().get() % 5 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    mirror.reach(log.tail()).await;
+    assert_eq!(bytes_of(&*mirror.replica.log().unwrap()), bytes_of(&*log));
+    tokio::time::sleep(ms(50)).await;
+    let status = source.services.board.status(source.services.clock.monotonic());
+    assert_eq!(status.len(), 1);
+    assert_eq!((status[0].node, status[0].metadata_lsn), (mirror.node, log.tail().position.lsn));
+    assert_eq!((status[0].connected, status[0].lag_ms), (true, 0));
+    mirror.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_resumes_after_its_source_was_restarted() {
+    let book: Arc<MemoryBook> = Arc::default();
+    let source = Node::start(Arc::clone(&book), None).await;
+    let log = Arc::new(MemoryLog::new(base_state()));
+    source.lead(&log, 1000);
+    let frames = test_frames(base_state(), 1, 3000, 5);
+    extend(&log, &frames[..1500]);
+    let mirror = follow(&source, Some(base_state()));
+    // Somewhere in the middle of the stream the source goes away.
+    while mirror.replica.state().unwrap().position.lsn < Lsn::new(50) {
+        tokio::time::sleep(ms(1)).await;
+    }
+    let (identity, address) = (source.identity.clone(), source.address);
+    source.stop().await;
+    extend(&log, &frames[1500..]);
+    tokio::time::sleep(ms(300)).await;
+    assert!(!mirror.handle.status.borrow().connected);
+    let source = Node::start_as(identity, book, None, BRANCH, address).await;
+    source.lead(&log, 1000);
+    mirror.reach(log.tail()).await;
+    assert_eq!(bytes_of(&*mirror.replica.log().unwrap()), bytes_of(&*log));
+    mirror.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_is_never_ahead_of_what_its_source_has_synced() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(MemoryLog::held(base_state()));
+    source.lead(&log, 1000);
+    extend(&log, &test_frames(base_state(), 1, 10, 3));
+    log.sync();
+    let synced = log.tail();
+    let mirror = follow(&source, Some(base_state()));
+    mirror.reach(synced).await;
+    extend(&log, &test_frames(synced, 1, 100, 3));
+    tokio::time::sleep(ms(200)).await;
+    assert_eq!(mirror.replica.state(), Some(synced));
+    log.sync();
+    mirror.reach(log.tail()).await;
+    mirror.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_mirror_is_seeded_in_parts_and_goes_on_from_there() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 200, 4)));
+    log.trim(Lsn::new(500)).unwrap();
+    // Five parts and a bit.
+    source.lead(&log, (5 << 22) + 12_345);
+    let mirror = follow(&source, None);
+    mirror.reach(log.tail()).await;
+    extend(&log, &test_frames(log.tail(), 1, 10, 2));
+    mirror.reach(log.tail()).await;
+    assert_eq!(mirror.handle.status.borrow().error, None);
+    mirror.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_branch_is_refused() {
+    let identity = Arc::new(Identity::generate().unwrap());
+    let other = BranchId::from_bytes([0xcc; 16]);
+    let source = Node::start_as(identity, Arc::default(), None, other, ([127, 0, 0, 1], 0).into()).await;
+    source.lead(&Arc::new(log_of(base_state(), &[])), 1000);
+    let mut mirror = follow(&source, Some(base_state()));
+    mirror.complains("another branch").await;
+    mirror.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_fetches_packs_from_its_source() {
+    let store = Arc::new(ObjectBlockStore::in_memory());
+    let pack = PackName::new(WriterId::from_u64(7), 1);
+    let content = Bytes::from((0..3_000_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>());
+    store.put(pack, content.clone()).await.unwrap();
+    let source = Node::start(Arc::default(), Some(store)).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 3, 3)));
+    source.lead(&log, 1000);
+    let mirror = follow(&source, Some(base_state()));
+    mirror.reach(log.tail()).await;
+    let packs = mirror.handle.packs.clone();
+    assert_eq!(packs.read(pack, 0..0).await.unwrap(), content);
+    assert_eq!(packs.read(pack, 1000..1_001_000).await.unwrap(), content.slice(1000..1_001_000));
+    let missing = PackName::new(WriterId::from_u64(8), 1);
+    assert_eq!(packs.read(missing, 0..0).await, Err(crate::PackFetchError::Missing(missing)));
+    mirror.stop().await;
+    source.stop().await;
+    assert_eq!(packs.read(pack, 0..0).await, Err(crate::PackFetchError::NotConnected));
+}
+
+/// A mirror that promised no longer helps the old source, and tells the promoter what it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_mirror_answers_with_its_last_state_and_ends_the_old_source() {
+    let book: Arc<MemoryBook> = Arc::default();
+    let source = Node::start(Arc::clone(&book), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 30, 3)));
+    source.lead(&log, 1000);
+    let mirror = follow(&source, Some(base_state()));
+    mirror.reach(log.tail()).await;
+    // The mirror listens too, so that it can be asked.
+    let listening = Node::start(Arc::clone(&book), None).await;
+    let part = MirrorPart { replica: mirror.replica.clone(), heard: mirror.handle.heard.clone() };
+    listening.services.become_part(Part::Mirror(part));
+    let promoter = dialer();
+    let seal = Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(2) };
+    let addresses = [listening.address.to_string()];
+    let key = listening.identity.public_key();
+    let refused = promoter.seal(&addresses, key, seal).await.unwrap_err();
+    assert!(refused.to_string().contains("not a member"), "{refused}");
+    admit(&book, promoter.identity.public_key(), MemberRole::Observer);
+    let refused = promoter.seal(&addresses, key, seal).await.unwrap_err();
+    assert!(refused.to_string().contains("role"), "{refused}");
+    admit(&book, promoter.identity.public_key(), MemberRole::Mirror);
+    let sealed = promoter.seal(&addresses, key, seal).await.unwrap();
+    assert_eq!(sealed.state, Some(log.tail()));
+    assert_eq!(sealed.heard_lsn, log.tail().position.lsn);
+    let before = log.tail();
+    extend(&log, &test_frames(before, 1, 5, 2));
+    let fenced = async {
+        while source.services.board.fenced_by() != Some(epoch(2)) {
+            tokio::time::sleep(ms(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), fenced).await.unwrap();
+    assert_eq!(mirror.replica.state(), Some(before));
+    let older = promoter.seal(&addresses, key, Seal { epoch: epoch(1), ..seal }).await.unwrap_err();
+    assert!(matches!(older, ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })), "{older}");
+    mirror.stop().await;
+    listening.stop().await;
+    source.stop().await;
+}
