@@ -84,6 +84,8 @@ pub struct VerifyReport {
     pub slots: u64,
     /// How many entries are in them.
     pub entries: u64,
+    /// How many slots no walk reaches: puts that landed late, or were cut anew. They do no harm.
+    pub strays: u64,
     /// How many seals were passed.
     pub seals: u64,
     /// How many snapshots were read.
@@ -124,6 +126,7 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
         position: base.into(),
         slots: 0,
         entries: 0,
+        strays: 0,
         seals: 0,
         snapshots: 0,
         packs: 0,
@@ -134,7 +137,6 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
     let mut verifier = Verifier { archive, report, packs: BTreeMap::new(), reached: BTreeSet::new() };
     let start = verifier.registry().await;
     verifier.log(start).await;
-    verifier.stray_objects().await;
     verifier.snapshots().await;
     if archive.descriptor().kind == ArchiveKind::Full {
         verifier.packs(data_percent.min(100), seed).await;
@@ -202,7 +204,7 @@ impl Verifier<'_> {
         }
     }
 
-    /// Walks slots and seals, reading each slot whole. After a hole it goes on with the next slot that is listed.
+    /// Walks slots and seals, reading each slot whole. Behind a hole it goes on with the next slot that is listed.
     async fn log(&mut self, start: Boundary) {
         let listed = match listed_slots(self.archive, "").await {
             Ok(listed) => listed,
@@ -216,33 +218,49 @@ impl Verifier<'_> {
             while let Some(next) = self.step(at).await {
                 at = next;
             }
-            // Behind a hole the first listed slot of this epoch that begins further on is taken on its own word.
-            let number = at.epoch.number;
-            let further =
-                listed.iter().filter_map(|(name, _)| layout::parse_slot(name)).find(|(epoch, first)| {
-                    (*epoch, *first) > (number, at.next())
-                        && !self.reached.contains(&layout::slot(*epoch, *first))
-                });
-            let Some((epoch, first)) = further else { break };
-            let ended = self.report.seals > 0 && epoch < number;
-            let Some(Ok(Some(Head::Slot(slot)))) =
-                (!ended).then_some(read_head(self.archive, &layout::slot(epoch, first)).await)
-            else {
-                break;
-            };
-            let name = at.slot_name();
-            let is_told = self.report.findings.iter().any(|finding| finding.object.starts_with(&name));
-            if !is_told {
-                self.found(
-                    FindingKind::Missing,
-                    &name,
-                    format!("the next one that is there is {}", layout::slot(epoch, first)),
-                );
+            let behind = listed.iter().filter_map(|(name, _)| layout::parse_slot(name));
+            let behind = behind.filter(|place| *place > (at.epoch.number, at.next()));
+            let unreached = behind.map(|(epoch, first)| layout::slot(epoch, first));
+            let unreached: Vec<String> = unreached.filter(|name| !self.reached.contains(name)).collect();
+            match self.behind_hole(&at, &unreached).await {
+                Some(next) => at = next,
+                None => break,
             }
-            let position = Position { epoch: slot.epoch, lsn: first.previous(), hash: slot.hash_before };
-            at = Boundary { position, epoch: slot.epoch };
         }
+        self.report.strays = listed.iter().filter(|(name, _)| !self.reached.contains(name)).count() as u64;
         self.report.position = at.position.into();
+    }
+
+    /// Tells of the hole at `at`, behind which `unreached` lie, and says where the walk can go on.
+    async fn behind_hole(&mut self, at: &Boundary, unreached: &[String]) -> Option<Boundary> {
+        let further = unreached.first()?;
+        let name = at.slot_name();
+        if !self.reached.contains(&name) {
+            // Several slots are under way at once: a later one may be there before an earlier one.
+            for _ in 0..HOLE_LOOKS {
+                tokio::time::sleep(HOLE_PAUSE).await;
+                if let Ok(Some(_)) = read_head(self.archive, &name).await {
+                    return Some(*at);
+                }
+            }
+            self.found(FindingKind::Missing, &name, format!("the next one that is there is {further}"));
+        }
+        for name in unreached {
+            match read_head(self.archive, name).await {
+                Ok(Some(Head::Slot(slot))) => {
+                    let lsn = slot.first.previous();
+                    let position = Position { epoch: slot.epoch, lsn, hash: slot.hash_before };
+                    return Some(Boundary { position, epoch: slot.epoch });
+                }
+                Ok(Some(Head::Seal(seal))) => {
+                    return Some(Boundary { position: seal.base, epoch: seal.epoch });
+                }
+                Ok(None) => self.found(FindingKind::Missing, name, "it is listed"),
+                Err(error) => self.found(FindingKind::Damaged, name, error),
+            }
+            self.reached.insert(name.clone());
+        }
+        None
     }
 
     /// Verifies the object under the next name; `None` if there is none, or it leads nowhere.
@@ -252,10 +270,12 @@ impl Verifier<'_> {
             Ok(head) => head?,
             Err(WalkError::Store(error)) => {
                 self.found_error(&name, &error);
+                self.reached.insert(name);
                 return None;
             }
             Err(error) => {
                 self.found(FindingKind::Damaged, &name, error);
+                self.reached.insert(name);
                 return None;
             }
         };
@@ -306,18 +326,6 @@ impl Verifier<'_> {
         let named = named_packs(&frames).map_err(|error| (FindingKind::Damaged, error.to_string()))?;
         self.packs.extend(named.into_iter().map(|pack| (pack.meta.name, pack.meta)));
         Ok(())
-    }
-
-    /// Slots that the walk did not pass do no harm if another slot or a seal made them void; a damaged one is told nevertheless.
-    async fn stray_objects(&mut self) {
-        let Ok(listed) = listed_slots(self.archive, "").await else { return };
-        for (name, _) in listed {
-            if self.reached.contains(&name) {
-                continue;
-            }
-            self.reached.insert(name.clone());
-            tracing::info!(url = self.archive.url(), name, "a slot that no walk reaches; it does no harm");
-        }
     }
 
     async fn snapshots(&mut self) {
@@ -462,6 +470,9 @@ async fn look_at_pack(
 }
 
 const PACKS_AT_ONCE: usize = 32;
+/// A name that is free while later ones are taken is looked at so often, with this pause.
+const HOLE_LOOKS: u32 = 3;
+const HOLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(if cfg!(test) { 5 } else { 2000 });
 
 #[cfg(test)]
 mod tests;
