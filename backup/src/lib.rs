@@ -4,27 +4,46 @@
 //! An [`Archive`] is opened over an [`ArchiveStore`].
 
 mod acknowledge;
+mod base;
 mod descriptor;
 mod document;
 mod fence;
 mod fields;
 mod layout;
 mod pack;
+mod plan;
+mod proof;
 mod registry;
+mod restore;
 mod seal;
 mod ship;
 mod slot;
 mod store;
+mod survey;
+mod target;
 #[cfg(test)]
 mod testing;
+mod verify;
 mod walk;
 
 pub use acknowledge::ArchiveAcknowledger;
+pub use base::{
+    BaseManifest, BasePart, BaseReader, NewBase, PackRowError, ReadBaseError, WriteBaseError, bases,
+    read_base, snapshot_due, write_base,
+};
 pub use descriptor::{Archive, ArchiveKind, Descriptor, OpenArchiveError};
 pub use document::{DocumentError, PositionText, StateText};
 pub use fence::ArchiveFence;
 pub use pack::{CopyPackError, NamedPackError};
+pub use plan::{
+    PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Step, Window, next_step, plan_restore,
+};
+pub use proof::{Proof, ProofError};
 pub use registry::{Record, Registry, RegistryError, RegistryView, StoredRecord};
+pub use restore::{
+    OnProgress, PackReport, RestoreError, RestoreProgress, TakeOverError, restore_packs, restore_tree,
+    take_over,
+};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{
     ArchiveStatus, CursorError, CursorFile, SaveCursor, ShipEnd, ShipHandle, ShipLimits, Shipper,
@@ -35,4 +54,7 @@ pub use slot::{
     SLOT_MAGIC, Slot, SlotError, SlotHeader, encode_slot,
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
+pub use survey::{FrameEnd, ReadSlotError, Survey, SurveyError};
+pub use target::{Target, TargetError, show_time};
+pub use verify::{Finding, FindingKind, VerifyReport, verify};
 pub use walk::{Boundary, Walk, WalkError, walk};

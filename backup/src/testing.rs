@@ -34,16 +34,21 @@ pub(crate) async fn archive(store: &FaultyStore) -> Archive {
 }
 
 pub(crate) async fn archive_of(store: &FaultyStore, kind: ArchiveKind) -> Archive {
+    let descriptor = Descriptor { kind, ..descriptor() };
+    Archive::create(store.archive_store(), descriptor).await.unwrap()
+}
+
+/// What the archives of tests say of themselves.
+pub(crate) fn descriptor() -> Descriptor {
     let source = Source::new();
-    let descriptor = Descriptor {
+    Descriptor {
         lineage: source.lineage(),
         name: "test".to_owned(),
-        kind,
+        kind: ArchiveKind::Full,
         failure_domain: "elsewhere".to_owned(),
         created: source.now(),
         base: source.base().position,
-    };
-    Archive::create(store.archive_store(), descriptor).await.unwrap()
+    }
 }
 
 /// Puts the slot of `frames` where it belongs, whatever is there, and returns its end.

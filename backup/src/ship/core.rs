@@ -4,6 +4,7 @@
 //! - Slots are cut in order, several may be under way, and they are acknowledged in the order of their names.
 //! - Nothing is cut beyond what is durable: only frames that were read from the log get here.
 //! - A slot that was adopted makes everything cut behind it void; it is cut anew from there.
+//! - Before anything of this process is archived one slot is under way alone.
 //! - After an end nothing more happens.
 
 use std::{collections::VecDeque, time::Duration};
@@ -129,6 +130,8 @@ pub(crate) struct Core {
     pending_bytes: usize,
     flights: VecDeque<Flight>,
     next_id: u64,
+    /// Whether a slot of ours has been archived since the start.
+    is_proven: bool,
     wanted: Lsn,
     /// Since when something durable has not been read.
     unread_since: Option<Duration>,
@@ -175,6 +178,7 @@ impl Core {
             pending_bytes: 0,
             flights: VecDeque::new(),
             next_id: 0,
+            is_proven: false,
             wanted: Lsn::default(),
             unread_since: None,
             error: None,
@@ -249,7 +253,7 @@ impl Core {
                 actions.push(Action::Start(flight.job.clone()));
             }
         }
-        while self.flights.len() < self.limits.in_flight {
+        while self.flights.len() < self.in_flight_max() {
             let Some(job) = self.cut_next(now) else { break };
             actions.push(Action::Start(job));
         }
@@ -268,7 +272,7 @@ impl Core {
             FlightState::Waiting(at) => Some(at),
             FlightState::Running | FlightState::Done => None,
         });
-        let cut = self.pending.front().filter(|_| self.flights.len() < self.limits.in_flight);
+        let cut = self.pending.front().filter(|_| self.flights.len() < self.in_flight_max());
         retries.chain(cut.map(|oldest| oldest.since + self.limits.slot_age)).min()
     }
 
@@ -297,10 +301,16 @@ impl Core {
         oldest.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
+    /// The first slot goes alone: of two sources that start at once one loses all of it, and nothing of it lies further on.
+    fn in_flight_max(&self) -> usize {
+        if self.is_proven { self.limits.in_flight } else { 1 }
+    }
+
     fn acknowledge(&mut self, actions: &mut Vec<Action>) {
         while self.flights.front().is_some_and(|flight| flight.state == FlightState::Done) {
             let Some(flight) = self.flights.pop_front() else { break };
             self.archived = flight.end;
+            self.is_proven = true;
             if self.flights.iter().all(|flight| flight.attempts == 0) {
                 self.error = None;
             }
@@ -388,7 +398,9 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn core(source: &Source) -> Core {
-        Core::new(ShipLimits::default(), Boundary::after(source.base().position), Lsn::ROOT)
+        let mut core = Core::new(ShipLimits::default(), Boundary::after(source.base().position), Lsn::ROOT);
+        core.is_proven = true;
+        core
     }
 
     /// Gives `frames` to `core` at `now`, as if they had just been closed, and returns the jobs it starts.
@@ -447,6 +459,18 @@ mod tests {
         let archived = core.step(SECOND).len();
         assert_eq!((archived, core.archived().position), (3, source.state().position));
         assert_eq!(core.lag(9 * SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_first_slot_goes_alone() {
+        let mut source = Source::new();
+        let mut core = core(&source);
+        core.is_proven = false;
+        core.wanted(Lsn::new(100));
+        let first = give(&mut core, &source.frames(1, 2), SECOND).remove(0);
+        assert!(give(&mut core, &source.frames(1, 2), SECOND).is_empty());
+        core.outcome(first.id, Outcome::Done, SECOND);
+        assert_eq!(jobs(&mut core, SECOND).len(), 1);
     }
 
     /// A process before this one cut the same entries otherwise: its slot stands, and the rest is cut anew.

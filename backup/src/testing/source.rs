@@ -15,6 +15,7 @@ pub(crate) struct Source {
     base: State,
     appender: Appender,
     time: u64,
+    base_time: u64,
     rows: std::collections::BTreeMap<RowKey, Bytes>,
     digest: Digest,
 }
@@ -35,7 +36,15 @@ impl Source {
     pub(crate) fn continuing(base: State, epoch: Epoch) -> Source {
         let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
         let appender = Appender::new(keys.clone(), epoch, base);
-        Source { keys, base, appender, time: START, rows: Default::default(), digest: base.digest }
+        Source {
+            keys,
+            base,
+            appender,
+            time: START,
+            base_time: START,
+            rows: Default::default(),
+            digest: base.digest,
+        }
     }
 
     /// The same history from here on written by another source, in `epoch`.
@@ -46,6 +55,7 @@ impl Source {
             base: state,
             appender: Appender::new(self.keys.clone(), epoch, state),
             time: self.time,
+            base_time: self.time,
             rows: self.rows.clone(),
             digest: self.digest,
         }
@@ -69,6 +79,11 @@ impl Source {
 
     pub(crate) fn now(&self) -> LogTime {
         LogTime::from_nanos(self.time)
+    }
+
+    /// The log time at the base.
+    pub(crate) fn base_time(&self) -> u64 {
+        self.base_time
     }
 
     /// Lets log time pass.
@@ -105,7 +120,7 @@ impl Source {
             let mut entry = Entry::tick(lsn, LogTime::from_nanos(self.time));
             entry.kind = 9;
             entry.changes = changes;
-            let usage = Usage { inodes: lsn.get(), bytes: 0 };
+            let usage = Usage::default();
             self.appender.push(&entry, self.digest, usage).unwrap();
         }
         let durable = self.base.position.lsn;

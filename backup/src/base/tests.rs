@@ -1,0 +1,102 @@
+use murphy_fs::{Index, MemoryIndex, SnapshotReader, verify_snapshot};
+
+use super::*;
+use crate::testing::{Fault, FaultyStore, Source, archive};
+
+fn index_of(source: &Source) -> Arc<dyn IndexSnapshot> {
+    let index = MemoryIndex::new();
+    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+    index.ingest(&mut rows, &source.state()).unwrap();
+    index.snapshot()
+}
+
+fn new_base(source: &Source) -> NewBase {
+    NewBase {
+        source: index_of(source),
+        as_of: source.now(),
+        now: source.now(),
+        node: NodeId::default(),
+        packs: None,
+    }
+}
+
+async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, MemoryIndex), String> {
+    let reader = read_base(archive, manifest);
+    let loaded = tokio::task::spawn_blocking(move || {
+        let index = MemoryIndex::new();
+        let reader = SnapshotReader::open(reader).map_err(|error| error.to_string())?;
+        let state = reader.load_into(&index, &|_| {}).map_err(|error| error.to_string())?;
+        Ok((state, index))
+    });
+    loaded.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_comes_back_from_its_parts() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    source.frames(50, 20);
+    let manifest = write_base(&archive, new_base(&source)).await.unwrap();
+    assert!(manifest.parts.len() > 1, "{manifest:?}");
+    let (state, index) = load(&archive, &manifest).await.unwrap();
+    assert_eq!(state, source.state());
+    for (key, value) in source.rows() {
+        assert_eq!(index.snapshot().get(key).unwrap().as_ref(), Some(value));
+    }
+    let reader = read_base(&archive, &manifest);
+    let verified =
+        tokio::task::spawn_blocking(move || verify_snapshot(reader, &|_| {}).unwrap()).await.unwrap();
+    assert_eq!(verified.rows, manifest.rows);
+}
+
+#[tokio::test]
+async fn a_wrong_cut_or_missing_part_is_named() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    source.frames(50, 20);
+    let manifest = write_base(&archive, new_base(&source)).await.unwrap();
+    let part = &manifest.parts[1].name;
+    for fault in [Fault::WrongBytes, Fault::NoBytes, Fault::Lost] {
+        store.heal();
+        store.fail(part, fault, usize::MAX);
+        let refused = load(&archive, &manifest).await.err().unwrap();
+        assert!(refused.contains(part.as_str()), "{fault:?}: {refused}");
+    }
+}
+
+/// The first attempt dies between two parts: its leftovers must not get into the second.
+#[tokio::test]
+async fn an_upload_that_was_broken_off_is_begun_anew() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    source.frames(50, 20);
+    store.fail("part-0001", Fault::PutFails, usize::MAX);
+    write_base(&archive, new_base(&source)).await.unwrap_err();
+    assert!(bases(&archive).await.unwrap().is_empty(), "no manifest, no snapshot");
+    store.heal();
+    let manifest = write_base(&archive, new_base(&source)).await.unwrap();
+    load(&archive, &manifest).await.unwrap();
+    let again = write_base(&archive, new_base(&source)).await.unwrap();
+    assert_eq!(again, manifest, "the one that is there stands");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_no_list_shows_is_found() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    source.frames(1, 2);
+    let manifest = write_base(&archive, new_base(&source)).await.unwrap();
+    store.fail("snapshots/", Fault::ListLags, usize::MAX);
+    let found: Vec<BaseManifest> = bases(&archive).await.unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(found, [manifest]);
+}
+
+#[test]
+fn a_snapshot_is_due_by_the_length_of_a_replay_not_by_the_clock() {
+    assert!(!snapshot_due(1000, 1 << 20));
+    assert!(snapshot_due(REPLAY_ENTRIES_MAX, 0) && snapshot_due(0, REPLAY_BYTES_MAX));
+}

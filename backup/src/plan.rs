@@ -1,0 +1,480 @@
+//! The plan of a restore: what would be read, from where, and how long it would take. Pure, once the archives have been surveyed.
+//!
+//! Invariants:
+//! - A plan leads to one exact position. A target outside what the archives have is an error that names the window.
+//! - Of an epoch that was sealed nothing beyond its seal is used, whatever archive it lies in and whenever it landed.
+//! - Each object comes from the first archive that has it.
+
+use std::collections::BTreeSet;
+
+use jiff::tz::TimeZone;
+use murphy_log::{Digest, LogTime, Lsn, Position, State, Usage};
+use serde::Serialize;
+
+use crate::{
+    base::BaseManifest,
+    descriptor::Archive,
+    document::PositionText,
+    layout,
+    slot::SlotHeader,
+    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_usable},
+    target::{Target, show_time},
+    walk::Boundary,
+};
+use murphy_fs::Table;
+
+/// What a restore would do. It serializes as people want to read it.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct RestorePlan {
+    /// The archives, in the order in which they are asked.
+    pub archives: Vec<String>,
+    /// Where it leads.
+    pub position: PositionText,
+    /// The log time there.
+    pub as_of: String,
+    /// What the replay begins with; `None` for the empty tree before the first entry.
+    pub snapshot: Option<PlannedSnapshot>,
+    /// The slots that are replayed, in order.
+    pub slots: Vec<PlannedSlot>,
+    /// How many entries are replayed.
+    pub entries: u64,
+    /// How many bytes of log and snapshot are read.
+    pub bytes: u64,
+    /// How many packs the snapshot knew of, and how many bytes of data it had: what a copy of the data costs at most, as far as
+    /// it can be known before the tree is there.
+    pub packs: u64,
+    /// Bytes of file data in the snapshot.
+    pub data_bytes: u64,
+    /// How long the tree would take; its data, if it is copied, comes on top.
+    pub expected_minutes: f64,
+    /// The same for the data.
+    pub expected_data_minutes: f64,
+    /// Objects that are damaged or missing, whether they are needed or not.
+    pub problems: Vec<String>,
+    /// The way, for the machine.
+    #[serde(skip)]
+    pub route: Route,
+}
+
+/// A snapshot in a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlannedSnapshot {
+    /// The archive.
+    pub archive: String,
+    /// Its folder there.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Inodes in it.
+    pub inodes: u64,
+}
+
+/// A slot in a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PlannedSlot {
+    /// The archive.
+    pub archive: String,
+    /// Its name there.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// How many of its entries are replayed.
+    pub entries: u64,
+}
+
+/// The way of a plan.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Which archive's snapshot, and which.
+    pub snapshot: Option<(usize, BaseManifest)>,
+    /// The state that the replay begins with.
+    pub start: State,
+    /// The slots.
+    pub steps: Vec<Step>,
+    /// Where it ends.
+    pub end: Position,
+    /// The surveys that it was made of, for those who have to go around what turns out to be damaged.
+    pub surveys: Vec<Survey>,
+}
+
+/// One step of a route: a slot to read, or a seal to pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Which archive.
+    pub archive: usize,
+    /// The slot; `None` for a seal.
+    pub slot: Option<SlotHeader>,
+    /// Where the history is after it.
+    pub end: Boundary,
+}
+
+impl Step {
+    /// The name of the object.
+    pub fn name(&self) -> String {
+        match &self.slot {
+            Some(slot) => layout::slot(slot.epoch.number, slot.first),
+            None => layout::slot(self.end.epoch.number, self.end.next()),
+        }
+    }
+}
+
+/// The next step after `at`: a seal that ends the epoch, or else the slot of the first archive that has one with the next entry.
+/// Objects in `excluded`, by archive and name, are passed over.
+pub fn next_step(surveys: &[Survey], excluded: &BTreeSet<(usize, String)>, at: &Boundary) -> Option<Step> {
+    let mut limit = None;
+    for (archive, survey) in surveys.iter().enumerate() {
+        for seal in survey.seals.iter().filter(|seal| seal.epoch == at.epoch) {
+            if (seal.base.lsn, seal.base.hash) == (at.position.lsn, at.position.hash) {
+                let end = Boundary { position: at.position, epoch: seal.next };
+                return Some(Step { archive, slot: None, end });
+            }
+            if seal.base.lsn > at.position.lsn {
+                limit = Some(seal.base);
+            }
+        }
+    }
+    let next = at.next();
+    for (archive, survey) in surveys.iter().enumerate() {
+        let number = at.epoch.number;
+        let holding = survey.slots.range((number, Lsn::default())..=(number, next)).rev().take(SLOTS_BEFORE);
+        let holding = holding.map(|(_, slot)| slot).filter(|slot| {
+            let continues = slot.first < next || slot.hash_before == at.position.hash;
+            let name = layout::slot(slot.epoch.number, slot.first);
+            slot.last >= next && slot.epoch == at.epoch && continues && !excluded.contains(&(archive, name))
+        });
+        if let Some(slot) = holding.max_by_key(|slot| slot.last) {
+            let position = limit.filter(|limit: &Position| limit.lsn < slot.last).unwrap_or(slot.end());
+            let end = Boundary { position, epoch: at.epoch };
+            return Some(Step { archive, slot: Some(*slot), end });
+        }
+    }
+    None
+}
+
+/// The way from a snapshot as far as the surveyed archives go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chain {
+    snapshot: Option<(usize, BaseManifest)>,
+    start: State,
+    /// The log time at the start; `None` before the first entry.
+    start_time: Option<LogTime>,
+    steps: Vec<Step>,
+}
+
+impl Chain {
+    /// The chain for `target`, from the newest usable snapshot of all archives.
+    pub(crate) fn of(
+        surveys: &[Survey],
+        target: &Target,
+        excluded: &BTreeSet<(usize, String)>,
+    ) -> Result<Chain, PlanError> {
+        let usable = surveys.iter().enumerate().flat_map(|(archive, survey)| {
+            survey.bases.iter().filter(|base| is_usable(base, target)).map(move |base| (archive, base))
+        });
+        // Of several at one position the first archive's is taken.
+        let newest =
+            usable.max_by_key(|(archive, base)| (base.state.position.lsn, std::cmp::Reverse(*archive)));
+        let (snapshot, start, start_time) = match newest {
+            Some((archive, base)) => (Some((archive, base.clone())), base.state, Some(base.as_of)),
+            None => {
+                let empty = surveys.iter().find(|survey| survey.base.lsn == Lsn::ROOT);
+                let empty = empty.ok_or_else(|| PlanError::NoSnapshot { window: Window::of(surveys) })?;
+                let state =
+                    State { position: empty.base, digest: Digest::default(), usage: Usage::default() };
+                (None, state, None)
+            }
+        };
+        let (mut at, mut steps) = (Boundary::after(start.position), Vec::new());
+        while let Some(step) = next_step(surveys, excluded, &at) {
+            at = step.end;
+            steps.push(step);
+        }
+        Ok(Chain { snapshot, start, start_time, steps })
+    }
+
+    fn end(&self) -> Position {
+        self.steps.last().map_or(self.start.position, |step| step.end.position)
+    }
+
+    /// The last log time that is known; `None` if nothing happened yet.
+    fn as_of(&self) -> Option<LogTime> {
+        let slots = self.steps.iter().filter_map(|step| step.slot);
+        slots.last().map(|slot| slot.last_time).or(self.start_time)
+    }
+
+    /// The step in which the target lies; `None` if it is the start, or the end.
+    fn step_of(&self, target: &Target) -> Option<&Step> {
+        let is_inside = |step: &&Step| match (target, &step.slot) {
+            (_, None) | (Target::Latest, _) => false,
+            (Target::Lsn(lsn), Some(slot)) => slot.first <= *lsn,
+            (Target::At(time), Some(slot)) => slot.first_time <= *time,
+        };
+        self.steps.iter().rev().find(is_inside)
+    }
+}
+
+/// Surveys `archives` and plans a restore to `target`. Snapshots whose folder is in `excluded` (because loading them failed) are
+/// not used.
+pub async fn plan_restore(
+    archives: &[Archive],
+    target: Target,
+    excluded: &BTreeSet<String>,
+    zone: &TimeZone,
+) -> Result<RestorePlan, PlanError> {
+    let first = archives.first().ok_or(PlanError::NoArchive)?;
+    if let Some(other) = archives.iter().find(|archive| archive.lineage() != first.lineage()) {
+        return Err(PlanError::Different { one: first.url().to_owned(), other: other.url().to_owned() });
+    }
+    let surveys =
+        futures::future::join_all(archives.iter().map(|archive| Survey::of(archive, &target, excluded)))
+            .await;
+    let (mut known, mut problems, mut alive) = (Vec::new(), Vec::new(), archives.len());
+    for (archive, survey) in archives.iter().zip(surveys) {
+        match survey {
+            Ok(survey) => known.push(survey),
+            // A dead archive is one problem more; the others may have everything. It keeps its place, empty.
+            Err(error) => {
+                alive -= 1;
+                if alive == 0 {
+                    return Err(error.into());
+                }
+                problems.push(format!("{}: {error}", archive.url()));
+                known.push(Survey {
+                    url: archive.url().to_owned(),
+                    base: Position { lsn: Lsn::MAX, ..archive.descriptor().base },
+                    bases: Vec::new(),
+                    slots: Default::default(),
+                    seals: Vec::new(),
+                    problems: Vec::new(),
+                });
+            }
+        }
+    }
+    let mut around = BTreeSet::new();
+    loop {
+        let chain = Chain::of(&known, &target, &around)?;
+        let Some(step) = chain.step_of(&target).cloned() else {
+            return plan_of(&chain, &known, &target, &[], problems, zone);
+        };
+        match frame_ends(&archives[step.archive], &step.name()).await {
+            Ok(ends) => return plan_of(&chain, &known, &target, &ends, problems, zone),
+            Err(error) => {
+                problems.push(error.to_string());
+                around.insert((step.archive, step.name()));
+            }
+        }
+    }
+}
+
+/// The plan for `target` along `chain`; `ends` are the frame ends of the step that the target lies in.
+pub(crate) fn plan_of(
+    chain: &Chain,
+    surveys: &[Survey],
+    target: &Target,
+    ends: &[FrameEnd],
+    mut problems: Vec<String>,
+    zone: &TimeZone,
+) -> Result<RestorePlan, PlanError> {
+    let (end, time) = resolve(chain, surveys, target, ends)?;
+    let mut steps = chain.steps.clone();
+    let needed = steps.iter().position(|step| step.end.position.lsn >= end.lsn).map_or(0, |last| last + 1);
+    let is_start = end == chain.start.position;
+    steps.truncate(if is_start { 0 } else { needed });
+    if let Some(last) = steps.last_mut() {
+        last.end.position = end;
+    }
+    let url = |archive: usize| surveys[archive].url.clone();
+    let mut at = chain.start.position.lsn;
+    let mut slots = Vec::new();
+    for step in &steps {
+        if let Some(slot) = &step.slot {
+            let entries = step.end.position.lsn.since(at);
+            slots.push(PlannedSlot {
+                archive: url(step.archive),
+                name: step.name(),
+                bytes: slot.object_bytes,
+                entries,
+            });
+            at = step.end.position.lsn;
+        }
+    }
+    let snapshot = chain.snapshot.as_ref().map(|(archive, base)| PlannedSnapshot {
+        archive: url(*archive),
+        name: base.folder.clone(),
+        bytes: base.bytes(),
+        inodes: base.state.usage.inodes,
+    });
+    let entries = end.lsn.since(chain.start.position.lsn);
+    let (inodes, data_bytes) = (chain.start.usage.inodes, chain.start.usage.bytes);
+    let seconds = (inodes + entries) as f64 / ROWS_PER_SECOND;
+    problems.extend(surveys.iter().flat_map(|survey| survey.problems.clone()));
+    Ok(RestorePlan {
+        archives: surveys.iter().map(|survey| survey.url.clone()).collect(),
+        position: end.into(),
+        as_of: time.map_or_else(|| "before the first entry".to_owned(), |time| show_time(time, zone)),
+        bytes: snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes)
+            + slots.iter().map(|slot| slot.bytes).sum::<u64>(),
+        packs: chain.snapshot.as_ref().map_or(0, |(_, base)| base.rows_of(Table::Pack)),
+        snapshot,
+        slots,
+        entries,
+        data_bytes,
+        expected_minutes: seconds / 60.0,
+        expected_data_minutes: data_bytes as f64 / DATA_BYTES_PER_SECOND / 60.0,
+        problems,
+        route: Route {
+            snapshot: chain.snapshot.clone(),
+            start: chain.start,
+            steps,
+            end,
+            surveys: surveys.to_vec(),
+        },
+    })
+}
+
+/// The frame end that `target` means.
+fn resolve(
+    chain: &Chain,
+    surveys: &[Survey],
+    target: &Target,
+    ends: &[FrameEnd],
+) -> Result<(Position, Option<LogTime>), PlanError> {
+    let window = || Window::of(surveys).up_to(chain);
+    let start = FrameEnd { position: chain.start.position, time: chain.start_time.unwrap_or_default() };
+    // Beyond a seal a slot may go on with entries that lost.
+    let limit = chain.step_of(target).map_or(Lsn::MAX, |step| step.end.position.lsn);
+    let before = |is_not_after: &dyn Fn(&FrameEnd) -> bool| {
+        let inside = ends.iter().filter(|end| {
+            let lsn = end.position.lsn;
+            lsn >= start.position.lsn && lsn <= limit && is_not_after(end)
+        });
+        let last = inside.last().copied().unwrap_or(previous_end(chain, target).unwrap_or(start));
+        let is_start = last.position == start.position;
+        (last.position, if is_start { chain.start_time } else { Some(last.time) })
+    };
+    match target {
+        Target::Latest => Ok((chain.end(), chain.as_of())),
+        Target::Lsn(lsn) if *lsn > chain.end().lsn => {
+            Err(PlanError::LsnBeyond { lsn: *lsn, window: window() })
+        }
+        Target::Lsn(lsn) => Ok(before(&|end| end.position.lsn <= *lsn)),
+        Target::At(time) if chain.as_of().is_none_or(|as_of| *time > as_of) => {
+            Err(PlanError::TimeBeyond { time: *time, window: window() })
+        }
+        Target::At(time) => {
+            let (position, resolved) = before(&|end| end.time <= *time);
+            if resolved.is_none() {
+                return Err(PlanError::TimeBefore { time: *time, window: window() });
+            }
+            Ok((position, resolved))
+        }
+    }
+}
+
+/// The end of the step before the one that the target lies in.
+fn previous_end(chain: &Chain, target: &Target) -> Option<FrameEnd> {
+    let inside = chain.step_of(target)?;
+    let before = chain.steps.iter().take_while(|step| *step != inside).filter_map(|step| {
+        step.slot.map(|slot| FrameEnd { position: step.end.position, time: slot.last_time })
+    });
+    before.last()
+}
+
+/// The span that the archives cover.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// The first LSN and its time, if they are known.
+    pub first: Option<(Lsn, LogTime)>,
+    /// The last LSN and its time, if they are known.
+    pub last: Option<(Lsn, LogTime)>,
+}
+
+impl Window {
+    fn of(surveys: &[Survey]) -> Window {
+        let bases = surveys.iter().flat_map(|survey| &survey.bases);
+        let bases = bases.map(|base| (base.state.position.lsn, base.as_of));
+        let slots = || surveys.iter().flat_map(|survey| survey.slots.values());
+        let from_start = surveys.iter().any(|survey| survey.base.lsn == Lsn::ROOT);
+        let slot_starts = slots().filter(|_| from_start).map(|slot| (slot.first, slot.first_time));
+        Window {
+            first: bases.chain(slot_starts).min(),
+            last: slots().map(|slot| (slot.last, slot.last_time)).max(),
+        }
+    }
+
+    fn up_to(self, chain: &Chain) -> Window {
+        let last = chain.as_of().map(|time| (chain.end().lsn, time));
+        Window { last: last.or(self.last), ..self }
+    }
+}
+
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = |end: Option<(Lsn, LogTime)>| {
+            end.map_or_else(
+                || "nothing".to_owned(),
+                |(lsn, time)| format!("{} (lsn {lsn})", show_time(time, &TimeZone::UTC)),
+            )
+        };
+        write!(f, "{} to {}", end(self.first), end(self.last))
+    }
+}
+
+/// Why there is no plan; nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No archive was given.
+    #[error("no archive to restore from")]
+    NoArchive,
+    /// The archives are of different histories.
+    #[error("{one} and {other} hold different histories")]
+    Different {
+        /// The first archive.
+        one: String,
+        /// One that differs.
+        other: String,
+    },
+    /// There is no snapshot to begin with.
+    #[error("no snapshot at or before the target; the archives cover {window}")]
+    NoSnapshot {
+        /// What they cover.
+        window: Window,
+    },
+    /// The target is after the end.
+    #[error("lsn {lsn} is beyond the archives, which cover {window}")]
+    LsnBeyond {
+        /// The target.
+        lsn: Lsn,
+        /// What they cover.
+        window: Window,
+    },
+    /// The target is after the last moment that is known.
+    #[error("{} is beyond the last moment that the archives know of; they cover {window}", show_time(*.time, &TimeZone::UTC))]
+    TimeBeyond {
+        /// The target.
+        time: LogTime,
+        /// What they cover.
+        window: Window,
+    },
+    /// The target is before the first entry.
+    #[error("{} is before the first entry; the archives cover {window}", show_time(*.time, &TimeZone::UTC))]
+    TimeBefore {
+        /// The target.
+        time: LogTime,
+        /// What they cover.
+        window: Window,
+    },
+    /// An archive cannot be read.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+}
+
+/// The budgets of loading and replay.
+const ROWS_PER_SECOND: f64 = 500_000.0;
+/// A gigabit.
+const DATA_BYTES_PER_SECOND: f64 = 100_000_000.0;
+/// A slot that holds an entry is among so many that begin before it.
+const SLOTS_BEFORE: usize = 64;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+use std::sync::Arc;
+
+use murphy_fs::{Index, MemoryIndex};
+use murphy_log::{Epoch, EpochId, Frame, ManualClock, NodeId};
+
+use super::*;
+use crate::{
+    base::{NewBase, write_base},
+    fence::ArchiveFence,
+    testing::{Fault, FaultyStore, Source, archive, put},
+};
+
+async fn snapshot(archive: &Archive, source: &Source) {
+    let index = MemoryIndex::new();
+    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+    index.ingest(&mut rows, &source.state()).unwrap();
+    let (source, time) = (index.snapshot(), source.now());
+    write_base(archive, NewBase { source, as_of: time, now: time, node: NodeId::default(), packs: None })
+        .await
+        .unwrap();
+}
+
+async fn plan(archives: &[Archive], target: Target) -> Result<RestorePlan, PlanError> {
+    plan_restore(archives, target, &BTreeSet::new(), &TimeZone::UTC).await
+}
+
+fn time_of(frame: &Frame) -> LogTime {
+    crate::slot::end_time(frame)
+}
+
+#[tokio::test]
+async fn every_target_leads_to_the_last_frame_end_that_is_not_after_it() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(12, 3);
+    for slot in frames.chunks(4) {
+        put(&store, slot).await;
+    }
+    let archives = [archive];
+    for (at, frame) in frames.iter().enumerate() {
+        let plan_at = |target| plan(&archives, target);
+        let exact = plan_at(Target::Lsn(frame.last())).await.unwrap();
+        assert_eq!(exact.route.end, frame.position());
+        let inside = plan_at(Target::Lsn(frame.first())).await.unwrap();
+        let before = if at == 0 { source.base().position } else { frames[at - 1].position() };
+        assert_eq!(inside.route.end, before, "the middle of a frame is no place to stop");
+        let timed = plan_at(Target::At(time_of(frame))).await.unwrap();
+        assert_eq!(timed.route.end, frame.position());
+        let steps: u64 = timed.slots.iter().map(|slot| slot.entries).sum();
+        assert_eq!((steps, timed.entries), (frame.last().since(Lsn::ROOT), frame.last().since(Lsn::ROOT)));
+    }
+    assert_eq!(plan(&archives, Target::Latest).await.unwrap().route.end, source.state().position);
+}
+
+#[tokio::test]
+async fn a_target_in_an_idle_second_works() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let before = source.frames(2, 2);
+    put(&store, &before).await;
+    source.wait(3_600_000_000_000);
+    let after = source.frames(1, 1);
+    put(&store, &after).await;
+    let idle = LogTime::from_nanos(time_of(&before[1]).as_nanos() + 1_800_000_000_000);
+    let planned = plan(&[archive], Target::At(idle)).await.unwrap();
+    assert_eq!(planned.route.end, before[1].position());
+}
+
+#[tokio::test]
+async fn a_target_outside_the_window_is_an_error_that_names_it() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(2, 2);
+    put(&store, &frames).await;
+    let archives = [archive];
+    let late = LogTime::from_nanos(time_of(&frames[1]).as_nanos() + 1);
+    let beyond = plan(&archives, Target::At(late)).await.unwrap_err();
+    assert!(
+        matches!(beyond, PlanError::TimeBeyond { .. }) && beyond.to_string().contains("(lsn 5)"),
+        "{beyond}"
+    );
+    let early = plan(&archives, Target::At(LogTime::from_nanos(5))).await.unwrap_err();
+    assert!(
+        matches!(early, PlanError::TimeBefore { .. }) && early.to_string().contains("(lsn 2)"),
+        "{early}"
+    );
+    let beyond = plan(&archives, Target::Lsn(Lsn::new(6))).await.unwrap_err();
+    assert!(matches!(beyond, PlanError::LsnBeyond { .. }), "{beyond}");
+}
+
+#[tokio::test]
+async fn the_replay_begins_with_the_newest_snapshot_before_the_target() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let mut marks = Vec::new();
+    for _ in 0..3 {
+        // The snapshot lies inside a slot: slots are not cut where snapshots are taken.
+        let mut frames = source.frames(3, 2);
+        let position = source.state().position;
+        snapshot(&archive, &source).await;
+        marks.push((position, source.now()));
+        frames.extend(source.frames(3, 2));
+        put(&store, &frames).await;
+    }
+    let archives = [archive];
+    for (position, time) in marks {
+        for target in [Target::Lsn(position.lsn), Target::At(time)] {
+            let planned = plan(&archives, target).await.unwrap();
+            assert_eq!((planned.route.end, planned.entries), (position, 0));
+            assert_eq!(planned.route.snapshot.unwrap().1.state.position, position);
+        }
+        let next = plan(&archives, Target::Lsn(Lsn::new(position.lsn.get() + 2))).await.unwrap();
+        assert_eq!(next.route.start.position, position);
+        assert_eq!(next.entries, 2);
+        assert_eq!(next.slots.len(), 1);
+    }
+}
+
+/// A list that lags must not make a restore end early.
+#[tokio::test]
+async fn slots_that_no_list_shows_are_found() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    for _ in 0..5 {
+        put(&store, &source.frames(2, 2)).await;
+    }
+    for hidden in ["log/0000000001/00000000000000000018", "log/0000000001/00000000000000000010"] {
+        store.fail(hidden, Fault::ListLags, usize::MAX);
+    }
+    let planned = plan(&[archive], Target::Latest).await.unwrap();
+    assert_eq!(planned.route.end, source.state().position);
+    assert_eq!(planned.slots.len(), 5);
+}
+
+/// One archive has the tail that lost a take-over, the other the seal: the winner's history counts, in any order.
+#[tokio::test]
+async fn a_tail_that_lost_a_take_over_is_not_restored() {
+    let (sealed, stale) = (FaultyStore::new(), FaultyStore::new());
+    let archives = [archive(&stale).await, archive(&sealed).await];
+    let mut source = Source::new();
+    let shared = source.frames(2, 2);
+    let end = put(&sealed, &shared).await;
+    let clock = Arc::new(ManualClock::default());
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archives[1].clone(), NodeId::default(), clock, None);
+    murphy_fs::Fence::seal(&fence, end, next).await.unwrap();
+    let mut successor = source.taken_over(next);
+    successor.wait(1_000);
+    let won = put(&sealed, &successor.frames(2, 2)).await;
+    // The old source did not know, and shipped on to the archive that it still reached.
+    let mut whole = shared.clone();
+    whole.extend(source.frames(3, 2));
+    put(&stale, &whole).await;
+    let reversed = [archives[1].clone(), archives[0].clone()];
+    for archives in [&archives, &reversed] {
+        let latest = plan(archives, Target::Latest).await.unwrap();
+        assert_eq!(latest.route.end, won);
+        let between = plan(archives, Target::At(LogTime::from_nanos(successor.base_time()))).await.unwrap();
+        assert_eq!(between.route.end, end, "nothing beyond the seal, however early it was");
+    }
+}
+
+#[tokio::test]
+async fn an_archive_that_was_added_late_needs_its_snapshot() {
+    let store = FaultyStore::new();
+    let mut source = Source::new();
+    source.frames(4, 2);
+    let descriptor =
+        crate::descriptor::Descriptor { base: source.state().position, ..crate::testing::descriptor() };
+    let archive = Archive::create(store.archive_store(), descriptor).await.unwrap();
+    let frames = source.frames(2, 2);
+    put(&store, &frames).await;
+    let archives = [archive];
+    let refused = plan(&archives, Target::Latest).await.unwrap_err();
+    assert!(matches!(refused, PlanError::NoSnapshot { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn archives_of_two_histories_are_not_mixed() {
+    let (one, two) = (FaultyStore::new(), FaultyStore::new());
+    let mut other = crate::testing::descriptor();
+    other.lineage.branch = murphy_log::BranchId::from_bytes([8; 16]);
+    let archives = [archive(&one).await, Archive::create(two.archive_store(), other).await.unwrap()];
+    assert!(matches!(plan(&archives, Target::Latest).await, Err(PlanError::Different { .. })));
+}

@@ -1,0 +1,469 @@
+//! Executing a plan: the tree into an index, its bytes into a block store, and taking over.
+//!
+//! Invariants:
+//! - The tree ends at exactly the planned position, and its digest, computed from the rows, is that of the log.
+//! - What is damaged or missing in one archive is taken from the next one that has the same entries.
+//! - Archives are only read. (Taking over creates one object: the seal.)
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use murphy_fs::{
+    BlockStore, Fence, FenceError, Index, IndexError, IndexSnapshot, PackMeta, ReadSnapshotError,
+    ReplayBudget, ReplayError, SnapshotReader, check_digest, replay,
+};
+use murphy_log::{Digest, Epoch, Frame, LogTime, Lsn, Position, State};
+use tokio::sync::mpsc;
+
+use crate::{
+    base::{BaseManifest, PackRowError, live_packs, read_base},
+    descriptor::Archive,
+    fence::ArchiveFence,
+    pack::{CopyPackError, copy_pack, has_pack, meta_of},
+    plan::{RestorePlan, Step, next_step},
+    survey::read_slot,
+    walk::Boundary,
+};
+
+/// How far a restore has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RestoreProgress {
+    /// Rows loaded from the snapshot.
+    pub rows: u64,
+    /// Entries read from slots.
+    pub entries: u64,
+    /// Packs that are there, copied or not.
+    pub packs: u64,
+    /// Bytes of packs copied.
+    pub pack_bytes: u64,
+}
+
+/// Called with the progress, from any thread.
+pub type OnProgress = Arc<dyn Fn(RestoreProgress) + Send + Sync>;
+
+/// Brings the tree that `plan` leads to into `index`, which holds nothing, and proves it.
+///
+/// `archives` are those that the plan was made of, in the same order. After an error the index is to be deleted. After
+/// [`RestoreError::Snapshot`] a plan without that snapshot may still succeed, with a new index.
+pub async fn restore_tree(
+    archives: &[Archive],
+    plan: &RestorePlan,
+    index: Arc<dyn Index>,
+    progress: OnProgress,
+) -> Result<State, RestoreError> {
+    let route = &plan.route;
+    let first = archives.first().ok_or(RestoreError::NoArchive)?;
+    let start = match &route.snapshot {
+        Some((archive, base)) => {
+            load_base(&archives[*archive], base, Arc::clone(&index), Arc::clone(&progress)).await?
+        }
+        None => {
+            index.ingest(&mut std::iter::empty(), &route.start)?;
+            route.start
+        }
+    };
+    let (sender, receiver) = mpsc::channel(SLOTS_AHEAD);
+    let producer =
+        Frames { archives, plan, at: Boundary::after(start.position), sender, progress: &progress };
+    let target = Arc::clone(&index);
+    let replaying = tokio::task::spawn_blocking(move || {
+        let frames = Received { receiver, current: Vec::new().into_iter() };
+        replay(&*target, start, frames, ReplayBudget::default())
+    });
+    let produced = producer.run().await;
+    let replayed = replaying.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    // If the replay stopped first the producer only knows that nobody takes its frames.
+    let state = match produced {
+        Err(RestoreError::Stopped) | Ok(()) => replayed?,
+        Err(error) => return Err(error),
+    };
+    if state.position != route.end {
+        return Err(RestoreError::Elsewhere { found: state.position, planned: route.end });
+    }
+    let keys = first.keys().clone();
+    let check = tokio::task::spawn_blocking(move || check_digest(&*index.snapshot(), &keys)).await;
+    let check = check.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    if check.digest != state.digest {
+        return Err(RestoreError::Digest { found: check.digest, expected: state.digest });
+    }
+    Ok(state)
+}
+
+async fn load_base(
+    archive: &Archive,
+    base: &BaseManifest,
+    index: Arc<dyn Index>,
+    progress: OnProgress,
+) -> Result<State, RestoreError> {
+    let reader = read_base(archive, base);
+    let lineage = archive.lineage();
+    let loading = tokio::task::spawn_blocking(move || {
+        let reader = SnapshotReader::open(reader)?;
+        let header = *reader.header();
+        let state = reader.load_into(&*index, &|done| {
+            progress(RestoreProgress { rows: done.rows, ..RestoreProgress::default() });
+        })?;
+        Ok::<_, ReadSnapshotError>((header, state))
+    });
+    let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let folder = || base.folder.clone();
+    let (header, state) = loaded.map_err(|source| RestoreError::Snapshot {
+        folder: folder(),
+        url: archive.url().to_owned(),
+        source,
+    })?;
+    if (header.volume, header.branch) != (lineage.volume, lineage.branch) || state != base.state {
+        return Err(RestoreError::OtherSnapshot { folder: folder(), url: archive.url().to_owned() });
+    }
+    Ok(state)
+}
+
+/// Reads the frames of a route, several slots ahead.
+struct Frames<'a> {
+    archives: &'a [Archive],
+    plan: &'a RestorePlan,
+    /// What has been sent.
+    at: Boundary,
+    sender: mpsc::Sender<Vec<Frame>>,
+    progress: &'a OnProgress,
+}
+
+impl Frames<'_> {
+    async fn run(mut self) -> Result<(), RestoreError> {
+        let archives = self.archives;
+        let steps =
+            self.plan.route.steps.iter().map(|step| async move { (step, fetch(archives, step).await) });
+        let fetched = futures::stream::iter(steps.collect::<Vec<_>>());
+        let mut fetched = fetched.buffered(SLOTS_AHEAD);
+        while let Some((step, frames)) = fetched.next().await {
+            let sent = match frames {
+                Ok(frames) => self.send(frames, &step.end).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(error @ RestoreError::Slot { .. }) => self.go_around(step, error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what lies between where we are and `end`.
+    async fn send(&mut self, frames: Vec<Frame>, end: &Boundary) -> Result<(), RestoreError> {
+        let mut wanted = Vec::new();
+        let mut at = self.at.position;
+        for frame in frames {
+            if frame.last() <= at.lsn {
+                continue;
+            }
+            if frame.last() > end.position.lsn {
+                break;
+            }
+            let follows = frame.header().follows(&at);
+            follows.map_err(|error| RestoreError::Slot { reason: error.to_string() })?;
+            at = frame.position();
+            wanted.push(frame);
+        }
+        if (at.lsn, at.hash) != (end.position.lsn, end.position.hash) {
+            let reason = format!("the slot ends at {at}, {} was expected", end.position);
+            return Err(RestoreError::Slot { reason });
+        }
+        self.at = Boundary { position: at, epoch: end.epoch };
+        let entries = at.lsn.since(self.plan.route.start.position.lsn);
+        (self.progress)(RestoreProgress { entries, ..RestoreProgress::default() });
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.sender.send(wanted).await.map_err(|_| RestoreError::Stopped)
+    }
+
+    /// Reads what `step` should have brought from whichever objects are intact.
+    async fn go_around(&mut self, step: &Step, mut why: RestoreError) -> Result<(), RestoreError> {
+        let route = &self.plan.route;
+        let mut excluded = BTreeSet::from([(step.archive, step.name())]);
+        tracing::warn!(object = step.name(), error = %why, "an object is taken from elsewhere");
+        while self.at.position.lsn < step.end.position.lsn {
+            let Some(mut next) = next_step(&route.surveys, &excluded, &self.at) else {
+                return Err(why);
+            };
+            let wanted = step.end.position;
+            if next.end.position.lsn > wanted.lsn {
+                next.end.position = wanted;
+            }
+            let sent = match fetch(self.archives, &next).await {
+                Ok(frames) => self.send(frames, &next.end).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(error @ RestoreError::Slot { .. }) => {
+                    excluded.insert((next.archive, next.name()));
+                    why = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.at = step.end;
+        Ok(())
+    }
+}
+
+async fn fetch(archives: &[Archive], step: &Step) -> Result<Vec<Frame>, RestoreError> {
+    if step.slot.is_none() {
+        return Ok(Vec::new());
+    }
+    let (archive, name) = (&archives[step.archive], step.name());
+    let slot = read_slot(archive, &name).await;
+    let slot = slot.map_err(|error| RestoreError::Slot { reason: error.to_string() })?;
+    let keys = archive.keys().clone();
+    let verified = tokio::task::spawn_blocking(move || slot.verify_alone(&keys)).await;
+    let verified = verified.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let object = || archive.store().object(&name);
+    verified.map_err(|error| RestoreError::Slot { reason: format!("{} is damaged: {error}", object()) })
+}
+
+/// The replay's end of the channel.
+struct Received {
+    receiver: mpsc::Receiver<Vec<Frame>>,
+    current: std::vec::IntoIter<Frame>,
+}
+
+impl Iterator for Received {
+    type Item = Result<Frame, std::convert::Infallible>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(frame) = self.current.next() {
+                return Some(Ok(frame));
+            }
+            self.current = self.receiver.blocking_recv()?.into_iter();
+        }
+    }
+}
+
+/// What became of the packs of a tree.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[must_use]
+pub struct PackReport {
+    /// Packs that were copied.
+    pub copied: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packs that were there already.
+    pub present: u64,
+    /// Packs that no archive has intact.
+    pub missing: u64,
+    /// Some of them, and why.
+    pub examples: Vec<String>,
+}
+
+impl PackReport {
+    /// Whether every byte of the tree is there.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    fn miss(&mut self, meta: &PackMeta, reason: &str) {
+        self.missing += 1;
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples.push(format!("pack {}: {reason}", meta.name));
+        }
+    }
+}
+
+/// Copies every pack that the tree refers to from the first of `sources` that has it intact to `target`. What is there already is
+/// passed over, so that a copy that was broken off goes on.
+pub async fn restore_packs(
+    sources: &[Arc<dyn BlockStore>],
+    tree: &Arc<dyn IndexSnapshot>,
+    target: Arc<dyn BlockStore>,
+    progress: OnProgress,
+) -> Result<PackReport, RestoreError> {
+    let copies = live_packs(tree).map(|row| {
+        let target = &target;
+        async move {
+            let meta = meta_of(&row?);
+            Ok::<_, PackRowError>((meta, restore_pack(&meta, sources, target).await))
+        }
+    });
+    let mut copies = Box::pin(copies.buffer_unordered(PACKS_AT_ONCE));
+    let mut report = PackReport::default();
+    while let Some(copied) = copies.next().await {
+        match copied? {
+            (_, Ok(None)) => report.present += 1,
+            (_, Ok(Some(bytes))) => {
+                report.copied += 1;
+                report.bytes += bytes;
+            }
+            (meta, Err(PackOutcome::Missing(reason))) => report.miss(&meta, &reason),
+            (_, Err(PackOutcome::Target(error))) => return Err(error.into()),
+        }
+        let (packs, pack_bytes) = (report.present + report.copied, report.bytes);
+        progress(RestoreProgress { packs, pack_bytes, ..RestoreProgress::default() });
+    }
+    Ok(report)
+}
+
+enum PackOutcome {
+    /// No source has it; the text says why not.
+    Missing(String),
+    /// The target does not take it.
+    Target(CopyPackError),
+}
+
+/// `None` if it was there already.
+async fn restore_pack(
+    meta: &PackMeta,
+    sources: &[Arc<dyn BlockStore>],
+    target: &Arc<dyn BlockStore>,
+) -> Result<Option<u64>, PackOutcome> {
+    let present = has_pack(meta, &**target).await;
+    if present.map_err(|error| PackOutcome::Target(error.into()))? {
+        return Ok(None);
+    }
+    let mut reasons = Vec::new();
+    for source in sources {
+        match copy_pack(meta, &**source, &**target).await {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    // Whether the target or every source is at fault is seen by asking the target once more.
+    match has_pack(meta, &**target).await {
+        Err(error) => Err(PackOutcome::Target(error.into())),
+        Ok(_) => Err(PackOutcome::Missing(reasons.join("; "))),
+    }
+}
+
+/// Ends the epoch of the source at `base` in every one of `fences` and begins `next`; refused while the source shows life.
+///
+/// `as_of` is the log time of the newest entry known, `now` the wall clock. Whoever calls has restored up to `base`.
+pub async fn take_over(
+    fences: &[ArchiveFence],
+    base: Position,
+    next: Epoch,
+    as_of: LogTime,
+    now: LogTime,
+) -> Result<(), TakeOverError> {
+    let silence = now.since(as_of);
+    if silence < SILENCE {
+        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
+    }
+    for fence in fences {
+        let url = || fence.archive().url().to_owned();
+        let held = fence.adopt().await.map_err(|error| TakeOverError::Fence { url: url(), error })?;
+        let sealed_by_us = held.seal.as_ref().is_some_and(|seal| seal.next == next);
+        if !sealed_by_us && held.last.is_some_and(|last| last.lsn > base.lsn) {
+            let last = held.last.map_or(Lsn::default(), |last| last.lsn);
+            return Err(TakeOverError::Behind { url: url(), last, base: base.lsn });
+        }
+        fence.seal(base, next).await.map_err(|error| TakeOverError::Fence { url: url(), error })?;
+    }
+    Ok(())
+}
+
+/// Why a source was not replaced.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TakeOverError {
+    /// The source was alive a moment ago.
+    #[error("the source gave a sign of life {seconds} s ago; {wanted} s of silence are needed")]
+    Alive {
+        /// How long ago.
+        seconds: u64,
+        /// How long it must be.
+        wanted: u64,
+    },
+    /// An archive has entries that were not restored.
+    #[error("{url} goes on to lsn {last}, the restore ended at {base}: restore again")]
+    Behind {
+        /// The archive.
+        url: String,
+        /// Its last entry.
+        last: Lsn,
+        /// The last entry restored.
+        base: Lsn,
+    },
+    /// An archive does not let itself be sealed.
+    #[error("{url}: {error}")]
+    Fence {
+        /// The archive.
+        url: String,
+        /// Why.
+        error: FenceError,
+    },
+}
+
+/// Why a tree was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// No archive was given.
+    #[error("no archive to restore from")]
+    NoArchive,
+    /// The snapshot is damaged, or cannot be read.
+    #[error("{folder} in {url}: {source}")]
+    Snapshot {
+        /// Its folder; leave it out of the next plan.
+        folder: String,
+        /// Its archive.
+        url: String,
+        /// What is wrong.
+        source: ReadSnapshotError,
+    },
+    /// The snapshot is of another tree than its manifest says.
+    #[error("{folder} in {url} is not the snapshot that its manifest describes")]
+    OtherSnapshot {
+        /// Its folder; leave it out of the next plan.
+        folder: String,
+        /// Its archive.
+        url: String,
+    },
+    /// A slot cannot be used, and no archive has its entries otherwise.
+    #[error("{reason}")]
+    Slot {
+        /// Which, and why.
+        reason: String,
+    },
+    /// The replay stopped.
+    #[error("the replay stopped")]
+    Stopped,
+    /// The frames could not be applied.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The replay led elsewhere.
+    #[error("the replay ended at {found}, planned was {planned}")]
+    Elsewhere {
+        /// Where it ended.
+        found: Position,
+        /// Where it should have.
+        planned: Position,
+    },
+    /// The rows are not those of the log.
+    #[error("the restored tree has the digest {found}, the log says {expected}")]
+    Digest {
+        /// Of the rows.
+        found: Digest,
+        /// Of the log.
+        expected: Digest,
+    },
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The tree's packs are not known.
+    #[error(transparent)]
+    PackRow(#[from] PackRowError),
+    /// The target of the packs does not take them.
+    #[error(transparent)]
+    Target(#[from] CopyPackError),
+}
+
+/// A source that has been silent for so long may be replaced; it ticks every 20 s.
+const SILENCE: Duration = Duration::from_secs(60);
+/// So many slots are fetched ahead.
+const SLOTS_AHEAD: usize = 8;
+const PACKS_AT_ONCE: usize = 16;
+/// So many missing packs are named.
+const EXAMPLES_MAX: usize = 100;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+use jiff::tz::TimeZone;
+use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackBuilder, PackName, PackRow, SealedPack, WriterId};
+use murphy_log::{EpochId, ManualClock, NodeId};
+
+use super::*;
+use crate::{
+    base::{NewBase, write_base},
+    layout,
+    plan::plan_restore,
+    target::Target,
+    testing::{Fault, FaultyStore, Source, archive, put},
+};
+
+fn quiet() -> OnProgress {
+    Arc::new(|_| {})
+}
+
+async fn snapshot(archive: &Archive, source: &Source) {
+    let index = MemoryIndex::new();
+    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+    index.ingest(&mut rows, &source.state()).unwrap();
+    let (source, time) = (index.snapshot(), source.now());
+    write_base(archive, NewBase { source, as_of: time, now: time, node: NodeId::default(), packs: None })
+        .await
+        .unwrap();
+}
+
+async fn restore(
+    archives: &[Archive],
+    target: Target,
+) -> Result<(State, Arc<dyn IndexSnapshot>), RestoreError> {
+    let plan = plan_restore(archives, target, &BTreeSet::new(), &TimeZone::UTC).await.unwrap();
+    let index = Arc::new(MemoryIndex::new());
+    let state = restore_tree(archives, &plan, Arc::clone(&index) as Arc<dyn Index>, quiet()).await?;
+    Ok((state, index.snapshot()))
+}
+
+fn assert_rows(snapshot: &Arc<dyn IndexSnapshot>, source: &Source) {
+    for (key, value) in source.rows() {
+        assert_eq!(snapshot.get(key).unwrap().as_ref(), Some(value), "{key:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_restore_gives_back_every_row_of_the_moment() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    put(&store, &source.frames(5, 3)).await;
+    snapshot(&archive, &source).await;
+    put(&store, &source.frames(5, 3)).await;
+    let middle = source.state();
+    put(&store, &source.frames(5, 3)).await;
+    let archives = [archive];
+    let (state, tree) = restore(&archives, Target::Latest).await.unwrap();
+    assert_eq!(state, source.state());
+    assert_rows(&tree, &source);
+    let (state, _) = restore(&archives, Target::Lsn(middle.position.lsn)).await.unwrap();
+    assert_eq!(state, middle);
+    let before = store.names().await;
+    restore(&archives, Target::Latest).await.unwrap();
+    assert_eq!(store.names().await, before, "a restore changes nothing");
+}
+
+/// Each object of each archive is lost or damaged in turn; the other archive, cut otherwise, has it.
+#[tokio::test]
+async fn the_first_archive_lies_and_the_next_one_serves_object_by_object() {
+    let (one, two) = (FaultyStore::new(), FaultyStore::new());
+    let archives = [archive(&one).await, archive(&two).await];
+    let mut source = Source::new();
+    let frames = source.frames(30, 3);
+    for slot in frames.chunks(4) {
+        put(&one, slot).await;
+    }
+    for slot in frames.chunks(7) {
+        put(&two, slot).await;
+    }
+    let names: Vec<String> = one.names().await.into_iter().filter(|name| name.starts_with("log/")).collect();
+    for name in &names {
+        for fault in [Fault::WrongBytes, Fault::NoBytes, Fault::Lost, Fault::GetFails] {
+            one.heal();
+            one.fail(name, fault, usize::MAX);
+            let (state, tree) = restore(&archives, Target::Latest).await.unwrap();
+            assert_eq!(state, source.state(), "{name} {fault:?}");
+            assert_rows(&tree, &source);
+        }
+    }
+    one.heal();
+    one.fail("", Fault::GetFails, usize::MAX);
+    let (state, _) = restore(&archives, Target::Latest).await.unwrap();
+    assert_eq!(state, source.state(), "a whole archive that does not answer");
+    // Slots that go bad after the plan was made.
+    one.heal();
+    let plan = plan_restore(&archives, Target::Latest, &BTreeSet::new(), &TimeZone::UTC).await.unwrap();
+    one.fail("log/", Fault::WrongBytes, usize::MAX);
+    let state = restore_tree(&archives, &plan, Arc::new(MemoryIndex::new()), quiet()).await.unwrap();
+    assert_eq!(state, source.state());
+}
+
+#[tokio::test]
+async fn what_no_archive_has_is_named_and_nothing_is_passed_over() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(9, 3);
+    for slot in frames.chunks(3) {
+        put(&store, slot).await;
+    }
+    let archives = [archive];
+    let plan = plan_restore(&archives, Target::Latest, &BTreeSet::new(), &TimeZone::UTC).await.unwrap();
+    let name = layout::slot(1, frames[3].first());
+    for fault in [Fault::WrongBytes, Fault::Lost] {
+        store.heal();
+        store.fail(&name, fault, usize::MAX);
+        let refused =
+            restore_tree(&archives, &plan, Arc::new(MemoryIndex::new()), quiet()).await.unwrap_err();
+        assert!(refused.to_string().contains(&name), "{refused}");
+    }
+    store.remove(&name).await;
+    let short = plan_restore(&archives, Target::Latest, &BTreeSet::new(), &TimeZone::UTC).await.unwrap();
+    assert_eq!(short.route.end, frames[2].position(), "what lies behind the hole cannot be reached");
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_gone_around_with_an_older_one() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    put(&store, &source.frames(5, 3)).await;
+    snapshot(&archive, &source).await;
+    put(&store, &source.frames(5, 3)).await;
+    snapshot(&archive, &source).await;
+    put(&store, &source.frames(5, 3)).await;
+    let archives = [archive];
+    let mut excluded = BTreeSet::new();
+    let newest = plan_restore(&archives, Target::Latest, &excluded, &TimeZone::UTC).await.unwrap();
+    let part = newest.route.snapshot.as_ref().unwrap().1.parts[0].name.clone();
+    store.fail(&part, Fault::WrongBytes, usize::MAX);
+    let refused = restore_tree(&archives, &newest, Arc::new(MemoryIndex::new()), quiet()).await.unwrap_err();
+    let RestoreError::Snapshot { folder, .. } = &refused else { panic!("{refused}") };
+    assert!(refused.to_string().contains(&part), "{refused}");
+    excluded.insert(folder.clone());
+    let older = plan_restore(&archives, Target::Latest, &excluded, &TimeZone::UTC).await.unwrap();
+    assert!(older.entries > newest.entries);
+    let state = restore_tree(&archives, &older, Arc::new(MemoryIndex::new()), quiet()).await.unwrap();
+    assert_eq!(state, source.state());
+}
+
+fn pack(number: u64) -> (SealedPack, PackRow) {
+    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(5), number));
+    builder.add(&vec![number as u8; 5000]).unwrap();
+    let sealed = builder.finish().unwrap();
+    let row = PackRow {
+        writer: 5,
+        sequence: number,
+        footer_digest: *sealed.footer_digest.as_bytes(),
+        plain_bytes: sealed.plain_len as u32,
+        stored_bytes: sealed.stored_len as u32,
+        live_bytes: sealed.plain_len,
+    };
+    (sealed, row)
+}
+
+#[tokio::test]
+async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_on() {
+    let (one, two) = (FaultyStore::new(), FaultyStore::new());
+    let archives = [archive(&one).await, archive(&two).await];
+    let mut source = Source::new();
+    let packs: Vec<_> = (0..6).map(pack).collect();
+    let frames: Vec<_> = packs.iter().map(|(_, row)| source.frame_with_pack(row)).collect();
+    put(&one, &frames).await;
+    for (sealed, _) in &packs {
+        for archive in &archives {
+            archive.packs().put(sealed.name, sealed.bytes.clone()).await.unwrap();
+        }
+    }
+    let (_, tree) = restore(&archives, Target::Latest).await.unwrap();
+    let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    target.put(packs[0].0.name, packs[0].0.bytes.clone()).await.unwrap();
+    one.fail(&packs[1].0.name.object_path(), Fault::WrongBytes, usize::MAX);
+    one.fail(&packs[2].0.name.object_path(), Fault::Lost, usize::MAX);
+    let both = [&archives[0], &archives[1]].map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>);
+    let report = restore_packs(&both[..1], &tree, Arc::clone(&target), quiet()).await.unwrap();
+    assert_eq!((report.copied, report.present, report.missing), (3, 1, 2), "{report:?}");
+    assert!(!report.is_complete() && report.examples.len() == 2);
+    let report = restore_packs(&both, &tree, Arc::clone(&target), quiet()).await.unwrap();
+    assert_eq!((report.copied, report.present, report.missing), (2, 4, 0), "{report:?}");
+    for (sealed, _) in &packs {
+        assert_eq!(target.get(sealed.name).await.unwrap(), sealed.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let base = put(&store, &source.frames(2, 2)).await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::new(ManualClock::default()), None);
+    let fences = [fence];
+    let soon = source.now().after(Duration::from_secs(59));
+    let refused = take_over(&fences, base, next, source.now(), soon).await.unwrap_err();
+    assert_eq!(refused, TakeOverError::Alive { seconds: 59, wanted: 60 });
+    let later = source.now().after(Duration::from_secs(60));
+    put(&store, &source.frames(1, 1)).await;
+    let refused = take_over(&fences, base, next, source.now(), later).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::Alive { .. }), "{refused}");
+    let as_of = LogTime::from_nanos(source.now().as_nanos() - 1_000_000_000);
+    let refused = take_over(&fences, base, next, as_of, later).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::Behind { .. }), "{refused}");
+    take_over(&fences, source.state().position, next, as_of, later).await.unwrap();
+    take_over(&fences, source.state().position, next, as_of, later).await.unwrap();
+    let sealed = fences[0].adopt().await.unwrap().seal.unwrap();
+    assert_eq!(sealed.next, next);
+}

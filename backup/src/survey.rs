@@ -1,0 +1,229 @@
+//! Looking at an archive before a restore: which snapshots, slots and seals there are. What it finds out is data for the plan.
+//!
+//! Invariants:
+//! - Lists are hints: what they miss at the end is found by asking for the next name.
+//! - An object that cannot be used is a problem that is told, not the end of the survey: another archive may have it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use murphy_log::{LogTime, Lsn, Position};
+
+use crate::{
+    base::{BaseManifest, ReadBaseError, bases},
+    descriptor::Archive,
+    layout,
+    plan::next_step,
+    seal::{Occupant, Seal},
+    slot::{SLOT_BYTES_MAX, Slot, SlotHeader, end_time},
+    store::StoreError,
+    target::Target,
+    walk::{Boundary, HEADS_AT_ONCE, Head, WalkError, listed_slots, read_head},
+};
+
+/// What one archive has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Survey {
+    /// The archive.
+    pub url: String,
+    /// Where its log begins.
+    pub base: Position,
+    /// Its snapshots, oldest first.
+    pub bases: Vec<BaseManifest>,
+    /// Its slots, by number of the epoch and first LSN, as far back as the newest snapshot that is usable for the target.
+    pub slots: BTreeMap<(u32, Lsn), SlotHeader>,
+    /// Its seals.
+    pub seals: Vec<Seal>,
+    /// Objects that are damaged or missing.
+    pub problems: Vec<String>,
+}
+
+/// The end of a frame: a place where a restore can stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameEnd {
+    /// Where.
+    pub position: Position,
+    /// The log time of the last entry of the frame.
+    pub time: LogTime,
+}
+
+impl Survey {
+    /// Surveys `archive` for a restore to `target`. Snapshots whose folder is in `excluded` are left out.
+    pub async fn of(
+        archive: &Archive,
+        target: &Target,
+        excluded: &BTreeSet<String>,
+    ) -> Result<Survey, SurveyError> {
+        let mut survey = Survey {
+            url: archive.url().to_owned(),
+            base: archive.descriptor().base,
+            bases: Vec::new(),
+            slots: BTreeMap::new(),
+            seals: Vec::new(),
+            problems: Vec::new(),
+        };
+        for base in bases(archive).await? {
+            match base {
+                Ok(base) if excluded.contains(&base.folder) => {}
+                Ok(base) => survey.bases.push(base),
+                Err(error) => survey.problems.push(error.to_string()),
+            }
+        }
+        survey.bases.sort_by_key(|base| base.state.position.lsn);
+        let usable = survey.bases.iter().rev().find(|base| is_usable(base, target));
+        let from = usable.map_or(survey.base, |base| base.state.position);
+        survey.add_listed(archive, from.lsn).await?;
+        survey.add_unlisted(archive, from).await?;
+        Ok(survey)
+    }
+
+    fn add(&mut self, name: &str, head: Head, archive: &Archive) {
+        let lineage = match &head {
+            Head::Slot(slot) => slot.lineage,
+            Head::Seal(seal) => seal.lineage,
+        };
+        let place = match &head {
+            Head::Slot(slot) => layout::slot(slot.epoch.number, slot.first),
+            Head::Seal(seal) => layout::slot(seal.epoch.number, seal.base.lsn.next()),
+        };
+        if lineage != archive.lineage() || place != name {
+            self.problems.push(format!("{} belongs elsewhere", archive.store().object(name)));
+            return;
+        }
+        match head {
+            Head::Slot(slot) => {
+                self.slots.insert((slot.epoch.number, slot.first), slot);
+            }
+            Head::Seal(seal) => self.seals.push(seal),
+        }
+    }
+
+    async fn add_listed(&mut self, archive: &Archive, from: Lsn) -> Result<(), SurveyError> {
+        let mut names: Vec<(Lsn, String)> = listed_slots(archive, "")
+            .await?
+            .into_iter()
+            .filter_map(|(name, _)| layout::parse_slot(&name).map(|(_, first)| (first, name)))
+            .collect();
+        names.sort();
+        // The slot that holds the entry after `from` begins before it.
+        let start = names.partition_point(|(first, _)| *first <= from.next()).saturating_sub(NAMES_BEFORE);
+        let heads = futures::stream::iter(names.split_off(start)).map(|(_, name)| async move {
+            let head = read_head(archive, &name).await;
+            (name, head)
+        });
+        let mut heads = heads.buffer_unordered(HEADS_AT_ONCE);
+        while let Some((name, head)) = heads.next().await {
+            match head {
+                Ok(Some(head)) => self.add(&name, head, archive),
+                Ok(None) => {
+                    self.problems.push(format!("{} is listed and missing", archive.store().object(&name)))
+                }
+                Err(error) => self.problems.push(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows the chain to its end and asks for the names that would come next.
+    async fn add_unlisted(&mut self, archive: &Archive, from: Position) -> Result<(), SurveyError> {
+        let mut at = Boundary::after(from);
+        loop {
+            if let Some(step) = next_step(std::slice::from_ref(self), &BTreeSet::new(), &at) {
+                at = step.end;
+                continue;
+            }
+            let name = at.slot_name();
+            match read_head(archive, &name).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(head)) => {
+                    let known = (self.slots.len(), self.seals.len());
+                    self.add(&name, head, archive);
+                    if known == (self.slots.len(), self.seals.len()) {
+                        return Ok(());
+                    }
+                    if next_step(std::slice::from_ref(self), &BTreeSet::new(), &at).is_none() {
+                        let object = archive.store().object(&name);
+                        self.problems.push(format!("{object} does not continue what comes before it"));
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if !self.problems.contains(&text) {
+                        self.problems.push(text);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Whether a replay to `target` can begin at `base`.
+pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
+    match target {
+        Target::Latest => true,
+        Target::Lsn(lsn) => base.state.position.lsn <= *lsn,
+        Target::At(time) => base.as_of <= *time,
+    }
+}
+
+/// Reads a whole slot and verifies what can be verified without what comes before it.
+pub(crate) async fn read_slot(archive: &Archive, name: &str) -> Result<Slot, ReadSlotError> {
+    let bytes = archive.store().get(name, SLOT_BYTES_MAX).await?;
+    let object = || archive.store().object(name);
+    let damaged = |reason: String| ReadSlotError::Damaged { object: object(), reason };
+    match Occupant::decode(&bytes).map_err(|error| damaged(error.to_string()))? {
+        Occupant::Slot(slot) if slot.header.lineage != archive.lineage() => {
+            Err(damaged("it belongs to another volume or branch".to_owned()))
+        }
+        Occupant::Slot(slot) if layout::slot(slot.header.epoch.number, slot.header.first) != name => {
+            Err(damaged("it belongs under another name".to_owned()))
+        }
+        Occupant::Slot(slot) => Ok(slot),
+        Occupant::Seal(_) => Err(damaged("it is a seal".to_owned())),
+    }
+}
+
+/// Where a restore can stop inside the slot `name`.
+pub(crate) async fn frame_ends(archive: &Archive, name: &str) -> Result<Vec<FrameEnd>, ReadSlotError> {
+    let slot = read_slot(archive, name).await?;
+    let object = || archive.store().object(name);
+    let frames = slot.verify_alone(archive.keys());
+    let frames =
+        frames.map_err(|error| ReadSlotError::Damaged { object: object(), reason: error.to_string() })?;
+    Ok(frames.iter().map(|frame| FrameEnd { position: frame.position(), time: end_time(frame) }).collect())
+}
+
+/// Why a slot cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReadSlotError {
+    /// It is not what was written.
+    #[error("{object} is damaged: {reason}")]
+    Damaged {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store does not have it, or does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why an archive cannot be surveyed.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// Its snapshots are not known.
+    #[error(transparent)]
+    Bases(#[from] ReadBaseError),
+    /// Its slots are not known.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    /// The store does not answer, or refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// So many names before the first one needed are looked at too: one of them holds it.
+const NAMES_BEFORE: usize = 16;
