@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    flush::FlushArgs, format::FormatArgs, fsck::FsckArgs, mount::MountArgs, serve::ServeArgs,
+    demo::DemoArgs, flush::FlushArgs, format::FormatArgs, fsck::FsckArgs, mount::MountArgs, serve::ServeArgs,
     status::StatusArgs, umount::UmountArgs,
 };
 
@@ -24,6 +24,7 @@ pub(crate) struct Cli {
 /// Each variant's help is that of its arguments.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    Demo(DemoArgs),
     Format(FormatArgs),
     Mount(MountArgs),
     Umount(UmountArgs),

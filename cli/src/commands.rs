@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod demo;
 pub(crate) mod flush;
 pub(crate) mod format;
 pub(crate) mod fsck;
@@ -19,6 +20,7 @@ use crate::{
 /// Runs the command.
 pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
     let done = match cli.command {
+        Command::Demo(args) => demo::run(&args, output),
         Command::Format(args) => format::run(&args, output),
         Command::Mount(args) => mount::run(&args, output),
         Command::Umount(args) => umount::run(&args, output),

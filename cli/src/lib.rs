@@ -9,6 +9,7 @@ mod check;
 mod commands;
 mod config;
 mod control;
+mod demo;
 mod error;
 mod node;
 mod output;

@@ -1,0 +1,127 @@
+//! The ledger: what was acknowledged, written down outside of the mount, after the fact.
+//!
+//! Invariants:
+//! - A line is added after fsync of the file and of its directory has returned; its LSN was read afterwards, so the operation is at or
+//!   below it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use super::operations::{Operation, Sync};
+
+/// What was acknowledged, line by line.
+#[derive(Default)]
+pub(super) struct Ledger {
+    pub(super) lines: Vec<Line>,
+    /// The operation that was under way when the writer was stopped.
+    pub(super) in_flight: Option<Operation>,
+}
+
+/// One acknowledged operation.
+pub(super) struct Line {
+    pub(super) operation: Operation,
+    /// What the paths held afterwards; `None` for one that was gone.
+    pub(super) states: Vec<(PathBuf, Option<blake3::Hash>)>,
+    pub(super) durable_lsn: u64,
+    pub(super) begun: SystemTime,
+    pub(super) acknowledged: SystemTime,
+}
+
+/// How a tree answers to a ledger.
+#[derive(Default)]
+pub(super) struct Verdict {
+    /// Lines at or below the position that are there and equal, or were rightly replaced by later lines.
+    pub(super) kept: usize,
+    /// Lines above the position that are not there.
+    pub(super) lost: Vec<usize>,
+    /// Paths at or below the position that are not as they should be.
+    pub(super) broken: Vec<String>,
+}
+
+impl Ledger {
+    /// Applies `operation` below `root`, and adds its line once it is acknowledged; `durable_lsn` is asked then.
+    pub(super) fn perform<E: From<io::Error>>(
+        &mut self,
+        operation: Operation,
+        root: &Path,
+        shadow: &Path,
+        durable_lsn: impl FnOnce() -> Result<u64, E>,
+    ) -> Result<(), E> {
+        let begun = now();
+        self.in_flight = Some(operation.clone());
+        operation.apply(root, Sync::Each)?;
+        let acknowledged = now();
+        // What the paths hold now is known from a plain directory, not from the file system under test.
+        operation.apply(shadow, Sync::Never)?;
+        let paths = operation.paths().into_iter();
+        let states = paths.map(|path| Ok((path.to_owned(), state_of(&shadow.join(path))?)));
+        let states = states.collect::<io::Result<_>>()?;
+        let durable_lsn = durable_lsn()?;
+        self.in_flight = None;
+        self.lines.push(Line { operation, states, durable_lsn, begun, acknowledged });
+        Ok(())
+    }
+
+    /// Holds the tree below `root`, which is a copy at `position`, against the lines.
+    pub(super) fn check(&self, root: &Path, position: u64) -> io::Result<Verdict> {
+        let mut verdict = Verdict::default();
+        let mut last: BTreeMap<&Path, usize> = BTreeMap::new();
+        let mut later: BTreeMap<&Path, Vec<Option<blake3::Hash>>> = BTreeMap::new();
+        for (number, line) in self.lines.iter().enumerate() {
+            for (path, state) in &line.states {
+                if line.durable_lsn <= position {
+                    last.insert(path, number);
+                } else {
+                    later.entry(path).or_default().push(*state);
+                }
+            }
+        }
+        for path in self.in_flight.iter().flat_map(Operation::paths) {
+            later.entry(path).or_default();
+        }
+        for (path, number) in &last {
+            let line = &self.lines[*number];
+            let expected = line.states.iter().find(|(known, _)| known == path).and_then(|(_, state)| *state);
+            let found = state_of(&root.join(path))?;
+            // Entries above the position may be there too; what they touched is theirs.
+            let replaced = later.contains_key(path);
+            if found != expected && !replaced {
+                verdict
+                    .broken
+                    .push(format!("{}: line {number} was acknowledged and is not there", path.display()));
+            }
+        }
+        verdict.kept = self.lines.iter().filter(|line| line.durable_lsn <= position).count();
+        for (number, line) in self.lines.iter().enumerate().skip(verdict.kept) {
+            for (path, state) in &line.states {
+                if state_of(&root.join(path))? != *state && verdict.lost.last() != Some(&number) {
+                    verdict.lost.push(number);
+                }
+            }
+        }
+        Ok(verdict)
+    }
+}
+
+/// The hash of a file's contents; `None` if it is not there.
+pub(super) fn state_of(path: &Path) -> io::Result<Option<blake3::Hash>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(blake3::hash(&bytes))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The wall clock, as the writer sees it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the demo compares moments of the world outside with the log's"
+)]
+pub(super) fn now() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,112 @@
+//! What the demo found: a short table.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::{
+    ledger::{Ledger, Verdict},
+    tree::Sources,
+};
+use crate::{error::CliError, output::Output, units::bytes_text};
+
+/// Everything that was found.
+#[derive(Serialize)]
+pub(super) struct Report {
+    files: usize,
+    bytes: u64,
+    rounds: Vec<Round>,
+}
+
+/// A region lost, and what became of it.
+#[derive(Serialize)]
+pub(super) struct Round {
+    name: String,
+    /// Entries in the log of the region that went on.
+    entries: u64,
+    lines: usize,
+    lines_kept: usize,
+    lines_lost: usize,
+    files_lost: usize,
+    /// From the first lost acknowledgement to the last.
+    lost_ms: u64,
+    recovery_ms: u64,
+    /// What should not have been possible.
+    broken: Vec<String>,
+}
+
+impl Round {
+    pub(super) fn new(
+        name: &str,
+        ledger: &Ledger,
+        verdict: &Verdict,
+        copied: Vec<String>,
+        entries: u64,
+        took: Duration,
+    ) -> Round {
+        let lost: Vec<_> = verdict.lost.iter().map(|number| &ledger.lines[*number]).collect();
+        let mut paths: Vec<_> =
+            lost.iter().flat_map(|line| line.states.iter().map(|(path, _)| path)).collect();
+        paths.sort();
+        paths.dedup();
+        let span = lost.first().zip(lost.last()).map(|(first, last)| between(first.begun, last.acknowledged));
+        let mut broken = verdict.broken.clone();
+        broken.extend(copied);
+        Round {
+            name: name.to_owned(),
+            entries,
+            lines: ledger.lines.len(),
+            lines_kept: verdict.kept,
+            lines_lost: lost.len(),
+            files_lost: paths.len(),
+            lost_ms: span.unwrap_or_default(),
+            recovery_ms: took.as_millis() as u64,
+            broken,
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(sources: &Sources) -> Report {
+        Report { files: sources.files.len(), bytes: sources.bytes, rounds: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, round: Round) {
+        self.rounds.push(round);
+    }
+
+    /// Whether every byte was where it had to be.
+    pub(super) fn is_proven(&self) -> bool {
+        self.rounds.iter().all(|round| round.broken.is_empty() && round.lines_lost == 0)
+    }
+
+    pub(super) fn print(&self, output: &Output) -> Result<(), CliError> {
+        output.data(self, Report::text)
+    }
+
+    fn text(&self) -> String {
+        let mut lines = vec![format!("{} files, {}", self.files, bytes_text(self.bytes)), String::new()];
+        lines.push(format!(
+            "{:<22}{:>10}{:>8}{:>8}{:>18}{:>12}",
+            "", "entries", "lines", "lost", "files, ms lost", "recovery"
+        ));
+        for round in &self.rounds {
+            let lost = format!("{}, {} ms", round.files_lost, round.lost_ms);
+            let took = format!("{} ms", round.recovery_ms);
+            lines.push(format!(
+                "{:<22}{:>10}{:>8}{:>8}{lost:>18}{took:>12}",
+                round.name, round.entries, round.lines, round.lines_lost
+            ));
+            lines.extend(round.broken.iter().map(|broken| format!("  BROKEN {broken}")));
+        }
+        lines.push(String::new());
+        let verdict =
+            if self.is_proven() { "Every byte is where it has to be." } else { "FAILED: see above." };
+        lines.push(verdict.to_owned());
+        lines.join("\n")
+    }
+}
+
+fn between(first: SystemTime, last: SystemTime) -> u64 {
+    last.duration_since(first).map_or(0, |span| span.as_millis() as u64)
+}

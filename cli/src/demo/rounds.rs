@@ -1,0 +1,111 @@
+//! The disasters.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Place, compare,
+    ledger::Ledger,
+    nodes::{Mounted, clock, number, run},
+    operations::{self, Operation, Script},
+    report::{Report, Round},
+    tree::Sources,
+};
+use crate::{
+    error::{CliError, failed},
+    output::Output,
+};
+
+/// One region with one node, and what the world outside knows of it.
+struct Region {
+    name: &'static str,
+    node: PathBuf,
+    mount: PathBuf,
+    a: Mounted,
+    ledger: Ledger,
+    /// A plain directory that went through the ledger's operations.
+    shadow: PathBuf,
+}
+
+impl Region {
+    fn build(place: &Place, name: &'static str) -> Result<Region, CliError> {
+        let home = place.directory(name)?;
+        let (node, mount) = (home.join("node"), home.join("mount"));
+        let blocks = format!("file://{}", home.join("store").display());
+        run(&[
+            "format".as_ref(),
+            node.as_path(),
+            "--blocks".as_ref(),
+            blocks.as_ref(),
+            "--name".as_ref(),
+            name.as_ref(),
+        ])?;
+        let a = Mounted::start(&node, &mount, &[])?;
+        let shadow = place.directory(&format!("{name}-shadow"))?;
+        operations::prepare(&shadow).map_err(failed)?;
+        Ok(Region { name, node, mount, a, ledger: Ledger::default(), shadow })
+    }
+
+    /// Copies the sources in.
+    fn fill(&self, sources: &Sources) -> Result<(), CliError> {
+        sources.copy_to(&self.a.root)?;
+        operations::prepare(&ledger_root(&self.a)).map_err(failed)?;
+        run(&[Path::new("flush"), &self.a.root]).map(drop)
+    }
+
+    /// Performs operations, each durable before its line is written.
+    fn perform(&mut self, operations: Vec<Operation>) -> Result<(), CliError> {
+        let root = ledger_root(&self.a);
+        for operation in operations {
+            let durable_lsn = || self.a.durable_lsn().map_err(Failed);
+            self.ledger
+                .perform(operation, &root, &self.shadow, durable_lsn)
+                .map_err(|Failed(error)| error)?;
+        }
+        Ok(())
+    }
+}
+
+/// An error on its way through the ledger, which has none of its own but the operating system's.
+struct Failed(CliError);
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Failed {
+        Failed(CliError::new(error))
+    }
+}
+
+/// Where the writer works in a mounted volume.
+fn ledger_root(node: &Mounted) -> PathBuf {
+    node.root.join(LEDGER)
+}
+
+/// The process dies in the middle of its work; the node comes back by itself.
+pub(super) fn survive_a_kill(
+    place: &Place,
+    sources: &Sources,
+    report: &mut Report,
+    output: &Output,
+) -> Result<(), CliError> {
+    output.note("A source, its store, and a writer that waits for every fsync.");
+    let mut region = Region::build(place, "kill")?;
+    region.fill(sources)?;
+    let mut script = Script::new(1);
+    region.perform(script.work(LINES))?;
+    output.note("SIGKILL.");
+    let Region { name, node, mount, a, ledger, .. } = region;
+    a.kill()?;
+    let start = clock();
+    let back = Mounted::start(&node, &mount, &[])?;
+    let took = start.elapsed();
+    let status = back.status()?;
+    let durable = number(&status, "durable_lsn")?;
+    let verdict = ledger.check(&ledger_root(&back), durable).map_err(failed)?;
+    let copied = compare::copy_differences(sources, &back.root).map_err(failed)?;
+    report.add(Round::new(name, &ledger, &verdict, copied, durable, took));
+    back.unmount()?;
+    run(&[Path::new("fsck"), &node, Path::new("--data")]).map(|said| output.note(said.trim_end()))
+}
+
+const LEDGER: &str = "ledger";
+/// Operations of the writer.
+const LINES: usize = 300;
