@@ -97,6 +97,11 @@ fn lock(directory: &Path) -> Result<DirectoryLock, CliError> {
         .hint("murphy status shows it; one process serves a node, with as many mounts as are wanted"))
 }
 
+/// Whether no process has the node open.
+pub(crate) fn is_unlocked(directory: &Path) -> Result<bool, CliError> {
+    Ok(OsFiles.lock(directory).map_err(at(directory))?.is_some())
+}
+
 /// Where the log of a node is.
 fn log_directory(directory: &Path) -> PathBuf {
     directory.join("log")

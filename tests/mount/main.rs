@@ -1,1 +1,3 @@
-//! x
+//! The suites that mount, through the kernel.
+
+mod cli;

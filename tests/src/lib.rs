@@ -6,6 +6,7 @@
 mod compare;
 mod driver;
 mod ops;
+mod program;
 mod reference;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -14,4 +15,5 @@ pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
     RunRules, Search, Step, TimePick, Who, judge, search, strategy,
 };
+pub use program::{Ran, Scratch, can_mount};
 pub use reference::Reference;

@@ -1,4 +1,5 @@
 //! The suites that need no mount.
 
+mod cli;
 mod model;
 mod volume;

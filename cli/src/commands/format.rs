@@ -23,7 +23,7 @@ pub(crate) struct FormatArgs {
     directory: PathBuf,
     /// Where file data goes: file:///DIR, s3://BUCKET/PREFIX, gs:// or az://
     #[arg(long, value_name = "URL")]
-    blocks: StoreUrl,
+    blocks: String,
     /// The name of the volume; by default that of the directory
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
@@ -36,6 +36,11 @@ pub(crate) struct FormatArgs {
     /// The span in which every moment can be restored
     #[arg(long, value_name = "TIME", default_value = DEFAULT_WINDOW, value_parser = checked_window)]
     window: String,
+}
+
+/// The URL of a store in an argument. It is parsed here because clap would repeat its text, which may hold a secret.
+pub(super) fn parse_url(option: &str, text: &str) -> Result<StoreUrl, CliError> {
+    text.parse().map_err(|error| CliError::usage(format!("{option}: {error}")))
 }
 
 fn checked_window(text: &str) -> Result<String, String> {
@@ -61,7 +66,7 @@ pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> 
         archives: Vec::new(),
     };
     let runtime = Runtime::new().map_err(failed)?;
-    let new = NewNode { blocks: args.blocks.clone(), settings };
+    let new = NewNode { blocks: parse_url("--blocks", &args.blocks)?, settings };
     let config = node::create(&directory, &new, runtime.handle())?;
     let formatted = Formatted {
         volume: config.volume.to_string(),

@@ -1,6 +1,9 @@
 //! `murphy umount`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::mount::UnmountFlags;
 
@@ -8,6 +11,7 @@ use super::source::{MountPoint, control_of_mount, mount_point};
 use crate::{
     control::{Control, Request},
     error::{CliError, Code, at},
+    node,
     output::Output,
 };
 
@@ -37,9 +41,15 @@ pub(crate) fn run(args: &UmountArgs, output: &Output) -> Result<Code, CliError> 
 }
 
 /// A process that has no mount left ends: whoever starts the next one should not meet it.
-fn wait_for_the_end(node: &std::path::Path) -> Result<(), CliError> {
+fn wait_for_the_end(directory: &Path) -> Result<(), CliError> {
     for _ in 0..END_STEPS {
-        let Some(mut control) = Control::connect(node)? else { return Ok(()) };
+        let Some(mut control) = Control::connect(directory)? else {
+            if node::is_unlocked(directory)? {
+                return Ok(());
+            }
+            std::thread::sleep(END_PAUSE);
+            continue;
+        };
         let quiet = Output::new(true);
         match control.ask(&Request::Status, &quiet, |_| Ok(())) {
             Ok(status) if !is_ending(&status) => return Ok(()),

@@ -1,0 +1,195 @@
+//! The program with a mount: what a user does, and what a power cut or a kill does to it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use murphy_tests::{Scratch, can_mount};
+use rustix::process::Signal;
+
+fn scratch() -> Scratch {
+    Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
+}
+
+/// A tree with what a file system must keep: links, times, modes, sparse and large files.
+fn sow(place: &Path) {
+    fs::create_dir_all(place.join("deep/er")).unwrap();
+    fs::write(place.join("small"), b"some text\n").unwrap();
+    fs::write(place.join("empty"), b"").unwrap();
+    let large: Vec<u8> = (0..6_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(place.join("deep/large"), large).unwrap();
+    fs::hard_link(place.join("small"), place.join("deep/link")).unwrap();
+    std::os::unix::fs::symlink("../small", place.join("deep/soft")).unwrap();
+    for i in 0..200 {
+        fs::write(place.join(format!("deep/er/{i}")), format!("file {i}\n").repeat(i)).unwrap();
+    }
+    fs::File::create(place.join("sparse")).unwrap().set_len(64 << 20).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+}
+
+struct Mounted {
+    scratch: Scratch,
+    tree: PathBuf,
+    mount: PathBuf,
+}
+
+/// A mounted volume with a copy of a tree in it.
+fn mounted() -> Mounted {
+    let scratch = scratch();
+    let tree = scratch.make_dir("tree");
+    sow(&tree);
+    scratch.format("node", "blocks");
+    let mount = scratch.make_dir("mnt");
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    copy(&tree, &mount);
+    Mounted { scratch, tree, mount }
+}
+
+/// The promise of every file system, and of `umount` on top of it.
+#[test]
+fn a_tree_survives_umount_and_remount() {
+    if !can_mount("a_tree_survives_umount_and_remount") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    assert_same(&tree, &mount.join("tree"));
+    let live = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json();
+    assert_eq!(live["findings"], 0);
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    scratch.wait_for_the_end();
+    assert!(fs::read_dir(&mount).unwrap().next().is_none());
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    assert_same(&tree, &mount.join("tree"));
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    let summary = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json();
+    assert!(summary["verified_bytes"].as_u64().unwrap() > 10_000, "{summary}");
+}
+
+/// A crash may cost what nobody has made durable, and nothing else; the dead mount must not be in the way.
+#[test]
+fn what_was_flushed_survives_a_kill() {
+    if !can_mount("what_was_flushed_survives_a_kill") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    scratch.run(["flush", "mnt"]).expect_code(0).stdout();
+    fs::write(mount.join("late"), b"not flushed").unwrap();
+    scratch.signal_all(Signal::KILL);
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    assert_same(&tree, &mount.join("tree"));
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    assert_eq!(scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+}
+
+/// The index is derived: without it the tree is the same.
+#[test]
+fn a_lost_index_is_made_anew() {
+    if !can_mount("a_lost_index_is_made_anew") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    let before = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    fs::remove_dir_all(scratch.path("node/index")).unwrap();
+    let after = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    assert_eq!(before["digest"], after["digest"]);
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    assert_same(&tree, &mount.join("tree"));
+}
+
+/// What systemd and docker send must lose nothing.
+#[test]
+fn a_signal_ends_it_with_everything_durable() {
+    if !can_mount("a_signal_ends_it_with_everything_durable") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    scratch.signal_all(Signal::TERM);
+    assert!(fs::read_dir(&mount).unwrap().next().is_none(), "the mount went with it");
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    assert_same(&tree, &mount.join("tree"));
+}
+
+/// One process serves a node; a second mount is a request to it, and is the same tree.
+#[test]
+fn a_second_mount_is_served_by_the_same_process() {
+    if !can_mount("a_second_mount_is_served_by_the_same_process") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    let second = scratch.make_dir("second");
+    scratch.run(["mount", "node", "second", "-d"]).expect_code(0).stdout();
+    assert_eq!(scratch.processes().len(), 1);
+    assert_same(&tree, &second.join("tree"));
+    let status = scratch.run(["status", "second", "--json"]).expect_code(3).json();
+    assert_eq!(status["running"]["mounts"].as_array().unwrap().len(), 2);
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    assert!(fs::read_dir(&mount).unwrap().next().is_none());
+    assert_same(&tree, &second.join("tree"));
+    scratch.run(["umount", "second"]).expect_code(0).stdout();
+    scratch.wait_for_the_end();
+}
+
+/// A shell that stands in the mount must not make `umount` fail halfway.
+#[test]
+fn a_busy_mount_stays_and_works() {
+    if !can_mount("a_busy_mount_stays_and_works") {
+        return;
+    }
+    let Mounted { scratch, tree, mount } = mounted();
+    let open = fs::File::open(mount.join("tree/small")).unwrap();
+    scratch.run(["umount", "mnt"]).expect_error(1, "in use");
+    assert_same(&tree, &mount.join("tree"));
+    drop(open);
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+}
+
+/// Mounting over something would hide it.
+#[test]
+fn a_bad_mount_point_is_one_error_and_changes_nothing() {
+    if !can_mount("a_bad_mount_point_is_one_error_and_changes_nothing") {
+        return;
+    }
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    fs::write(scratch.make_dir("full").join("x"), b"x").unwrap();
+    fs::write(scratch.path("file"), b"x").unwrap();
+    for (mount, error) in [("full", "not empty"), ("file", "not a directory"), ("none", "does not exist")] {
+        scratch.run(["mount", "node", mount, "-d"]).expect_error(1, error);
+        scratch.run(["mount", "node", mount]).expect_error(1, error);
+        assert!(scratch.processes().is_empty());
+    }
+    scratch.run(["umount", "full"]).expect_error(1, "not a mount point of murphy");
+    scratch.run(["flush", "full"]).expect_error(1, "not a mount point of murphy");
+}
+
+/// A pack that is gone or rotten must be found before somebody needs it.
+#[test]
+fn fsck_finds_a_damaged_and_a_missing_pack() {
+    if !can_mount("fsck_finds_a_damaged_and_a_missing_pack") {
+        return;
+    }
+    let Mounted { scratch, .. } = mounted();
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    let packs = scratch.bytes_of("blocks/packs").into_iter().filter(|(_, bytes)| bytes.len() > 1000);
+    let (path, mut bytes) = packs.last().unwrap();
+    bytes[700] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    scratch.run(["fsck", "node"]).expect_code(0).stdout();
+    let found = scratch.run(["fsck", "node", "--data"]).expect_code(3).stdout();
+    assert!(found.contains("1 findings"), "{found}");
+    fs::remove_file(&path).unwrap();
+    let found = scratch.run(["fsck", "node"]).expect_code(3).stdout();
+    assert!(found.contains("does not exist"), "{found}");
+}

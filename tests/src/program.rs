@@ -1,0 +1,214 @@
+//! The program as a user runs it: a scratch directory, commands, what they printed and how they ended.
+//!
+//! Invariants:
+//! - Whatever a test leaves running or mounted is ended and detached when its scratch directory goes.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use rustix::{mount::UnmountFlags, process::Signal};
+
+/// A scratch directory, and the program that works in it.
+pub struct Scratch {
+    program: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// A new one for the program at `program`.
+    pub fn new(program: impl Into<PathBuf>) -> Scratch {
+        let directory = tempfile::Builder::new().prefix("murphy-test").tempdir();
+        Scratch { program: program.into(), directory: directory.expect("a scratch directory") }
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The URL of a file store in it.
+    pub fn url(&self, name: &str) -> String {
+        format!("file://{}", self.path(name).display())
+    }
+
+    /// A new empty directory in it.
+    pub fn make_dir(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).expect("a directory in the scratch directory");
+        path
+    }
+
+    /// Runs the program with these arguments.
+    pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
+        let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+        let output = Command::new(&self.program)
+            .args(&arguments)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program can be started");
+        Ran { what: format!("{arguments:?}"), output }
+    }
+
+    /// Makes a volume with node `node` and block store `blocks`.
+    pub fn format(&self, node: &str, blocks: &str) -> Ran {
+        self.run(["format", node, "--blocks", &self.url(blocks)]).expect_code(0)
+    }
+
+    /// The processes that serve nodes below this directory.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let program = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == self.program);
+            let own = || {
+                let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+                let opened = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+                let mut opened = opened.filter_map(|fd| fs::read_link(fd.path()).ok());
+                let root = self.directory.path();
+                directory.starts_with(root)
+                    || opened.any(|path| path.starts_with(root))
+                    || arguments
+                        .windows(root.as_os_str().len())
+                        .any(|part| part == root.as_os_str().as_encoded_bytes())
+            };
+            if program && own() {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    /// Sends a signal to every process that serves a node here, and waits until they are gone.
+    pub fn signal_all(&self, signal: Signal) {
+        for pid in self.processes() {
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            // One that has just ended needs no signal.
+            let _gone = rustix::process::kill_process(pid, signal);
+        }
+        self.wait_for_the_end();
+    }
+
+    /// Waits until no process serves a node here.
+    pub fn wait_for_the_end(&self) {
+        for _ in 0..END_STEPS {
+            if self.processes().is_empty() {
+                return;
+            }
+            std::thread::sleep(END_PAUSE);
+        }
+        panic!("processes do not end: {:?}", self.processes());
+    }
+
+    /// Every file below `name` with its bytes, apart from sockets: for seeing that nothing has changed.
+    pub fn bytes_of(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut left = vec![self.path(name)];
+        while let Some(path) = left.pop() {
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            if metadata.is_dir() {
+                let entries = fs::read_dir(&path).expect("a readable directory");
+                left.extend(entries.flatten().map(|entry| entry.path()));
+                found.insert(path, Vec::new());
+            } else if metadata.is_file() {
+                let bytes = fs::read(&path).expect("a readable file");
+                found.insert(path, bytes);
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _gone = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        for mount in mounts_below(self.directory.path()) {
+            let _detached = rustix::mount::unmount(&mount, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// What a run printed, and how it ended.
+pub struct Ran {
+    what: String,
+    output: Output,
+}
+
+impl Ran {
+    /// Checks the exit code.
+    #[must_use]
+    pub fn expect_code(self, code: i32) -> Ran {
+        assert_eq!(self.output.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// Checks that it failed with one clear error that has `part` in it.
+    pub fn expect_error(self, code: i32, part: &str) -> Ran {
+        let ran = self.expect_code(code);
+        let errors = ran.stderr().lines().filter(|line| line.starts_with("Error: ")).count();
+        assert!(errors == 1 && ran.stderr().contains(part), "no single error with {part:?}: {ran}");
+        assert!(ran.stdout().is_empty(), "{ran}");
+        ran
+    }
+
+    /// Standard output.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    /// Standard error.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    /// The one JSON document on standard output.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout()).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ran { what, output } = self;
+        write!(f, "{what} ended with {}\nstdout: {}\nstderr: {}", output.status, self.stdout(), self.stderr())
+    }
+}
+
+/// Whether this machine can mount. Says so when it cannot: a test that is skipped has proven nothing.
+pub fn can_mount(test: &str) -> bool {
+    static SKIPPED: AtomicU32 = AtomicU32::new(0);
+    let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let Err(error) = opened else { return true };
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    let line = format!("SKIPPED: {test}: /dev/fuse: {error} ({count} skipped so far)\n");
+    // Past the capture of the test harness: nobody may take a skipped test for a passed one.
+    let _unsaid = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
+    false
+}
+
+/// Mount points below `directory`, the deepest first.
+fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let mut below: Vec<_> = points.filter(|point| point.starts_with(directory)).collect();
+    below.sort();
+    below.reverse();
+    below
+}
+
+/// Twenty seconds in all.
+const END_STEPS: u32 = 400;
+const END_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);

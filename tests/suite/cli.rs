@@ -1,0 +1,182 @@
+//! The program without a mount: bad input of every kind is one clear error that changes nothing.
+
+use std::fs;
+
+use murphy_tests::Scratch;
+use rustix::process::Signal;
+
+fn scratch() -> Scratch {
+    Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
+}
+
+/// A format that half happened, or happened over something, would be the end of somebody's data.
+#[test]
+fn format_refuses_what_is_in_use_and_leaves_nothing_behind() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+    let again = ["format", "node", "--blocks", &scratch.url("other")];
+    scratch.run(again).expect_error(1, "not empty");
+    let same_blocks = ["format", "second", "--blocks", &scratch.url("blocks")];
+    scratch.run(same_blocks).expect_error(1, "holds the packs of volume");
+    fs::write(scratch.make_dir("full").join("x"), b"x").unwrap();
+    let full = ["format", "second", "--blocks", &scratch.url("full")];
+    scratch.run(full).expect_error(1, "not empty");
+    assert_eq!((scratch.bytes_of("node"), scratch.bytes_of("blocks")), before);
+    let left: Vec<_> = fs::read_dir(scratch.path(".")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(
+        left.iter().all(|name| name != "second" && !name.to_string_lossy().ends_with(".new")),
+        "{left:?}"
+    );
+}
+
+/// Two processes with one log would be two histories.
+#[test]
+fn a_node_is_served_by_one_process() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
+    scratch.run(["serve", "node"]).expect_error(1, "served already");
+    // Without its socket the lock still keeps a second process out.
+    fs::remove_file(scratch.path("node/control.sock")).unwrap();
+    scratch.run(["serve", "node"]).expect_error(1, "in use by another process");
+    scratch.signal_all(Signal::TERM);
+    scratch.run(["status", "node"]).expect_code(3).stdout();
+}
+
+/// A running node answers, and says so.
+#[test]
+fn commands_work_on_a_live_node() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    let stopped = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    assert!(stopped["running"].is_null());
+    scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
+    let live = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    assert!(live["running"]["pid"].as_u64().unwrap() > 1);
+    for field in [
+        "volume",
+        "name",
+        "branch",
+        "role",
+        "position",
+        "digest",
+        "durable_lsn",
+        "inodes",
+        "bytes",
+        "archives",
+    ] {
+        assert!(!live[field].is_null(), "{field}: {live}");
+    }
+    assert_eq!((&live["volume"], &live["digest"]), (&stopped["volume"], &stopped["digest"]));
+    assert_eq!(scratch.run(["fsck", "node", "--json"]).expect_code(0).json()["findings"], 0);
+    scratch.run(["flush", "node"]).expect_code(0).stdout();
+}
+
+/// A kill leaves a socket and a lock file; neither may be in the way of the next start.
+#[test]
+fn a_killed_process_is_followed_by_the_next() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
+    scratch.signal_all(Signal::KILL);
+    assert!(scratch.path("node/control.sock").exists());
+    scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
+    scratch.signal_all(Signal::TERM);
+    assert!(!scratch.path("node/control.sock").exists());
+}
+
+/// A damaged or foreign murphy.toml must be named, not guessed around.
+#[test]
+fn a_bad_configuration_is_one_error_and_changes_nothing() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    scratch.format("other", "blocks2");
+    let path = scratch.path("node/murphy.toml");
+    let whole = fs::read_to_string(&path).unwrap();
+    let foreign = fs::read_to_string(scratch.path("other/murphy.toml")).unwrap();
+    let cases = [
+        ("format = 0\nvolume = ".to_owned(), "murphy.toml is damaged"),
+        ("\0\0\0\0".to_owned(), "murphy.toml is damaged"),
+        (whole.replace("format = 0", "format = 9"), "format version 9"),
+        (whole.replace("file://", "ftp://"), "murphy.toml is damaged"),
+        (foreign, "a segment of volume"),
+    ];
+    for (text, error) in cases {
+        fs::write(&path, text).unwrap();
+        let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        for command in ["serve", "status", "fsck"] {
+            scratch.run([command, "node"]).expect_error(1, error);
+        }
+        scratch.run(["serve", "node", "-d"]).expect_error(1, error);
+        let log = "murphy.log";
+        let mut after = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        after.0.remove(&scratch.path("node").join(log));
+        let mut before = before;
+        before.0.remove(&scratch.path("node").join(log));
+        assert!(after == before, "something changed after {error:?}");
+    }
+    fs::write(&path, whole).unwrap();
+    scratch.run(["status", "node"]).expect_code(3).stdout();
+}
+
+/// What was durable and is damaged is never cut off silently, nor written to.
+#[test]
+fn damage_in_the_middle_of_the_log_is_refused() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    // Each start appends a session; marks after the first frames prove that they were durable.
+    for _ in 0..3 {
+        scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
+        scratch.signal_all(Signal::TERM);
+    }
+    let mut segments: Vec<_> = scratch
+        .bytes_of("node/log")
+        .into_iter()
+        .filter(|(path, _)| path.extension().is_some_and(|e| e == "seg"))
+        .collect();
+    segments.sort();
+    let (first, bytes) = segments.first().unwrap();
+    let mut bytes = bytes.clone();
+    bytes[400] ^= 0x10;
+    fs::write(first, &bytes).unwrap();
+    fs::remove_dir_all(scratch.path("node/index")).unwrap();
+    scratch.run(["status", "node"]).expect_error(1, "damaged");
+    assert_eq!(fs::read(first).unwrap(), bytes);
+    for (segment, _) in &segments {
+        assert!(segment.exists(), "{}", segment.display());
+    }
+}
+
+/// A disk that is not mounted must not be replaced by the directory below it.
+#[test]
+fn a_block_store_that_is_gone_is_refused() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    fs::rename(scratch.path("blocks"), scratch.path("elsewhere")).unwrap();
+    scratch.run(["serve", "node"]).expect_error(1, "is not there");
+    assert!(!scratch.path("blocks").exists());
+    scratch.make_dir("blocks");
+    scratch.run(["serve", "node"]).expect_error(1, "not a block store of this volume");
+}
+
+/// Usage errors have a code of their own, so that scripts can tell.
+#[test]
+fn wrong_usage_ends_with_two() {
+    let scratch = scratch();
+    for arguments in [
+        &["format", "node"][..],
+        &["format", "node", "--blocks", "nonsense"],
+        &["format", "node", "--blocks", "s3://key:secret@bucket"],
+        &["format", "node", "--blocks", "file:///x", "--ack", "maybe"],
+        &["format", "node", "--blocks", "file:///x", "--window", "soon"],
+        &["format", "node", "--blocks", "file:///x", "--name", "a/b"],
+        &["fly"],
+        &[],
+    ] {
+        let ran = scratch.run(arguments).expect_code(2);
+        assert!(!ran.stderr().contains("key:secret"), "{ran}");
+    }
+    scratch.run(["--help"]).expect_code(0).stdout();
+    scratch.run(["status", "nowhere"]).expect_error(1, "is not a node");
+}
