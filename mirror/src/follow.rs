@@ -18,7 +18,7 @@ use crate::{
     identity::PublicKey,
     message::Message,
     replica::Replica,
-    session::{Connection, MessageReader, MessageWriter, SessionError},
+    session::{Connection, MessageReader, MessageWriter, SessionError, next_frames},
     status::FollowerStatus,
 };
 
@@ -278,18 +278,6 @@ struct Io<'a> {
 struct Seeding {
     task: BoxFuture<'static, Result<murphy_log::State, String>>,
     done: Option<oneshot::Sender<(u32, u64)>>,
-}
-
-/// The next message of frames, from the stream that the source opens for them. Cancel safe.
-async fn next_frames(
-    connection: &Connection,
-    frames: &mut Option<MessageReader>,
-) -> Result<Option<Message>, SessionError> {
-    let stream = match frames {
-        Some(stream) => stream,
-        None => frames.insert(connection.accept_one().await?),
-    };
-    stream.next().await
 }
 
 async fn changed(watch: &mut Option<DurableWatch>) -> Result<murphy_log::Durable, FollowError> {

@@ -89,8 +89,9 @@ impl Identity {
                 let identity = Identity::generate()?;
                 fs::create_dir_all(&folder).map_err(failed(&folder))?;
                 // The key last: a node with a key is complete.
-                write_durably(&cert_path, &identity.certificate, 0o644)?;
-                write_durably(&key_path, identity.key.secret_pkcs8_der(), 0o600)?;
+                write_durably(&cert_path, &identity.certificate, 0o644).map_err(failed(&cert_path))?;
+                let key = identity.key.secret_pkcs8_der();
+                write_durably(&key_path, key, 0o600).map_err(failed(&key_path))?;
                 Ok(identity)
             }
             Err(error) => Err(failed(&key_path)(error)),
@@ -295,20 +296,17 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> IdentityError + '_ {
     |error| IdentityError::Io { path: path.to_owned(), error }
 }
 
-/// Writes a file that is either absent or complete, and survives a power cut.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
+/// Writes a file that is either absent (or as it was) or complete, and survives a power cut.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let partial = path.with_extension("partial");
-    let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(failed(path))
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -70,6 +70,18 @@ impl Connection {
     }
 }
 
+/// The next message from the one stream of frames, which is accepted first if that has not happened. Cancel safe.
+pub(crate) async fn next_frames(
+    connection: &Connection,
+    frames: &mut Option<MessageReader>,
+) -> Result<Option<Message>, SessionError> {
+    let stream = match frames {
+        Some(stream) => stream,
+        None => frames.insert(connection.accept_one().await?),
+    };
+    stream.next().await
+}
+
 /// Reads messages from one stream.
 #[derive(Debug)]
 pub(crate) struct MessageReader {

@@ -3,15 +3,18 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use murphy_fs::{BlockStore, MemberRole, MemberRow, MemberState, ObjectBlockStore, PackName, WriterId};
+use murphy_fs::{
+    Acknowledger, BlockStore, MemberRole, MemberRow, MemberState, ObjectBlockStore, PackName, WriterId,
+};
 use murphy_log::{BranchId, Log, LogTime, Lsn, MemoryLog, NodeId, State, SystemClock};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{BRANCH, VOLUME, base_state, epoch, extend, keys, log_of, ms, test_frames};
 use crate::{
-    Dialer, Durability, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener, MemberBook,
-    MemoryBook, MemoryReplica, MemorySnapshots, MirrorPart, NetworkOptions, Part, PublicKey, Refusal,
-    Refused, Replica, Seal, Secret, Services, SourcePart, Token, UdpSockets,
+    Dialer, Durability, EntryLine, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener,
+    MemberBook, MemoryBook, MemoryReplica, MemorySnapshots, MirrorAcknowledger, MirrorPart, NetworkOptions,
+    Observer, Part, PublicKey, Refusal, Refused, Replica, Seal, Secret, Services, SourcePart, Token,
+    UdpSockets,
 };
 
 /// A node that listens.
@@ -369,5 +372,56 @@ async fn a_sealed_mirror_answers_with_its_last_state_and_ends_the_old_source() {
     assert!(matches!(older, ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })), "{older}");
     mirror.stop().await;
     listening.stop().await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_hears_every_entry_and_may_do_nothing_else() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 30, 3)));
+    source.lead(&log, 1000);
+    let dialer = dialer();
+    admit(&source.book, dialer.identity.public_key(), MemberRole::Observer);
+    let (addresses, key) = ([source.address.to_string()], source.identity.public_key());
+    let volume = (keys(), BRANCH);
+    let mut observer =
+        Observer::connect(&dialer, &addresses, key, volume.clone(), Lsn::new(50), None).await.unwrap();
+    let mut lines = Vec::new();
+    while lines.last().is_none_or(|line: &EntryLine| line.lsn < 91) {
+        lines.extend(EntryLine::of_frame(&observer.next().await.unwrap()).unwrap());
+    }
+    extend(&log, &test_frames(log.tail(), 1, 1, 3));
+    lines.extend(EntryLine::of_frame(&observer.next().await.unwrap()).unwrap());
+    let lsns: Vec<u64> = lines.iter().map(|line| line.lsn).collect();
+    assert_eq!(lsns, (50..=94).collect::<Vec<_>>());
+    let after = observer.position();
+    drop(observer);
+    extend(&log, &test_frames(log.tail(), 1, 1, 2));
+    let mut observer = Observer::connect(&dialer, &addresses, key, volume, Lsn::FIRST, after).await.unwrap();
+    assert_eq!(observer.next().await.unwrap().first(), Lsn::new(95));
+    assert!(source.services.board.status(ms(0)).is_empty(), "an observer holds no copy");
+    let replica = Arc::new(MemoryReplica::new(keys(), None, Durability::Immediate));
+    let mut mirror = follow_as(dialer, replica, source.address, key);
+    mirror.complains("observer gets no snapshot").await;
+    mirror.stop().await;
+    source.stop().await;
+}
+
+/// The lag of an idle mirror is what an fsync with `--ack mirror` waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_fsync_waits_for_the_mirror_and_returns_when_it_has_entries_and_bytes() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(MemoryLog::new(base_state()));
+    source.lead(&log, 1000);
+    let mirror = follow(&source, Some(base_state()));
+    let board = Arc::clone(&source.services.board);
+    let acknowledger = MirrorAcknowledger::new(board, 1, [mirror.node].into());
+    extend(&log, &test_frames(base_state(), 1, 5, 2));
+    let lsn = log.tail().position.lsn;
+    mirror.reach(log.tail()).await;
+    assert!(acknowledger.acknowledged(lsn, ms(100)).await.is_err(), "the bytes are not there yet");
+    mirror.replica.set_data(lsn);
+    acknowledger.acknowledged(lsn, Duration::from_secs(5)).await.unwrap();
+    mirror.stop().await;
     source.stop().await;
 }

@@ -1,0 +1,430 @@
+//! Data follows the log: the packs that entries name are copied into the mirror's own store.
+//!
+//! Invariants:
+//! - A pack counts as copied when its footer and every cell have been verified and the own store has it durably.
+//! - The saved cursor is a point of a history and is compared with the log before it is believed; without it, or with one of another
+//!   history, everything is looked at again, and what is there is not copied again.
+//! - Several helpers copy at a time; the data position advances in the order of the log.
+
+mod plan;
+
+use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow, StoredPack, WriterId};
+use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, ReadError};
+use tokio::sync::watch;
+
+pub use plan::{CopyPlan, PackNeed, ScanError};
+
+use crate::{
+    dial::{PackFetchError, RemotePacks},
+    history::{Lookup, Point, look_up},
+    identity::write_durably,
+    message::MAX_PACK_BYTES,
+};
+
+/// Where packs are copied from.
+pub trait PackSource: Send + Sync {
+    /// The whole object of a pack, not verified.
+    fn fetch(&self, pack: PackName) -> BoxFuture<'_, Result<Bytes, PackFetchError>>;
+}
+
+impl PackSource for RemotePacks {
+    fn fetch(&self, pack: PackName) -> BoxFuture<'_, Result<Bytes, PackFetchError>> {
+        self.read(pack, 0..0).boxed()
+    }
+}
+
+impl PackSource for Arc<dyn BlockStore> {
+    fn fetch(&self, pack: PackName) -> BoxFuture<'_, Result<Bytes, PackFetchError>> {
+        let read = async move {
+            self.get(pack).await.map_err(|error| match error {
+                BlockStoreError::NotFound { .. } => PackFetchError::Missing(pack),
+                error => PackFetchError::Failed(error.to_string()),
+            })
+        };
+        read.boxed()
+    }
+}
+
+/// Copies packs as the log names them.
+pub struct Copier {
+    /// The mirror's own log. When a snapshot or a tail set aside gives the node another one, the copier is started anew.
+    pub log: Arc<dyn Log>,
+    /// Where packs come from.
+    pub source: Arc<dyn PackSource>,
+    /// Where they go.
+    pub store: Arc<dyn BlockStore>,
+    /// Keeps how far it has come.
+    pub cursor: CursorFile,
+    /// Tells how far it has come: the mirror's data position.
+    pub data: watch::Sender<Lsn>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// How many packs are copied at a time.
+    pub helpers: usize,
+}
+
+impl Copier {
+    /// Copies the packs that a snapshot's tree refers to; then everything up to `state`, its position, is here. In constant memory.
+    pub async fn copy_base(
+        &self,
+        packs: impl Iterator<Item = PackRow> + Send,
+        state: Point,
+    ) -> Result<(), CopyError> {
+        let mut copying = FuturesUnordered::new();
+        for row in packs {
+            if copying.len() >= self.helpers.max(1)
+                && let Some(done) = copying.next().await
+            {
+                let () = done?;
+            }
+            copying.push(self.copy_surely(plan::pack_meta(&row)));
+        }
+        while let Some(done) = copying.next().await {
+            let () = done?;
+        }
+        self.cursor.save(state).map_err(CopyError::Cursor)?;
+        self.data.send_replace(state.lsn);
+        Ok(())
+    }
+
+    /// Follows the log until `shutdown` says true.
+    pub async fn run(&self, mut shutdown: watch::Receiver<bool>) -> Result<(), CopyError> {
+        let mut plan = CopyPlan::new(self.begin()?);
+        self.publish(&plan);
+        let mut watch = self.log.durable();
+        let mut reader = None;
+        let mut copying = FuturesUnordered::new();
+        let mut saved = (self.clock.monotonic(), plan.data());
+        let mut more = true;
+        loop {
+            if more && plan.has_room() {
+                more = self.scan(&mut plan, &mut reader).await?;
+            }
+            let now = self.clock.monotonic();
+            while copying.len() < self.helpers.max(1)
+                && let Some(need) = plan.start(now)
+            {
+                copying.push(self.copy(need.meta).map(move |outcome| (need, outcome)));
+            }
+            self.publish(&plan);
+            if plan.data() != saved.1 && now.saturating_sub(saved.0) >= SAVE_INTERVAL {
+                self.cursor.save(plan.data()).map_err(CopyError::Cursor)?;
+                saved = (now, plan.data());
+            }
+            if more && plan.has_room() {
+                continue;
+            }
+            tokio::select! {
+                Some((need, outcome)) = copying.next() => self.copied(&mut plan, &need, outcome)?,
+                durable = watch.changed() => match durable {
+                    Ok(_) => more = true,
+                    Err(_) => break,
+                },
+                () = tokio::time::sleep(IDLE) => {}
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        self.cursor.save(plan.data()).map_err(CopyError::Cursor)
+    }
+
+    /// Where to begin: after the saved cursor, if it is a point of this log, else with the oldest entry.
+    fn begin(&self) -> Result<Point, CopyError> {
+        let saved = self.cursor.load().map_err(CopyError::Cursor)?;
+        if let Some(saved) = saved
+            && look_up(&*self.log, saved.lsn)? == Lookup::End(saved)
+        {
+            return Ok(saved);
+        }
+        match look_up(&*self.log, self.log.first().previous())? {
+            // Below it are only entries that a base snapshot holds, whose packs somebody has to copy.
+            Lookup::End(point) if point.lsn <= Lsn::ROOT => Ok(point),
+            _ => Err(CopyError::NoBase { first: self.log.first() }),
+        }
+    }
+
+    /// Scans some frames; says whether there may be more.
+    async fn scan(
+        &self,
+        plan: &mut CopyPlan,
+        reader: &mut Option<murphy_log::FrameReader>,
+    ) -> Result<bool, CopyError> {
+        let (log, from, kept) = (Arc::clone(&self.log), plan.next_lsn(), reader.take());
+        let read = tokio::task::spawn_blocking(move || -> Result<_, ReadError> {
+            let mut reader = match kept {
+                Some(reader) => reader,
+                None => log.read(from)?,
+            };
+            let frames: Vec<Frame> = reader.by_ref().take(FRAMES_AT_ONCE).collect::<Result<_, _>>()?;
+            Ok((frames, reader))
+        });
+        let (frames, again) = read.await.map_err(|error| CopyError::Panicked(error.to_string()))??;
+        *reader = Some(again);
+        for frame in &frames {
+            plan.scan(frame)?;
+        }
+        Ok(frames.len() == FRAMES_AT_ONCE)
+    }
+
+    fn copied(
+        &self,
+        plan: &mut CopyPlan,
+        need: &PackNeed,
+        outcome: Result<(), PackCopyError>,
+    ) -> Result<(), CopyError> {
+        match outcome {
+            Ok(()) => plan.done(need),
+            Err(error) if error.is_final() => return Err(CopyError::Pack { pack: need.meta.name, error }),
+            Err(error) => {
+                tracing::warn!(pack = %need.meta.name, %error, "a pack was not copied yet");
+                plan.failed(need, self.clock.monotonic());
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy_surely(&self, meta: PackMeta) -> Result<(), CopyError> {
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match self.copy(meta).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_final() => return Err(CopyError::Pack { pack: meta.name, error }),
+                Err(error) => tracing::warn!(pack = %meta.name, %error, "a pack was not copied yet"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(30));
+        }
+    }
+
+    async fn copy(&self, meta: PackMeta) -> Result<(), PackCopyError> {
+        match self.store.size(meta.name).await {
+            Ok(size) if size == meta.stored_len => return Ok(()),
+            Ok(found) => return Err(PackCopyError::OtherLength { found, expected: meta.stored_len }),
+            Err(BlockStoreError::NotFound { .. }) => {}
+            Err(error) => return Err(PackCopyError::Store(error.to_string())),
+        }
+        let bytes = self.source.fetch(meta.name).await?;
+        let verify = tokio::task::spawn_blocking(move || -> Result<Bytes, murphy_fs::PackError> {
+            PackReader::open(&meta, bytes.clone())?.verify()?;
+            Ok(bytes)
+        });
+        let verified = verify.await.map_err(|error| PackCopyError::Store(error.to_string()))?;
+        let bytes = verified.map_err(|error| PackCopyError::Damaged(error.to_string()))?;
+        match self.store.put(meta.name, bytes).await {
+            Ok(()) => Ok(()),
+            Err(BlockStoreError::Refused { refusal: murphy_fs::Refusal::OtherContent, .. }) => {
+                Err(PackCopyError::OtherContent)
+            }
+            Err(error) => Err(PackCopyError::Store(error.to_string())),
+        }
+    }
+
+    fn publish(&self, plan: &CopyPlan) {
+        let lsn = plan.data().lsn;
+        self.data.send_if_modified(|known| std::mem::replace(known, lsn) != lsn);
+    }
+}
+
+/// Why a pack was not copied.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PackCopyError {
+    /// It did not come.
+    #[error(transparent)]
+    Fetch(#[from] PackFetchError),
+    /// What came is damaged.
+    #[error("what the source sent is damaged: {0}")]
+    Damaged(String),
+    /// The own store did not take it.
+    #[error("the own store: {0}")]
+    Store(String),
+    /// The own store has an object of that name and another length.
+    #[error("the own store has {found} bytes under this name where {expected} belong")]
+    OtherLength {
+        /// How many it has.
+        found: u64,
+        /// How many belong there.
+        expected: u64,
+    },
+    /// The own store has other bytes under that name.
+    #[error("the own store has other content under this name")]
+    OtherContent,
+}
+
+impl PackCopyError {
+    /// Whether trying again cannot help.
+    fn is_final(&self) -> bool {
+        matches!(self, PackCopyError::OtherLength { .. } | PackCopyError::OtherContent)
+    }
+}
+
+/// Why copying has ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The own log cannot be read.
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    /// A frame cannot be scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The cursor cannot be read or saved.
+    #[error("the cursor of the copier: {0}")]
+    Cursor(CursorError),
+    /// The log does not reach back to its beginning and no cursor fits it: copy the packs of a base snapshot first.
+    #[error("the log begins at lsn {first}: the packs of an older snapshot have to be copied first")]
+    NoBase {
+        /// The oldest LSN in the log.
+        first: Lsn,
+    },
+    /// A pack can never be copied.
+    #[error("pack {pack}: {error}")]
+    Pack {
+        /// Which.
+        pack: PackName,
+        /// Why.
+        error: PackCopyError,
+    },
+    /// A task ended unexpectedly.
+    #[error("a task has failed: {0}")]
+    Panicked(String),
+}
+
+/// The file that keeps how far the copier has come.
+#[derive(Clone, Debug)]
+pub struct CursorFile(PathBuf);
+
+impl CursorFile {
+    /// The file at `path`, which need not exist.
+    pub fn new(path: PathBuf) -> CursorFile {
+        CursorFile(path)
+    }
+
+    /// What was saved last; `None` if nothing was.
+    pub fn load(&self) -> Result<Option<Point>, CursorError> {
+        let bytes = match std::fs::read(&self.0) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        let damaged = || CursorError::Damaged { path: self.0.clone() };
+        let (content, sum) = bytes.split_last_chunk::<16>().ok_or_else(damaged)?;
+        if blake3::hash(content).as_bytes()[..16] != *sum {
+            return Err(damaged());
+        }
+        let content = content.strip_prefix(CURSOR_MAGIC).ok_or_else(damaged)?;
+        let (lsn, hash) = content.split_first_chunk::<8>().ok_or_else(damaged)?;
+        let hash = ChainHash::from_bytes(hash.try_into().map_err(|_| damaged())?);
+        Ok(Some(Point { lsn: Lsn::new(u64::from_le_bytes(*lsn)), hash }))
+    }
+
+    /// Saves; durable when it returns.
+    pub fn save(&self, point: Point) -> Result<(), CursorError> {
+        let mut bytes = CURSOR_MAGIC.to_vec();
+        bytes.extend_from_slice(&point.lsn.get().to_le_bytes());
+        bytes.extend_from_slice(point.hash.as_bytes());
+        bytes.extend_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
+        write_durably(&self.0, &bytes, 0o644).map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &io::Error) -> CursorError {
+        CursorError::Io { path: self.0.clone(), message: error.to_string() }
+    }
+}
+
+/// Why a cursor cannot be read or saved.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CursorError {
+    /// The system refuses.
+    #[error("{path}: {message}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        message: String,
+    },
+    /// The file is not what was saved: removing it makes the copier look at everything again.
+    #[error("{path} is damaged", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The mirror's own store, and the source's for what has not arrived yet.
+#[derive(Debug)]
+pub struct FallbackStore {
+    own: Arc<dyn BlockStore>,
+    source: RemotePacks,
+}
+
+impl FallbackStore {
+    /// Reads `own` first.
+    pub fn new(own: Arc<dyn BlockStore>, source: RemotePacks) -> FallbackStore {
+        FallbackStore { own, source }
+    }
+
+    async fn remote(&self, name: PackName, range: Range<u64>) -> Result<Bytes, BlockStoreError> {
+        let object = format!("pack {name} of the source");
+        self.source.read(name, range).await.map_err(|error| match error {
+            PackFetchError::Missing(_) => BlockStoreError::NotFound { object },
+            error => BlockStoreError::Unavailable { object, retryable: true, source: Arc::new(error) },
+        })
+    }
+}
+
+impl BlockStore for FallbackStore {
+    fn label(&self) -> &str {
+        self.own.label()
+    }
+
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.own.put(name, bytes)
+    }
+
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        async move {
+            match self.own.get_range(name, range.clone()).await {
+                Err(BlockStoreError::NotFound { .. }) => self.remote(name, range).await,
+                answer => answer,
+            }
+        }
+        .boxed()
+    }
+
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        async move {
+            match self.own.get(name).await {
+                Err(BlockStoreError::NotFound { .. }) => self.remote(name, 0..0).await,
+                answer => answer,
+            }
+        }
+        .boxed()
+    }
+
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.own.size(name)
+    }
+
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.own.delete(name)
+    }
+
+    fn list(
+        &self,
+        writer: Option<WriterId>,
+    ) -> futures::stream::BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        self.own.list(writer)
+    }
+}
+
+const CURSOR_MAGIC: &[u8; 8] = b"MfCopy0\n";
+const FRAMES_AT_ONCE: usize = 64;
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Packs that failed are looked at again so often.
+const IDLE: Duration = Duration::from_millis(100);
+const _: () = assert!(murphy_fs::MAX_PACK_STORED as usize <= MAX_PACK_BYTES);
+
+#[cfg(test)]
+mod tests;

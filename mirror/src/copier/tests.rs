@@ -1,0 +1,170 @@
+use murphy_fs::{ObjectBlockStore, PackBuilder, RowKey, SealedPack, Table};
+use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
+
+use super::*;
+use crate::tests::{base_state, extend, keys, ms};
+
+fn pack(sequence: u64) -> SealedPack {
+    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(3), sequence));
+    builder.add(format!("content of {sequence} ").repeat(5000).as_bytes()).unwrap();
+    builder.finish().unwrap()
+}
+
+fn row(pack: &SealedPack) -> PackRow {
+    let meta = pack.meta();
+    PackRow {
+        writer: meta.name.writer.as_u64(),
+        sequence: meta.name.number,
+        footer_digest: *meta.footer_digest.as_bytes(),
+        plain_bytes: meta.plain_len as u32,
+        stored_bytes: meta.stored_len as u32,
+        live_bytes: meta.plain_len,
+    }
+}
+
+/// A log in which every entry names one new pack, and a store that has them.
+async fn source(count: u64) -> (Arc<MemoryLog>, Arc<dyn BlockStore>) {
+    let (log, store) = (Arc::new(MemoryLog::new(base_state())), Arc::new(ObjectBlockStore::in_memory()));
+    for sequence in 0..count {
+        let pack = pack(sequence);
+        store.put(pack.meta().name, pack.bytes.clone()).await.unwrap();
+        name_pack(&log, &pack);
+    }
+    (log, store)
+}
+
+fn name_pack(log: &MemoryLog, pack: &SealedPack) {
+    let from = log.tail();
+    let mut appender = Appender::new(keys(), from.position.epoch, from);
+    let mut entry = Entry::tick(from.position.lsn.next(), LogTime::from_nanos(from.position.lsn.get()));
+    let key = RowKey::pack(entry.lsn.get()).key_bytes();
+    entry.changes = vec![Change { table: Table::Pack.number(), key, value: Some(row(pack).encode()) }];
+    appender.push(&entry, Digest(1), Usage::default()).unwrap();
+    extend(log, &[appender.close(LogTime::from_nanos(1), Lsn::ROOT).unwrap()]);
+}
+
+struct Test {
+    copier: Arc<Copier>,
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<Result<(), CopyError>>,
+    data: watch::Receiver<Lsn>,
+}
+
+fn start(
+    log: &Arc<MemoryLog>,
+    source: &Arc<dyn BlockStore>,
+    own: &Arc<dyn BlockStore>,
+    folder: &tempfile::TempDir,
+) -> Test {
+    let sender = watch::Sender::new(Lsn::new(0));
+    let data = sender.subscribe();
+    let copier = Arc::new(Copier {
+        log: log.clone(),
+        source: Arc::new(Arc::clone(source)),
+        store: Arc::clone(own),
+        cursor: CursorFile::new(folder.path().join("copier.cursor")),
+        data: sender,
+        clock: Arc::new(SystemClock::new()),
+        helpers: 4,
+    });
+    let (stop, stopped) = watch::channel(false);
+    let running = Arc::clone(&copier);
+    let task = tokio::spawn(async move { running.run(stopped).await });
+    Test { copier, stop, task, data }
+}
+
+impl Test {
+    async fn reach(&mut self, lsn: Lsn) {
+        let reached = self.data.wait_for(|data| *data >= lsn);
+        let reached = tokio::time::timeout(Duration::from_secs(10), reached).await.is_ok();
+        assert!(reached, "data position {}", *self.data.borrow());
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_pack_that_the_log_names_arrives_and_a_restart_goes_on() {
+    let (log, source) = source(40).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(41)).await;
+    for sequence in 0..40 {
+        let pack = pack(sequence);
+        assert_eq!(own.get(pack.meta().name).await.unwrap(), pack.bytes);
+    }
+    test.stop().await;
+    let more = pack(100);
+    source.put(more.meta().name, more.bytes.clone()).await.unwrap();
+    name_pack(&log, &more);
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(42)).await;
+    assert_eq!(test.copier.cursor.load().unwrap().unwrap().lsn, Lsn::new(41), "it went on from the cursor");
+    test.stop().await;
+}
+
+/// The copy is worth its data position: it must not claim what is not there, nor what is damaged.
+#[tokio::test]
+async fn a_missing_or_damaged_pack_holds_the_data_position_until_it_comes() {
+    let (log, source) = source(5).await;
+    let late = pack(50);
+    name_pack(&log, &late);
+    let (bad, mut damaged) = (pack(51), pack(51).bytes.to_vec());
+    damaged[10] ^= 1;
+    source.put(bad.meta().name, damaged.into()).await.unwrap();
+    name_pack(&log, &bad);
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(6)).await;
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!(*test.data.borrow(), Lsn::new(6));
+    source.put(late.meta().name, late.bytes.clone()).await.unwrap();
+    test.reach(Lsn::new(7)).await;
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!(*test.data.borrow(), Lsn::new(7));
+    assert!(own.size(bad.meta().name).await.is_err(), "a damaged pack was stored");
+    source.delete(bad.meta().name).await.unwrap();
+    source.put(bad.meta().name, bad.bytes.clone()).await.unwrap();
+    test.reach(Lsn::new(8)).await;
+    test.stop().await;
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_history_is_not_believed() {
+    let (log, source) = source(5).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let cursor = CursorFile::new(folder.path().join("copier.cursor"));
+    cursor.save(Point { lsn: Lsn::new(4), hash: ChainHash::from_bytes([9; 32]) }).unwrap();
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(6)).await;
+    assert!(own.size(pack(0).meta().name).await.is_ok());
+    test.stop().await;
+    let path = folder.path().join("copier.cursor");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[9] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(cursor.load(), Err(CursorError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn the_packs_of_a_base_are_copied_before_the_log_goes_on() {
+    let (log, source) = source(10).await;
+    log.trim(Lsn::new(6)).unwrap();
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let test = start(&log, &source, &own, &folder);
+    assert!(matches!(test.task.await.unwrap(), Err(CopyError::NoBase { .. })));
+    let Lookup::End(base) = look_up(&*log, Lsn::new(7)).unwrap() else { panic!("no frame end") };
+    let rows = (0..6).map(|sequence| row(&pack(sequence)));
+    test.copier.copy_base(rows, base).await.unwrap();
+    assert_eq!(*test.data.borrow(), Lsn::new(7));
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(11)).await;
+    test.stop().await;
+}

@@ -1,0 +1,419 @@
+//! Taking over: who must be sealed, what would be lost, and the order of the steps.
+//!
+//! Invariants:
+//! - With `mirror=W` of N members at least N-W+1 are sealed, or given up by name, before the next epoch is claimed: the old source can then
+//!   no longer find W who acknowledge.
+//! - The next epoch begins after the longest history that any sealed member holds: whatever was acknowledged is in one of them.
+//! - Planning is pure; execution does nothing that the plan does not say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use murphy_log::{Epoch, EpochId, Lsn, NodeId, Position, State};
+
+/// What the volume's log says about acknowledging.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AckPolicy {
+    /// The source alone (`--ack local`), or archives, which have a fence of their own.
+    Local,
+    /// So many of these members (`--ack mirror=W`).
+    Mirrors {
+        /// W.
+        wanted: usize,
+        /// All N.
+        members: BTreeSet<NodeId>,
+    },
+}
+
+impl AckPolicy {
+    /// How many members must be sealed.
+    pub fn seals_needed(&self) -> usize {
+        match self {
+            AckPolicy::Local => 0,
+            AckPolicy::Mirrors { wanted, members } => (members.len() + 1).saturating_sub((*wanted).max(1)),
+        }
+    }
+
+    fn members(&self) -> BTreeSet<NodeId> {
+        match self {
+            AckPolicy::Local => BTreeSet::new(),
+            AckPolicy::Mirrors { members, .. } => members.clone(),
+        }
+    }
+}
+
+/// Where a mirror stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Its last durable state.
+    pub state: State,
+    /// Up to where it has every byte too.
+    pub data_lsn: Lsn,
+    /// The last LSN that it heard of from the source.
+    pub heard_lsn: Lsn,
+}
+
+/// What a promotion starts from.
+#[derive(Clone, Debug)]
+pub struct PromoteRequest {
+    /// The mirror that is to take over.
+    pub own: NodeId,
+    /// The random id of the epoch that it would begin.
+    pub epoch_id: EpochId,
+    /// The latest epoch that it knows of, promises included.
+    pub known_epoch: Epoch,
+    /// Who may acknowledge.
+    pub policy: AckPolicy,
+    /// Members that are given up: they count as sealed, and never come back with what only they hold.
+    pub assume_lost: BTreeSet<NodeId>,
+}
+
+impl PromoteRequest {
+    /// The epoch that would begin.
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch { number: self.known_epoch.number.saturating_add(1), id: self.epoch_id }
+    }
+
+    /// The members that must be asked: all that could acknowledge, without this node and those given up.
+    pub fn to_seal(&self) -> BTreeSet<NodeId> {
+        let mut members = self.policy.members();
+        members.retain(|member| *member != self.own && !self.assume_lost.contains(member));
+        members
+    }
+
+    /// Decides with what is known: this node's standing, and what the members answered.
+    pub fn plan(
+        &self,
+        own: Standing,
+        answers: &BTreeMap<NodeId, Result<Option<Standing>, String>>,
+    ) -> Result<PromotePlan, PlanError> {
+        let members = self.policy.members();
+        let lost: BTreeSet<NodeId> = self.assume_lost.intersection(&members).copied().collect();
+        let sealed = |node: &&NodeId| **node == self.own || matches!(answers.get(*node), Some(Ok(_)));
+        let sealed = members.iter().filter(sealed).count();
+        let needed = self.policy.seals_needed();
+        if sealed + lost.len() < needed {
+            let missing = self.to_seal().into_iter().filter_map(|node| match answers.get(&node) {
+                Some(Ok(_)) => None,
+                Some(Err(why)) => Some(Unsealed { node, why: why.clone() }),
+                None => Some(Unsealed { node, why: "not asked".to_owned() }),
+            });
+            return Err(PlanError::TooFew { sealed, needed, missing: Missing(missing.collect()) });
+        }
+        let standings = answers.iter().filter_map(|(node, answer)| Some((*node, (*answer.as_ref().ok()?)?)));
+        let standings: Vec<(NodeId, Standing)> = standings.collect();
+        let end = |standing: &Standing| standing.state.position.lsn;
+        let longest = standings.iter().max_by_key(|(_, standing)| end(standing));
+        let longest = longest.filter(|(_, standing)| end(standing) > end(&own));
+        let fork = standings.iter().find(|(_, standing)| {
+            end(standing) == end(&own) && standing.state.position.hash != own.state.position.hash
+        });
+        if let Some((node, standing)) = fork {
+            return Err(PlanError::Forked { node: *node, position: standing.state.position });
+        }
+        let base = longest.map_or(own.state, |(_, standing)| standing.state);
+        let heard = standings.iter().map(|(_, standing)| standing.heard_lsn).fold(own.heard_lsn, Lsn::max);
+        Ok(PromotePlan {
+            epoch: self.next_epoch(),
+            base,
+            data_lsn: own.data_lsn.min(base.position.lsn),
+            heard_lsn: heard.max(base.position.lsn),
+            catch_up: longest.map(|(node, standing)| (*node, standing.state.position)),
+            sealed,
+            needed,
+            lost,
+        })
+    }
+}
+
+/// What taking over would do, and cost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PromotePlan {
+    /// The epoch that begins.
+    pub epoch: Epoch,
+    /// The state that it begins after: the metadata position.
+    pub base: State,
+    /// Up to where this node has every byte of it.
+    pub data_lsn: Lsn,
+    /// The last LSN that anybody reachable has heard of from the old source.
+    pub heard_lsn: Lsn,
+    /// The member that holds more than this node, and up to where: fetched first.
+    pub catch_up: Option<(NodeId, Position)>,
+    /// How many members of the acknowledging set are sealed, this node included.
+    pub sealed: usize,
+    /// How many must be.
+    pub needed: usize,
+    /// The members that are given up.
+    pub lost: BTreeSet<NodeId>,
+}
+
+impl PromotePlan {
+    /// How many entries are known to have existed and are in no reachable copy.
+    pub fn lost_entries(&self) -> u64 {
+        self.heard_lsn.since(self.base.position.lsn)
+    }
+
+    /// For how many entries some bytes may be missing here; they may still come from an archive or the old store.
+    pub fn entries_without_bytes(&self) -> u64 {
+        self.base.position.lsn.since(self.data_lsn)
+    }
+}
+
+impl fmt::Display for PromotePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let base = &self.base.position;
+        writeln!(f, "next epoch         {}", self.epoch.number)?;
+        writeln!(f, "metadata position  lsn {}", base.lsn)?;
+        writeln!(f, "data position      lsn {}", self.data_lsn)?;
+        writeln!(f, "source last known  lsn {}", self.heard_lsn)?;
+        if let Some((node, position)) = &self.catch_up {
+            writeln!(f, "fetched first      up to lsn {} from member {node}", position.lsn)?;
+        }
+        writeln!(f, "sealed members     {} of {} needed", self.sealed, self.needed)?;
+        for node in &self.lost {
+            writeln!(f, "given up           member {node}: what only it has acknowledged is lost")?;
+        }
+        match self.lost_entries() {
+            0 => {
+                writeln!(f, "known loss         none; what the source did after its last word is not known")?
+            }
+            lost => writeln!(
+                f,
+                "known loss         {lost} entries, lsn {} to {}",
+                base.lsn.next(),
+                self.heard_lsn
+            )?,
+        }
+        match self.entries_without_bytes() {
+            0 => write!(f, "missing bytes      none"),
+            _ => write!(f, "missing bytes      of entries lsn {} to {}", self.data_lsn.next(), base.lsn),
+        }
+    }
+}
+
+/// Why nobody may take over now.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Too few members are sealed: the old source could still acknowledge through the others.
+    #[error("{sealed} of {needed} members are sealed: {missing} (--assume-lost MEMBER gives one up)")]
+    TooFew {
+        /// How many are.
+        sealed: usize,
+        /// How many must be.
+        needed: usize,
+        /// Those that are not, and why.
+        missing: Missing,
+    },
+    /// A member holds another history of the same length.
+    #[error("member {node} holds another history: {position}")]
+    Forked {
+        /// The member.
+        node: NodeId,
+        /// Its position.
+        position: Position,
+    },
+}
+
+/// Members that are not sealed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Missing(pub Vec<Unsealed>);
+
+/// A member that is not sealed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unsealed {
+    /// The member.
+    pub node: NodeId,
+    /// Why not.
+    pub why: String,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list: Vec<String> = self.0.iter().map(|m| format!("member {}: {}", m.node, m.why)).collect();
+        f.write_str(&list.join("; "))
+    }
+}
+
+/// The acts of a promotion.
+pub trait TakeOver: Send + Sync {
+    /// Promises `epoch` on this node, durably, and says where it stands for good.
+    fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>>;
+
+    /// Has a member promise `epoch`; `None` if it holds nothing.
+    fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>>;
+
+    /// Fetches what `member` holds beyond this node, up to `to`.
+    fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>>;
+
+    /// Seals the archives, if there are any, and claims `epoch` in the own log after `base`.
+    fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// Takes over: promise, seal, catch up, claim. What was sealed stays sealed if it fails later; it may be tried again.
+pub async fn promote(request: &PromoteRequest, acts: &dyn TakeOver) -> Result<PromotePlan, PromoteError> {
+    let epoch = request.next_epoch();
+    let own = acts.promise(epoch).await.map_err(PromoteError::Promise)?;
+    let mut sealing: FuturesUnordered<_> = request
+        .to_seal()
+        .into_iter()
+        .map(|member| async move { (member, acts.seal(member, epoch).await) })
+        .collect();
+    let mut answers = BTreeMap::new();
+    while let Some((member, answer)) = sealing.next().await {
+        answers.insert(member, answer);
+    }
+    let plan = request.plan(own, &answers)?;
+    if let Some((member, to)) = plan.catch_up {
+        let reached = acts.catch_up(member, to).await.map_err(PromoteError::CatchUp)?;
+        if reached.state != plan.base {
+            let found = format!("stopped at {} instead of {to}", reached.state.position);
+            return Err(PromoteError::CatchUp(found));
+        }
+    }
+    acts.claim(epoch, plan.base).await.map_err(PromoteError::Claim)?;
+    Ok(plan)
+}
+
+/// Why this node did not take over.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// Its own promise failed.
+    #[error("this node cannot promise the next epoch: {0}")]
+    Promise(String),
+    /// The answers do not allow it.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// It could not get what a sealed member holds beyond it.
+    #[error("cannot fetch what a member holds beyond this node: {0}")]
+    CatchUp(String),
+    /// The epoch could not be claimed.
+    #[error("cannot begin the next epoch: {0}")]
+    Claim(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::tests::{base_state, epoch, test_frames};
+
+    fn node(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 16])
+    }
+
+    /// A standing after `frames` frames of the common history.
+    fn standing(frames: usize) -> Standing {
+        let state =
+            test_frames(base_state(), 1, frames, 2).last().map_or(base_state(), |frame| frame.state());
+        Standing { state, data_lsn: state.position.lsn, heard_lsn: state.position.lsn }
+    }
+
+    fn request(wanted: usize, members: u8, lost: &[u8]) -> PromoteRequest {
+        PromoteRequest {
+            own: node(1),
+            epoch_id: epoch(2).id,
+            known_epoch: epoch(1),
+            policy: AckPolicy::Mirrors { wanted, members: (1..=members).map(node).collect() },
+            assume_lost: lost.iter().map(|byte| node(*byte)).collect(),
+        }
+    }
+
+    type Answers = BTreeMap<NodeId, Result<Option<Standing>, String>>;
+
+    #[test]
+    fn enough_members_are_sealed_that_the_old_source_cannot_acknowledge() {
+        for (wanted, members, needed) in [(1, 1, 1), (1, 3, 3), (2, 3, 2), (3, 3, 1), (2, 5, 4)] {
+            let request = request(wanted, members, &[]);
+            assert_eq!(request.policy.seals_needed(), needed);
+            let mut answers = Answers::new();
+            for sealed in 1..=usize::from(members) {
+                let plan = request.plan(standing(3), &answers);
+                assert_eq!(plan.is_ok(), sealed >= needed, "mirror={wanted} of {members}, {sealed} sealed");
+                answers.insert(node(sealed as u8 + 1), Ok(Some(standing(3))));
+            }
+        }
+        let local = PromoteRequest { policy: AckPolicy::Local, ..request(1, 1, &[]) };
+        assert!(local.plan(standing(0), &Answers::new()).is_ok());
+    }
+
+    #[test]
+    fn an_unreachable_member_is_named_unless_it_is_given_up() {
+        let answers = Answers::from([(node(2), Err("no answer".to_owned()))]);
+        let refused = request(1, 2, &[]).plan(standing(3), &answers).unwrap_err().to_string();
+        assert!(refused.contains(&node(2).to_string()) && refused.contains("no answer"), "{refused}");
+        let plan = request(1, 2, &[2]).plan(standing(3), &Answers::new()).unwrap();
+        assert_eq!(plan.lost, BTreeSet::from([node(2)]));
+        assert!(plan.to_string().contains("given up"), "{plan}");
+    }
+
+    #[test]
+    fn the_plan_tells_what_is_known_to_be_lost() {
+        let mut own = standing(5);
+        (own.heard_lsn, own.data_lsn) = (Lsn::new(20), Lsn::new(7));
+        let plan = request(1, 1, &[]).plan(own, &Answers::new()).unwrap();
+        assert_eq!((plan.lost_entries(), plan.entries_without_bytes()), (9, 4));
+        let text = plan.to_string();
+        assert!(text.contains("9 entries, lsn 12 to 20") && text.contains("lsn 8 to 11"), "{text}");
+    }
+
+    #[test]
+    fn two_histories_of_one_length_stop_everything() {
+        let mut other = standing(3);
+        other.state.position.hash = murphy_log::ChainHash::from_bytes([9; 32]);
+        let answers = Answers::from([(node(2), Ok(Some(other)))]);
+        let refused = request(1, 2, &[]).plan(standing(3), &answers);
+        assert!(matches!(refused, Err(PlanError::Forked { .. })));
+    }
+
+    #[derive(Default)]
+    struct Acts {
+        members: BTreeMap<NodeId, Standing>,
+        done: Mutex<Vec<String>>,
+    }
+
+    impl TakeOver for Acts {
+        fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
+            self.done.lock().push(format!("promise {}", epoch.number));
+            Box::pin(async { Ok(standing(3)) })
+        }
+
+        fn seal(&self, member: NodeId, _: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
+            self.done.lock().push("seal".to_owned());
+            let answer = self.members.get(&member).copied();
+            Box::pin(async move { answer.map(Some).ok_or_else(|| "gone".to_owned()) })
+        }
+
+        fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
+            self.done.lock().push(format!("catch up to {}", to.lsn));
+            let standing = self.members[&member];
+            Box::pin(async move { Ok(standing) })
+        }
+
+        fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<(), String>> {
+            self.done.lock().push(format!("claim {} after {}", epoch.number, base.position.lsn));
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    /// What was acknowledged through another mirror must be in the history that goes on.
+    #[tokio::test]
+    async fn what_another_member_holds_is_fetched_before_the_epoch_begins() {
+        let acts = Acts { members: BTreeMap::from([(node(2), standing(9))]), ..Acts::default() };
+        let plan = promote(&request(1, 2, &[]), &acts).await.unwrap();
+        assert_eq!(plan.base, standing(9).state);
+        let expected = ["promise 2", "seal", "catch up to 19", "claim 2 after 19"];
+        assert_eq!(*acts.done.lock(), expected);
+    }
+
+    #[tokio::test]
+    async fn without_enough_seals_nothing_is_claimed() {
+        let acts = Acts::default();
+        let refused = promote(&request(1, 2, &[]), &acts).await;
+        assert!(matches!(refused, Err(PromoteError::Plan(PlanError::TooFew { .. }))));
+        assert_eq!(*acts.done.lock(), ["promise 2", "seal"]);
+    }
+}
