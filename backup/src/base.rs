@@ -17,7 +17,7 @@ use murphy_fs::{
     BlockStore, IndexError, IndexSnapshot, PackRow, RowError, RowKey, SnapshotOrigin, SnapshotSummary, Table,
     WriteSnapshotError, write_snapshot,
 };
-use murphy_log::{LogTime, Lsn, NodeId, State};
+use murphy_log::{LogTime, NodeId, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 

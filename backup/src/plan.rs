@@ -198,8 +198,8 @@ impl Chain {
 
     /// The last log time that is known; `None` if nothing happened yet.
     fn as_of(&self) -> Option<LogTime> {
-        let slots = self.steps.iter().filter_map(|step| step.slot);
-        slots.last().map(|slot| slot.last_time).or(self.start_time)
+        let mut slots = self.steps.iter().filter_map(|step| step.slot);
+        slots.next_back().map(|slot| slot.last_time).or(self.start_time)
     }
 
     /// The step in which the target lies; `None` if it is the start, or the end.

@@ -116,7 +116,7 @@ impl Survey {
             match head {
                 Ok(Some(head)) => self.add(&name, head, archive),
                 Ok(None) => {
-                    self.problems.push(format!("{} is listed and missing", archive.store().object(&name)))
+                    self.problems.push(format!("{} is listed and missing", archive.store().object(&name)));
                 }
                 Err(error) => self.problems.push(error.to_string()),
             }
