@@ -14,7 +14,7 @@ use crate::{
     descriptor::Archive,
     layout,
     plan::next_step,
-    seal::{Occupant, Seal},
+    seal::{Occupant, SEAL_BYTES, Seal},
     slot::{SLOT_BYTES_MAX, Slot, SlotHeader, end_time},
     store::StoreError,
     target::Target,
@@ -99,15 +99,18 @@ impl Survey {
     }
 
     async fn add_listed(&mut self, archive: &Archive, from: Lsn) -> Result<(), SurveyError> {
-        let mut names: Vec<(Lsn, String)> = listed_slots(archive, "")
+        let mut names: Vec<(Lsn, String, u64)> = listed_slots(archive, "")
             .await?
             .into_iter()
-            .filter_map(|(name, _)| layout::parse_slot(&name).map(|(_, first)| (first, name)))
+            .filter_map(|(name, bytes)| layout::parse_slot(&name).map(|(_, first)| (first, name, bytes)))
             .collect();
         names.sort();
         // The slot that holds the entry after `from` begins before it.
-        let start = names.partition_point(|(first, _)| *first <= from.next()).saturating_sub(NAMES_BEFORE);
-        let heads = futures::stream::iter(names.split_off(start)).map(|(_, name)| async move {
+        let start = names.partition_point(|(first, ..)| *first <= from.next()).saturating_sub(NAMES_BEFORE);
+        let needed = names.split_off(start);
+        // Seals are wanted from all times, and known by their length: they judge snapshots too.
+        let seals = names.into_iter().filter(|(_, _, bytes)| *bytes == SEAL_BYTES as u64);
+        let heads = futures::stream::iter(seals.chain(needed)).map(|(_, name, _)| async move {
             let head = read_head(archive, &name).await;
             (name, head)
         });

@@ -19,10 +19,14 @@ async fn snapshot(archive: &Archive, source: &Source) {
     let index = MemoryIndex::new();
     let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
     index.ingest(&mut rows, &source.state()).unwrap();
+    let archived = Boundary::after(source.state().position);
     let (source, time) = (index.snapshot(), source.now());
-    write_base(archive, NewBase { source, as_of: time, now: time, node: NodeId::default(), packs: None })
-        .await
-        .unwrap();
+    write_base(
+        archive,
+        NewBase { source, archived, as_of: time, now: time, node: NodeId::default(), packs: None },
+    )
+    .await
+    .unwrap();
 }
 
 async fn restore(
