@@ -17,7 +17,7 @@ use crate::{
     document::PositionText,
     layout,
     slot::SlotHeader,
-    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_usable},
+    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_of_lost_tail, is_usable},
     target::{Target, show_time},
     walk::Boundary,
 };
@@ -168,15 +168,10 @@ impl Chain {
         target: &Target,
         excluded: &BTreeSet<(usize, String)>,
     ) -> Result<Chain, PlanError> {
-        let is_of_lost_tail = |base: &BaseManifest| {
-            let position = base.state.position;
-            let mut seals = surveys.iter().flat_map(|survey| &survey.seals);
-            seals.any(|seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn)
-        };
         let usable = surveys.iter().enumerate().flat_map(|(archive, survey)| {
             survey.bases.iter().filter(|base| is_usable(base, target)).map(move |base| (archive, base))
         });
-        let usable = usable.filter(|(_, base)| !is_of_lost_tail(base));
+        let usable = usable.filter(|(_, base)| !is_of_lost_tail(base, surveys));
         // Of several at one position the first archive's is taken.
         let newest =
             usable.max_by_key(|(archive, base)| (base.state.position.lsn, std::cmp::Reverse(*archive)));

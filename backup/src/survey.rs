@@ -70,11 +70,25 @@ impl Survey {
             }
         }
         survey.bases.sort_by_key(|base| base.state.position.lsn);
-        let usable = survey.bases.iter().rev().find(|base| is_usable(base, target));
-        let from = usable.map_or(survey.base, |base| base.state.position);
+        let from = survey.start_for(target);
         survey.add_listed(archive, from.lsn).await?;
+        // The seals are known only now: a snapshot of a tail that lost a take-over is no start.
+        let sure = survey.start_for(target);
+        if sure != from {
+            survey.add_listed(archive, sure.lsn).await?;
+        }
+        let from = sure;
         survey.add_unlisted(archive, from).await?;
+        survey.problems.sort();
+        survey.problems.dedup();
         Ok(survey)
+    }
+
+    /// Where a replay to `target` begins.
+    fn start_for(&self, target: &Target) -> Position {
+        let mut usable = self.bases.iter().rev().filter(|base| is_usable(base, target));
+        let kept = usable.find(|base| !is_of_lost_tail(base, std::slice::from_ref(self)));
+        kept.map_or(self.base, |base| base.state.position)
     }
 
     fn add(&mut self, name: &str, head: Head, archive: &Archive) {
@@ -94,7 +108,8 @@ impl Survey {
             Head::Slot(slot) => {
                 self.slots.insert((slot.epoch.number, slot.first), slot);
             }
-            Head::Seal(seal) => self.seals.push(seal),
+            Head::Seal(seal) if !self.seals.contains(&seal) => self.seals.push(seal),
+            Head::Seal(_) => {}
         }
     }
 
@@ -169,6 +184,13 @@ pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
         Target::Lsn(lsn) => base.state.position.lsn <= *lsn,
         Target::At(time) => base.as_of <= *time,
     }
+}
+
+/// Whether `base` lies beyond a seal that ended its epoch: its writer had been replaced and did not know.
+pub(crate) fn is_of_lost_tail(base: &BaseManifest, surveys: &[Survey]) -> bool {
+    let position = base.state.position;
+    let mut seals = surveys.iter().flat_map(|survey| &survey.seals);
+    seals.any(|seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn)
 }
 
 /// Reads a whole slot and verifies what can be verified without what comes before it.

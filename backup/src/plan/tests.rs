@@ -192,3 +192,25 @@ async fn archives_of_two_histories_are_not_mixed() {
     let archives = [archive(&one).await, Archive::create(two.archive_store(), other).await.unwrap()];
     assert!(matches!(plan(&archives, Target::Latest).await, Err(PlanError::Different { .. })));
 }
+
+/// A writer that had been replaced left a snapshot of entries that nobody else has: no restore may begin with it.
+#[tokio::test]
+async fn a_snapshot_of_a_tail_that_lost_is_not_used() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let end = put(&store, &source.frames(4, 2)).await;
+    snapshot(&archive, &source).await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::new(ManualClock::default()), None);
+    murphy_fs::Fence::seal(&fence, end, next).await.unwrap();
+    let mut successor = source.taken_over(next);
+    let mut won = end;
+    for _ in 0..20 {
+        won = put(&store, &successor.frames(1, 2)).await;
+    }
+    source.frames(30, 2);
+    snapshot(&archive, &source).await;
+    let planned = plan(&[archive], Target::Latest).await.unwrap();
+    assert_eq!((planned.route.start.position, planned.route.end), (end, won));
+}
