@@ -1,6 +1,7 @@
 //! Snapshots in an archive: what a replay begins with. `docs/formats/snapshot.md` has the bytes, here they are cut into parts.
 //!
 //! Invariants:
+//! - A snapshot is of a position that the archive's slots reach (or of the archive's base).
 //! - The manifest is created last: a snapshot without one does not exist.
 //! - The parts of an upload that was broken off are never mixed with those of the next: each attempt has names of its own.
 //! - Writing and reading hold a few parts in memory, at any size.
@@ -17,7 +18,7 @@ use murphy_fs::{
     BlockStore, IndexError, IndexSnapshot, PackRow, RowError, RowKey, SnapshotOrigin, SnapshotSummary, Table,
     WriteSnapshotError, write_snapshot,
 };
-use murphy_log::{LogTime, Lsn, NodeId, State};
+use murphy_log::{LogTime, NodeId, Position, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -28,6 +29,7 @@ use crate::{
     pack::{CopyPackError, copy_pack, has_pack, meta_of},
     registry::{Record, Registry, RegistryError},
     store::{Creation, StoreError},
+    walk::Boundary,
 };
 
 /// What a manifest says of a snapshot.
@@ -119,6 +121,9 @@ impl ManifestText {
 pub struct NewBase {
     /// The tree.
     pub source: Arc<dyn IndexSnapshot>,
+    /// How far the archive holds the history, as its shipper says: at least up to the tree's position. A snapshot beyond that may be
+    /// of a tail that loses a take-over.
+    pub archived: Boundary,
     /// The log time of its last entry.
     pub as_of: LogTime,
     /// The wall clock.
@@ -135,6 +140,10 @@ pub struct NewBase {
 /// A snapshot of the same position that is there already is left as it is.
 pub async fn write_base(archive: &Archive, base: NewBase) -> Result<BaseManifest, WriteBaseError> {
     let state = base.source.state().ok_or(WriteSnapshotError::NoState)?;
+    let (wanted, archived) = (state.position, base.archived.position);
+    if archived.lsn < wanted.lsn || (archived.lsn == wanted.lsn && archived.hash != wanted.hash) {
+        return Err(WriteBaseError::NotArchived { wanted, archived });
+    }
     if let Some(packs) = &base.packs
         && archive.descriptor().kind == ArchiveKind::Full
     {
@@ -398,6 +407,14 @@ pub enum PackRowError {
 /// Why a snapshot was not written; what was written of it does no harm.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteBaseError {
+    /// The archive does not hold the history up to the tree yet.
+    #[error("the snapshot would be at {wanted}, the archive holds the history up to {archived}")]
+    NotArchived {
+        /// The tree's position.
+        wanted: Position,
+        /// The archive's.
+        archived: Position,
+    },
     /// The snapshot could not be made.
     #[error(transparent)]
     Snapshot(#[from] WriteSnapshotError),

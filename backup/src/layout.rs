@@ -9,15 +9,15 @@
 use murphy_log::{LogTime, Lsn};
 
 /// Where the descriptor is.
-pub const DESCRIPTOR: &str = "murphy.json";
+pub(crate) const DESCRIPTOR: &str = "murphy.json";
 
 /// The slot of epoch `epoch` that begins with `first`.
-pub fn slot(epoch: u32, first: Lsn) -> String {
+pub(crate) fn slot(epoch: u32, first: Lsn) -> String {
     format!("{LOG_FOLDER}/{epoch:010}/{:020}.seg", first.get())
 }
 
 /// The epoch and the first LSN of a slot's name.
-pub fn parse_slot(name: &str) -> Option<(u32, Lsn)> {
+pub(crate) fn parse_slot(name: &str) -> Option<(u32, Lsn)> {
     let (epoch, file) = name.strip_prefix(LOG_FOLDER)?.strip_prefix('/')?.split_once('/')?;
     let epoch = epoch.parse().ok()?;
     let first = Lsn::new(file.strip_suffix(".seg")?.parse().ok()?);
@@ -25,27 +25,27 @@ pub fn parse_slot(name: &str) -> Option<(u32, Lsn)> {
 }
 
 /// The registry record `number`.
-pub fn registry(number: u64) -> String {
+pub(crate) fn registry(number: u64) -> String {
     format!("{REGISTRY_FOLDER}/{number:020}")
 }
 
 /// What the objects of the snapshot at `lsn` have in common.
-pub fn snapshot_folder(epoch: u32, lsn: Lsn) -> String {
+pub(crate) fn snapshot_folder(epoch: u32, lsn: Lsn) -> String {
     format!("{SNAPSHOT_FOLDER}/{epoch:010}-{:020}", lsn.get())
 }
 
 /// The manifest of the snapshot in `folder`.
-pub fn manifest(folder: &str) -> String {
+pub(crate) fn manifest(folder: &str) -> String {
     format!("{folder}/{MANIFEST}")
 }
 
 /// A part of the snapshot in `folder`. `attempt` keeps the parts of an upload that was broken off apart from those of the next.
-pub fn part(folder: &str, number: u32, attempt: u64) -> String {
+pub(crate) fn part(folder: &str, number: u32, attempt: u64) -> String {
     format!("{folder}/part-{number:04}-{attempt:016x}")
 }
 
 /// The folder of the snapshot whose manifest has this name.
-pub fn parse_manifest(name: &str) -> Option<(&str, u32, Lsn)> {
+pub(crate) fn parse_manifest(name: &str) -> Option<(&str, u32, Lsn)> {
     let folder = name.strip_suffix(MANIFEST)?.strip_suffix('/')?;
     let (epoch, lsn) = folder.strip_prefix(SNAPSHOT_FOLDER)?.strip_prefix('/')?.split_once('-')?;
     let (epoch, lsn) = (epoch.parse().ok()?, Lsn::new(lsn.parse().ok()?));
@@ -53,20 +53,18 @@ pub fn parse_manifest(name: &str) -> Option<(&str, u32, Lsn)> {
 }
 
 /// The result of a verification or drill that ended at `time`.
-pub fn proof(time: LogTime) -> String {
+pub(crate) fn proof(time: LogTime) -> String {
     format!("{PROOF_FOLDER}/{:020}.json", time.as_nanos())
 }
 
 /// The folder of slots and seals.
-pub const LOG_FOLDER: &str = "log";
+pub(crate) const LOG_FOLDER: &str = "log";
 /// The folder of registry records.
-pub const REGISTRY_FOLDER: &str = "registry";
+pub(crate) const REGISTRY_FOLDER: &str = "registry";
 /// The folder of snapshots.
-pub const SNAPSHOT_FOLDER: &str = "snapshots";
+pub(crate) const SNAPSHOT_FOLDER: &str = "snapshots";
 /// The folder of proofs.
-pub const PROOF_FOLDER: &str = "proofs";
-/// The folder of packs.
-pub const PACK_FOLDER: &str = "packs";
+pub(crate) const PROOF_FOLDER: &str = "proofs";
 const MANIFEST: &str = "manifest.json";
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     document::PositionText,
     layout,
     slot::SlotHeader,
-    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_usable},
+    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_of_lost_tail, is_usable},
     target::{Target, show_time},
     walk::Boundary,
 };
@@ -171,6 +171,7 @@ impl Chain {
         let usable = surveys.iter().enumerate().flat_map(|(archive, survey)| {
             survey.bases.iter().filter(|base| is_usable(base, target)).map(move |base| (archive, base))
         });
+        let usable = usable.filter(|(_, base)| !is_of_lost_tail(base, surveys));
         // Of several at one position the first archive's is taken.
         let newest =
             usable.max_by_key(|(archive, base)| (base.state.position.lsn, std::cmp::Reverse(*archive)));
@@ -198,8 +199,8 @@ impl Chain {
 
     /// The last log time that is known; `None` if nothing happened yet.
     fn as_of(&self) -> Option<LogTime> {
-        let slots = self.steps.iter().filter_map(|step| step.slot);
-        slots.last().map(|slot| slot.last_time).or(self.start_time)
+        let mut slots = self.steps.iter().filter_map(|step| step.slot);
+        slots.next_back().map(|slot| slot.last_time).or(self.start_time)
     }
 
     /// The step in which the target lies; `None` if it is the start, or the end.

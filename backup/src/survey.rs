@@ -14,7 +14,7 @@ use crate::{
     descriptor::Archive,
     layout,
     plan::next_step,
-    seal::{Occupant, Seal},
+    seal::{Occupant, SEAL_BYTES, Seal},
     slot::{SLOT_BYTES_MAX, Slot, SlotHeader, end_time},
     store::StoreError,
     target::Target,
@@ -70,11 +70,25 @@ impl Survey {
             }
         }
         survey.bases.sort_by_key(|base| base.state.position.lsn);
-        let usable = survey.bases.iter().rev().find(|base| is_usable(base, target));
-        let from = usable.map_or(survey.base, |base| base.state.position);
+        let from = survey.start_for(target);
         survey.add_listed(archive, from.lsn).await?;
+        // The seals are known only now: a snapshot of a tail that lost a take-over is no start.
+        let sure = survey.start_for(target);
+        if sure != from {
+            survey.add_listed(archive, sure.lsn).await?;
+        }
+        let from = sure;
         survey.add_unlisted(archive, from).await?;
+        survey.problems.sort();
+        survey.problems.dedup();
         Ok(survey)
+    }
+
+    /// Where a replay to `target` begins.
+    fn start_for(&self, target: &Target) -> Position {
+        let mut usable = self.bases.iter().rev().filter(|base| is_usable(base, target));
+        let kept = usable.find(|base| !is_of_lost_tail(base, std::slice::from_ref(self)));
+        kept.map_or(self.base, |base| base.state.position)
     }
 
     fn add(&mut self, name: &str, head: Head, archive: &Archive) {
@@ -94,20 +108,24 @@ impl Survey {
             Head::Slot(slot) => {
                 self.slots.insert((slot.epoch.number, slot.first), slot);
             }
-            Head::Seal(seal) => self.seals.push(seal),
+            Head::Seal(seal) if !self.seals.contains(&seal) => self.seals.push(seal),
+            Head::Seal(_) => {}
         }
     }
 
     async fn add_listed(&mut self, archive: &Archive, from: Lsn) -> Result<(), SurveyError> {
-        let mut names: Vec<(Lsn, String)> = listed_slots(archive, "")
+        let mut names: Vec<(Lsn, String, u64)> = listed_slots(archive, "")
             .await?
             .into_iter()
-            .filter_map(|(name, _)| layout::parse_slot(&name).map(|(_, first)| (first, name)))
+            .filter_map(|(name, bytes)| layout::parse_slot(&name).map(|(_, first)| (first, name, bytes)))
             .collect();
         names.sort();
         // The slot that holds the entry after `from` begins before it.
-        let start = names.partition_point(|(first, _)| *first <= from.next()).saturating_sub(NAMES_BEFORE);
-        let heads = futures::stream::iter(names.split_off(start)).map(|(_, name)| async move {
+        let start = names.partition_point(|(first, ..)| *first <= from.next()).saturating_sub(NAMES_BEFORE);
+        let needed = names.split_off(start);
+        // Seals are wanted from all times, and known by their length: they judge snapshots too.
+        let seals = names.into_iter().filter(|(_, _, bytes)| *bytes == SEAL_BYTES as u64);
+        let heads = futures::stream::iter(seals.chain(needed)).map(|(_, name, _)| async move {
             let head = read_head(archive, &name).await;
             (name, head)
         });
@@ -116,7 +134,7 @@ impl Survey {
             match head {
                 Ok(Some(head)) => self.add(&name, head, archive),
                 Ok(None) => {
-                    self.problems.push(format!("{} is listed and missing", archive.store().object(&name)))
+                    self.problems.push(format!("{} is listed and missing", archive.store().object(&name)));
                 }
                 Err(error) => self.problems.push(error.to_string()),
             }
@@ -166,6 +184,13 @@ pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
         Target::Lsn(lsn) => base.state.position.lsn <= *lsn,
         Target::At(time) => base.as_of <= *time,
     }
+}
+
+/// Whether `base` lies beyond a seal that ended its epoch: its writer had been replaced and did not know.
+pub(crate) fn is_of_lost_tail(base: &BaseManifest, surveys: &[Survey]) -> bool {
+    let position = base.state.position;
+    let mut seals = surveys.iter().flat_map(|survey| &survey.seals);
+    seals.any(|seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn)
 }
 
 /// Reads a whole slot and verifies what can be verified without what comes before it.

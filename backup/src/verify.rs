@@ -385,7 +385,7 @@ impl Verifier<'_> {
                             self.packs.insert(meta.name, meta);
                         }
                         Err(error) => {
-                            self.found(FindingKind::Damaged, &base.folder, format!("row {key:?}: {error}"))
+                            self.found(FindingKind::Damaged, &base.folder, format!("row {key:?}: {error}"));
                         }
                     }
                 }

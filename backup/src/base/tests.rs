@@ -13,6 +13,7 @@ fn index_of(source: &Source) -> Arc<dyn IndexSnapshot> {
 fn new_base(source: &Source) -> NewBase {
     NewBase {
         source: index_of(source),
+        archived: Boundary::after(source.state().position),
         as_of: source.now(),
         now: source.now(),
         node: NodeId::default(),
@@ -48,6 +49,19 @@ async fn a_snapshot_comes_back_from_its_parts() {
     let verified =
         tokio::task::spawn_blocking(move || verify_snapshot(reader, &|_| {}).unwrap()).await.unwrap();
     assert_eq!(verified.rows, manifest.rows);
+}
+
+/// A source that does not know yet that it was replaced must not leave a snapshot of its lost tail.
+#[tokio::test]
+async fn a_snapshot_beyond_what_is_archived_is_refused() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let archived = Boundary::after(source.frames(2, 2)[1].position());
+    source.frames(1, 2);
+    let refused = write_base(&archive, NewBase { archived, ..new_base(&source) }).await;
+    assert!(matches!(refused, Err(WriteBaseError::NotArchived { .. })), "{refused:?}");
+    assert!(!store.names().await.iter().any(|name| name.starts_with("snapshots/")));
 }
 
 #[tokio::test]

@@ -14,10 +14,14 @@ async fn snapshot(archive: &Archive, source: &Source) {
     let index = MemoryIndex::new();
     let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
     index.ingest(&mut rows, &source.state()).unwrap();
+    let archived = Boundary::after(source.state().position);
     let (source, time) = (index.snapshot(), source.now());
-    write_base(archive, NewBase { source, as_of: time, now: time, node: NodeId::default(), packs: None })
-        .await
-        .unwrap();
+    write_base(
+        archive,
+        NewBase { source, archived, as_of: time, now: time, node: NodeId::default(), packs: None },
+    )
+    .await
+    .unwrap();
 }
 
 async fn plan(archives: &[Archive], target: Target) -> Result<RestorePlan, PlanError> {
@@ -187,4 +191,26 @@ async fn archives_of_two_histories_are_not_mixed() {
     other.lineage.branch = murphy_log::BranchId::from_bytes([8; 16]);
     let archives = [archive(&one).await, Archive::create(two.archive_store(), other).await.unwrap()];
     assert!(matches!(plan(&archives, Target::Latest).await, Err(PlanError::Different { .. })));
+}
+
+/// A writer that had been replaced left a snapshot of entries that nobody else has: no restore may begin with it.
+#[tokio::test]
+async fn a_snapshot_of_a_tail_that_lost_is_not_used() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let end = put(&store, &source.frames(4, 2)).await;
+    snapshot(&archive, &source).await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::new(ManualClock::default()), None);
+    murphy_fs::Fence::seal(&fence, end, next).await.unwrap();
+    let mut successor = source.taken_over(next);
+    let mut won = end;
+    for _ in 0..20 {
+        won = put(&store, &successor.frames(1, 2)).await;
+    }
+    source.frames(30, 2);
+    snapshot(&archive, &source).await;
+    let planned = plan(&[archive], Target::Latest).await.unwrap();
+    assert_eq!((planned.route.start.position, planned.route.end), (end, won));
 }

@@ -8,7 +8,7 @@ use crate::{
     layout,
     plan::plan_restore,
     target::Target,
-    testing::{Fault, FaultyStore, Source, archive, put},
+    testing::{Fault, FaultyStore, Source, append, archive, put},
 };
 
 fn quiet() -> OnProgress {
@@ -19,10 +19,14 @@ async fn snapshot(archive: &Archive, source: &Source) {
     let index = MemoryIndex::new();
     let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
     index.ingest(&mut rows, &source.state()).unwrap();
+    let archived = Boundary::after(source.state().position);
     let (source, time) = (index.snapshot(), source.now());
-    write_base(archive, NewBase { source, as_of: time, now: time, node: NodeId::default(), packs: None })
-        .await
-        .unwrap();
+    write_base(
+        archive,
+        NewBase { source, archived, as_of: time, now: time, node: NodeId::default(), packs: None },
+    )
+    .await
+    .unwrap();
 }
 
 async fn restore(
@@ -213,4 +217,76 @@ async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
     take_over(&fences, source.state().position, next, as_of, later).await.unwrap();
     let sealed = fences[0].adopt().await.unwrap().seal.unwrap();
     assert_eq!(sealed.next, next);
+}
+
+fn is_send<T: Send>(future: T) -> T {
+    future
+}
+
+struct Forget;
+
+impl crate::ship::SaveCursor for Forget {
+    fn save(&self, _: &Boundary) -> Result<(), crate::ship::CursorError> {
+        Ok(())
+    }
+}
+
+/// The same over real files: ship, snapshot, ship on, seal, plan, restore, verify.
+#[tokio::test]
+async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
+    use murphy_log::{Log, MemoryLog, SystemClock};
+    let folder = tempfile::tempdir().unwrap();
+    let files =
+        object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true);
+    let store = crate::store::ArchiveStore::new(Arc::new(files), "archive".into(), "file:///archive");
+    let archive = is_send(Archive::create(store, crate::testing::descriptor())).await.unwrap();
+    let mut source = Source::new();
+    let log = Arc::new(MemoryLog::new(source.base()));
+    let clock = Arc::new(SystemClock::new());
+    log.claim(source.base().position.epoch).unwrap();
+    let ship = async |known: Option<Boundary>| {
+        let parts = crate::ship::ShipperParts {
+            archive: archive.clone(),
+            log: Arc::clone(&log) as Arc<dyn Log>,
+            packs: Arc::new(ObjectBlockStore::in_memory()),
+            node: NodeId::default(),
+            epoch: log.tail().position.epoch,
+            known,
+            cursor: Arc::new(Forget),
+            clock: Arc::clone(&clock) as Arc<dyn murphy_log::Clock>,
+            limits: crate::ship::ShipLimits { slot_bytes: 3000, ..Default::default() },
+        };
+        let (shipper, handle) = crate::ship::Shipper::new(parts);
+        let end = is_send(shipper.run_to(log.tail().position.lsn)).await;
+        assert_eq!(end, crate::ship::ShipEnd::Reached);
+        handle.status().archived.unwrap()
+    };
+    append(&log, &source.frames(30, 3));
+    let archived = ship(None).await;
+    snapshot(&archive, &source).await;
+    append(&log, &source.frames(30, 3));
+    ship(Some(archived)).await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::clone(&clock) as Arc<_>, None);
+    let late = source.now().after(Duration::from_secs(100));
+    is_send(take_over(&[fence], source.state().position, next, source.now(), late)).await.unwrap();
+    let mut successor = source.taken_over(next);
+    log.claim(next).unwrap();
+    append(&log, &successor.frames(30, 3));
+    ship(None).await;
+
+    let archives = [archive.clone()];
+    let none = BTreeSet::new();
+    let plan = is_send(plan_restore(&archives, Target::Latest, &none, &TimeZone::UTC)).await.unwrap();
+    assert!(plan.snapshot.is_some() && plan.problems.is_empty(), "{plan:?}");
+    let index: Arc<dyn Index> = Arc::new(MemoryIndex::new());
+    let state = is_send(restore_tree(&archives, &plan, Arc::clone(&index), quiet())).await.unwrap();
+    assert_eq!(state, successor.state());
+    assert_rows(&index.snapshot(), &successor);
+    let report = is_send(crate::verify::verify(&archive, 100, 7)).await;
+    assert_eq!((report.findings.as_slice(), report.seals), (&[][..], 1));
+    let tree = index.snapshot();
+    let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    let packs = is_send(restore_packs(&[], &tree, target, quiet())).await.unwrap();
+    assert!(packs.is_complete());
 }

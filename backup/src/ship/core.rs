@@ -167,8 +167,10 @@ enum FlightState {
 impl Core {
     /// The archive holds everything up to `archived`, which the log has too; it is durable up to `durable`.
     pub(crate) fn new(limits: ShipLimits, archived: Boundary, durable: Lsn) -> Core {
+        let slot_bytes = limits.slot_bytes.min(SLOT_BYTES_LIMIT);
+        let in_flight = limits.in_flight.max(1);
         Core {
-            limits,
+            limits: ShipLimits { slot_bytes, in_flight, ..limits },
             archived,
             cut: archived,
             read: archived.position,
@@ -388,6 +390,10 @@ const BACKOFF_DOUBLINGS: u32 = 8;
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A slot is cut when it has so many frames, however small.
 const FRAMES_MAX: usize = 16 << 10;
+/// Slots are not made larger than this, in bytes and before the last frame, whatever the limits say.
+const SLOT_BYTES_LIMIT: usize = 16 << 20;
+const _: () =
+    assert!(SLOT_BYTES_LIMIT + murphy_log::MAX_FRAME_BYTES <= crate::slot::SLOT_BODY_BYTES_MAX as usize);
 const _: () = assert!(FRAMES_MAX <= crate::slot::SLOT_FRAMES_MAX as usize);
 
 #[cfg(test)]

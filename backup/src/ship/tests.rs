@@ -308,12 +308,12 @@ async fn a_slot_waits_for_every_pack_that_it_names() {
         watching.changed().await;
     }
     assert!(!store.names().await.iter().any(|name| name.starts_with("log/")), "a slot without its pack");
-    murphy_fs::BlockStore::put(&packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+    BlockStore::put(&packs, sealed.name, sealed.bytes.clone()).await.unwrap();
     handle.archived(frame.last()).await.unwrap();
     let puts: Vec<String> = store.log().into_iter().filter(|line| line.starts_with("put")).collect();
     let place = |part: &str| puts.iter().position(|line| line.contains(part)).unwrap();
     assert!(place("packs/") < place("log/"));
-    let copied = murphy_fs::BlockStore::get(&archive.packs(), sealed.name).await.unwrap();
+    let copied = BlockStore::get(&archive.packs(), sealed.name).await.unwrap();
     assert_eq!(copied, sealed.bytes);
     running.abort();
 }
@@ -329,7 +329,7 @@ async fn a_damaged_pack_is_not_archived() {
     let mut wrong = sealed.bytes.to_vec();
     wrong[3] ^= 1;
     let packs = ObjectBlockStore::in_memory();
-    murphy_fs::BlockStore::put(&packs, sealed.name, wrong.into()).await.unwrap();
+    BlockStore::put(&packs, sealed.name, wrong.into()).await.unwrap();
     let parts = ShipperParts { packs: Arc::new(packs), ..parts(&archive, &source, &log) };
     let (shipper, handle) = Shipper::new(parts);
     let outcome = tokio::time::timeout(Duration::from_millis(300), shipper.run()).await;
@@ -347,8 +347,8 @@ async fn the_same_pack_name_with_other_content_is_refused() {
     let (sealed, row) = pack(1);
     append(&log, &[source.frame_with_pack(&row)]);
     let packs = ObjectBlockStore::in_memory();
-    murphy_fs::BlockStore::put(&packs, sealed.name, sealed.bytes).await.unwrap();
-    murphy_fs::BlockStore::put(&archive.packs(), sealed.name, pack(2).0.bytes).await.unwrap();
+    BlockStore::put(&packs, sealed.name, sealed.bytes).await.unwrap();
+    BlockStore::put(&archive.packs(), sealed.name, pack(2).0.bytes).await.unwrap();
     let parts = ShipperParts { packs: Arc::new(packs), ..parts(&archive, &source, &log) };
     let (shipper, handle) = Shipper::new(parts);
     assert!(tokio::time::timeout(Duration::from_millis(300), shipper.run()).await.is_err());

@@ -87,3 +87,30 @@ fn a_later_format_is_told_from_damage() {
     later[8] = 1;
     assert_eq!(Slot::decode(&later.into()).err(), Some(SlotError::Version { found: 1, known: 0 }));
 }
+
+/// One oversized entry must not wedge the stream.
+#[test]
+fn an_entry_of_the_largest_size_fits_a_slot() {
+    let mut source = Source::new();
+    let mut frames = source.frames(2, 2);
+    frames.push(source.large_frame(murphy_log::MAX_ENTRY_BYTES - 200));
+    frames.extend(source.frames(2, 2));
+    let bytes = encode_slot(source.lineage(), NodeId::default(), &frames).unwrap();
+    let back = Slot::decode(&bytes).unwrap().verify(source.keys(), &source.base().position).unwrap();
+    assert!(back.iter().zip(&frames).all(|(back, frame)| back.bytes() == frame.bytes()));
+}
+
+proptest::proptest! {
+    /// Whatever lies under a slot's name: an error or a slot, never a panic and never more memory than the limits say.
+    #[test]
+    fn arbitrary_bytes_are_judged_and_not_believed(
+        kind in 0..3,
+        mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+    ) {
+        let magic = [SLOT_MAGIC, crate::seal::SEAL_MAGIC, *b"whatever"][kind as usize];
+        let length = bytes.len().min(magic.len());
+        bytes[..length].copy_from_slice(&magic[..length]);
+        proptest::prop_assert!(crate::seal::Occupant::decode(&bytes.clone().into()).is_err());
+        proptest::prop_assert!(crate::document::decode::<crate::registry::StoredRecord>("registry", &bytes).is_err());
+    }
+}

@@ -105,6 +105,17 @@ impl Source {
         self.frame(1, Some(pack))
     }
 
+    /// A frame of one entry that writes `bytes` bytes that do not compress.
+    pub(crate) fn large_frame(&mut self, bytes: usize) -> Frame {
+        let mut value = vec![0; bytes];
+        blake3::Hasher::new().finalize_xof().fill(&mut value);
+        let lsn = self.appender.state().position.lsn.next();
+        let mut entry = Entry::tick(lsn, LogTime::from_nanos(self.time));
+        entry.changes = vec![self.change(RowKey::symlink(murphy_fs::Ino::new(lsn.get())), value.into())];
+        self.appender.push(&entry, self.digest, Usage::default()).unwrap();
+        self.appender.close(LogTime::from_nanos(self.time), self.base.position.lsn).unwrap()
+    }
+
     pub(crate) fn frame(&mut self, entries: usize, pack: Option<&PackRow>) -> Frame {
         for _ in 0..entries {
             self.time += 10_000_000;

@@ -37,7 +37,14 @@ async fn whole() -> (FaultyStore, Archive) {
     let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
     index.ingest(&mut rows, &source.state()).unwrap();
     let (tree, time) = (index.snapshot(), source.now());
-    let base = NewBase { source: tree, as_of: time, now: time, node: NodeId::default(), packs: None };
+    let base = NewBase {
+        source: tree,
+        archived: Boundary::after(source.state().position),
+        as_of: time,
+        now: time,
+        node: NodeId::default(),
+        packs: None,
+    };
     write_base(&archive, base).await.unwrap();
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
     let clock = Arc::new(ManualClock::new(LogTime::from_nanos(1)));
