@@ -60,10 +60,15 @@ impl Archive {
         if let Some(found) = read(&store).await? {
             return Archive::matching(store, found, descriptor.lineage);
         }
-        if let Some(object) = store.list("").next().await {
-            let (url, object) = (store.label().to_owned(), object?.name);
-            return Err(OpenArchiveError::NotEmpty { url, object });
+        let mut listed = store.list("");
+        while let Some(object) = listed.next().await {
+            // An earlier attempt may have come as far as the test of the store.
+            let object = object?.name;
+            if !object.starts_with(PROBE_FOLDER) {
+                return Err(OpenArchiveError::NotEmpty { url: store.label().to_owned(), object });
+            }
         }
+        drop(listed);
         probe(&store).await?;
         match store.create(layout::DESCRIPTOR, descriptor.encode(&store)?).await? {
             Creation::Created | Creation::SameContent => Ok(Archive::new(store, descriptor)),
@@ -199,7 +204,7 @@ async fn read(store: &ArchiveStore) -> Result<Option<Descriptor>, OpenArchiveErr
 /// bytes, and deleting is a right that an archive's writer need not have.
 async fn probe(store: &ArchiveStore) -> Result<(), OpenArchiveError> {
     let id = getrandom::u64().map_err(OpenArchiveError::Random)?;
-    let name = format!("{PROBE_FOLDER}/{id:016x}");
+    let name = format!("{PROBE_FOLDER}{id:016x}");
     let first = store.create(&name, Bytes::from_static(b"first")).await?;
     let second = store.create(&name, Bytes::from_static(b"second")).await?;
     let kept = store.get(&name, PROBE_BYTES_MAX).await?;
@@ -263,7 +268,7 @@ pub enum OpenArchiveError {
 }
 
 const DESCRIPTOR_KIND: &str = "archive";
-const PROBE_FOLDER: &str = "probe";
+const PROBE_FOLDER: &str = "probe/";
 const PROBE_BYTES_MAX: u64 = 64;
 
 #[cfg(test)]
@@ -320,6 +325,16 @@ mod tests {
         assert_eq!(store.names().await, ["holiday/1.jpg"]);
         let nothing = Archive::open(FaultyStore::new().archive_store()).await.unwrap_err();
         assert!(matches!(nothing, OpenArchiveError::NoArchive { .. }));
+    }
+
+    /// The network broke between the test of the store and the descriptor.
+    #[tokio::test]
+    async fn a_creation_that_was_broken_off_can_be_repeated() {
+        let store = FaultyStore::new();
+        store.fail(layout::DESCRIPTOR, Fault::PutFails, usize::MAX);
+        Archive::create(store.archive_store(), descriptor()).await.unwrap_err();
+        store.heal();
+        Archive::create(store.archive_store(), descriptor()).await.unwrap();
     }
 
     #[tokio::test]

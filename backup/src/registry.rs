@@ -206,6 +206,26 @@ impl Registry {
         Err(RegistryError::Contended { url: self.archive.url().to_owned() })
     }
 
+    /// Keeps everything that a restore from `lsn` on needs, until the pin is taken back; returns its id. To be done before anything is
+    /// read. `holder` says who, and why, for people.
+    pub async fn pin(
+        &mut self,
+        node: NodeId,
+        time: LogTime,
+        lsn: Lsn,
+        holder: &str,
+    ) -> Result<String, RegistryError> {
+        let id = format!("{:016x}", getrandom::u64().map_err(RegistryError::Random)?);
+        let record = Record::Pin { id: id.clone(), lsn: lsn.get(), holder: holder.to_owned() };
+        self.append(node, time, record).await?;
+        Ok(id)
+    }
+
+    /// Takes a pin back.
+    pub async fn unpin(&mut self, node: NodeId, time: LogTime, id: &str) -> Result<(), RegistryError> {
+        self.append(node, time, Record::Unpin { id: id.to_owned() }).await.map(|_| ())
+    }
+
     fn decode(&self, number: u64, bytes: &[u8]) -> Result<StoredRecord, RegistryError> {
         let decoded = document::decode::<StoredRecord>(REGISTRY_KIND, bytes).and_then(|stored| {
             if stored.number == number { Ok(stored) } else { Err(DocumentError::Field("number")) }
@@ -280,6 +300,18 @@ mod tests {
         assert_eq!(registry.view().owners.len(), 2);
         let records = store.names().await.iter().filter(|name| name.starts_with("registry/")).count();
         assert_eq!(records, 2);
+    }
+
+    #[tokio::test]
+    async fn a_pin_is_seen_by_others_until_it_is_taken_back() {
+        let store = FaultyStore::new();
+        let archive = archive(&store).await;
+        let (mut reader, mut other) = (Registry::new(archive.clone()), Registry::new(archive));
+        let (node, time) = (NodeId::default(), LogTime::default());
+        let id = reader.pin(node, time, Lsn::new(7), "restore to node b").await.unwrap();
+        assert_eq!(other.refresh().await.unwrap().pins.get(&id), Some(&Lsn::new(7)));
+        reader.unpin(node, time, &id).await.unwrap();
+        assert!(other.refresh().await.unwrap().pins.is_empty());
     }
 
     #[tokio::test]

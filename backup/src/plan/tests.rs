@@ -169,19 +169,25 @@ async fn a_tail_that_lost_a_take_over_is_not_restored() {
     }
 }
 
+/// A restored copy, or a volume with a past, gets an archive: what is shipped there is worth nothing without the snapshot.
 #[tokio::test]
 async fn an_archive_that_was_added_late_needs_its_snapshot() {
     let store = FaultyStore::new();
     let mut source = Source::new();
     source.frames(4, 2);
-    let descriptor =
-        crate::descriptor::Descriptor { base: source.state().position, ..crate::testing::descriptor() };
+    let base = source.state().position;
+    let descriptor = crate::descriptor::Descriptor { base, ..crate::testing::descriptor() };
     let archive = Archive::create(store.archive_store(), descriptor).await.unwrap();
-    let frames = source.frames(2, 2);
-    put(&store, &frames).await;
-    let archives = [archive];
+    let archives = [archive.clone()];
     let refused = plan(&archives, Target::Latest).await.unwrap_err();
     assert!(matches!(refused, PlanError::NoSnapshot { .. }), "{refused}");
+    let findings = crate::verify::verify(&archive, 0, 1).await.findings;
+    assert!(findings[0].object.contains("snapshots/"), "{findings:?}");
+    snapshot(&archive, &source).await;
+    let end = put(&store, &source.frames(2, 2)).await;
+    let planned = plan(&archives, Target::Latest).await.unwrap();
+    assert_eq!((planned.route.start.position, planned.route.end), (base, end));
+    assert_eq!(crate::verify::verify(&archive, 0, 1).await.findings, []);
 }
 
 #[tokio::test]

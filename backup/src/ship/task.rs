@@ -139,7 +139,9 @@ impl SlotTask {
         match walk.seals.first() {
             Some(seal) if seal.next == next => return Ok(Outcome::Done),
             Some(seal) => return Err(fenced(seal)),
-            None => {}
+            None if walk.slots.is_empty() => {}
+            // The epoch went on here with entries that this log does not have.
+            None => return Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
         }
         match murphy_fs::Fence::seal(&fence, at.position, next).await {
             Ok(()) => Ok(Outcome::Done),
