@@ -1,5 +1,6 @@
 //! The suites that need no mount.
 
 mod cli;
+mod house;
 mod model;
 mod volume;

@@ -1,0 +1,134 @@
+//! The house rules that a program can check: who may import whom, where a dependency may be seen, what documents point at.
+//!
+//! Invariants:
+//! - Each rule here stands in `ARCHITECTURE.md` or in a document; when the rule changes, both change.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every file below `folder` with this ending, as (path from the root, contents).
+fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(ending) {
+                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no {ending} files below {folder}");
+    found
+}
+
+/// A line of code that names the crate `name`.
+fn names_crate(text: &str, name: &str) -> bool {
+    let path = format!("{name}::");
+    text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")).any(|line| {
+        line.match_indices(&path).any(|(at, _)| {
+            let before = line[..at].chars().next_back();
+            before.is_none_or(|before| !before.is_alphanumeric() && before != '_' && before != ':')
+        })
+    })
+}
+
+/// The fear: a second way from the mirror to the archive grows, and one cannot be changed without the other.
+#[test]
+fn crates_import_downwards_only() {
+    let forbidden = [
+        ("log/src", &["murphy_fs", "murphy_mirror", "murphy_backup", "murphy_cli"][..]),
+        ("fs/src", &["murphy_mirror", "murphy_backup", "murphy_cli"]),
+        ("mirror/src", &["murphy_backup", "murphy_cli"]),
+        ("backup/src", &["murphy_mirror", "murphy_cli"]),
+    ];
+    for (folder, crates) in forbidden {
+        for (file, text) in files(folder, ".rs") {
+            for name in crates {
+                assert!(!names_crate(&text, name), "{file} imports {name}");
+            }
+        }
+    }
+}
+
+/// The fear: a dependency leaks, and replacing it means rewriting the house.
+#[test]
+fn dependencies_stay_where_they_are_hidden() {
+    let rules: [(&str, &[&str], usize); 4] = [
+        ("fjall", &["fs/src/index"], usize::MAX),
+        ("fuser", &["fs/src/fuse"], usize::MAX),
+        ("quinn", &["mirror/src"], 2),
+        ("object_store", &["fs/src/data", "backup/src"], usize::MAX),
+    ];
+    for (name, homes, most) in rules {
+        let mut seen = BTreeSet::new();
+        for folder in ["log/src", "fs/src", "mirror/src", "backup/src", "cli/src"] {
+            for (file, text) in files(folder, ".rs").into_iter().filter(|(_, text)| names_crate(text, name)) {
+                assert!(homes.iter().any(|home| file.starts_with(home)), "{file} sees {name}: {}", text.len());
+                if !file.contains("test") {
+                    seen.insert(file);
+                }
+            }
+        }
+        assert!((1..=most).contains(&seen.len()), "{name} is seen in {seen:?}");
+    }
+}
+
+/// The fear: a document leads a reader, at three in the morning, to a page that does not exist.
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let mut pages = files("docs", ".md");
+    for page in ["README.md", "ARCHITECTURE.md"] {
+        pages.push((page.to_owned(), fs::read_to_string(root().join(page)).unwrap()));
+    }
+    for (page, text) in pages {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = root().join(&page).parent().unwrap().join(target);
+            assert!(path.exists(), "{page} links to {target}");
+        }
+    }
+}
+
+/// The fear: a package that nobody can say the use of.
+#[test]
+fn every_dependency_has_its_line() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let listed = fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
+    let section = manifest.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let names = section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.trim());
+    for name in names.filter(|name| !name.starts_with("murphy-") && !name.starts_with('#')) {
+        let has_line = listed.lines().filter(|line| line.starts_with("| ")).any(|line| {
+            let cell = line.split('|').nth(1).unwrap_or_default();
+            cell.split([',', ' ', '*', '(']).any(|word| word == name)
+        });
+        assert!(has_line, "{name} has no line in docs/dependencies.md");
+    }
+}
+
+/// The fear: a file that eats the project.
+#[test]
+fn no_file_of_the_product_is_longer_than_the_rule() {
+    for folder in ["log/src", "fs/src", "mirror/src", "backup/src", "cli/src"] {
+        for (file, text) in files(folder, ".rs") {
+            assert!(text.lines().count() <= LINES_MAX, "{file} has {} lines", text.lines().count());
+            assert!(text.starts_with("//!"), "{file} does not say what it is for");
+        }
+    }
+}
+
+const LINES_MAX: usize = 620;
