@@ -424,7 +424,7 @@ const FRAMES_AT_ONCE: usize = 64;
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Packs that failed are looked at again so often.
 const IDLE: Duration = Duration::from_millis(100);
-const _: () = assert!(murphy_fs::MAX_PACK_STORED as usize <= MAX_PACK_BYTES);
+const _: () = assert!(murphy_fs::MAX_PACK_STORED <= MAX_PACK_BYTES);
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,21 @@
 //! Murphy's mirrors: copies of a volume that follow its log live.
 //!
-//! [`Source`] and [`Follower`] are the two ends of the protocol without I/O.
+//! [`Source`] and [`Follower`] are the two ends of the protocol, without I/O: messages and time in, actions out. [`Listener`] and
+//! [`Following`] drive them over QUIC, on behalf of a node that is a [`Replica`] (a mirror) or has a log, a [`SnapshotSource`] and a
+//! [`MemberBook`] (a source). Around them: [`Identity`] and [`Token`] say who is who, [`Copier`] lets data follow the log,
+//! [`MirrorAcknowledger`] waits for mirrors, [`promote`] takes over, and [`Observer`] with [`EntryLine`] tells other programs.
+//!
+//! quinn appears in `endpoint.rs` and `session.rs` only.
+//!
+//! ```
+//! use murphy_mirror::{Durability, MemoryReplica, Replica};
+//! use murphy_log::{VolumeId, VolumeKeys};
+//!
+//! // A mirror that holds nothing yet asks its source for a snapshot.
+//! let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
+//! let replica = MemoryReplica::new(keys, None, Durability::Immediate);
+//! assert!(replica.state().is_none());
+//! ```
 
 mod acknowledge;
 mod board;
@@ -39,7 +54,12 @@ pub use follower::{Follower, FollowerAction, FollowerConfig, FollowerReport};
 pub use history::{AncestorSearch, Lookup, Point, SearchStep, look_up};
 pub use identity::{Identity, IdentityError, PublicKey};
 pub use memory::{Durability, KeptBranch, MemoryReplica, MemorySnapshots};
-pub use message::*;
+pub use message::{
+    Ack, Admitted, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES, MAX_NAME_BYTES,
+    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, MessageHeader,
+    PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart,
+    SeedReason, Verdict, WIRE_VERSION, Welcome,
+};
 pub use promote::{
     AckPolicy, Missing, PlanError, PromoteError, PromotePlan, PromoteRequest, Standing, TakeOver, Unsealed,
     promote,

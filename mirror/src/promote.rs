@@ -176,16 +176,11 @@ impl fmt::Display for PromotePlan {
         for node in &self.lost {
             writeln!(f, "given up           member {node}: what only it has acknowledged is lost")?;
         }
-        match self.lost_entries() {
-            0 => {
-                writeln!(f, "known loss         none; what the source did after its last word is not known")?
-            }
-            lost => writeln!(
-                f,
-                "known loss         {lost} entries, lsn {} to {}",
-                base.lsn.next(),
-                self.heard_lsn
-            )?,
+        let (lost, end) = (self.lost_entries(), self.heard_lsn);
+        if lost == 0 {
+            writeln!(f, "known loss         none; what the source did after its last word is not known")?;
+        } else {
+            writeln!(f, "known loss         {lost} entries, lsn {} to {end}", base.lsn.next())?;
         }
         match self.entries_without_bytes() {
             0 => write!(f, "missing bytes      none"),

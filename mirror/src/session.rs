@@ -173,6 +173,7 @@ pub(crate) enum SessionError {
     Message(#[from] MessageError),
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes by value")]
 fn lost(error: quinn::ConnectionError) -> SessionError {
     SessionError::Lost(error.to_string())
 }

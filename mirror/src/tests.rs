@@ -10,6 +10,7 @@ use murphy_log::{
 
 mod quic;
 mod simulation;
+mod world;
 
 pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([0xaa; 16]);
 pub(crate) const BRANCH: BranchId = BranchId::from_bytes([0xbb; 16]);

@@ -3,12 +3,13 @@
 //! Invariants:
 //! - The core decides; this only reads, writes and waits.
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{io::Read, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_fs::MemberRole;
 use murphy_log::{DurableWatch, Frame, FrameReader, Log, Lsn, ReadError, State};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Part, Services, SourcePart, part, refuse};
 use crate::{
@@ -59,6 +60,7 @@ pub(super) async fn serve(
         frames: None,
         reader: None,
         snapshot: None,
+        hold: None,
         jobs: FuturesUnordered::new(),
     };
     session.run(hello, reader).await?;
@@ -78,15 +80,23 @@ struct SourceSession<'a> {
     frames: Option<MessageWriter>,
     /// Where reading goes on, between two reads.
     reader: Option<(Lsn, FrameReader)>,
-    snapshot: Option<SeedSnapshot>,
+    snapshot: Option<OpenedSnapshot>,
+    /// Keeps the log behind a snapshot from being trimmed until the mirror has gone on from there.
+    hold: Option<(Lsn, Box<dyn Send>)>,
     jobs: FuturesUnordered<BoxFuture<'a, Done>>,
+}
+
+/// A snapshot, and the permission to send it.
+struct OpenedSnapshot {
+    seed: SeedSnapshot,
+    permit: OwnedSemaphorePermit,
 }
 
 /// What has been done aside.
 enum Done {
     Found(Lsn, Result<Lookup, ReadError>),
     Read(State, Result<(Vec<Frame>, Lsn, FrameReader), ReadError>),
-    Opened(Result<SeedSnapshot, String>),
+    Opened(Result<OpenedSnapshot, String>),
     Sent(Result<(u32, u64), String>),
 }
 
@@ -135,7 +145,7 @@ impl SourceSession<'_> {
             }
             Done::Read(durable, Err(error)) => self.core.read(durable, Err(error)),
             Done::Opened(Ok(snapshot)) => {
-                let state = snapshot.state;
+                let state = snapshot.seed.state;
                 self.snapshot = Some(snapshot);
                 self.core.snapshot(Ok(state))
             }
@@ -161,6 +171,7 @@ impl SourceSession<'_> {
                 SourceAction::OpenSnapshot => self.open_snapshot(),
                 SourceAction::StreamSnapshot => self.stream_snapshot(),
                 SourceAction::Acked(ack) => {
+                    self.hold.take_if(|(lsn, _)| ack.position.lsn > *lsn);
                     if let Some(entry) = &self.entry {
                         entry.acknowledged(ack);
                     }
@@ -210,22 +221,24 @@ impl SourceSession<'_> {
         let services = Arc::clone(&self.services);
         let snapshots = Arc::clone(&self.source.snapshots);
         let job = async move {
-            // The permit stays with the snapshot until it has been sent.
-            let permit =
-                Arc::clone(&services.seeds).acquire_owned().await.map_err(|error| error.to_string())?;
+            let permit = Arc::clone(&services.seeds).acquire_owned().await;
+            let permit = permit.map_err(|error| error.to_string())?;
             let opened = tokio::task::spawn_blocking(move || snapshots.open()).await;
-            let mut snapshot =
-                opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            snapshot.hold = Box::new((permit, snapshot.hold));
-            Ok(snapshot)
+            let seed = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            Ok(OpenedSnapshot { seed, permit })
         };
         self.jobs.push(job.map(Done::Opened).boxed());
     }
 
     fn stream_snapshot(&mut self) {
-        let Some(snapshot) = self.snapshot.take() else { return };
-        let connection = self.connection.clone();
-        self.jobs.push(send_snapshot(connection, snapshot).map(Done::Sent).boxed());
+        let Some(OpenedSnapshot { seed, permit }) = self.snapshot.take() else { return };
+        self.hold = Some((seed.state.position.lsn, seed.hold));
+        let sending = send_snapshot(self.connection.clone(), seed.reader);
+        let sending = sending.map(move |sent| {
+            drop(permit);
+            Done::Sent(sent)
+        });
+        self.jobs.push(sending.boxed());
     }
 }
 
@@ -250,9 +263,11 @@ fn read_run(
     Ok((frames, next, reader))
 }
 
-/// Sends a snapshot part by part, a few at a time; the log stays held until the mirror has gone on from it.
-async fn send_snapshot(connection: Connection, snapshot: SeedSnapshot) -> Result<(u32, u64), String> {
-    let (mut reader, hold) = (snapshot.reader, snapshot.hold);
+/// Sends a snapshot part by part, a few at a time.
+async fn send_snapshot(
+    connection: Connection,
+    mut reader: Box<dyn Read + Send>,
+) -> Result<(u32, u64), String> {
     let mut sending = FuturesUnordered::new();
     let (mut index, mut total) = (0, 0);
     loop {
@@ -279,14 +294,6 @@ async fn send_snapshot(connection: Connection, snapshot: SeedSnapshot) -> Result
     while let Some(sent) = sending.next().await {
         sent.map_err(|error| error.to_string())?;
     }
-    // The mirror is given time to install what it got before the log may be trimmed.
-    tokio::spawn(async move {
-        tokio::select! {
-            () = connection.closed() => {}
-            () = tokio::time::sleep(HOLD_AFTER_SEED) => {}
-        }
-        drop(hold);
-    });
     Ok((index, total))
 }
 
@@ -304,5 +311,3 @@ fn panicked(error: &tokio::task::JoinError) -> ReadError {
 
 const MAX_FRAMES_PER_READ: usize = crate::MAX_RUN_FRAMES;
 const PARTS_AT_ONCE: usize = 4;
-/// So long a mirror may take to install a snapshot before the log behind it may go.
-const HOLD_AFTER_SEED: Duration = Duration::from_secs(3600);

@@ -300,6 +300,20 @@ async fn a_new_mirror_is_seeded_in_parts_and_goes_on_from_there() {
     source.stop().await;
 }
 
+/// Seeding is limited to a few at a time; the others wait, and are not forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_new_mirrors_are_all_seeded_in_their_turn() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 50, 4)));
+    source.lead(&log, 9 << 20);
+    let mirrors: Vec<Mirror> = (0..5).map(|_| follow(&source, None)).collect();
+    for mirror in mirrors {
+        mirror.reach(log.tail()).await;
+        mirror.stop().await;
+    }
+    source.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_branch_is_refused() {
     let identity = Arc::new(Identity::generate().unwrap());
