@@ -24,6 +24,8 @@
 
 mod convert;
 mod count;
+mod followed;
+mod invalidate;
 mod kernel;
 mod mount;
 mod mount_table;
@@ -60,10 +62,12 @@ use tokio::runtime::Handle as Runtime;
 
 use self::{
     convert::{caller, handle, ino, name, xattr_name},
+    followed::{Followed, Watch},
     reply::{DirectoryReply, Filled, Reply},
 };
 pub use self::{
     count::{RequestCounters, RequestCounts, RequestKind},
+    invalidate::{InvalidationStats, Invalidator},
     kernel::{Lifetimes, kernel_config},
     mount::{Mount, MountOptions},
     mount_table::MountError,
@@ -79,11 +83,18 @@ struct Fuse {
     counters: Arc<RequestCounters>,
     runtime: Runtime,
     io_timeout: Duration,
+    /// What a followed source changes, if the file system is a volume that may follow one.
+    followed: Option<Arc<Followed>>,
 }
 
 impl Fuse {
+    /// Begins a request whose answer the kernel may keep.
+    fn watch(&self) -> Watch {
+        Watch::begin(self.followed.as_ref(), **self.lifetimes.load())
+    }
+
     fn lifetimes(&self) -> Lifetimes {
-        **self.lifetimes.load()
+        self.watch().asked()
     }
 
     /// Calls the file system and answers with `finish`, or with the error.
@@ -146,23 +157,27 @@ impl Fuse {
     /// Fills a listing batch by batch while answers come at once; one that comes later is sent as far as it goes.
     fn list<R: DirectoryReply>(&self, kind: RequestKind, directory: Ino, offset: u64, mut reply: R) {
         self.guard(kind, move || {
-            let (lifetimes, mut cookie, mut any) = (self.lifetimes(), offset, false);
+            let (watch, mut cookie, mut any) = (self.watch(), offset, false);
+            let send = move |reply: R, watch: &Watch| {
+                watch.listed(directory);
+                reply.send();
+            };
             loop {
                 match reply::batch::<R>(&self.fs, directory, cookie) {
                     Answer::Now(Ok(batch)) => {
-                        match reply::fill(&mut reply, directory, cookie, &batch, &lifetimes) {
+                        match reply::fill(&mut reply, directory, cookie, &batch, &watch) {
                             Filled::RoomAfter(last) => (cookie, any) = (last, true),
-                            Filled::Complete => return reply.send(),
+                            Filled::Complete => return send(reply, &watch),
                         }
                     }
-                    _ if any => return reply.send(),
+                    _ if any => return send(reply, &watch),
                     Answer::Now(Err(errno)) => return reply.fail(errno),
                     Answer::Later(future) => {
                         return self.finish_later(kind, future, move |result| match result {
                             Err(errno) => reply.fail(errno),
                             Ok(batch) => {
-                                reply::fill(&mut reply, directory, cookie, &batch, &lifetimes);
-                                reply.send();
+                                reply::fill(&mut reply, directory, cookie, &batch, &watch);
+                                send(reply, &watch);
                             }
                         });
                     }
@@ -199,18 +214,19 @@ impl Fuse {
 
 impl fuser::Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel_config(config)
+        if self.followed.is_some() { kernel::follower_config(config) } else { kernel_config(config) }
     }
 
     /// A missing name is answered as inode 0, which the kernel may remember too.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (lifetimes, caller) = (self.lifetimes(), caller(req));
-        let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, ino(parent), name);
+        let (watch, caller, parent) = (self.watch(), caller(req), ino(parent));
+        let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, parent, name);
         self.run_result(RequestKind::Lookup, reply, call, move |reply, result| match result {
-            Ok(attr) => send_entry(reply, &attr, &lifetimes),
+            Ok(attr) => send_entry(reply, &attr, &watch.lifetimes(parent, Some(attr.ino))),
             Err(Errno::ENOENT) => {
                 let missing = convert::bare_attr(0, FileType::RegularFile);
-                reply.entry_with_ttls(&Duration::ZERO, &lifetimes.missing, &missing, Generation(0));
+                let lifetime = watch.lifetimes(parent, None).missing;
+                reply.entry_with_ttls(&Duration::ZERO, &lifetime, &missing, Generation(0));
             }
             Err(errno) => reply.fail(errno),
         });

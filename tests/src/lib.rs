@@ -6,6 +6,7 @@
 mod compare;
 mod driver;
 mod ops;
+mod pair;
 mod reference;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -14,4 +15,5 @@ pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
     RunRules, Search, Step, TimePick, Who, judge, search, strategy,
 };
+pub use pair::Pair;
 pub use reference::Reference;

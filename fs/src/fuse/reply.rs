@@ -7,7 +7,7 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::{convert, kernel::Lifetimes};
+use super::{convert, followed::Watch, kernel::Lifetimes};
 use crate::{Answer, DirEntry, DirEntryPlus, Errno, FileSystem, Ino};
 
 /// A reply that can be an error.
@@ -82,7 +82,7 @@ pub(super) trait DirectoryReply: Reply {
     fn entries(fs: &dyn FileSystem, directory: Ino, cookie: u64) -> Answer<Vec<Self::Entry>>;
     fn cookie(entry: &Self::Entry) -> u64;
     /// Adds an entry; true if there was no room for it.
-    fn add_entry(&mut self, entry: &Self::Entry, lifetimes: &Lifetimes) -> bool;
+    fn add_entry(&mut self, directory: Ino, entry: &Self::Entry, watch: &Watch) -> bool;
     /// Adds `.` or `..`; true if there was no room for it.
     fn add_dot(&mut self, ino: Ino, cookie: u64, name: &OsStr) -> bool;
     fn send(self);
@@ -114,7 +114,7 @@ pub(super) fn fill<R: DirectoryReply>(
     directory: Ino,
     cookie: u64,
     batch: &Batch<R::Entry>,
-    lifetimes: &Lifetimes,
+    watch: &Watch,
 ) -> Filled {
     if let Some(parent) = batch.parent {
         let full = cookie < DOT_COOKIE && reply.add_dot(directory, DOT_COOKIE, OsStr::new("."));
@@ -123,7 +123,7 @@ pub(super) fn fill<R: DirectoryReply>(
         }
     }
     for entry in &batch.entries {
-        if reply.add_entry(entry, lifetimes) {
+        if reply.add_entry(directory, entry, watch) {
             return Filled::Complete;
         }
     }
@@ -144,7 +144,7 @@ impl DirectoryReply for ReplyDirectory {
         entry.cookie
     }
 
-    fn add_entry(&mut self, entry: &DirEntry, _: &Lifetimes) -> bool {
+    fn add_entry(&mut self, _: Ino, entry: &DirEntry, _: &Watch) -> bool {
         let name = OsStr::from_bytes(entry.name.as_bytes());
         self.add(INodeNo(entry.ino.get()), entry.cookie, convert::file_type(entry.kind), name)
     }
@@ -169,9 +169,10 @@ impl DirectoryReply for ReplyDirectoryPlus {
         entry.entry.cookie
     }
 
-    fn add_entry(&mut self, DirEntryPlus { entry, attr }: &DirEntryPlus, lifetimes: &Lifetimes) -> bool {
+    fn add_entry(&mut self, parent: Ino, DirEntryPlus { entry, attr }: &DirEntryPlus, watch: &Watch) -> bool {
         let name = OsStr::from_bytes(entry.name.as_bytes());
-        let (lifetime, generation) = (lifetimes.entry_and_attr(), convert::generation(attr));
+        let lifetime = watch.lifetimes(parent, Some(entry.ino)).entry_and_attr();
+        let generation = convert::generation(attr);
         let (ino, attr) = (INodeNo(entry.ino.get()), convert::file_attr(attr));
         self.add(ino, entry.cookie, name, &lifetime, &attr, generation)
     }
