@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - An observer is called after the rows of the entries are visible, from the thread that shows them, in LSN order, under no lock.
+//! - Before that it is told what is going to change.
 //! - Entries that this node decides itself are not told: whoever asked for them knows.
 
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use murphy_log::Entry;
 
 /// Hears of entries that a volume has followed.
 pub trait ChangeObserver: Send + Sync {
+    /// These entries are going to be visible. Must not wait for anything.
+    fn changing(&self, _entries: &[Entry]) {}
+
     /// These entries, in LSN order and at least one, are visible now. Must not wait for anything: the volume does not go on before this
     /// returns.
     fn changed(&self, entries: &[Entry]);
@@ -52,6 +56,10 @@ impl Observers {
             more
         });
         Observation { observers: Arc::clone(self), observer }
+    }
+
+    pub(crate) fn announce(&self, entries: &[Entry]) {
+        self.all.load_full().iter().for_each(|observer| observer.changing(entries));
     }
 
     pub(crate) fn tell(&self, entries: &[Entry]) {

@@ -154,30 +154,48 @@ impl Fuse {
         });
     }
 
+    /// Answers with the attributes of an inode, once the kernel may have them.
+    fn run_attr<R: Reply>(
+        &self,
+        kind: RequestKind,
+        reply: R,
+        call: impl FnOnce(&Arc<dyn FileSystem>) -> Result<Answer<Attr>, Errno>,
+        finish: impl FnOnce(R, &Watch, Result<Attr, Errno>) + Send + 'static,
+    ) {
+        let (watch, runtime) = (self.watch(), self.runtime.clone());
+        self.run_result(kind, reply, call, move |reply, result| match result {
+            Ok(attr) if !watch.is_settled(&attr) => {
+                runtime.spawn(async move {
+                    watch.settle(&[attr]).await;
+                    finish(reply, &watch, Ok(attr));
+                });
+            }
+            result => finish(reply, &watch, result),
+        });
+    }
+
     /// Fills a listing batch by batch while answers come at once; one that comes later is sent as far as it goes.
     fn list<R: DirectoryReply>(&self, kind: RequestKind, directory: Ino, offset: u64, mut reply: R) {
         self.guard(kind, move || {
-            let (watch, mut cookie, mut any) = (self.watch(), offset, false);
-            let send = move |reply: R, watch: &Watch| {
-                watch.listed(directory);
-                reply.send();
-            };
+            let (mut watch, mut cookie, mut any) = (self.watch(), offset, false);
+            let runtime = self.runtime.clone();
+            let send = move |reply: R, watch: Watch| reply::send_listing(reply, directory, watch, &runtime);
             loop {
                 match reply::batch::<R>(&self.fs, directory, cookie) {
                     Answer::Now(Ok(batch)) => {
-                        match reply::fill(&mut reply, directory, cookie, &batch, &watch) {
+                        match reply::fill(&mut reply, directory, cookie, &batch, &mut watch) {
                             Filled::RoomAfter(last) => (cookie, any) = (last, true),
-                            Filled::Complete => return send(reply, &watch),
+                            Filled::Complete => return send(reply, watch),
                         }
                     }
-                    _ if any => return send(reply, &watch),
+                    _ if any => return send(reply, watch),
                     Answer::Now(Err(errno)) => return reply.fail(errno),
                     Answer::Later(future) => {
                         return self.finish_later(kind, future, move |result| match result {
                             Err(errno) => reply.fail(errno),
                             Ok(batch) => {
-                                reply::fill(&mut reply, directory, cookie, &batch, &watch);
-                                send(reply, &watch);
+                                reply::fill(&mut reply, directory, cookie, &batch, &mut watch);
+                                send(reply, watch);
                             }
                         });
                     }
@@ -219,9 +237,9 @@ impl fuser::Filesystem for Fuse {
 
     /// A missing name is answered as inode 0, which the kernel may remember too.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (watch, caller, parent) = (self.watch(), caller(req), ino(parent));
+        let (caller, parent) = (caller(req), ino(parent));
         let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, parent, name);
-        self.run_result(RequestKind::Lookup, reply, call, move |reply, result| match result {
+        self.run_attr(RequestKind::Lookup, reply, call, move |reply, watch, result| match result {
             Ok(attr) => send_entry(reply, &attr, &watch.lifetimes(parent, Some(attr.ino))),
             Err(Errno::ENOENT) => {
                 let missing = convert::bare_attr(0, FileType::RegularFile);
@@ -237,9 +255,11 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let lifetime = self.lifetimes().attr;
-        let finish = move |reply: ReplyAttr, attr| reply.attr(&lifetime, &convert::file_attr(&attr));
-        self.run(RequestKind::Getattr, reply, |fs| Ok(fs.getattr(ino(node))), finish);
+        let call = |fs: &Arc<dyn FileSystem>| Ok(fs.getattr(ino(node)));
+        self.run_attr(RequestKind::Getattr, reply, call, |reply: ReplyAttr, watch, result| match result {
+            Ok(attr) => reply.attr(&watch.asked().attr, &convert::file_attr(&attr)),
+            Err(errno) => reply.fail(errno),
+        });
     }
 
     fn setattr(

@@ -44,7 +44,8 @@ pub use file_system::{
     XattrMode,
 };
 pub use fuse::{
-    InvalidationStats, Invalidator, Lifetimes, Mount, MountError, MountOptions, Notifier, RequestCounts, RequestKind, UnmountError,
+    InvalidationStats, Invalidator, Lifetimes, Mount, MountError, MountOptions, Notifier, RequestCounts,
+    RequestKind, UnmountError,
 };
 #[doc(hidden)]
 pub use fuse::{RequestCounters, Session, kernel_config};

@@ -30,7 +30,8 @@ use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, Position, State, VolumeKeys};
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, NameHasher, Observation, RowKey, SettingRow, View, ViewError,
+    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, NameHasher, Observation, RowKey, SettingRow,
+    View, ViewError,
     data::{BlockStore, PackFetcher, WriterId},
     decide::{BeginSession, ChangeSettings, Genesis, Operation},
     sequencer::{Limits, Sequencer, SubmitError},

@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::{
-    BlockStore, CellCache, Errno, FileSystem, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
-    VolumeParts,
+    BlockStore, CellCache, Errno, FileSystem, MemoryIndex, ObjectBlockStore, PackFetcher, Volume,
+    VolumeOptions, VolumeParts,
 };
 use murphy_log::{
     ChainHash, Digest, Epoch, EpochId, Log, Lsn, MemoryLog, Position, State, SystemClock, Usage, VolumeId,

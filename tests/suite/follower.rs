@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use murphy_fs::{
-    Answer, Caller, ChangeObserver, Errno, FileSystem, Ino, Kind, Name, NewNode, OpenFlags, RenameMode, SetAttr,
-    VolumeOptions, XattrMode, XattrName,
+    Answer, Caller, ChangeObserver, Errno, FileSystem, Ino, Kind, Name, NewNode, OpenFlags, RenameMode,
+    SetAttr, VolumeOptions, XattrMode, XattrName,
 };
 use murphy_log::{Entry, Epoch, EpochId, Lsn};
 use murphy_tests::{Pair, TreeRules, compare_trees};
@@ -24,8 +24,7 @@ fn name(text: &str) -> Name {
 fn pair() -> (Pair, Ino, Ino) {
     let pair = Pair::new(VolumeOptions::default());
     let (driver, source) = (pair.driver(), &pair.source);
-    let (file, opened) =
-        driver.wait(source.create(&ROOT_USER, Ino::ROOT, &name("f"), 0o644, WRITE)).unwrap();
+    let (file, opened) = driver.wait(source.create(&ROOT_USER, Ino::ROOT, &name("f"), 0o644, WRITE)).unwrap();
     let data = Bytes::from_static(b"some bytes");
     driver.wait(source.write(&ROOT_USER, file.ino, opened.handle, 0, data)).unwrap();
     source.release(file.ino, opened.handle);
@@ -77,7 +76,8 @@ fn every_change_is_refused_at_once_and_reading_goes_on() {
     refused("setxattr", mirror.setxattr(caller, file, &key, Bytes::new(), XattrMode::Set));
     refused("removexattr", mirror.removexattr(caller, file, &key));
     let truncate = OpenFlags { truncate: true, ..READ };
-    for flags in [WRITE, truncate, OpenFlags { truncate: true, ..WRITE }, OpenFlags { append: true, ..WRITE }] {
+    for flags in [WRITE, truncate, OpenFlags { truncate: true, ..WRITE }, OpenFlags { append: true, ..WRITE }]
+    {
         refused("open", mirror.open(caller, file, flags));
     }
     refused("a setting", mirror.change_settings(vec![("x".to_owned(), None)]));

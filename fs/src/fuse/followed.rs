@@ -12,6 +12,11 @@
 //! lifetime 0. The invalidator, after T2, looks for marks: what was answered a moment ago may still be on its way inside the
 //! kernel, and is told again a second later. Of a mark and a note at least one is seen, because both sides store, fence and load.
 //!
+//! A file that grows needs more. The kernel fills the page of a short read with zeros; if it learns of the new length before it
+//! forgets that page, it shows the zeros as data. So a file's attributes are not answered between the moment at which a change of it is
+//! announced, before it is visible, and the moment at which the kernel has forgotten its pages. What it then gets it compares with
+//! its own count of invalidations, and asks again.
+//!
 //! Invariants:
 //! - Inodes share slots. Sharing costs a superfluous request or notification and never hides one.
 //! - The lock is held for moments only: neither requests nor the following thread wait here for anything.
@@ -28,14 +33,16 @@ use std::{
 use murphy_log::{Clock, Entry, Lsn};
 use parking_lot::{Condvar, Mutex};
 
-use super::kernel::Lifetimes;
-use crate::{ChangeObserver, Ino, Table};
+use super::{invalidate::Lane, kernel::Lifetimes, notify::Notice};
+use crate::{Attr, ChangeObserver, Ino, Kind, Table};
 
 /// What is shared.
 pub(super) struct Followed {
     clock: Arc<dyn Clock>,
     /// The last entry whose changes have been noted.
     noted: AtomicU64,
+    /// By slot, the last entry that is going to change something, or has.
+    announced: Box<[AtomicU64]>,
     /// By slot, the last entry that changed something.
     changed: Box<[AtomicU64]>,
     /// By slot, when the last answer was given, in milliseconds of `clock`, plus one.
@@ -43,6 +50,10 @@ pub(super) struct Followed {
     /// Nothing is to be cached for a while.
     suspended: AtomicBool,
     suspensions: AtomicU64,
+    /// The last entry whose notices are in the lanes.
+    told: AtomicU64,
+    pub(super) names: Lane,
+    pub(super) pages: Lane,
     progress: Mutex<Progress>,
     moved: Condvar,
 }
@@ -51,8 +62,8 @@ pub(super) struct Followed {
 pub(super) struct Progress {
     /// The last entry that is visible.
     pub(super) shown: Lsn,
-    /// The last entry of which the kernel has been told.
-    pub(super) delivered: Lsn,
+    /// The last entry whose notices are in the lanes.
+    pub(super) told: Lsn,
     /// Directories whose listing was overtaken on its way.
     pub(super) relist: HashSet<Ino>,
     /// The mount is gone, or going.
@@ -64,15 +75,19 @@ pub(super) struct Progress {
 impl Followed {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Followed {
         let slots = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
-        let (shown, delivered) = (Lsn::ROOT, Lsn::ROOT);
-        let progress = Progress { shown, delivered, relist: HashSet::new(), ended: false, lost: false };
+        let (shown, told) = (Lsn::ROOT, Lsn::ROOT);
+        let progress = Progress { shown, told, relist: HashSet::new(), ended: false, lost: false };
         Followed {
             clock,
             noted: AtomicU64::new(0),
+            announced: slots(),
             changed: slots(),
             answered: slots(),
             suspended: AtomicBool::new(false),
             suspensions: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            names: Lane::default(),
+            pages: Lane::default(),
             progress: Mutex::new(progress),
             moved: Condvar::new(),
         }
@@ -80,7 +95,28 @@ impl Followed {
 
     /// Nothing up to `lsn` needs telling: the kernel has seen nothing older.
     pub(super) fn begin(&self, lsn: Lsn) {
-        self.update(|progress| progress.delivered = progress.delivered.max(lsn));
+        self.told(lsn);
+    }
+
+    /// The notices of everything up to `lsn` are in the lanes.
+    pub(super) fn told(&self, lsn: Lsn) {
+        self.told.store(lsn.get(), Ordering::Release);
+        self.update(|progress| progress.told = lsn);
+    }
+
+    /// The mount is gone, or going: nobody waits any more.
+    pub(super) fn end(&self) {
+        self.told.store(u64::MAX, Ordering::Release);
+        self.names.end();
+        self.pages.end();
+        self.update(|progress| progress.ended = true);
+    }
+
+    /// Whether the kernel may be shown the length of a file as it is now: it has forgotten every page that was read before.
+    fn is_settled(&self, ino: Ino) -> bool {
+        let announced = self.announced[slot(ino)].load(Ordering::Acquire);
+        announced == 0
+            || (self.told.load(Ordering::Acquire) >= announced && !self.pages.owes(&Notice::Data(ino)))
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -119,7 +155,10 @@ impl Followed {
     pub(super) fn suspend(&self, reason: &str) {
         if !self.suspended.swap(true, Ordering::Relaxed) {
             self.suspensions.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(reason, "the kernel's caches are late; until it has caught up it caches nothing new");
+            tracing::warn!(
+                reason,
+                "the kernel's caches are late; until it has caught up it caches nothing new"
+            );
         }
     }
 
@@ -142,26 +181,27 @@ impl Followed {
     /// Changes that cannot be told any more: caching ends for good, and what the kernel has may be wrong until its lifetime ends.
     pub(super) fn lose(&self, reason: &str) {
         if !self.update(|progress| std::mem::replace(&mut progress.lost, true)) {
-            tracing::error!(reason, "the kernel was not told of all changes; mount again to be sure of what it shows");
+            tracing::error!(
+                reason,
+                "the kernel was not told of all changes; mount again to be sure of what it shows"
+            );
         }
         self.suspend(reason);
     }
 }
 
 impl ChangeObserver for Followed {
+    fn changing(&self, entries: &[Entry]) {
+        note(&self.announced, entries);
+    }
+
     fn changed(&self, entries: &[Entry]) {
         let Some(last) = entries.last().map(|entry| entry.lsn) else { return };
-        for entry in entries {
-            for change in entry.changes.iter().filter(|change| is_cached(change.table)) {
-                if let Some(number) = change.key.first_chunk().copied().map(u64::from_be_bytes) {
-                    self.changed[slot(Ino::new(number))].store(entry.lsn.get(), Ordering::Relaxed);
-                }
-            }
-        }
+        note(&self.changed, entries);
         self.noted.store(last.get(), Ordering::Release);
         let behind = self.update(|progress| {
             progress.shown = last;
-            last.since(progress.delivered)
+            last.since(progress.told)
         });
         if behind > BEHIND_MAX {
             self.suspend("changes come faster than the kernel can be told");
@@ -169,12 +209,23 @@ impl ChangeObserver for Followed {
     }
 }
 
+/// Notes by slot what entries change.
+fn note(slots: &[AtomicU64], entries: &[Entry]) {
+    for entry in entries {
+        for change in entry.changes.iter().filter(|change| is_cached(change.table)) {
+            if let Some(number) = change.key.first_chunk().copied().map(u64::from_be_bytes) {
+                slots[slot(Ino::new(number))].store(entry.lsn.get(), Ordering::Release);
+            }
+        }
+    }
+}
+
 /// A request under way, and what the kernel may remember of its answer.
-#[derive(Clone)]
 pub(super) struct Watch {
     followed: Option<Arc<Followed>>,
     since: u64,
     lifetimes: Lifetimes,
+    held: Vec<Attr>,
 }
 
 impl Watch {
@@ -183,7 +234,7 @@ impl Watch {
         let since = followed.map_or(0, |followed| followed.noted.load(Ordering::Acquire));
         let suspended = followed.is_some_and(|followed| followed.is_suspended());
         let lifetimes = if suspended { Lifetimes::NONE } else { lifetimes };
-        Watch { followed: followed.cloned(), since, lifetimes }
+        Watch { followed: followed.cloned(), since, lifetimes, held: Vec::new() }
     }
 
     /// The lifetimes of an answer that the kernel itself keeps apart from what overtakes it.
@@ -198,6 +249,34 @@ impl Watch {
         let parent = followed.overtaken(parent, self.since);
         let child = child.is_some_and(|child| followed.overtaken(child, self.since));
         if parent || child { Lifetimes::NONE } else { self.lifetimes }
+    }
+
+    /// Whether the attributes of a file may be answered now. If not, [`Watch::settle`] first.
+    pub(super) fn is_settled(&self, attr: &Attr) -> bool {
+        attr.kind != Kind::File || self.followed.as_ref().is_none_or(|followed| followed.is_settled(attr.ino))
+    }
+
+    /// Notes that the answer has these attributes, and must wait if they may not be answered now.
+    pub(super) fn hold_for(&mut self, attr: &Attr) {
+        if !self.is_settled(attr) {
+            self.held.push(*attr);
+        }
+    }
+
+    /// What the answer must wait for.
+    pub(super) fn held(&mut self) -> Vec<Attr> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Waits, but not for ever, until the kernel has forgotten the old pages of these files.
+    pub(super) async fn settle(&self, attrs: &[Attr]) {
+        let polls = SETTLE_MAX.as_millis() / SETTLE_POLL.as_millis();
+        for _ in 0..polls {
+            if attrs.iter().all(|attr| self.is_settled(attr)) {
+                return;
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
     }
 
     /// A listing of `directory` is about to be given: it has no lifetime, so that one that was overtaken is invalidated later.
@@ -241,6 +320,9 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 const ANSWER_TRAVELS: Duration = Duration::from_secs(1);
 /// Caching is suspended while the kernel has not been told of more entries than this.
 const BEHIND_MAX: u64 = 1 << 16;
+/// The longest that attributes are held back. Then a read of the file hangs, and they are shown: better than no answer.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+const SETTLE_POLL: Duration = Duration::from_millis(1);
 /// Overtaken listings that wait to be invalidated at most.
 const RELIST_MAX: usize = 1 << 16;
 

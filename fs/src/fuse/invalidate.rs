@@ -5,17 +5,19 @@
 //! being read waits for the store, and names must not wait for that.
 //!
 //! ```text
-//!   log --> frames --> notices --+--> names, listings, attributes ----> kernel
-//!              ^                 +--> data: a set of inodes ----------> kernel     (its own thread)
+//!   log --> frames --> notices --+--> names, listings, attributes ---> a lane of their own ---> kernel
+//!              ^                 +--> data -------------------------> a lane of their own ---> kernel
 //!              |                 +--> once more after a second, if an answer was on its way
 //!   shown by the volume
 //! ```
 //!
 //! Invariants:
 //! - The kernel is told of an entry after its rows are visible, so that it asks for nothing old.
-//! - Neither the volume nor a request ever waits for these threads. They wait for the kernel, and end with the mount.
+//! - Neither the volume nor a request ever waits for the names' lane, which waits for locks that requests hold. An answer with a file's
+//!   attributes waits, for a bounded time, for the pages' lane, which waits for reads only.
 //! - What cannot be told is said, and ends caching for good.
 
+mod lane;
 mod notices;
 
 use std::{
@@ -26,29 +28,24 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{Frame, FrameReader, Log, Lsn};
-use parking_lot::{Condvar, Mutex};
-
-use self::notices::Notices;
-use super::{
-    followed::Followed,
-    notify::{Notice, has_ended},
-};
+pub(super) use self::lane::Lane;
+use self::{lane::Ended, notices::Notices};
+use super::{followed::Followed, notify::Notice};
 use crate::{Ino, NameHasher, Observation};
+use murphy_log::{Frame, FrameReader, Log, Lsn};
 
-/// Tells the kernel of everything that a volume follows. Dropping it ends its threads.
+/// Tells the kernel of everything that a volume follows. Dropping it ends its threads, once the kernel lets them go.
 #[derive(Debug)]
 pub struct Invalidator {
     followed: Arc<Followed>,
-    pages: Arc<Pages>,
     _observation: Observation,
 }
 
 /// How far the kernel has been told, and how well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InvalidationStats {
-    /// The last entry of which the kernel has been told.
-    pub delivered: Lsn,
+    /// The last entry that has been sent on its way to the kernel.
+    pub told: Lsn,
     /// How often caching was suspended because the kernel was late.
     pub suspensions: u64,
     /// Something could not be told: what the kernel cached before may be wrong until its lifetime ends.
@@ -64,26 +61,19 @@ impl Invalidator {
         (log, hasher): (Arc<dyn Log>, NameHasher),
         send: Send,
     ) -> io::Result<Invalidator> {
-        let pages = Arc::new(Pages::default());
-        let invalidator = Invalidator {
-            followed: Arc::clone(&followed),
-            pages: Arc::clone(&pages),
-            _observation: observation,
-        };
-        let (owed, sender, state) = (Arc::clone(&pages), Arc::clone(&send), Arc::clone(&followed));
-        thread::Builder::new().name("fuse-pages".into()).spawn(move || owed.deliver(&sender, &state))?;
-        let delivered = followed.update(|progress| progress.delivered);
-        let courier = Courier {
-            followed,
-            pages,
-            log,
-            hasher,
-            send,
-            frames: None,
-            ahead: None,
-            delivered,
-            repeats: Repeats::default(),
-        };
+        for (name, is_pages) in [("fuse-pages", true), ("fuse-names", false)] {
+            let (state, send) = (Arc::clone(&followed), Arc::clone(&send));
+            thread::Builder::new().name(name.into()).spawn(move || {
+                let lane = if is_pages { &state.pages } else { &state.names };
+                lane.deliver(&*send, |notice, error| {
+                    state.lose(&format!("the kernel refused {notice:?}: {error}"));
+                });
+            })?;
+        }
+        let invalidator = Invalidator { followed: Arc::clone(&followed), _observation: observation };
+        let told = followed.update(|progress| progress.told);
+        let (frames, ahead, repeats) = (None, None, Repeats::default());
+        let courier = Courier { followed, log, hasher, frames, ahead, told, repeats };
         thread::Builder::new().name("fuse-invalidate".into()).spawn(move || courier.run())?;
         Ok(invalidator)
     }
@@ -91,21 +81,21 @@ impl Invalidator {
     /// Waits at most `timeout` until the kernel has been told of every entry up to `lsn`, pages included, and says whether it has. True
     /// as well when the mount has ended. What may have been overtaken is told once more a second later; that is not waited for.
     pub fn wait_for(&self, lsn: Lsn, timeout: Duration) -> bool {
-        self.followed.wait(timeout, |progress| progress.delivered >= lsn || progress.ended)
-            && self.pages.wait_sent(timeout)
+        self.followed.wait(timeout, |progress| progress.told >= lsn || progress.ended)
+            && self.followed.names.wait_sent(timeout)
+            && self.followed.pages.wait_sent(timeout)
     }
 
     /// How far the kernel has been told.
     pub fn stats(&self) -> InvalidationStats {
-        let (delivered, lost) = self.followed.update(|progress| (progress.delivered, progress.lost));
-        InvalidationStats { delivered, suspensions: self.followed.suspensions(), lost }
+        let (told, lost) = self.followed.update(|progress| (progress.told, progress.lost));
+        InvalidationStats { told, suspensions: self.followed.suspensions(), lost }
     }
 }
 
 impl Drop for Invalidator {
     fn drop(&mut self) {
-        self.followed.update(|progress| progress.ended = true);
-        self.pages.end();
+        self.followed.end();
     }
 }
 
@@ -115,20 +105,15 @@ impl std::fmt::Debug for Followed {
     }
 }
 
-/// The mount has ended.
-struct Ended;
-
 /// The thread that reads the log and tells.
 struct Courier {
     followed: Arc<Followed>,
-    pages: Arc<Pages>,
     log: Arc<dyn Log>,
     hasher: NameHasher,
-    send: Send,
     frames: Option<FrameReader>,
     /// A frame that is durable and not shown yet.
     ahead: Option<Frame>,
-    delivered: Lsn,
+    told: Lsn,
     repeats: Repeats,
 }
 
@@ -137,19 +122,17 @@ impl Courier {
         let mut calm_since = self.followed.now();
         loop {
             let pause = self.repeats.pause(self.followed.now()).min(self.calm_pause());
-            let delivered = self.delivered;
+            let told = self.told;
             self.followed.wait(pause, |progress| {
-                progress.ended || progress.shown > delivered || !progress.relist.is_empty()
+                progress.ended || progress.shown > told || !progress.relist.is_empty()
             });
-            let (shown, relist, ended) = self.followed.update(|progress| {
-                (progress.shown, std::mem::take(&mut progress.relist), progress.ended)
-            });
-            let busy = shown > delivered;
-            let told = if ended { Err(Ended) } else { self.work(shown, relist) };
-            if told.is_err() {
-                self.pages.end();
-                self.followed.update(|progress| progress.ended = true);
-                return;
+            let (shown, relist, ended) = self
+                .followed
+                .update(|progress| (progress.shown, std::mem::take(&mut progress.relist), progress.ended));
+            let busy = shown > told;
+            let worked = if ended { Err(Ended) } else { self.work(shown, relist) };
+            if worked.is_err() {
+                return self.followed.end();
             }
             if busy {
                 calm_since = self.followed.now();
@@ -189,13 +172,13 @@ impl Courier {
     }
 
     fn reached(&mut self, lsn: Lsn) {
-        self.delivered = lsn;
-        self.followed.update(|progress| progress.delivered = lsn);
+        self.told = lsn;
+        self.followed.told(lsn);
     }
 
     /// The next frame that has been shown and not been told.
     fn next_frame(&mut self, shown: Lsn) -> Option<Frame> {
-        if self.delivered >= shown {
+        if self.told >= shown {
             return None;
         }
         if let Some(frame) = self.ahead.take_if(|frame| frame.last() <= shown) {
@@ -203,7 +186,7 @@ impl Courier {
         }
         let next = match &mut self.frames {
             Some(frames) => frames.next(),
-            None => match self.log.read(self.delivered.next()) {
+            None => match self.log.read(self.told.next()) {
                 Ok(frames) => self.frames.insert(frames).next(),
                 Err(error) => Some(Err(error)),
             },
@@ -225,17 +208,17 @@ impl Courier {
 
     /// Tells the kernel now, and again later if an answer to the contrary may be on its way.
     fn tell(&mut self, notice: Notice) -> Result<(), Ended> {
-        self.deliver(&notice)?;
+        self.deliver(notice.clone())?;
         if self.followed.recently_answered(notice.ino()) {
             self.repeat(notice)?;
         }
         Ok(())
     }
 
-    fn deliver(&self, notice: &Notice) -> Result<(), Ended> {
+    fn deliver(&self, notice: Notice) -> Result<(), Ended> {
         match notice {
-            Notice::Data(ino) => self.pages.push(*ino),
-            notice => send(&self.send, notice, &self.followed),
+            Notice::Data(_) => self.followed.pages.push(notice),
+            notice => self.followed.names.push(notice),
         }
     }
 
@@ -251,20 +234,9 @@ impl Courier {
 
     fn tell_again(&mut self) -> Result<(), Ended> {
         while let Some(notice) = self.repeats.due(self.followed.now()) {
-            self.deliver(&notice)?;
+            self.deliver(notice)?;
         }
         Ok(())
-    }
-}
-
-fn send(send: &Send, notice: &Notice, followed: &Followed) -> Result<(), Ended> {
-    match send(notice) {
-        Ok(()) => Ok(()),
-        Err(error) if has_ended(&error) => Err(Ended),
-        Err(error) => {
-            followed.lose(&format!("the kernel refused {notice:?}: {error}"));
-            Ok(())
-        }
     }
 }
 
@@ -307,80 +279,10 @@ impl Repeats {
     }
 }
 
-/// Files whose pages the kernel has to forget.
-#[derive(Debug, Default)]
-struct Pages {
-    state: Mutex<Owed>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Owed {
-    order: VecDeque<Ino>,
-    waiting: HashSet<Ino>,
-    sending: Option<Ino>,
-    /// How many were added, and how many of them were sent.
-    added: u64,
-    sent: u64,
-    ended: bool,
-}
-
-impl Pages {
-    /// Adds a file, waiting while too many are owed.
-    fn push(&self, ino: Ino) -> Result<(), Ended> {
-        let mut owed = self.state.lock();
-        self.changed.wait_while(&mut owed, |owed| owed.order.len() >= PAGES_MAX && !owed.ended);
-        if owed.ended {
-            return Err(Ended);
-        }
-        if owed.waiting.insert(ino) {
-            owed.order.push_back(ino);
-            owed.added += 1;
-            self.changed.notify_all();
-        }
-        Ok(())
-    }
-
-    fn end(&self) {
-        self.state.lock().ended = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits at most `timeout` until everything that is owed now has been sent.
-    fn wait_sent(&self, timeout: Duration) -> bool {
-        let mut owed = self.state.lock();
-        let goal = owed.added;
-        self.changed.wait_while_for(&mut owed, |owed| owed.sent < goal && !owed.ended, timeout);
-        owed.sent >= goal || owed.ended
-    }
-
-    fn next(&self) -> Option<Ino> {
-        let mut owed = self.state.lock();
-        owed.sent += u64::from(owed.sending.take().is_some());
-        self.changed.notify_all();
-        self.changed.wait_while(&mut owed, |owed| owed.order.is_empty() && !owed.ended);
-        let ino = owed.order.pop_front().filter(|_| !owed.ended)?;
-        owed.waiting.remove(&ino);
-        owed.sending = Some(ino);
-        Some(ino)
-    }
-
-    /// Sends what is owed, until the end.
-    fn deliver(&self, to: &Send, followed: &Followed) {
-        while let Some(ino) = self.next() {
-            if send(to, &Notice::Data(ino), followed).is_err() {
-                self.end();
-            }
-        }
-    }
-}
-
 /// When what may have been overtaken is told again.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 /// How many wait for that at most; the invalidator then waits for the first.
 const REPEATS_MAX: usize = 1 << 16;
-/// Files whose pages are owed at most; the invalidator then waits for the first.
-const PAGES_MAX: usize = 1 << 16;
 /// Suspended caching is resumed after so long without a change to tell.
 const CALM: Duration = Duration::from_secs(10);
 

@@ -118,11 +118,7 @@ impl Drop for Workers {
 }
 
 /// Shows durable frames in order, until `stop` and the durable end.
-fn show_durable(
-    sequencer: &Sequencer,
-    observers: &Observers,
-    stop: &AtomicBool,
-) -> Result<(), FollowError> {
+fn show_durable(sequencer: &Sequencer, observers: &Observers, stop: &AtomicBool) -> Result<(), FollowError> {
     let durable = sequencer.log().durable();
     let mut frames = sequencer.log().read(sequencer.state().position.lsn.next())?;
     loop {
@@ -130,6 +126,7 @@ fn show_durable(
         for frame in frames.by_ref() {
             let frame = frame?;
             let entries = frame.entries()?;
+            observers.announce(&entries);
             sequencer.follow(&frame, &entries)?;
             observers.tell(&entries);
         }

@@ -88,7 +88,8 @@ fn name_in(row: &Bytes) -> Option<Name> {
 }
 
 fn inode_notice(entry: &Entry, ino: Ino, row: Option<&[u8]>) -> Notice {
-    let may_have_pages = row.is_none_or(|row| InodeRow::decode(row).map_or(true, |row| row.kind == Kind::File));
+    let may_have_pages =
+        row.is_none_or(|row| InodeRow::decode(row).map_or(true, |row| row.kind == Kind::File));
     if may_have_pages && !leaves_bytes(entry.kind) { Notice::Data(ino) } else { Notice::Attributes(ino) }
 }
 
@@ -208,12 +209,15 @@ mod tests {
 
     #[test]
     fn a_removed_name_that_nobody_tells_is_not_passed_over() {
-        let other = ["b", "c", "d", "e", "f"].into_iter().find(|other| {
-            hasher().place(&name(other)) != hasher().place(&name("a"))
-        });
+        let other = ["b", "c", "d", "e", "f"]
+            .into_iter()
+            .find(|other| hasher().place(&name(other)) != hasher().place(&name("a")));
         let key = RowKey::dentry(DIRECTORY, hasher().place(&name("a")).get());
         for names in [&[][..], &[other.unwrap()]] {
-            assert_eq!(notices(&entry(EntryKind::Unlink, names, &[(key.clone(), None)])).unknown, [key.clone()]);
+            assert_eq!(
+                notices(&entry(EntryKind::Unlink, names, &[(key.clone(), None)])).unknown,
+                [key.clone()]
+            );
         }
     }
 

@@ -4,9 +4,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
 use murphy_log::{
-    Appender, Change, ChainHash, Digest, Entry, Epoch, EpochId, LogTime, ManualClock, MemoryLog, Position, State,
-    Usage, VolumeId, VolumeKeys,
+    Appender, ChainHash, Change, Digest, Entry, Epoch, EpochId, LogTime, ManualClock, MemoryLog, Position,
+    State, Usage, VolumeId, VolumeKeys,
 };
+use parking_lot::Mutex;
 
 use super::*;
 use crate::{
@@ -88,7 +89,7 @@ fn what_is_followed_is_told_once() {
     let lsn = world.touch(DIRECTORY);
     assert!(world.invalidator.wait_for(lsn, PATIENCE));
     assert_eq!(world.next(), Notice::Listing(DIRECTORY));
-    assert_eq!(world.invalidator.stats(), InvalidationStats { delivered: lsn, suspensions: 0, lost: false });
+    assert_eq!(world.invalidator.stats(), InvalidationStats { told: lsn, suspensions: 0, lost: false });
     assert!(world.told.try_recv().is_err());
 }
 
