@@ -24,6 +24,8 @@
 
 mod convert;
 mod count;
+mod followed;
+mod invalidate;
 mod kernel;
 mod mount;
 mod mount_table;
@@ -60,10 +62,12 @@ use tokio::runtime::Handle as Runtime;
 
 use self::{
     convert::{caller, handle, ino, name, xattr_name},
+    followed::{Followed, Watch},
     reply::{DirectoryReply, Filled, Reply},
 };
 pub use self::{
     count::{RequestCounters, RequestCounts, RequestKind},
+    invalidate::{InvalidationStats, Invalidator},
     kernel::{Lifetimes, kernel_config},
     mount::{Mount, MountOptions, NODE_XATTR},
     mount_table::MountError,
@@ -81,11 +85,18 @@ struct Fuse {
     io_timeout: Duration,
     /// The value of [`NODE_XATTR`].
     node: Option<Bytes>,
+    /// What a followed source changes, if the file system is a volume that may follow one.
+    followed: Option<Arc<Followed>>,
 }
 
 impl Fuse {
+    /// Begins a request whose answer the kernel may keep.
+    fn watch(&self) -> Watch {
+        Watch::begin(self.followed.as_ref(), **self.lifetimes.load())
+    }
+
     fn lifetimes(&self) -> Lifetimes {
-        **self.lifetimes.load()
+        self.watch().asked()
     }
 
     /// Calls the file system and answers with `finish`, or with the error.
@@ -145,26 +156,48 @@ impl Fuse {
         });
     }
 
+    /// Answers with the attributes of an inode, once the kernel may have them.
+    fn run_attr<R: Reply>(
+        &self,
+        kind: RequestKind,
+        reply: R,
+        call: impl FnOnce(&Arc<dyn FileSystem>) -> Result<Answer<Attr>, Errno>,
+        finish: impl FnOnce(R, &Watch, Result<Attr, Errno>) + Send + 'static,
+    ) {
+        let (watch, runtime) = (self.watch(), self.runtime.clone());
+        self.run_result(kind, reply, call, move |reply, result| match result {
+            Ok(attr) if !watch.is_settled(&attr) => {
+                runtime.spawn(async move {
+                    watch.settle(&[attr]).await;
+                    finish(reply, &watch, Ok(attr));
+                });
+            }
+            result => finish(reply, &watch, result),
+        });
+    }
+
     /// Fills a listing batch by batch while answers come at once; one that comes later is sent as far as it goes.
     fn list<R: DirectoryReply>(&self, kind: RequestKind, directory: Ino, offset: u64, mut reply: R) {
         self.guard(kind, move || {
-            let (lifetimes, mut cookie, mut any) = (self.lifetimes(), offset, false);
+            let (mut watch, mut cookie, mut any) = (self.watch(), offset, false);
+            let runtime = self.runtime.clone();
+            let send = move |reply: R, watch: Watch| reply::send_listing(reply, directory, watch, &runtime);
             loop {
                 match reply::batch::<R>(&self.fs, directory, cookie) {
                     Answer::Now(Ok(batch)) => {
-                        match reply::fill(&mut reply, directory, cookie, &batch, &lifetimes) {
+                        match reply::fill(&mut reply, directory, cookie, &batch, &mut watch) {
                             Filled::RoomAfter(last) => (cookie, any) = (last, true),
-                            Filled::Complete => return reply.send(),
+                            Filled::Complete => return send(reply, watch),
                         }
                     }
-                    _ if any => return reply.send(),
+                    _ if any => return send(reply, watch),
                     Answer::Now(Err(errno)) => return reply.fail(errno),
                     Answer::Later(future) => {
                         return self.finish_later(kind, future, move |result| match result {
                             Err(errno) => reply.fail(errno),
                             Ok(batch) => {
-                                reply::fill(&mut reply, directory, cookie, &batch, &lifetimes);
-                                reply.send();
+                                reply::fill(&mut reply, directory, cookie, &batch, &mut watch);
+                                send(reply, watch);
                             }
                         });
                     }
@@ -201,18 +234,19 @@ impl Fuse {
 
 impl fuser::Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel_config(config)
+        if self.followed.is_some() { kernel::follower_config(config) } else { kernel_config(config) }
     }
 
     /// A missing name is answered as inode 0, which the kernel may remember too.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (lifetimes, caller) = (self.lifetimes(), caller(req));
-        let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, ino(parent), name);
-        self.run_result(RequestKind::Lookup, reply, call, move |reply, result| match result {
-            Ok(attr) => send_entry(reply, &attr, &lifetimes),
+        let (caller, parent) = (caller(req), ino(parent));
+        let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, parent, name);
+        self.run_attr(RequestKind::Lookup, reply, call, move |reply, watch, result| match result {
+            Ok(attr) => send_entry(reply, &attr, &watch.lifetimes(parent, Some(attr.ino))),
             Err(Errno::ENOENT) => {
                 let missing = convert::bare_attr(0, FileType::RegularFile);
-                reply.entry_with_ttls(&Duration::ZERO, &lifetimes.missing, &missing, Generation(0));
+                let lifetime = watch.lifetimes(parent, None).missing;
+                reply.entry_with_ttls(&Duration::ZERO, &lifetime, &missing, Generation(0));
             }
             Err(errno) => reply.fail(errno),
         });
@@ -223,9 +257,11 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let lifetime = self.lifetimes().attr;
-        let finish = move |reply: ReplyAttr, attr| reply.attr(&lifetime, &convert::file_attr(&attr));
-        self.run(RequestKind::Getattr, reply, |fs| Ok(fs.getattr(ino(node))), finish);
+        let call = |fs: &Arc<dyn FileSystem>| Ok(fs.getattr(ino(node)));
+        self.run_attr(RequestKind::Getattr, reply, call, |reply: ReplyAttr, watch, result| match result {
+            Ok(attr) => reply.attr(&watch.asked().attr, &convert::file_attr(&attr)),
+            Err(errno) => reply.fail(errno),
+        });
     }
 
     fn setattr(

@@ -6,6 +6,7 @@
 mod acknowledge;
 mod applier;
 mod attr;
+mod changes;
 mod data;
 mod decide;
 mod errno;
@@ -27,6 +28,7 @@ pub use acknowledge::{
     AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
+pub use changes::{ChangeObserver, Observation};
 pub use data::{
     AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, ClaimPrefixError, CredentialsError,
     DiskCache, DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
@@ -42,8 +44,8 @@ pub use file_system::{
     XattrMode,
 };
 pub use fuse::{
-    Lifetimes, Mount, MountError, MountOptions, NODE_XATTR, Notifier, RequestCounts, RequestKind,
-    UnmountError,
+    InvalidationStats, Invalidator, Lifetimes, Mount, MountError, MountOptions, NODE_XATTR, Notifier,
+    RequestCounts, RequestKind, UnmountError,
 };
 #[doc(hidden)]
 pub use fuse::{RequestCounters, Session, kernel_config};

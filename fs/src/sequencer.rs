@@ -15,7 +15,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,6 +44,8 @@ pub(crate) struct Sequencer {
     opened: Condvar,
     basis: ArcSwap<Basis>,
     visible: AtomicU64,
+    /// Whether this node decides; while it follows another source every change is refused.
+    leads: AtomicBool,
     cache: Cache<RowKey, Cached>,
     log: Arc<dyn Log>,
     keys: VolumeKeys,
@@ -149,6 +151,7 @@ impl Sequencer {
             opened: Condvar::new(),
             basis: ArcSwap::from_pointee(Basis::new(index, lsn)),
             visible: AtomicU64::new(lsn.get()),
+            leads: AtomicBool::new(false),
             cache: Cache::new(limits.cached_rows),
             log,
             keys,
@@ -165,6 +168,12 @@ impl Sequencer {
         core.clock.not_before(last);
         let appender = Appender::new(self.keys.clone(), epoch, core.state);
         core.appender = Some(appender);
+        self.leads.store(true, Ordering::Release);
+    }
+
+    /// Whether this node decides.
+    pub(crate) fn leads(&self) -> bool {
+        self.leads.load(Ordering::Acquire)
     }
 
     /// The newest view.
@@ -476,7 +485,7 @@ impl Sequencer {
     }
 
     /// Follows a source: shows the entries of a frame that is durable in this node's own log.
-    pub(crate) fn follow(&self, frame: &Frame, entries: Vec<Entry>) -> Result<(), FollowError> {
+    pub(crate) fn follow(&self, frame: &Frame, entries: &[Entry]) -> Result<(), FollowError> {
         let mut core = self.core.lock();
         let shown = core.state.position;
         if core.appender.is_some() || frame.first() != shown.lsn.next() || frame.previous_hash() != shown.hash
@@ -484,8 +493,9 @@ impl Sequencer {
             return Err(FollowError::NotNext { shown, found: frame.first() });
         }
         for entry in entries {
-            let rows = entry.changes.into_iter();
-            let rows = rows.map(|change| (RowKey::from_parts(change.table, &change.key), change.value));
+            let rows = entry.changes.iter();
+            let rows =
+                rows.map(|change| (RowKey::from_parts(change.table, &change.key), change.value.clone()));
             core.last_entry = entry.time;
             self.show(entry.lsn, rows);
         }

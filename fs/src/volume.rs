@@ -30,7 +30,8 @@ use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, Position, State, VolumeKeys};
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    Acknowledger, Answer, Caller, Errno, Index, NameHasher, RowKey, SettingRow, View, ViewError,
+    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, NameHasher, Observation, RowKey, SettingRow,
+    View, ViewError,
     data::{BlockStore, PackFetcher, WriterId},
     decide::{BeginSession, ChangeSettings, Genesis, Operation},
     sequencer::{Limits, Sequencer, SubmitError},
@@ -197,6 +198,21 @@ impl Volume {
         self.shared.workers.follow().map_err(|error| OpenVolumeError::System(error.to_string()))
     }
 
+    /// Tells `observer` of every entry that is followed from now on, until the observation is dropped.
+    pub fn observe(&self, observer: Arc<dyn ChangeObserver>) -> Observation {
+        self.shared.workers.observers().add(observer)
+    }
+
+    /// EROFS while this node follows another source.
+    pub(crate) fn check_leads(&self) -> Result<(), Errno> {
+        if self.shared.sequencer.leads() { Ok(()) } else { Err(Errno::EROFS) }
+    }
+
+    /// Where names are placed in their directories.
+    pub(crate) fn name_hasher(&self) -> &NameHasher {
+        &self.shared.hasher
+    }
+
     fn submit_now<O: Operation>(&self, operation: &O) -> Result<O::Reply, OpenVolumeError> {
         self.shared.sequencer.submit(None, operation).map_err(|error| match error {
             SubmitError::Errno(errno) => OpenVolumeError::Refused(errno),
@@ -283,6 +299,9 @@ impl Volume {
         caller: Caller,
         attempt: impl Fn(&Volume, &Caller) -> Result<T, SubmitError> + Send + 'static,
     ) -> Answer<T> {
+        if let Err(errno) = self.check_leads() {
+            return Answer::Now(Err(errno));
+        }
         let first = loop {
             match attempt(self, &caller) {
                 Err(SubmitError::Stale) => {}

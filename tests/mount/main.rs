@@ -1,3 +1,5 @@
-//! The suites that mount, through the kernel.
+//! The suites on real mounts. Where `/dev/fuse` is missing or mounting is not allowed, each test says on stderr that it was skipped;
+//! with `MURPHY_REQUIRE_FUSE=1` that is a failure instead.
 
 mod cli;
+mod mirror_cache;

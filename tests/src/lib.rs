@@ -6,6 +6,7 @@
 mod compare;
 mod driver;
 mod ops;
+mod pair;
 mod program;
 mod reference;
 
@@ -15,5 +16,6 @@ pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
     RunRules, Search, Step, TimePick, Who, judge, search, strategy,
 };
+pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount};
 pub use reference::Reference;

@@ -75,7 +75,11 @@ fn dependencies_stay_where_they_are_hidden() {
         let mut seen = BTreeSet::new();
         for folder in ["log/src", "fs/src", "mirror/src", "backup/src", "cli/src"] {
             for (file, text) in files(folder, ".rs").into_iter().filter(|(_, text)| names_crate(text, name)) {
-                assert!(homes.iter().any(|home| file.starts_with(home)), "{file} sees {name}: {}", text.len());
+                assert!(
+                    homes.iter().any(|home| file.starts_with(home)),
+                    "{file} sees {name}: {}",
+                    text.len()
+                );
                 if !file.contains("test") {
                     seen.insert(file);
                 }

@@ -43,7 +43,18 @@ impl Default for Lifetimes {
 
 /// Settles flags and sizes of a connection; to be called from `init`.
 pub fn kernel_config(config: &mut KernelConfig) -> io::Result<()> {
-    let wanted = WANTED & config.capabilities();
+    settle(config, WANTED)
+}
+
+/// The same for a mount of a volume that follows a source, without EXPLICIT_INVAL_DATA: an append at the source changes size and bytes
+/// behind the kernel, and whoever refreshes the attributes first would read the tail of the old last page, zeros, as data. Without the
+/// flag the kernel drops a file's pages when it sees another size.
+pub(super) fn follower_config(config: &mut KernelConfig) -> io::Result<()> {
+    settle(config, WANTED.difference(InitFlags::FUSE_EXPLICIT_INVAL_DATA))
+}
+
+fn settle(config: &mut KernelConfig, wanted: InitFlags) -> io::Result<()> {
+    let wanted = wanted & config.capabilities();
     config.add_capabilities(wanted).map_err(|flags| refused("flags", &flags))?;
     config.set_max_write(REQUEST_BYTES_MAX).map_err(|size| refused("max_write", &size))?;
     config.set_max_background(BACKGROUND_MAX).map_err(|count| refused("max_background", &count))?;

@@ -1,7 +1,7 @@
 //! A file system on a mount point.
 //!
 //! Invariants:
-//! - `Mount` knows nothing of what it serves but [`FileSystem`].
+//! - `Mount` knows nothing of what it serves but [`FileSystem`]; of a volume that follows it also hears what changes.
 //! - RELEASE of files closed just before the end may be lost with the connection: whoever serves the file system closes its
 //!   handles when the mount has ended.
 
@@ -16,17 +16,20 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use murphy_log::SystemClock;
 use tokio::runtime::Handle as Runtime;
 
 use super::{
     Fuse,
     count::{RequestCounters, RequestCounts},
+    followed::Followed,
+    invalidate::Invalidator,
     kernel::Lifetimes,
     mount_table::MountError,
-    notify::Notifier,
+    notify::{self, Notice, Notifier},
     session::{Session, UnmountError},
 };
-use crate::FileSystem;
+use crate::{FileSystem, Volume};
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -84,6 +87,7 @@ pub struct Mount {
     lifetimes: Arc<ArcSwap<Lifetimes>>,
     counters: Arc<RequestCounters>,
     notifier: Notifier,
+    invalidator: Option<Invalidator>,
 }
 
 impl Mount {
@@ -94,6 +98,42 @@ impl Mount {
         options: &MountOptions,
         runtime: Runtime,
     ) -> Result<Mount, MountError> {
+        Mount::serve(fs, mount_point, options, runtime, None)
+    }
+
+    /// Mounts a volume that follows a source, or may do so later: the kernel is told of every entry that is followed, so that lifetimes
+    /// may be as long as one likes. It is mounted for reading and writing; the volume answers EROFS until it leads.
+    pub fn following(
+        volume: &Volume,
+        mount_point: &Path,
+        options: &MountOptions,
+        runtime: Runtime,
+    ) -> Result<Mount, MountError> {
+        let followed = Arc::new(Followed::new(Arc::new(SystemClock::new())));
+        let observation = volume.observe(Arc::<Followed>::clone(&followed));
+        // What is visible before the first request is never old.
+        followed.begin(volume.state().position.lsn);
+        let fs: Arc<dyn FileSystem> = Arc::new(volume.clone());
+        let mut mount = Mount::serve(fs, mount_point, options, runtime, Some(Arc::clone(&followed)))?;
+        let kernel = mount.session.notifier();
+        let send = Arc::new(move |notice: &Notice| notify::send(&kernel, notice));
+        let parts = (Arc::clone(volume.log()), volume.name_hasher().clone());
+        let invalidator = Invalidator::start(followed, observation, parts, send);
+        mount.invalidator = Some(invalidator.map_err(|source| MountError::Io {
+            path: mount_point.to_owned(),
+            step: "starting the invalidator",
+            source,
+        })?);
+        Ok(mount)
+    }
+
+    fn serve(
+        fs: Arc<dyn FileSystem>,
+        mount_point: &Path,
+        options: &MountOptions,
+        runtime: Runtime,
+        followed: Option<Arc<Followed>>,
+    ) -> Result<Mount, MountError> {
         let lifetimes = Arc::new(ArcSwap::from_pointee(options.lifetimes));
         let counters = Arc::new(RequestCounters::default());
         let fuse = Fuse {
@@ -103,6 +143,7 @@ impl Mount {
             runtime,
             io_timeout: options.io_timeout,
             node: options.node.as_ref().map(|node| Bytes::copy_from_slice(node.as_os_str().as_bytes())),
+            followed,
         };
         let session = Session::start(fuse, mount_point, options)?;
         let notifier = Notifier::new(session.notifier()).map_err(|source| MountError::Io {
@@ -110,7 +151,7 @@ impl Mount {
             step: "starting the notifier",
             source,
         })?;
-        Ok(Mount { session, lifetimes, counters, notifier })
+        Ok(Mount { session, lifetimes, counters, notifier, invalidator: None })
     }
 
     /// Where it is mounted, without links.
@@ -126,6 +167,11 @@ impl Mount {
     /// Tells the kernel what has changed other than through this mount.
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
+    }
+
+    /// What tells the kernel of followed entries, if the mount is [`Mount::following`] a volume.
+    pub fn invalidator(&self) -> Option<&Invalidator> {
+        self.invalidator.as_ref()
     }
 
     /// Changes the lifetimes of what is answered from now on.

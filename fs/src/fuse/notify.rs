@@ -31,12 +31,29 @@ pub struct Notifier {
     dropped: Arc<AtomicU64>,
 }
 
-#[derive(Debug)]
-enum Notice {
+/// What the kernel is to forget.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Notice {
+    /// The attributes of an inode.
     Attributes(Ino),
+    /// The pages of a file, and its attributes.
     Data(Ino),
+    /// The listing of a directory, and its attributes.
+    Listing(Ino),
+    /// What a name in a directory stands for.
     Entry(Ino, Name),
+    /// The same of a name that is gone.
     Deleted(Ino, Ino, Name),
+}
+
+impl Notice {
+    /// The inode whose answers it makes untrue: of a name, the directory.
+    pub(super) fn ino(&self) -> Ino {
+        match self {
+            Notice::Attributes(ino) | Notice::Data(ino) | Notice::Listing(ino) => *ino,
+            Notice::Entry(parent, _) | Notice::Deleted(parent, _, _) => *parent,
+        }
+    }
 }
 
 impl Notifier {
@@ -96,18 +113,23 @@ fn deliver(notices: &Receiver<Notice>, mut send: impl FnMut(&Notice) -> io::Resu
     for notice in notices {
         match send(&notice) {
             Ok(()) => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN)) => return,
+            Err(error) if has_ended(&error) => return,
             Err(error) => tracing::warn!(?notice, %error, "the kernel refused an invalidation"),
         }
     }
 }
 
+/// Whether there is no mount any more, and so no cache.
+pub(super) fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN))
+}
+
 /// An offset below 0 leaves the pages alone, a length of 0 means up to the end. What the kernel does not know is fine with fuser.
-fn send(kernel: &fuser::Notifier, notice: &Notice) -> io::Result<()> {
+pub(super) fn send(kernel: &fuser::Notifier, notice: &Notice) -> io::Result<()> {
     let node = |ino: &Ino| INodeNo(ino.get());
     match notice {
         Notice::Attributes(ino) => kernel.inval_inode(node(ino), -1, 0),
-        Notice::Data(ino) => kernel.inval_inode(node(ino), 0, 0),
+        Notice::Data(ino) | Notice::Listing(ino) => kernel.inval_inode(node(ino), 0, 0),
         Notice::Entry(parent, name) => kernel.inval_entry(node(parent), OsStr::from_bytes(name.as_bytes())),
         Notice::Deleted(parent, child, name) => {
             kernel.delete(node(parent), node(child), OsStr::from_bytes(name.as_bytes()))

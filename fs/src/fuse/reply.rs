@@ -7,7 +7,9 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::{convert, kernel::Lifetimes};
+use tokio::runtime::Handle as Runtime;
+
+use super::{convert, followed::Watch, kernel::Lifetimes};
 use crate::{Answer, DirEntry, DirEntryPlus, Errno, FileSystem, Ino};
 
 /// A reply that can be an error.
@@ -82,7 +84,7 @@ pub(super) trait DirectoryReply: Reply {
     fn entries(fs: &dyn FileSystem, directory: Ino, cookie: u64) -> Answer<Vec<Self::Entry>>;
     fn cookie(entry: &Self::Entry) -> u64;
     /// Adds an entry; true if there was no room for it.
-    fn add_entry(&mut self, entry: &Self::Entry, lifetimes: &Lifetimes) -> bool;
+    fn add_entry(&mut self, directory: Ino, entry: &Self::Entry, watch: &mut Watch) -> bool;
     /// Adds `.` or `..`; true if there was no room for it.
     fn add_dot(&mut self, ino: Ino, cookie: u64, name: &OsStr) -> bool;
     fn send(self);
@@ -114,7 +116,7 @@ pub(super) fn fill<R: DirectoryReply>(
     directory: Ino,
     cookie: u64,
     batch: &Batch<R::Entry>,
-    lifetimes: &Lifetimes,
+    watch: &mut Watch,
 ) -> Filled {
     if let Some(parent) = batch.parent {
         let full = cookie < DOT_COOKIE && reply.add_dot(directory, DOT_COOKIE, OsStr::new("."));
@@ -123,7 +125,7 @@ pub(super) fn fill<R: DirectoryReply>(
         }
     }
     for entry in &batch.entries {
-        if reply.add_entry(entry, lifetimes) {
+        if reply.add_entry(directory, entry, watch) {
             return Filled::Complete;
         }
     }
@@ -131,6 +133,20 @@ pub(super) fn fill<R: DirectoryReply>(
         Some(last) => Filled::RoomAfter(R::cookie(last)),
         None => Filled::Complete,
     }
+}
+
+/// Sends a listing, once the kernel may have the attributes in it.
+pub(super) fn send_listing<R: DirectoryReply>(reply: R, directory: Ino, mut watch: Watch, runtime: &Runtime) {
+    let held = watch.held();
+    if held.is_empty() {
+        watch.listed(directory);
+        return reply.send();
+    }
+    runtime.spawn(async move {
+        watch.settle(&held).await;
+        watch.listed(directory);
+        reply.send();
+    });
 }
 
 impl DirectoryReply for ReplyDirectory {
@@ -144,7 +160,7 @@ impl DirectoryReply for ReplyDirectory {
         entry.cookie
     }
 
-    fn add_entry(&mut self, entry: &DirEntry, _: &Lifetimes) -> bool {
+    fn add_entry(&mut self, _: Ino, entry: &DirEntry, _: &mut Watch) -> bool {
         let name = OsStr::from_bytes(entry.name.as_bytes());
         self.add(INodeNo(entry.ino.get()), entry.cookie, convert::file_type(entry.kind), name)
     }
@@ -169,9 +185,16 @@ impl DirectoryReply for ReplyDirectoryPlus {
         entry.entry.cookie
     }
 
-    fn add_entry(&mut self, DirEntryPlus { entry, attr }: &DirEntryPlus, lifetimes: &Lifetimes) -> bool {
+    fn add_entry(
+        &mut self,
+        parent: Ino,
+        DirEntryPlus { entry, attr }: &DirEntryPlus,
+        watch: &mut Watch,
+    ) -> bool {
         let name = OsStr::from_bytes(entry.name.as_bytes());
-        let (lifetime, generation) = (lifetimes.entry_and_attr(), convert::generation(attr));
+        let lifetime = watch.lifetimes(parent, Some(entry.ino)).entry_and_attr();
+        watch.hold_for(attr);
+        let generation = convert::generation(attr);
         let (ino, attr) = (INodeNo(entry.ino.get()), convert::file_attr(attr));
         self.add(ino, entry.cookie, name, &lifetime, &attr, generation)
     }

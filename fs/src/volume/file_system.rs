@@ -24,7 +24,8 @@ impl FileSystem for Volume {
     }
 
     fn setattr(&self, caller: &Caller, ino: Ino, handle: Option<Handle>, change: SetAttr) -> Answer<Attr> {
-        if let Some(Err(errno)) = handle.map(|handle| self.open_handle(ino, handle)) {
+        let handle = handle.map_or(Ok(()), |handle| self.open_handle(ino, handle).map(drop));
+        if let Err(errno) = self.check_leads().and(handle) {
             return Answer::Now(Err(errno));
         }
         let Some(size) = change.size else {
@@ -102,7 +103,7 @@ impl FileSystem for Volume {
             let (from, to) = (from.clone(), to.clone());
             move |volume: &Volume, caller: &Caller| volume.move_name(caller, &from, &to, mode)
         };
-        match self.dirty_before_rename(&from, &to, mode) {
+        match self.check_leads().and_then(|()| self.dirty_before_rename(&from, &to, mode)) {
             Err(errno) => Answer::Now(Err(errno)),
             Ok(None) => self.mutate_with(*caller, rename),
             Ok(Some(ino)) => {
@@ -124,6 +125,9 @@ impl FileSystem for Volume {
     }
 
     fn open(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Answer<Opened> {
+        if let (true, Err(errno)) = (flags.write || flags.truncate, self.check_leads()) {
+            return Answer::Now(Err(errno));
+        }
         if !flags.truncate {
             return Answer::Now(self.open_file(caller, ino, flags).map_err(errno_of));
         }
@@ -135,6 +139,9 @@ impl FileSystem for Volume {
     }
 
     fn write(&self, caller: &Caller, ino: Ino, handle: Handle, offset: u64, data: Bytes) -> Answer<u32> {
+        if let Err(errno) = self.check_leads() {
+            return Answer::Now(Err(errno));
+        }
         let sync =
             self.shared.handles.find(handle).is_ok_and(|open| open.flags.sync) || self.shared.options.sync;
         if !self.is_dirty_full() && !sync {

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use crate::{
     Index,
     applier::Applier,
+    changes::Observers,
     sequencer::{FollowError, Sequencer},
 };
 
@@ -26,6 +27,7 @@ pub(super) struct Workers {
     sequencer: Arc<Sequencer>,
     threads: Vec<JoinHandle<()>>,
     follower: Mutex<Option<Follower>>,
+    observers: Arc<Observers>,
 }
 
 /// The thread that shows what has become durable.
@@ -42,6 +44,7 @@ impl Workers {
             sequencer: Arc::clone(sequencer),
             threads: Vec::new(),
             follower: Mutex::default(),
+            observers: Arc::default(),
         };
         let (closer, closing) = (Arc::clone(sequencer), Arc::clone(&stop));
         workers.spawn("murphy-frames", move || {
@@ -66,14 +69,20 @@ impl Workers {
         if follower.is_none() {
             let stop = Arc::new(AtomicBool::new(false));
             let (sequencer, stopping) = (Arc::clone(&self.sequencer), Arc::clone(&stop));
+            let observers = Arc::clone(&self.observers);
             let thread = thread::Builder::new().name("murphy-follow".to_owned()).spawn(move || {
-                if let Err(error) = show_durable(&sequencer, &stopping) {
+                if let Err(error) = show_durable(&sequencer, &observers, &stopping) {
                     sequencer.fail(format!("the log cannot be followed: {error}"));
                 }
             })?;
             *follower = Some(Follower { stop, thread });
         }
         Ok(())
+    }
+
+    /// Who hears of what is shown.
+    pub(super) fn observers(&self) -> &Arc<Observers> {
+        &self.observers
     }
 
     /// Shows what is durable by now and stops following.
@@ -109,14 +118,17 @@ impl Drop for Workers {
 }
 
 /// Shows durable frames in order, until `stop` and the durable end.
-fn show_durable(sequencer: &Sequencer, stop: &AtomicBool) -> Result<(), FollowError> {
+fn show_durable(sequencer: &Sequencer, observers: &Observers, stop: &AtomicBool) -> Result<(), FollowError> {
     let durable = sequencer.log().durable();
     let mut frames = sequencer.log().read(sequencer.state().position.lsn.next())?;
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         for frame in frames.by_ref() {
             let frame = frame?;
-            sequencer.follow(&frame, frame.entries()?)?;
+            let entries = frame.entries()?;
+            observers.announce(&entries);
+            sequencer.follow(&frame, &entries)?;
+            observers.tell(&entries);
         }
         if stopping {
             return Ok(());
