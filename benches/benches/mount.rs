@@ -8,6 +8,7 @@
 use std::{io, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use murphy_benches::{
+    engine::MountedVolume,
     mount_load::{Data, Load, Side, Target, compare},
     null_fs::NullMount,
 };
@@ -51,7 +52,10 @@ fn run() -> io::Result<()> {
         let mount = NullMount::new(mount_point, &options).map_err(io::Error::other)?;
         Ok(Box::new(mount) as Box<dyn Target>)
     };
-    let sides = [Side { name: "null", mount: &null }];
+    let murphy = |state: &Path, mount_point: &Path| {
+        Ok(Box::new(MountedVolume::new(state, mount_point, &options)?) as Box<dyn Target>)
+    };
+    let sides = [Side { name: "null", mount: &null }, Side { name: "murphy", mount: &murphy }];
     println!("{load:?}, {} threads, clone_fd {}", options.threads, options.clone_fd);
     println!("{}", compare(&load, &sides, scratch.path())?);
     Ok(())

@@ -1,15 +1,17 @@
-//! A volume without a mount, on a real log and a real index, for the benchmarks of the engine.
+//! A volume on a real log and a real index, for the benchmarks: through the library, or mounted.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use murphy_fs::{
-    BlockStore, CellCache, FjallIndex, FjallOptions, Index, ObjectBlockStore, PackFetcher, StoreUrl, Volume,
-    VolumeOptions, VolumeParts,
+    BlockStore, CellCache, FjallIndex, FjallOptions, Index, Ino, Mount, MountOptions, Name, ObjectBlockStore,
+    PackFetcher, RequestCounts, StoreUrl, Volume, VolumeOptions, VolumeParts,
 };
 use murphy_log::{
     BranchId, ChainHash, Clock, Digest, DiskLog, DiskOptions, Epoch, EpochId, Log, Lsn, Position, State,
     SystemClock, Usage, VolumeId, VolumeKeys,
 };
+
+use crate::mount_load::Target;
 
 /// A new volume in `directory`: log, index and blocks on its file system.
 ///
@@ -50,4 +52,46 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
 pub fn process_cpu_nanos() -> u128 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec.unsigned_abs() as u128 * 1_000_000_000 + time.tv_nsec.unsigned_abs() as u128
+}
+
+/// A mounted volume, with the runtime that it runs on.
+pub struct MountedVolume {
+    mount: Mount,
+    // Dropped after the mount: it drives what the mount's requests wait for.
+    runtime: tokio::runtime::Runtime,
+}
+
+impl MountedVolume {
+    /// Mounts a new volume, whose state is in `directory`, at `mount_point`.
+    pub fn new(directory: &Path, mount_point: &Path, options: &MountOptions) -> io::Result<MountedVolume> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let volume = {
+            let _entered = runtime.enter();
+            new_volume(&directory.canonicalize()?, VolumeOptions::default())
+        };
+        let mount = Mount::new(Arc::new(volume), mount_point, options, runtime.handle().clone());
+        Ok(MountedVolume { mount: mount.map_err(io::Error::other)?, runtime })
+    }
+}
+
+impl Target for MountedVolume {
+    fn requests(&self) -> RequestCounts {
+        self.mount.requests()
+    }
+
+    fn forget(&self, name: &str) -> io::Result<()> {
+        let name = Name::new(name.as_bytes().to_vec()).map_err(io::Error::other)?;
+        if self.mount.notifier().entry(Ino::ROOT, &name) {
+            Ok(())
+        } else {
+            Err(io::Error::other("the notifier is full"))
+        }
+    }
+
+    fn unmount(self: Box<Self>) -> io::Result<()> {
+        self.mount.unmount().map_err(io::Error::other)?;
+        drop(self.mount);
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        Ok(())
+    }
 }

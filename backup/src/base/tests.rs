@@ -1,3 +1,5 @@
+//! Snapshots in an archive: parts, manifests, damage.
+
 use murphy_fs::{Index, MemoryIndex, SnapshotReader, verify_snapshot};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Who is the source: adopting, sealing, races for a slot.
+
 use std::sync::Arc;
 
 use murphy_fs::{Fence, FenceError};

@@ -1,3 +1,5 @@
+//! Plans against archives in every state.
+
 use std::sync::Arc;
 
 use murphy_fs::{Index, MemoryIndex};

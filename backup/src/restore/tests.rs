@@ -1,3 +1,5 @@
+//! Restores against a shadow, and from damaged archives.
+
 use jiff::tz::TimeZone;
 use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackBuilder, PackName, PackRow, SealedPack, WriterId};
 use murphy_log::{EpochId, ManualClock, NodeId};

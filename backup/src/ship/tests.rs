@@ -1,3 +1,5 @@
+//! Shipping against stores that fail, lag and lie.
+
 use std::sync::Arc;
 
 use murphy_fs::{

@@ -1,3 +1,5 @@
+//! Slots: golden bytes, damage, foreign frames.
+
 use bytes::Bytes;
 use murphy_log::{ChainHash, FrameError, Lsn, NodeId, Position};
 

@@ -1,3 +1,5 @@
+//! What verification finds, and that it changes nothing.
+
 use std::sync::Arc;
 
 use murphy_fs::{Fence, Index, MemoryIndex, PackBuilder, WriterId};

@@ -1,3 +1,5 @@
+//! The copier against stores that fail, lag and lie.
+
 use murphy_fs::{ObjectBlockStore, PackBuilder, RowKey, SealedPack, Table};
 use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
 

@@ -1,3 +1,5 @@
+//! Messages on the wire: golden bytes, damage, hostile lengths.
+
 use murphy_log::{ChainHash, Digest, Epoch, EpochId, Frame, FrameError, Lsn, Position, State, Usage};
 use proptest::prelude::*;
 
