@@ -127,8 +127,11 @@ impl Volume {
         let file = self.shared.files.state(ino);
         let mut inner = file.lock();
         let row = self.inode_row(ino)?;
-        let few = row.is_some_and(|row| row.extents <= INLINE_EXTENTS);
-        let extents = if few { Some(self.extent_offsets(ino, 0)?) } else { None };
+        let extents = match row.map_or(0, |row| row.extents) {
+            0 => Some(Vec::new()),
+            1..=INLINE_EXTENTS => Some(self.extent_offsets(ino, 0)?),
+            _ => None,
+        };
         let victim = Victim { ino, open: inner.opens > 0, extents };
         let result = then(victim);
         let mut purge = false;
