@@ -3,8 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    demo::DemoArgs, flush::FlushArgs, format::FormatArgs, fsck::FsckArgs, mount::MountArgs, serve::ServeArgs,
-    status::StatusArgs, umount::UmountArgs,
+    archive::ArchiveArgs, demo::DemoArgs, dump::DumpArgs, flush::FlushArgs, format::FormatArgs,
+    fsck::FsckArgs, load::LoadArgs, mount::MountArgs, restore::RestoreArgs, serve::ServeArgs,
+    status::StatusArgs, umount::UmountArgs, verify::VerifyArgs,
 };
 
 /// A POSIX file system over object storage that outlives its machine, its region and its account
@@ -31,6 +32,11 @@ pub(crate) enum Command {
     Flush(FlushArgs),
     Serve(ServeArgs),
     Status(StatusArgs),
+    Archive(ArchiveArgs),
+    Restore(RestoreArgs),
+    Dump(DumpArgs),
+    Load(LoadArgs),
+    Verify(VerifyArgs),
     Fsck(FsckArgs),
 }
 

@@ -119,4 +119,13 @@ pub(crate) fn check(
     })
 }
 
+/// The packs that the tree of a node refers to and its store does not have.
+pub(crate) fn missing_packs(node: &Node, runtime: &Handle) -> Result<Vec<String>, CliError> {
+    let mut missing = Vec::new();
+    let mut found = |finding: Finding| missing.push(finding.finding);
+    let mut findings = Findings { found: &mut found, count: 0 };
+    packs::check_packs(node, &node.volume.view_with_state(), false, runtime, &mut findings)?;
+    Ok(missing)
+}
+
 const FINDINGS_MAX: u64 = 10_000;

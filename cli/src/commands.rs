@@ -1,14 +1,19 @@
 //! The commands, one file each.
 
+pub(crate) mod archive;
 pub(crate) mod demo;
+pub(crate) mod dump;
 pub(crate) mod flush;
 pub(crate) mod format;
 pub(crate) mod fsck;
+pub(crate) mod load;
 pub(crate) mod mount;
+pub(crate) mod restore;
 pub(crate) mod serve;
 mod source;
 pub(crate) mod status;
 pub(crate) mod umount;
+pub(crate) mod verify;
 
 use crate::{
     args::{Cli, Command},
@@ -27,6 +32,11 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
         Command::Flush(args) => flush::run(&args, output),
         Command::Serve(args) => serve::run(&args, output),
         Command::Status(args) => status::run(&args, output),
+        Command::Archive(args) => archive::run(&args, output),
+        Command::Restore(args) => restore::run(&args, output),
+        Command::Dump(args) => dump::run(&args, output),
+        Command::Load(args) => load::run(&args, output),
+        Command::Verify(args) => verify::run(&args, output),
         Command::Fsck(args) => fsck::run(&args, output),
     };
     done.inspect_err(background::report_failure)

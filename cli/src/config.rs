@@ -32,6 +32,12 @@ pub(crate) struct NodeConfig {
     /// Where new packs go, and where packs are read first.
     #[serde(with = "text")]
     pub(crate) blocks: StoreUrl,
+    /// Where packs are read that are not there: the archives that this copy was made of.
+    #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) packs_from: Vec<StoreUrl>,
+    /// Archives that this node reaches by another URL than the shared one: with credentials of its own.
+    #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) archives: Vec<StoreUrl>,
     #[serde(default, skip_serializing_if = "MountDefaults::is_empty")]
     pub(crate) mount: MountDefaults,
 }
@@ -149,6 +155,26 @@ mod text {
     }
 }
 
+/// Lists of such values.
+mod texts {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(values: &[T], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(values.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let texts = Vec::<String>::deserialize(from)?;
+        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    }
+}
+
 /// The version of a node's directory that is read and written.
 pub(crate) const FORMAT: u32 = 0;
 const FILE: &str = "murphy.toml";
@@ -167,6 +193,8 @@ mod tests {
             name: "some \"name\"".to_owned(),
             role: Role::Source,
             blocks: "file:///x".parse().unwrap(),
+            packs_from: Vec::new(),
+            archives: vec!["s3://b?credentials=env:X_".parse().unwrap()],
             mount: MountDefaults { io_timeout: Some("5s".to_owned()), ..MountDefaults::default() },
         }
     }

@@ -38,11 +38,40 @@ pub(crate) enum Request {
         /// The mount point, without links.
         path: PathBuf,
     },
+    /// Writes the tree of now into a file.
+    Dump {
+        /// Where: a new file, or an open one of the asking process below `/proc`.
+        path: PathBuf,
+    },
+    /// Makes an archive and ships to it from now on.
+    ArchiveAdd {
+        /// Where, with the options that this node needs.
+        url: String,
+        /// Whether it holds no packs.
+        log_only: bool,
+    },
+    /// Ships to an archive no longer; what it holds stays.
+    ArchiveRemove {
+        /// Which.
+        url: String,
+    },
+    /// Takes a snapshot of now.
+    ArchiveSnapshot {
+        /// Into which archive; all if that is not said.
+        url: Option<String>,
+    },
     /// Checks the node; findings are items.
     Fsck {
         /// Whether packs are read too.
         data: bool,
     },
+}
+
+impl Request {
+    /// Whether it appends to the log.
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self, Request::ArchiveAdd { .. } | Request::ArchiveRemove { .. })
+    }
 }
 
 /// A mount that is wanted.

@@ -3,6 +3,7 @@
 //! [`main_with`] is the whole program. A command is a file in `commands`; what serves a node is [`serve`], what a running node answers is
 //! [`control`], and a node's directory is [`node`].
 
+mod archives;
 mod args;
 mod background;
 mod check;
@@ -19,7 +20,7 @@ mod settings;
 mod status;
 mod units;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -58,8 +59,13 @@ fn start_logging(cli: &Cli) {
         (false, false) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(usual));
-    let subscriber =
-        fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).compact().finish();
+    let subscriber = fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .compact()
+        .finish();
     // A test that runs several programs in one process has one already.
     let _set_already = tracing::subscriber::set_global_default(subscriber);
 }

@@ -11,6 +11,8 @@
 //! - Nothing is served before the index has reached the durable end of the log.
 //! - A directory that cannot be opened is left as it is, except for its index, which is made anew when it cannot be used.
 
+mod base;
+mod blocks;
 mod create;
 mod index;
 mod open;
@@ -23,12 +25,14 @@ use std::{
 
 use murphy_fs::{BlockStore, FailureDomain, StoreUrl, Volume};
 use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
+use murphy_mirror::Identity;
 
 use crate::{
     config::NodeConfig,
     error::{CliError, at, failed},
 };
-pub(crate) use create::{NewNode, create};
+pub(crate) use base::{base_file, write_base_file};
+pub(crate) use create::{CopyOf, NewNode, Staging, begin_copy, create, random};
 
 /// An open node. Dropping it stops its threads and then gives its lock back.
 pub(crate) struct Node {
@@ -38,6 +42,7 @@ pub(crate) struct Node {
     pub(crate) log: Arc<DiskLog>,
     pub(crate) keys: VolumeKeys,
     pub(crate) blocks: Arc<dyn BlockStore>,
+    pub(crate) identity: Identity,
     /// Held until everything else is gone.
     _lock: DirectoryLock,
 }
@@ -86,6 +91,17 @@ pub(crate) fn failure_domain(directory: &Path) -> Result<FailureDomain, CliError
 
 /// Takes the lock of a node. A process that is just ending gets a moment to do so.
 fn lock(directory: &Path) -> Result<DirectoryLock, CliError> {
+    let lock = lock_patiently(directory)?;
+    // A process that was killed gives its locks back one after the other.
+    for inner in [log_directory(directory), index_directory(directory)] {
+        if inner.is_dir() {
+            drop(lock_patiently(&inner)?);
+        }
+    }
+    Ok(lock)
+}
+
+fn lock_patiently(directory: &Path) -> Result<DirectoryLock, CliError> {
     for attempt in 0..LOCK_ATTEMPTS {
         match OsFiles.lock(directory).map_err(at(directory))? {
             Some(lock) => return Ok(lock),
@@ -93,7 +109,7 @@ fn lock(directory: &Path) -> Result<DirectoryLock, CliError> {
             None => {}
         }
     }
-    Err(CliError::new(format!("node {} is in use by another process", directory.display()))
+    Err(CliError::new(format!("{} is in use by another process", directory.display()))
         .hint("murphy status shows it; one process serves a node, with as many mounts as are wanted"))
 }
 
@@ -108,7 +124,7 @@ fn log_directory(directory: &Path) -> PathBuf {
 }
 
 /// Where the index of a node is.
-fn index_directory(directory: &Path) -> PathBuf {
+pub(crate) fn index_directory(directory: &Path) -> PathBuf {
     directory.join("index")
 }
 

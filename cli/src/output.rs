@@ -57,6 +57,27 @@ impl Output {
         let _untold = writeln!(std::io::stderr().lock(), "{line}");
     }
 
+    /// Asks for the name of what an irreversible step is about. Scripts give it as an argument.
+    pub(crate) fn confirm(&self, given: Option<&str>, name: &str, effect: &str) -> Result<(), CliError> {
+        let answer = match given {
+            Some(given) => given.to_owned(),
+            None if std::io::stdin().is_terminal() => {
+                self.note(&format!("{effect}. Type the name of the volume to go on:"));
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).map_err(CliError::new)?;
+                line.trim().to_owned()
+            }
+            None => {
+                return Err(CliError::usage(format!("{effect}; nobody can be asked here"))
+                    .hint("confirm with --confirm NAME, the name of the volume"));
+            }
+        };
+        if answer == name {
+            return Ok(());
+        }
+        Err(CliError::usage(format!("{answer:?} is not the name of the volume; nothing was done")))
+    }
+
     /// Whether a person looks at stderr.
     pub(crate) fn is_watched(&self) -> bool {
         !self.json && std::io::stderr().is_terminal()

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use murphy_fs::Volume;
+use murphy_fs::{StoreUrl, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, failed};
@@ -80,6 +80,18 @@ impl Settings {
         Ok(settings.map(|(name, text)| (name.to_owned(), text)).to_vec())
     }
 
+    /// What a copy of a volume changes about its settings: it has no archive until one is given, and waits for nobody.
+    pub(crate) fn of_copy() -> Vec<(String, Option<String>)> {
+        vec![(ARCHIVES.to_owned(), Some("[]".to_owned())), (ACK.to_owned(), Some(Ack::Local.to_string()))]
+    }
+
+    /// The change that sets the archives.
+    pub(crate) fn set_archives(
+        archives: &[SharedArchive],
+    ) -> Result<Vec<(String, Option<String>)>, CliError> {
+        Ok(vec![(ARCHIVES.to_owned(), Some(serde_json::to_string(archives).map_err(failed)?))])
+    }
+
     /// The settings of a volume. One that is missing has its default; one that cannot be read is an error.
     pub(crate) fn of(volume: &Volume) -> Result<Settings, CliError> {
         let read = |name: &str| volume.setting(name).map_err(failed);
@@ -98,6 +110,14 @@ impl Settings {
     }
 }
 
+/// The form of a store's URL that all nodes share: how each proves who it is, is its own matter.
+pub(crate) fn shared_form(url: &StoreUrl) -> String {
+    let text = url.to_string();
+    let Some((place, options)) = text.split_once('?') else { return text };
+    let shared: Vec<_> = options.split('&').filter(|option| !option.starts_with("credentials=")).collect();
+    if shared.is_empty() { place.to_owned() } else { format!("{place}?{}", shared.join("&")) }
+}
+
 /// A name of a volume: letters, digits, `-`, `_` and `.`.
 pub(crate) fn parse_name(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -111,7 +131,7 @@ const NAME: &str = "name";
 const ACK: &str = "ack";
 pub(crate) const SYNC: &str = "sync";
 const WINDOW: &str = "window";
-pub(crate) const ARCHIVES: &str = "archives";
+const ARCHIVES: &str = "archives";
 pub(crate) const DEFAULT_WINDOW: &str = "30d";
 const ACK_MIRRORS_MAX: u32 = 64;
 const NAME_BYTES_MAX: usize = 64;
@@ -128,6 +148,16 @@ mod tests {
         for bad in ["", "mirror", "mirror=0", "mirror=x", "mirror=65", "remote"] {
             assert!(bad.parse::<Ack>().is_err(), "{bad:?}");
         }
+    }
+
+    /// A secret's place is local; another node reaches the same archive with its own.
+    #[test]
+    fn the_shared_form_of_a_url_has_no_credentials() {
+        let url: StoreUrl = "s3://b/p?region=x&credentials=env:B_&domain=d".parse().unwrap();
+        let shared = shared_form(&url);
+        assert!(!shared.contains("credentials"), "{shared}");
+        assert_eq!(shared_form(&shared.parse().unwrap()), shared);
+        assert_eq!(shared_form(&"s3://b?credentials=env:B_".parse().unwrap()), "s3://b");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) failure_domain: String,
     /// What dies together with its block store.
     pub(crate) blocks_domain: String,
+    /// What would be left, by what is lost.
+    pub(crate) scenarios: Vec<Scenario>,
     pub(crate) archives: Vec<ArchiveStatus>,
     pub(crate) mirrors: Vec<MirrorStatus>,
     pub(crate) branches: Vec<String>,
@@ -77,6 +79,17 @@ impl PositionText {
     }
 }
 
+/// What the loss of a failure domain would mean.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Scenario {
+    /// What is lost.
+    pub(crate) lost: String,
+    /// Up to where a copy elsewhere has everything, bytes included; `None` if there is no copy.
+    pub(crate) restorable_lsn: Option<u64>,
+    /// The same in words.
+    pub(crate) outcome: String,
+}
+
 /// What is known of an archive.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct ArchiveStatus {
@@ -90,6 +103,19 @@ pub(crate) struct ArchiveStatus {
     pub(crate) error: Option<String>,
 }
 
+impl ArchiveStatus {
+    /// The archive for people.
+    pub(crate) fn text(&self) -> String {
+        let state = match (&self.error, self.lag_ms) {
+            (Some(error), _) => error.clone(),
+            (None, Some(lag)) => format!("lsn {}, {lag} ms behind", self.lsn),
+            (None, None) => format!("lsn {}", self.lsn),
+        };
+        let kind = if self.log_only { " (log only)" } else { "" };
+        format!("{}{kind}: {state}", self.url)
+    }
+}
+
 /// What is known of a mirror.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct MirrorStatus {
@@ -100,7 +126,11 @@ pub(crate) struct MirrorStatus {
 }
 
 /// The status of an open node.
-pub(crate) fn of(node: &Node, running: Option<Running>) -> Result<Status, CliError> {
+pub(crate) fn of(
+    node: &Node,
+    running: Option<Running>,
+    archives: Vec<ArchiveStatus>,
+) -> Result<Status, CliError> {
     let settings = Settings::of(&node.volume)?;
     let state = node.volume.state();
     let failure_domain = node.failure_domain()?;
@@ -125,7 +155,8 @@ pub(crate) fn of(node: &Node, running: Option<Running>) -> Result<Status, CliErr
         blocks: node.config.blocks.to_string(),
         failure_domain: failure_domain.to_string(),
         blocks_domain: node.config.blocks.failure_domain().to_string(),
-        archives: Vec::new(),
+        scenarios: Vec::new(),
+        archives,
         mirrors: Vec::new(),
         branches: Vec::new(),
     };
@@ -133,38 +164,54 @@ pub(crate) fn of(node: &Node, running: Option<Running>) -> Result<Status, CliErr
     Ok(status)
 }
 
-/// Says what the copies are worth.
+/// Says what the copies are worth, for the loss of each thing that the node stands on.
 fn judge(status: &mut Status) {
-    let outside = |archive: &&ArchiveStatus| {
-        archive.domain != status.failure_domain && archive.error.is_none() && archive.lsn > 0
-    };
-    let restorable = |archive: &&ArchiveStatus| {
+    let mut domains = vec![status.failure_domain.clone(), status.blocks_domain.clone()];
+    domains.dedup();
+    status.scenarios = domains.into_iter().map(|lost| scenario(status, lost)).collect();
+    status.danger = status.scenarios.iter().any(|scenario| scenario.restorable_lsn.is_none());
+    let worst = status.scenarios.iter().min_by_key(|scenario| scenario.restorable_lsn);
+    status.verdict = worst.map_or_else(String::new, |scenario| match scenario.restorable_lsn {
+        Some(_) => format!("Safe: {}", scenario.outcome),
+        None => format!("DANGER: {}", scenario.outcome),
+    });
+}
+
+/// What is left when everything in the failure domain `lost` is.
+fn scenario(status: &Status, lost: String) -> Scenario {
+    let survives = |archive: &&ArchiveStatus| {
         // A log archive needs the packs of the block store.
-        !archive.log_only || status.blocks_domain != status.failure_domain
+        let bytes = !archive.log_only || status.blocks_domain != lost;
+        archive.domain != lost && bytes && archive.lsn > 0 && archive.error.is_none()
     };
-    let best = status.archives.iter().filter(outside).filter(restorable).max_by_key(|archive| archive.lsn);
-    (status.danger, status.verdict) = match best {
-        Some(archive) => {
-            let behind = status.durable_lsn.saturating_sub(archive.lsn);
-            let text = format!(
-                "if {} is lost, {} has everything up to lsn {}; {behind} entries would be lost",
-                status.failure_domain, archive.url, archive.lsn
+    let archive = status.archives.iter().filter(survives).max_by_key(|archive| archive.lsn);
+    let mirror = status.mirrors.iter().filter(|mirror| mirror.data_lsn > 0);
+    let mirror = mirror.max_by_key(|mirror| mirror.data_lsn);
+    let best = archive.map(|archive| (archive.lsn, archive.url.clone()));
+    let best = best.max(mirror.map(|mirror| (mirror.data_lsn, format!("mirror {}", mirror.node))));
+    match best {
+        Some((lsn, place)) => {
+            let behind = status.durable_lsn.saturating_sub(lsn);
+            let outcome = format!(
+                "without {lost}, {place} has everything up to lsn {lsn}; {behind} entries would be lost"
             );
-            (false, text)
+            Scenario { lost, restorable_lsn: Some(lsn), outcome }
         }
-        None if !status.mirrors.is_empty() => (false, "a mirror follows".to_owned()),
         None => {
-            let text =
-                format!("DANGER: no copy outside {}: if it is lost, everything is", status.failure_domain);
-            (true, text)
+            let outcome = format!("no copy outside {lost}: if it is lost, everything is");
+            Scenario { lost, restorable_lsn: None, outcome }
         }
-    };
+    }
 }
 
 impl Status {
     /// The status for people.
     pub(crate) fn text(&self) -> String {
         let mut lines = vec![self.verdict.clone(), String::new()];
+        for scenario in &self.scenarios {
+            lines.push(format!("  {}", scenario.outcome));
+        }
+        lines.push(String::new());
         let mut row = |name: &str, value: String| lines.push(format!("{name:<14}{value}"));
         row("volume", format!("{} ({})", self.name, self.volume));
         row("branch", self.branch.clone());
@@ -187,15 +234,7 @@ impl Status {
         row("fsync waits", format!("{}{}", self.ack, if self.sync { ", every operation" } else { "" }));
         row("window", self.window.clone());
         row("blocks", self.blocks.clone());
-        for archive in &self.archives {
-            let state = match (&archive.error, archive.lag_ms) {
-                (Some(error), _) => error.clone(),
-                (None, Some(lag)) => format!("lsn {}, {lag} ms behind", archive.lsn),
-                (None, None) => format!("lsn {}", archive.lsn),
-            };
-            let kind = if archive.log_only { " (log only)" } else { "" };
-            row("archive", format!("{}{kind}: {state}", archive.url));
-        }
+        self.archives.iter().for_each(|archive| row("archive", archive.text()));
         for mirror in &self.mirrors {
             row("mirror", format!("{}: lsn {}, data {}", mirror.node, mirror.metadata_lsn, mirror.data_lsn));
         }

@@ -34,8 +34,8 @@ pub use data::{
     DiskCache, DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,
     ObjectBlockStore, OpenStoreError, OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError,
     PackFetcher, PackFooter, PackMeta, PackName, PackReader, ParsePackNameError, ParseStoreUrlError,
-    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId, check_prefix,
-    claim_prefix, probe_put_if_absent, release_prefix,
+    PlainOffset, ProbeError, ReadError, Refusal, SealedPack, StoreUrl, StoredPack, WriterId, adopt_prefix,
+    check_prefix, claim_prefix, probe_put_if_absent, release_prefix, remove_object,
 };
 pub use decide::EntryKind;
 pub use errno::Errno;

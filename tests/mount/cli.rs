@@ -183,7 +183,7 @@ fn fsck_finds_a_damaged_and_a_missing_pack() {
     let Mounted { scratch, .. } = mounted();
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     let packs = scratch.bytes_of("blocks/packs").into_iter().filter(|(_, bytes)| bytes.len() > 1000);
-    let (path, mut bytes) = packs.last().unwrap();
+    let (path, mut bytes) = packs.max().unwrap();
     bytes[700] ^= 1;
     fs::write(&path, &bytes).unwrap();
     scratch.run(["fsck", "node"]).expect_code(0).stdout();

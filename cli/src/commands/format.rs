@@ -1,6 +1,6 @@
 //! `murphy format`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use murphy_fs::StoreUrl;
 use serde::Serialize;
@@ -8,15 +8,17 @@ use tokio::runtime::Runtime;
 
 use crate::{
     error::{CliError, Code, failed},
-    node::{self, NewNode},
+    node::{self, NewNode, failure_domain},
     output::Output,
-    settings::{Ack, DEFAULT_WINDOW, Settings, parse_name},
+    settings::{Ack, DEFAULT_WINDOW, Settings, SharedArchive, parse_name, shared_form},
     units::parse_duration,
 };
 
 /// Make a new volume and its first node
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example:\n  murphy format /srv/home --blocks s3://bucket/home?region=eu-central-1")]
+#[command(
+    after_help = "Examples:\n  murphy format /srv/home --blocks s3://bucket/home?region=eu-central-1\n  murphy format /srv/home --blocks s3://bucket/home --archive s3://other/home?credentials=file:/etc/murphy/other"
+)]
 pub(crate) struct FormatArgs {
     /// The directory of the new node; it must not exist, or be empty
     #[arg(value_name = "DIR")]
@@ -24,6 +26,12 @@ pub(crate) struct FormatArgs {
     /// Where file data goes: file:///DIR, s3://BUCKET/PREFIX, gs:// or az://
     #[arg(long, value_name = "URL")]
     blocks: String,
+    /// Ship log, snapshots and packs there, continuously; may be given several times
+    #[arg(long, value_name = "URL")]
+    archive: Vec<String>,
+    /// The same without packs
+    #[arg(long, value_name = "URL")]
+    log_archive: Vec<String>,
     /// The name of the volume; by default that of the directory
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
@@ -58,15 +66,26 @@ struct Formatted {
 
 pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> {
     let directory = std::path::absolute(&args.directory).map_err(failed)?;
+    let blocks = parse_url("--blocks", &args.blocks)?;
+    let mut archives = Vec::new();
+    for url in &args.archive {
+        archives.push((parse_url("--archive", url)?, false));
+    }
+    for url in &args.log_archive {
+        archives.push((parse_url("--log-archive", url)?, true));
+    }
+    check_places(&directory, &blocks, &archives, args.ack)?;
+    let shared =
+        archives.iter().map(|(url, log_only)| SharedArchive { url: shared_form(url), log_only: *log_only });
     let settings = Settings {
         name: name(args)?,
         ack: args.ack,
         sync: args.sync,
         window: args.window.clone(),
-        archives: Vec::new(),
+        archives: shared.collect(),
     };
     let runtime = Runtime::new().map_err(failed)?;
-    let new = NewNode { blocks: parse_url("--blocks", &args.blocks)?, settings };
+    let new = NewNode { blocks, settings, archives };
     let config = node::create(&directory, &new, runtime.handle())?;
     let formatted = Formatted {
         volume: config.volume.to_string(),
@@ -79,6 +98,42 @@ pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> 
         format!("volume {} ({}) in {}", formatted.name, formatted.volume, formatted.directory.display())
     })?;
     Ok(Code::Done)
+}
+
+/// Every store has a place of its own, and `--ack archive` an archive that does not die with the source.
+fn check_places(
+    directory: &Path,
+    blocks: &StoreUrl,
+    archives: &[(StoreUrl, bool)],
+    ack: Ack,
+) -> Result<(), CliError> {
+    let mut places = vec![shared_form(blocks)];
+    for (url, _) in archives {
+        let place = shared_form(url);
+        if places.contains(&place) {
+            return Err(CliError::usage(format!(
+                "{place} is given twice: every store has a prefix of its own"
+            )));
+        }
+        places.push(place);
+    }
+    if ack != Ack::Archive {
+        return Ok(());
+    }
+    let own = [failure_domain(directory)?, blocks.failure_domain()];
+    let full: Vec<_> = archives.iter().filter(|(_, log_only)| !log_only).collect();
+    if full.is_empty() {
+        return Err(CliError::usage("--ack archive needs an --archive: a log archive holds no bytes"));
+    }
+    if full.iter().all(|(url, _)| own.contains(&url.failure_domain())) {
+        return Err(CliError::usage(
+            "--ack archive needs an archive that does not die together with the source",
+        )
+        .hint(
+            "give one in another account, or say with ?domain=LABEL that it is in another failure domain",
+        ));
+    }
+    Ok(())
 }
 
 fn name(args: &FormatArgs) -> Result<String, CliError> {

@@ -76,6 +76,14 @@ pub(super) fn node_of(source: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
+/// Refuses a file store whose directory is not there: opening it would make an empty one.
+pub(super) fn check_there(url: &murphy_fs::StoreUrl) -> Result<(), CliError> {
+    match url.directory() {
+        Some(directory) if !directory.is_dir() => Err(CliError::new(format!("{url} is not there"))),
+        _ => Ok(()),
+    }
+}
+
 fn is_dead(error: &std::io::Error) -> bool {
     let code = error.raw_os_error();
     code == Some(rustix::io::Errno::NOTCONN.raw_os_error())

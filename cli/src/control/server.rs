@@ -6,7 +6,7 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -23,7 +23,16 @@ use crate::{
 
 /// What answers requests. Each call has a thread of its own and may block.
 pub(crate) trait Handler: Send + Sync + 'static {
-    fn handle(&self, request: Request, replies: &mut Replies) -> Result<Value, CliError>;
+    fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError>;
+}
+
+/// The lines of an answer before its last one.
+pub(crate) trait Replies {
+    /// Says how far it is.
+    fn progress(&mut self, progress: Progress);
+
+    /// Hands out an item.
+    fn item(&mut self, value: Value);
 }
 
 /// Listens until it is dropped.
@@ -39,8 +48,8 @@ struct State {
 }
 
 impl ControlServer {
-    /// Begins to answer in `directory`, whose lock the caller holds.
-    pub(crate) fn start(directory: &Path, handler: Arc<dyn Handler>) -> Result<ControlServer, CliError> {
+    /// Begins to answer in `directory`, whose lock the caller holds, for as long as the handler lives.
+    pub(crate) fn start(directory: &Path, handler: &Arc<dyn Handler>) -> Result<ControlServer, CliError> {
         let socket = directory.join(SOCKET);
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&socket)(error)),
@@ -48,7 +57,7 @@ impl ControlServer {
         }
         let listener = at_socket(directory, |path| UnixListener::bind(path)).map_err(at(&socket))?;
         let state = Arc::new(State::default());
-        let shared = Arc::clone(&state);
+        let (shared, handler) = (Arc::clone(&state), Arc::downgrade(handler));
         thread::Builder::new()
             .name("murphy-control".to_owned())
             .spawn(move || accept(&listener, &handler, &shared))
@@ -77,7 +86,7 @@ impl Drop for ControlServer {
     }
 }
 
-fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, state: &Arc<State>) {
+fn accept(listener: &UnixListener, handler: &Weak<dyn Handler>, state: &Arc<State>) {
     for stream in listener.incoming() {
         if state.stopped.load(Ordering::SeqCst) {
             return;
@@ -95,7 +104,8 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, state: &Arc<State
             tracing::warn!("too many commands at once, one was turned away");
             continue;
         }
-        let (handler, shared) = (Arc::clone(handler), Arc::clone(state));
+        let Some(handler) = handler.upgrade() else { return };
+        let shared = Arc::clone(state);
         let spawned = thread::Builder::new().name("murphy-command".to_owned()).spawn(move || {
             let _active = Active(shared);
             if let Err(error) = serve(&stream, &*handler) {
@@ -125,7 +135,7 @@ fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
         if reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let mut replies = Replies { stream, broken: None };
+        let mut replies = Sent { stream, broken: None };
         let answer = match serde_json::from_str(&line) {
             Ok(request) => handler.handle(request, &mut replies),
             Err(error) => {
@@ -143,23 +153,23 @@ fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
     }
 }
 
-/// The lines of an answer before its last one.
-pub(crate) struct Replies<'a> {
+/// Replies over the socket.
+struct Sent<'a> {
     stream: &'a UnixStream,
     broken: Option<io::Error>,
 }
 
-impl Replies<'_> {
-    /// Says how far it is.
-    pub(crate) fn progress(&mut self, progress: Progress) {
+impl Replies for Sent<'_> {
+    fn progress(&mut self, progress: Progress) {
         self.send_or_note(&Line::Progress(progress));
     }
 
-    /// Hands out an item.
-    pub(crate) fn item(&mut self, value: Value) {
+    fn item(&mut self, value: Value) {
         self.send_or_note(&Line::Item(value));
     }
+}
 
+impl Sent<'_> {
     fn send_or_note(&mut self, line: &Line) {
         if self.broken.is_none() {
             self.broken = self.send(line).err();
@@ -187,7 +197,7 @@ mod tests {
     struct Echo;
 
     impl Handler for Echo {
-        fn handle(&self, request: Request, replies: &mut Replies<'_>) -> Result<Value, CliError> {
+        fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError> {
             match request {
                 Request::Flush => Err(CliError::new("no").hint("never")),
                 request => {
@@ -205,7 +215,8 @@ mod tests {
         let deep = root.path().join("x".repeat(100)).join("y".repeat(100));
         fs::create_dir_all(&deep).unwrap();
         assert!(Control::connect(&deep).unwrap().is_none());
-        let server = ControlServer::start(&deep, Arc::new(Echo)).unwrap();
+        let handler: Arc<dyn Handler> = Arc::new(Echo);
+        let server = ControlServer::start(&deep, &handler).unwrap();
         let output = Output::new(true);
         let mut control = Control::connect(&deep).unwrap().unwrap();
         let mut items = 0;
@@ -229,7 +240,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         drop(UnixListener::bind(root.path().join(SOCKET)).unwrap());
         assert!(Control::connect(root.path()).unwrap().is_none());
-        let _server = ControlServer::start(root.path(), Arc::new(Echo)).unwrap();
+        let handler: Arc<dyn Handler> = Arc::new(Echo);
+        let _server = ControlServer::start(root.path(), &handler).unwrap();
         assert!(Control::connect(root.path()).unwrap().is_some());
     }
 }

@@ -10,21 +10,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_fs::{StoreUrl, claim_prefix, probe_put_if_absent, release_prefix};
-use murphy_log::{BranchId, DiskLog, DiskOptions, Epoch, EpochId, Log, VolumeId};
+use murphy_fs::{OpenedStore, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix, remove_object};
+use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{NodeOptions, index::origin, lock, log_directory, open};
+use super::{Node, NodeOptions, index::origin, lock, log_directory, open};
 use crate::{
+    archives::create_archive,
     config::{FORMAT, MountDefaults, NodeConfig, Role},
     error::{CliError, at, failed},
-    settings::Settings,
+    settings::{Settings, shared_form},
 };
 
 /// What a new volume begins with.
 pub(crate) struct NewNode {
     pub(crate) blocks: StoreUrl,
     pub(crate) settings: Settings,
+    /// Archives and whether they hold no packs, as this node reaches them.
+    pub(crate) archives: Vec<(StoreUrl, bool)>,
 }
 
 /// Makes a new volume and its first node in `directory`.
@@ -37,19 +40,33 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         name: new.settings.name.clone(),
         role: Role::Source,
         blocks: new.blocks.clone(),
+        packs_from: Vec::new(),
+        archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
         mount: MountDefaults::default(),
     };
     let opened = new.blocks.open().map_err(failed)?;
     runtime
         .block_on(claim_prefix(&opened, config.volume))
         .map_err(|error| failed(error).hint("every volume has a prefix of its own: give another --blocks"))?;
+    let mut begun: Vec<OpenedStore> = Vec::new();
     let made = (|| {
         let label = |error| failed(error).hint("the store must honour put-if-absent (S3 If-None-Match)");
         runtime.block_on(probe_put_if_absent(&*opened.store, &opened.prefix)).map_err(label)?;
-        begin(&staging.path, &config, new, runtime)?;
+        let epoch = begin(&staging.path, &config, new, runtime)?;
+        let now = SystemClock::new().wall();
+        for (url, log_only) in &new.archives {
+            let base = origin(epoch).position;
+            runtime.block_on(create_archive(&config, url, *log_only, base, now))?;
+            begun.push(url.open().map_err(failed)?);
+        }
         staging.publish()
     })();
     if let Err(error) = made {
+        for opened in &begun {
+            if let Err(left) = runtime.block_on(remove_object(opened, ARCHIVE_DESCRIPTOR)) {
+                tracing::warn!(error = %left, "an archive that was begun stays");
+            }
+        }
         if let Err(left) = runtime.block_on(release_prefix(&opened, config.volume)) {
             tracing::warn!(error = %left, "the mark of the unfinished volume stays in the block store");
         }
@@ -59,20 +76,63 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
 }
 
 /// Writes the log's first entries and everything else, and closes it all again.
-fn begin(directory: &Path, config: &NodeConfig, new: &NewNode, runtime: &Handle) -> Result<(), CliError> {
+fn begin(directory: &Path, config: &NodeConfig, new: &NewNode, runtime: &Handle) -> Result<Epoch, CliError> {
     config.write(directory)?;
     let epoch = Epoch { number: 1, id: EpochId::from_bytes(random()?) };
     let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    let log = DiskLog::create(options, origin(epoch)).map_err(failed)?;
     let lock = lock(directory)?;
+    let log = DiskLog::create(options, origin(epoch)).map_err(failed)?;
     let node = open::assemble(directory, config.clone(), lock, log, &NodeOptions::default(), runtime)?;
     node.log.claim(epoch).map_err(failed)?;
     let _entered = runtime.enter();
     node.volume.lead(epoch, Some(&new.settings.genesis()?)).map_err(failed)?;
+    close(&node, runtime)?;
+    Ok(epoch)
+}
+
+/// The archives whose shared form is not enough.
+fn with_credentials<'a>(urls: impl Iterator<Item = &'a StoreUrl>) -> Vec<StoreUrl> {
+    urls.filter(|url| shared_form(url) != url.to_string()).cloned().collect()
+}
+
+fn close(node: &Node, runtime: &Handle) -> Result<(), CliError> {
     let closed = runtime.block_on(node.volume.close());
-    closed.map_err(|errno| {
-        CliError::new(format!("the first entries of the volume cannot be written: {errno:?}"))
-    })
+    closed.map_err(|errno| CliError::new(format!("the first entries cannot be written: {errno:?}")))
+}
+
+/// What a copy goes on from.
+pub(crate) struct CopyOf {
+    /// The tree that it begins with; the index and the base in the directory hold it.
+    pub(crate) state: State,
+    /// The epoch that it begins.
+    pub(crate) epoch: Epoch,
+    /// A copy is a branch of its own, without archives; a successor keeps what it takes over.
+    pub(crate) is_successor: bool,
+}
+
+/// Begins the log of a copy in `directory`, which has everything else, and opens it. `config` is as it is while the directory has its
+/// temporary name.
+pub(crate) fn begin_copy(
+    directory: &Path,
+    config: &NodeConfig,
+    copy: &CopyOf,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
+    let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    let lock = lock(directory)?;
+    let log = DiskLog::create(options, copy.state).map_err(failed)?;
+    let node = open::assemble(directory, config.clone(), lock, log, &NodeOptions::default(), runtime)?;
+    node.log.claim(copy.epoch).map_err(failed)?;
+    let _entered = runtime.enter();
+    node.volume.lead(copy.epoch, None).map_err(failed)?;
+    if !copy.is_successor {
+        let changed = runtime.block_on(node.volume.change_settings(Settings::of_copy()).wait());
+        changed.map_err(|errno| {
+            CliError::new(format!("the settings of the copy cannot be written: {errno:?}"))
+        })?;
+    }
+    close(&node, runtime)?;
+    Ok(node)
 }
 
 /// A directory that becomes `target` when it is complete, and is removed when it is not.
@@ -136,6 +196,9 @@ fn check_unused(target: &Path) -> Result<(), CliError> {
         },
     }
 }
+
+/// What makes a prefix an archive.
+const ARCHIVE_DESCRIPTOR: &str = "murphy.json";
 
 /// Bytes that nobody else has.
 pub(crate) fn random() -> Result<[u8; 16], CliError> {

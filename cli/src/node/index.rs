@@ -9,21 +9,24 @@ use std::{path::Path, sync::Arc};
 use murphy_fs::{FjallIndex, FjallOptions, Index, OpenIndexError, ReplayBudget, ReplayError, replay};
 use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, Position, State, Usage};
 
+use super::{base::load_base_file, index_directory};
 use crate::error::{CliError, failed};
 
-/// Opens the index in `directory` and brings it to the durable end of `log`.
-pub(super) fn open_index(directory: &Path, log: &DiskLog) -> Result<(Arc<FjallIndex>, State), CliError> {
-    let index = FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(of_open)?;
-    let reason = match catch_up(&index, log) {
+/// Opens the index of the node in `node` and brings it to the durable end of `log`.
+pub(super) fn open_index(node: &Path, log: &DiskLog) -> Result<(Arc<FjallIndex>, State), CliError> {
+    let directory = &index_directory(node);
+    let index =
+        FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
+    let reason = match catch_up(node, &index, log) {
         Ok(state) => return Ok((Arc::new(index), state)),
         Err(CatchUpError::Index(reason)) => reason,
         Err(CatchUpError::Fatal(error)) => return Err(error),
     };
     tracing::warn!(path = %directory.display(), reason, "the index does not fit the log, it is made anew");
     drop(index);
-    FjallIndex::reset(directory).map_err(of_open)?;
-    let index = FjallIndex::open(directory, FjallOptions::default()).map_err(of_open)?;
-    match catch_up(&index, log) {
+    FjallIndex::reset(directory).map_err(|error| of_open(&error))?;
+    let index = FjallIndex::open(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
+    match catch_up(node, &index, log) {
         Ok(state) => Ok((Arc::new(index), state)),
         Err(CatchUpError::Index(reason)) => {
             Err(CliError::new(format!("the index cannot be made anew: {reason}")))
@@ -39,11 +42,11 @@ enum CatchUpError {
     Fatal(CliError),
 }
 
-fn catch_up(index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
+fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
     let tail = log.durable().state();
     let from = match index.snapshot().state() {
         Some(state) => state,
-        None => begin(index, log)?,
+        None => begin(node, index, log)?,
     };
     let (at, end) = (from.position, tail.position);
     if at.lsn > end.lsn {
@@ -81,8 +84,11 @@ fn catch_up(index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
 }
 
 /// Gives an empty index the state before the first entry of the log.
-fn begin(index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
+fn begin(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
     let fatal = |error: &dyn std::fmt::Display| CatchUpError::Fatal(failed(error));
+    if let Some(state) = load_base_file(node, index, log.first()).map_err(CatchUpError::Fatal)? {
+        return Ok(state);
+    }
     if log.first() != Lsn::FIRST {
         let text = format!("the log begins at lsn {} and there is no snapshot to begin with", log.first());
         return Err(CatchUpError::Fatal(
@@ -103,12 +109,12 @@ pub(super) fn origin(epoch: murphy_log::Epoch) -> State {
     State { position, digest: Digest::default(), usage: Usage::default() }
 }
 
-fn of_open(error: OpenIndexError) -> CliError {
-    let hint = match &error {
+fn of_open(error: &OpenIndexError) -> CliError {
+    let hint = match error {
         OpenIndexError::Locked { .. } => "another process has it open",
         OpenIndexError::Unusable { .. } | OpenIndexError::Io { .. } => {
             "the index holds nothing of its own: once the disk works again it is made anew from the log"
         }
     };
-    failed(&error).hint(hint)
+    failed(error).hint(hint)
 }

@@ -3,17 +3,19 @@
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{
-    BlockStore, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow, Volume,
-    VolumeOptions, VolumeParts, check_prefix,
+    BlockStore, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow, StoreUrl,
+    Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
     Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State, SystemClock,
     VolumeKeys,
 };
+use murphy_mirror::Identity;
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, index::open_index, index_directory, log_directory};
+use super::{Node, NodeOptions, blocks::Layered, index::open_index, log_directory};
 use crate::{
+    archives::known_durable,
     config::NodeConfig,
     error::{CliError, failed},
     settings::SYNC,
@@ -41,10 +43,11 @@ pub(super) fn assemble(
     runtime: &Handle,
 ) -> Result<Node, CliError> {
     let log = Arc::new(log);
-    let (index, state) = open_index(&index_directory(directory), &log)?;
+    let (index, state) = open_index(directory, &log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
     let keys = VolumeKeys::derive(config.volume);
+    let identity = Identity::load_or_create(directory).map_err(failed)?;
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;
     let cache = open_cache(directory, &config, options)?;
@@ -64,11 +67,12 @@ pub(super) fn assemble(
     // The flusher and the purges are spawned on the runtime.
     let _entered = runtime.enter();
     let volume = Volume::open(parts).map_err(failed)?;
-    Ok(Node { directory: directory.to_owned(), config, volume, log, keys, blocks, _lock: lock })
+    Ok(Node { directory: directory.to_owned(), config, volume, log, keys, blocks, identity, _lock: lock })
 }
 
 fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {
-    let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    options.known_durable = known_durable(directory)?;
     DiskLog::open(options).map_err(|error| {
         let hint = match &error {
             OpenError::Locked { .. } => "one process serves a node; murphy status shows it",
@@ -117,7 +121,15 @@ fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<dyn BlockSto
         let opened = url.open().map_err(failed)?;
         runtime.block_on(check_prefix(&opened, config.volume)).map_err(failed)?;
     }
-    Ok(Arc::new(ObjectBlockStore::open(url).map_err(failed)?))
+    let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(url).map_err(failed)?);
+    if config.packs_from.is_empty() {
+        return Ok(own);
+    }
+    let others = config.packs_from.iter().map(|url| {
+        let store = ObjectBlockStore::open(url).map_err(failed)?;
+        Ok(Arc::new(store) as Arc<dyn BlockStore>)
+    });
+    Ok(Arc::new(Layered::new(own, others.collect::<Result<_, CliError>>()?)))
 }
 
 /// The cache on disk, for a store that is far away.
@@ -126,7 +138,7 @@ fn open_cache(
     config: &NodeConfig,
     options: &NodeOptions,
 ) -> Result<Option<Arc<DiskCache>>, CliError> {
-    if config.blocks.is_file() {
+    if config.blocks.is_file() && config.packs_from.iter().all(StoreUrl::is_file) {
         return Ok(None);
     }
     let configured = config.mount.cache_size.as_deref().map(parse_bytes).transpose();

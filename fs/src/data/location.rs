@@ -32,7 +32,7 @@ use std::{
 use object_store::path::Path;
 use url::Url;
 
-pub use claim::{ClaimPrefixError, check_prefix, claim_prefix, release_prefix};
+pub use claim::{ClaimPrefixError, adopt_prefix, check_prefix, claim_prefix, release_prefix, remove_object};
 pub use credentials::CredentialsError;
 use credentials::CredentialsSource;
 pub use open::{OpenStoreError, OpenedStore};

@@ -23,6 +23,10 @@ pub async fn claim_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), 
         }
         Some(Err(source)) => return Err(failed(opened, source)),
     }
+    put_claim(opened, volume).await
+}
+
+async fn put_claim(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
     let text = format!("{{\"format\":{CLAIM_FORMAT},\"volume\":\"{volume}\"}}\n");
     let put = opened.store.put_opts(&path(opened), text.into(), PutOptions::from(PutMode::Create)).await;
     // An ambiguous answer is settled by reading back, like every other put.
@@ -31,6 +35,15 @@ pub async fn claim_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), 
         (_, Some(owner)) => Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner }),
         (Err(source), None) => Err(failed(opened, source)),
         (Ok(_), None) => Err(ClaimPrefixError::Missing { store: label(opened) }),
+    }
+}
+
+/// Claims a prefix that holds packs of `volume` already, for a copy of it: a store that was copied, or an archive.
+pub async fn adopt_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
+    match read_claim(opened).await? {
+        Some(owner) if owner == volume => Ok(()),
+        Some(owner) => Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner }),
+        None => put_claim(opened, volume).await,
     }
 }
 
@@ -46,7 +59,13 @@ pub async fn check_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), 
 /// Takes back the claim of `volume`, when nothing came of it.
 pub async fn release_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
     check_prefix(opened, volume).await?;
-    opened.store.delete(&path(opened)).await.map_err(|source| failed(opened, source))
+    remove_object(opened, CLAIM).await
+}
+
+/// Deletes one object below the prefix, to take back what an operation that failed has begun.
+pub async fn remove_object(opened: &OpenedStore, name: &str) -> Result<(), ClaimPrefixError> {
+    let path = opened.prefix.clone().join(name);
+    opened.store.delete(&path).await.map_err(|source| failed(opened, source))
 }
 
 async fn read_claim(opened: &OpenedStore) -> Result<Option<VolumeId>, ClaimPrefixError> {

@@ -1,0 +1,330 @@
+//! The archives of a running source: one shipper each, what they say of themselves, and who may acknowledge an fsync.
+//!
+//! Invariants:
+//! - An archive that does not answer is shown and tried again; it never keeps the node from serving, unless an fsync waits for it.
+//! - Only a full archive outside the failure domains of the node and of its block store acknowledges.
+//! - A fence at any archive ends the node.
+
+mod acknowledge;
+mod shipping;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use murphy_backup::{
+    Archive, ArchiveKind, ArchiveStore, CursorFile, Descriptor, Lineage, NewBase, OpenArchiveError, ShipEnd,
+    ShipHandle, write_base,
+};
+use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
+use murphy_log::{Clock, Log, LogTime, Lsn, Position, SystemClock};
+use tokio::task::JoinHandle;
+
+use crate::{
+    config::NodeConfig,
+    error::{CliError, failed},
+    node::Node,
+    settings::{SharedArchive, shared_form},
+    status::ArchiveStatus,
+};
+pub(crate) use acknowledge::acknowledge_as_set;
+
+/// The archives that a node ships to.
+pub(crate) struct Archives {
+    context: Arc<Context>,
+    shipped: Mutex<Vec<Shipped>>,
+}
+
+/// What every shipper needs of the node.
+struct Context {
+    config: NodeConfig,
+    directory: PathBuf,
+    volume: Volume,
+    log: Arc<dyn Log>,
+    packs: Arc<dyn murphy_fs::BlockStore>,
+    node: murphy_log::NodeId,
+    clock: Arc<dyn Clock>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// One archive.
+struct Shipped {
+    shared: SharedArchive,
+    url: StoreUrl,
+    state: Arc<Mutex<ShipState>>,
+    task: JoinHandle<()>,
+}
+
+/// How it does, as far as its own status does not say.
+#[derive(Default)]
+struct ShipState {
+    handle: Option<ShipHandle>,
+    error: Option<String>,
+}
+
+impl Archives {
+    /// The archives of an open node; none is shipped to yet.
+    pub(crate) fn new(node: &Node, runtime: tokio::runtime::Handle) -> Archives {
+        let context = Context {
+            config: node.config.clone(),
+            directory: node.directory.clone(),
+            volume: node.volume.clone(),
+            log: Arc::clone(&node.log) as Arc<dyn Log>,
+            packs: Arc::clone(&node.blocks),
+            node: node.identity.public_key().node(),
+            clock: Arc::new(SystemClock::new()),
+            runtime,
+        };
+        Archives { context: Arc::new(context), shipped: Mutex::default() }
+    }
+
+    fn shipped(&self) -> MutexGuard<'_, Vec<Shipped>> {
+        // A list is whole after every operation on it.
+        self.shipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to ship to an archive.
+    pub(crate) fn start(&self, shared: SharedArchive) -> Result<(), CliError> {
+        let url = local_url(&self.context.config, &shared)?;
+        self.start_at(shared, url)
+    }
+
+    /// The same, with the URL by which this node reaches it.
+    pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
+        let folder = self.context.directory.join(CURSORS);
+        std::fs::create_dir_all(&folder).map_err(crate::error::at(&folder))?;
+        let state = Arc::new(Mutex::new(ShipState::default()));
+        let shipping =
+            shipping::ship(Arc::clone(&self.context), shared.clone(), url.clone(), Arc::clone(&state));
+        let task = self.context.runtime.spawn(shipping);
+        self.shipped().push(Shipped { shared, url, state, task });
+        Ok(())
+    }
+
+    /// Stops shipping to an archive; what it holds stays.
+    pub(crate) fn stop(&self, url: &str) {
+        self.shipped().retain(|shipped| {
+            let stays = shipped.shared.url != url;
+            if !stays {
+                shipped.task.abort();
+            }
+            stays
+        });
+    }
+
+    /// Makes an archive that begins at the state of now, with a snapshot and every pack.
+    pub(crate) fn create(&self, url: &StoreUrl, log_only: bool) -> Result<SharedArchive, CliError> {
+        let context = &self.context;
+        let view = context.volume.view_with_state();
+        let position = view.state().ok_or_else(|| CliError::new("the volume has no state yet"))?.position;
+        context.runtime.block_on(async {
+            let archive =
+                create_archive(&context.config, url, log_only, position, context.clock.wall()).await?;
+            // One that was removed and is added again goes on where it ended.
+            if archive.descriptor().base == position {
+                shipping::write_base_of(context, &archive, view).await?;
+            }
+            Ok::<_, CliError>(())
+        })?;
+        Ok(SharedArchive { url: shared_form(url), log_only })
+    }
+
+    /// Writes a snapshot of now into an archive; returns its position.
+    pub(crate) fn snapshot(&self, url: &str) -> Result<Position, CliError> {
+        let found = self.shipped().iter().find(|one| one.shared.url == url).map(|one| one.url.clone());
+        let url = match found {
+            Some(url) => url,
+            None => local_url(&self.context.config, &SharedArchive { url: url.to_owned(), log_only: false })?,
+        };
+        self.context.runtime.block_on(async {
+            let archive = open_archive(&self.context.config, &url).await.map_err(failed)?;
+            shipping::write_base_now(&self.context, &archive).await
+        })
+    }
+
+    /// How each archive does.
+    pub(crate) fn status(&self) -> Vec<ArchiveStatus> {
+        self.shipped().iter().map(Shipped::status).collect()
+    }
+
+    /// Who has taken over, if an archive says that somebody has.
+    pub(crate) fn fenced(&self) -> Option<String> {
+        self.shipped().iter().find_map(|shipped| {
+            let state = shipped.state();
+            match state.handle.as_ref()?.status().end {
+                Some(ShipEnd::Fenced(sealed)) => Some(format!(
+                    "{} was sealed at {} by node {}, which began epoch {}",
+                    shipped.shared.url, sealed.base, sealed.by, sealed.next
+                )),
+                _ => None,
+            }
+        })
+    }
+
+    /// Gives the archives a moment to hold everything up to `lsn`, and says which do not.
+    pub(crate) fn settle(&self, lsn: Lsn, at_most: Duration) -> Vec<String> {
+        let handles: Vec<_> = self
+            .shipped()
+            .iter()
+            .filter_map(|shipped| Some((shipped.shared.url.clone(), shipped.state().handle.clone()?)))
+            .collect();
+        self.context.runtime.block_on(async {
+            let waits = handles.into_iter().map(|(url, handle)| async move {
+                let held = tokio::time::timeout(at_most, handle.archived(lsn)).await;
+                (!matches!(held, Ok(Ok(_)))).then_some(url)
+            });
+            futures::future::join_all(waits).await.into_iter().flatten().collect()
+        })
+    }
+}
+
+impl Drop for Archives {
+    fn drop(&mut self) {
+        self.shipped().drain(..).for_each(|shipped| shipped.task.abort());
+    }
+}
+
+impl Shipped {
+    fn state(&self) -> MutexGuard<'_, ShipState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> ArchiveStatus {
+        let state = self.state();
+        let mut status = ArchiveStatus {
+            url: self.shared.url.clone(),
+            log_only: self.shared.log_only,
+            domain: self.url.failure_domain().to_string(),
+            lsn: 0,
+            lag_ms: None,
+            error: state.error.clone(),
+        };
+        if let Some(handle) = &state.handle {
+            let shipped = handle.status();
+            status.lsn = shipped.archived.map_or(0, |held| held.position.lsn.get());
+            status.lag_ms = shipped.archived.map(|_| shipped.lag_ms);
+            let end = shipped.end.map(|end| end.to_string());
+            status.error = status.error.or(end).or(shipped.error);
+        }
+        status
+    }
+}
+
+/// What is known of the archives of a node that is not served.
+pub(crate) fn status_at_rest(node: &Node, shared: &[SharedArchive]) -> Result<Vec<ArchiveStatus>, CliError> {
+    shared
+        .iter()
+        .map(|shared| {
+            let url = local_url(&node.config, shared)?;
+            let (held, error) = match cursor(&node.directory, shared).load() {
+                Ok(held) => (held, None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            Ok(ArchiveStatus {
+                url: shared.url.clone(),
+                log_only: shared.log_only,
+                domain: url.failure_domain().to_string(),
+                lsn: held.map_or(0, |held| held.position.lsn.get()),
+                lag_ms: None,
+                error,
+            })
+        })
+        .collect()
+}
+
+/// The furthest position that any saved cursor in a node's directory vouches for.
+pub(crate) fn known_durable(directory: &std::path::Path) -> Result<Option<Position>, CliError> {
+    let folder = directory.join(CURSORS);
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(crate::error::at(&folder)(error)),
+    };
+    let mut furthest: Option<Position> = None;
+    for entry in entries {
+        let path = entry.map_err(crate::error::at(&folder))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        match CursorFile::new(path).load() {
+            Ok(held) => {
+                let held = held.map(|held| held.position);
+                furthest = furthest.into_iter().chain(held).max_by_key(|position| position.lsn);
+            }
+            // The archive itself is asked when it is shipped to.
+            Err(error) => tracing::warn!(%error, "a cursor cannot be read; the archive is walked"),
+        }
+    }
+    Ok(furthest)
+}
+
+/// Where a node remembers how far an archive is.
+fn cursor(directory: &std::path::Path, shared: &SharedArchive) -> CursorFile {
+    let name = blake3::hash(shared.url.as_bytes()).to_hex();
+    CursorFile::new(directory.join(CURSORS).join(format!("{}.json", &name[..CURSOR_NAME_CHARS])))
+}
+
+/// The URL by which this node reaches an archive: credentials are a local matter.
+pub(crate) fn local_url(config: &NodeConfig, shared: &SharedArchive) -> Result<StoreUrl, CliError> {
+    let own = config.archives.iter().find(|url| shared_form(url) == shared.url);
+    match own {
+        Some(url) => Ok(url.clone()),
+        None => shared.url.parse().map_err(|error| failed(format!("archive {}: {error}", shared.url))),
+    }
+}
+
+/// Makes the archive at `url`, which begins after `base`.
+pub(crate) async fn create_archive(
+    config: &NodeConfig,
+    url: &StoreUrl,
+    log_only: bool,
+    base: Position,
+    now: LogTime,
+) -> Result<Archive, CliError> {
+    let descriptor = Descriptor {
+        lineage: Lineage { volume: config.volume, branch: config.branch },
+        name: config.name.clone(),
+        kind: if log_only { ArchiveKind::Log } else { ArchiveKind::Full },
+        failure_domain: url.failure_domain().to_string(),
+        created: now,
+        base,
+    };
+    let archive = Archive::create(open_store(url)?, descriptor).await.map_err(failed)?;
+    let kind = if log_only { ArchiveKind::Log } else { ArchiveKind::Full };
+    if archive.descriptor().kind != kind {
+        return Err(CliError::new(format!("{url} is an archive of the other kind already")));
+    }
+    Ok(archive)
+}
+
+/// The store of an archive.
+pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
+    let opened = url.open().map_err(failed)?;
+    Ok(ArchiveStore::new(opened.store, opened.prefix, &shared_form(url)))
+}
+
+async fn open_archive(config: &NodeConfig, url: &StoreUrl) -> Result<Archive, ArchiveNotOpen> {
+    // Opening a file store makes its directory, and an empty archive in place of a disk that is not mounted is none.
+    if url.directory().is_some_and(|directory| !directory.is_dir()) {
+        return Err(ArchiveNotOpen::Store(format!("{url} is not there")));
+    }
+    let store = open_store(url).map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
+    let lineage = Lineage { volume: config.volume, branch: config.branch };
+    Ok(Archive::open_for(store, lineage).await?)
+}
+
+/// Why an archive cannot be used for now.
+#[derive(Debug, thiserror::Error)]
+enum ArchiveNotOpen {
+    /// Its store cannot be opened.
+    #[error("{0}")]
+    Store(String),
+    /// It is not the archive that it should be, or does not answer.
+    #[error(transparent)]
+    Archive(#[from] OpenArchiveError),
+}
+
+const CURSORS: &str = "archives";
+const CURSOR_NAME_CHARS: usize = 16;

@@ -1,0 +1,82 @@
+//! Who acknowledges an fsync, as the shared setting `ack` says.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use murphy_backup::{ArchiveAcknowledger, ShipHandle};
+use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger, Volume};
+use murphy_log::Lsn;
+
+use super::Archives;
+use crate::settings::Ack;
+
+/// Lets the volume's fsync wait for what `ack` names.
+pub(crate) fn acknowledge_as_set(volume: &Volume, ack: Ack, archives: &Arc<Archives>, outside: Vec<String>) {
+    match ack {
+        Ack::Local => {}
+        Ack::Archive => {
+            let archives = Arc::downgrade(archives);
+            volume.acknowledge_with(Arc::new(ByArchives { archives, domains: outside }));
+        }
+        Ack::Mirrors(wanted) => volume.acknowledge_with(Arc::new(ByNobody { wanted: wanted as usize })),
+    }
+}
+
+/// One of the full archives outside `domains` must hold it.
+struct ByArchives {
+    archives: Weak<Archives>,
+    /// What dies together with the source.
+    domains: Vec<String>,
+}
+
+impl ByArchives {
+    fn handles(&self) -> Vec<ShipHandle> {
+        let Some(archives) = self.archives.upgrade() else { return Vec::new() };
+        let shipped = archives.shipped();
+        let may = shipped.iter().filter(|shipped| {
+            let domain = shipped.url.failure_domain().to_string();
+            !shipped.shared.log_only && !self.domains.contains(&domain)
+        });
+        may.filter_map(|shipped| shipped.state().handle.clone()).collect()
+    }
+}
+
+impl Acknowledger for ByArchives {
+    fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
+        Box::pin(async move {
+            let mut waited = Duration::ZERO;
+            loop {
+                let handles = self.handles();
+                if !handles.is_empty() {
+                    let left = deadline.saturating_sub(waited);
+                    return ArchiveAcknowledger::new(handles).acknowledged(lsn, left).await;
+                }
+                if waited >= deadline {
+                    let missing = "no full archive outside the source's failure domain answers".to_owned();
+                    return Err(AcknowledgeError::TooFew { lsn, held: 0, wanted: 1, missing });
+                }
+                tokio::time::sleep(LOOK).await;
+                waited += LOOK;
+            }
+        })
+    }
+}
+
+/// Mirrors that do not follow cannot acknowledge: an fsync fails rather than promise what nobody holds.
+struct ByNobody {
+    wanted: usize,
+}
+
+impl Acknowledger for ByNobody {
+    fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
+        Box::pin(async move {
+            tokio::time::sleep(deadline).await;
+            let missing = "no mirror follows".to_owned();
+            Err(AcknowledgeError::TooFew { lsn, held: 0, wanted: self.wanted, missing })
+        })
+    }
+}
+
+const LOOK: Duration = Duration::from_millis(100);

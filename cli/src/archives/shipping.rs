@@ -1,0 +1,143 @@
+//! The life of one shipper: until the archive answers, while it is shipped to, and the snapshots in between.
+
+use std::{sync::PoisonError, time::Duration};
+
+use murphy_backup::{ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
+use murphy_fs::View;
+
+use super::{
+    Arc, Archive, CliError, Context, IndexSnapshot, Log, LogTime, Lsn, Mutex, NewBase, Position,
+    SharedArchive, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
+};
+
+/// Ships until the node ends or it cannot go on for good.
+pub(super) async fn ship(
+    context: Arc<Context>,
+    shared: SharedArchive,
+    url: StoreUrl,
+    state: Arc<Mutex<ShipState>>,
+) {
+    let note = |error: Option<String>| {
+        state.lock().unwrap_or_else(PoisonError::into_inner).error = error;
+    };
+    let mut pause = PAUSE_FIRST;
+    let archive = loop {
+        match open_archive(&context.config, &url).await {
+            Ok(archive) => break archive,
+            Err(error) => {
+                tracing::warn!(url = shared.url, %error, "an archive cannot be opened; it is tried again");
+                note(Some(error.to_string()));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    };
+    note(None);
+    let cursor = cursor(&context.directory, &shared);
+    let known = cursor.load().unwrap_or_else(|error| {
+        tracing::warn!(url = shared.url, %error, "the archive is walked from its beginning");
+        None
+    });
+    let parts = ShipperParts {
+        archive: archive.clone(),
+        log: Arc::clone(&context.log),
+        packs: Arc::clone(&context.packs),
+        node: context.node,
+        epoch: context.volume.state().position.epoch,
+        known,
+        cursor: Arc::new(cursor),
+        clock: Arc::clone(&context.clock),
+        limits: ShipLimits::default(),
+    };
+    let (shipper, handle) = Shipper::new(parts);
+    state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
+    tokio::select! {
+        // Its end stands in its status.
+        _end = shipper.run() => {}
+        () = take_snapshots(&context, &archive) => {}
+    }
+}
+
+/// Takes snapshots for as long as the archive is shipped to: a first one if it has none to begin with, later ones when a replay would take
+/// too long.
+async fn take_snapshots(context: &Context, archive: &Archive) {
+    let mut last = loop {
+        match newest_base(archive).await {
+            Ok(last) => break last,
+            Err(error) => {
+                tracing::warn!(url = archive.url(), %error, "the snapshots of an archive cannot be listed");
+            }
+        }
+        tokio::time::sleep(SNAPSHOT_LOOK).await;
+    };
+    loop {
+        let durable = context.volume.durable().lsn;
+        let needs_first = last.is_none() && archive.descriptor().base.lsn > Lsn::ROOT;
+        let entries = durable.since(last.unwrap_or(archive.descriptor().base.lsn));
+        if needs_first || snapshot_due(entries, entries.saturating_mul(ENTRY_BYTES)) {
+            match write_base_now(context, archive).await {
+                Ok(position) => last = Some(position.lsn),
+                Err(error) => {
+                    tracing::error!(url = archive.url(), %error, "no snapshot was taken; it is tried again");
+                }
+            }
+        }
+        tokio::time::sleep(SNAPSHOT_LOOK).await;
+    }
+}
+
+async fn newest_base(archive: &Archive) -> Result<Option<Lsn>, CliError> {
+    let found = bases(archive).await.map_err(failed)?;
+    Ok(found.into_iter().flatten().map(|base| base.state.position.lsn).max())
+}
+
+/// Writes a snapshot of now, with every pack that the archive lacks.
+pub(super) async fn write_base_now(context: &Context, archive: &Archive) -> Result<Position, CliError> {
+    write_base_of(context, archive, context.volume.view_with_state()).await
+}
+
+/// The same of the tree that `view` sees.
+pub(super) async fn write_base_of(
+    context: &Context,
+    archive: &Archive,
+    view: View,
+) -> Result<Position, CliError> {
+    let position = view.state().ok_or_else(|| CliError::new("the volume has no state yet"))?.position;
+    // A snapshot must never be ahead of what this node holds for certain.
+    context.log.durable().wait_for(position.lsn).await.map_err(failed)?;
+    let log = Arc::clone(&context.log);
+    let as_of = tokio::task::spawn_blocking(move || entry_time(&*log, position.lsn));
+    let as_of = as_of.await.map_err(failed)??;
+    let base = NewBase {
+        source: Arc::new(view),
+        as_of: as_of.unwrap_or_else(|| context.clock.wall()),
+        now: context.clock.wall(),
+        node: context.node,
+        packs: Some(Arc::clone(&context.packs)),
+    };
+    let manifest = write_base(archive, base).await.map_err(failed)?;
+    Ok(manifest.state.position)
+}
+
+/// When the durable entry `lsn` was decided; `None` if the log does not hold it any more.
+pub(crate) fn entry_time(log: &dyn Log, lsn: Lsn) -> Result<Option<LogTime>, CliError> {
+    if lsn < log.first() {
+        return Ok(None);
+    }
+    let Some(frame) = log.read(lsn).map_err(failed)?.next().transpose().map_err(failed)? else {
+        return Ok(None);
+    };
+    for entry in frame.iter() {
+        let entry = entry.map_err(failed)?;
+        if entry.lsn == lsn {
+            return Ok(Some(entry.time));
+        }
+    }
+    Ok(None)
+}
+
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+const SNAPSHOT_LOOK: Duration = Duration::from_secs(30);
+/// What an entry takes in the log, about.
+const ENTRY_BYTES: u64 = 150;

@@ -1,0 +1,130 @@
+//! `murphy load`.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use murphy_fs::{FjallIndex, FjallOptions, SnapshotReader, adopt_prefix};
+use murphy_log::{BranchId, Epoch, EpochId};
+use tokio::runtime::Runtime;
+
+use super::format::parse_url;
+use crate::{
+    check,
+    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    error::{CliError, Code, at, failed},
+    node::{CopyOf, Staging, base_file, begin_copy, index_directory, random},
+    output::Output,
+    progress::{Progress, ProgressLine},
+    settings::parse_name,
+};
+
+/// Make a node from a dump
+#[derive(clap::Args, Debug)]
+#[command(
+    long_about = "Make a node from a dump\n\nThe copy is a branch of its own. The packs that the dump refers to must \
+                  be in the block store: the one it was dumped from, or a copy of it.",
+    after_help = "Example:\n  murphy load /backup/home.murphy /srv/copy --blocks s3://bucket/home"
+)]
+pub(crate) struct LoadArgs {
+    /// The dump, or - for stdin
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+    /// The directory of the new node; it must not exist, or be empty
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Where the packs are, and new ones go
+    #[arg(long, value_name = "URL")]
+    blocks: String,
+    /// The name of the copy; by default that of the directory
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+}
+
+pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
+    let blocks = parse_url("--blocks", &args.blocks)?;
+    let runtime = Runtime::new().map_err(failed)?;
+    let staging = Staging::beside(&args.directory)?;
+    let base = base_file(&staging.path);
+    let folder = base.parent().unwrap_or(&staging.path);
+    std::fs::create_dir_all(folder).map_err(at(folder))?;
+    let tee = Tee { input: open(&args.file)?, copy: File::create(&base).map_err(at(&base))? };
+    let reader = SnapshotReader::open(BufReader::with_capacity(BUFFER_BYTES, tee)).map_err(failed)?;
+    let header = *reader.header();
+    let state = {
+        let index = FjallIndex::open(&index_directory(&staging.path), FjallOptions::default());
+        let index = index.map_err(failed)?;
+        let line = ProgressLine::new(output);
+        let inodes = header.state.usage.inodes;
+        let progress = |done: murphy_fs::SnapshotProgress| {
+            line.show(&Progress::new("inodes loaded", done.inodes, inodes));
+        };
+        reader.load_into(&index, &progress).map_err(failed)?
+    };
+    File::open(&base).and_then(|copy| copy.sync_all()).map_err(at(&base))?;
+    let name = args.name.clone().or_else(|| {
+        let last = args.directory.file_name().and_then(|name| name.to_str());
+        last.and_then(|last| parse_name(last).ok())
+    });
+    let config = NodeConfig {
+        format: FORMAT,
+        volume: header.volume,
+        branch: BranchId::from_bytes(random()?),
+        name: name.unwrap_or_else(|| "copy".to_owned()),
+        role: Role::Source,
+        blocks: blocks.clone(),
+        packs_from: Vec::new(),
+        archives: Vec::new(),
+        mount: MountDefaults::default(),
+    };
+    let opened = blocks.open().map_err(failed)?;
+    runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
+    config.write(&staging.path)?;
+    let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
+    let copy = CopyOf { state, epoch, is_successor: false };
+    let node = begin_copy(&staging.path, &config, &copy, runtime.handle())?;
+    let missing = check::missing_packs(&node, runtime.handle())?;
+    drop(node);
+    if let Some(first) = missing.first() {
+        return Err(CliError::new(format!("{blocks} lacks {} packs of the dump: {first}", missing.len()))
+            .hint("give the block store that the dump was made over, or a copy of it"));
+    }
+    staging.publish()?;
+    let loaded = serde_json::json!({
+        "directory": args.directory,
+        "volume": config.volume.to_string(),
+        "branch": config.branch.to_string(),
+        "lsn": state.position.lsn.get(),
+        "digest": state.digest.to_string(),
+        "inodes": state.usage.inodes,
+    });
+    output.data(&loaded, |loaded| {
+        format!("{} inodes of lsn {}, in branch {}", loaded["inodes"], loaded["lsn"], config.branch)
+    })?;
+    Ok(Code::Done)
+}
+
+fn open(path: &Path) -> Result<Box<dyn Read + Send>, CliError> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(io::stdin()));
+    }
+    Ok(Box::new(File::open(path).map_err(at(path))?))
+}
+
+/// Keeps a copy of everything that is read.
+struct Tee {
+    input: Box<dyn Read + Send>,
+    copy: File,
+}
+
+impl Read for Tee {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(bytes)?;
+        self.copy.write_all(&bytes[..count])?;
+        Ok(count)
+    }
+}
+
+const BUFFER_BYTES: usize = 1 << 20;

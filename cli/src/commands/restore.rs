@@ -1,0 +1,137 @@
+//! `murphy restore`: the plan, and what is asked before it is executed.
+
+mod execute;
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use jiff::tz::TimeZone;
+use murphy_backup::{Archive, RestorePlan, Target, plan_restore};
+use murphy_fs::StoreUrl;
+use murphy_log::{Clock, Lsn, SystemClock};
+use tokio::runtime::Runtime;
+
+use super::{format::parse_url, source::check_there};
+use crate::{
+    archives::open_store,
+    error::{CliError, Code, failed},
+    output::Output,
+    units::bytes_text,
+};
+
+/// Make a node from archives, at any moment that they hold
+#[derive(clap::Args, Debug)]
+#[command(
+    long_about = "Make a node from archives, at any moment that they hold\n\nThe copy is a branch of its own: it seals \
+                  nothing, and production is not disturbed. With several archives each object is taken from the first \
+                  that has it intact. With --take-over the node becomes the successor of a source that is gone.",
+    after_help = "Examples:\n  murphy restore s3://other-account/home /srv/home --at '10m ago' --dry-run\n  murphy \
+                  restore s3://other-account/home /srv/home --take-over --blocks s3://new/home"
+)]
+pub(crate) struct RestoreArgs {
+    /// One or more archives, then the directory of the new node
+    #[arg(value_name = "URL... DIR", num_args = 2.., required = true)]
+    places: Vec<String>,
+    /// To this moment: RFC 3339, a local time, @unix, or an age like '10m ago'
+    #[arg(long, value_name = "TIME", conflicts_with = "lsn")]
+    at: Option<String>,
+    /// To this entry
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<u64>,
+    /// Copy the packs there, and put new ones there; without it packs are read from the archives, and new ones go to DIR/blocks
+    #[arg(long, value_name = "URL")]
+    blocks: Option<String>,
+    /// Become the successor of the source: seals the archives
+    #[arg(long, conflicts_with_all = ["at", "lsn"])]
+    take_over: bool,
+    /// The name of the volume, as a confirmation
+    #[arg(long, value_name = "NAME", requires = "take_over")]
+    confirm: Option<String>,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What a restore works with.
+struct Restore {
+    urls: Vec<StoreUrl>,
+    archives: Vec<Archive>,
+    directory: PathBuf,
+    target: Target,
+    blocks: Option<StoreUrl>,
+    take_over: bool,
+}
+
+pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
+    let runtime = Runtime::new().map_err(failed)?;
+    let restore = prepare(args, &runtime)?;
+    let plan = runtime.block_on(restore.plan(&BTreeSet::new()))?;
+    if args.dry_run {
+        output.data(&plan, plan_text)?;
+        return Ok(Code::Done);
+    }
+    output.note(&plan_text(&plan));
+    if args.take_over {
+        let name = restore.archives.first().map(|archive| archive.descriptor().name.clone());
+        let name = name.unwrap_or_default();
+        let effect = "it becomes the source; the old one is shut out of these archives for good";
+        output.confirm(args.confirm.as_deref(), &name, effect)?;
+    }
+    let restored = restore.execute(plan, &runtime, output)?;
+    output.data(&restored, |restored| {
+        let lsn = restored.lsn;
+        format!("{} inodes of lsn {lsn} in {}", restored.inodes, restored.directory.display())
+    })?;
+    Ok(if restored.missing_packs == 0 { Code::Done } else { Code::Found })
+}
+
+fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
+    let Some((directory, urls)) = args.places.split_last() else {
+        return Err(CliError::usage("give at least one archive and a directory"));
+    };
+    let urls: Vec<StoreUrl> = urls.iter().map(|url| parse_url("URL", url)).collect::<Result<_, _>>()?;
+    let now = SystemClock::new().wall();
+    let target = match (&args.at, args.lsn) {
+        (Some(text), _) => Target::parse_at(text, now, &TimeZone::system()).map_err(CliError::usage)?,
+        (None, Some(lsn)) => Target::Lsn(Lsn::new(lsn)),
+        (None, None) => Target::Latest,
+    };
+    let blocks = args.blocks.as_deref().map(|url| parse_url("--blocks", url)).transpose()?;
+    let mut archives = Vec::new();
+    for url in &urls {
+        check_there(url)?;
+        archives.push(runtime.block_on(Archive::open(open_store(url)?)).map_err(failed)?);
+    }
+    let directory = PathBuf::from(directory);
+    Ok(Restore { urls, archives, directory, target, blocks, take_over: args.take_over })
+}
+
+impl Restore {
+    async fn plan(&self, excluded: &BTreeSet<String>) -> Result<RestorePlan, CliError> {
+        let planned = plan_restore(&self.archives, self.target, excluded, &TimeZone::system()).await;
+        planned.map_err(failed)
+    }
+}
+
+fn plan_text(plan: &RestorePlan) -> String {
+    let mut lines =
+        vec![format!("to lsn {} of epoch {}, as of {}", plan.position.lsn, plan.position.epoch, plan.as_of)];
+    match &plan.snapshot {
+        Some(base) => lines.push(format!(
+            "from {} in {}: {} inodes, {}",
+            base.name,
+            base.archive,
+            base.inodes,
+            bytes_text(base.bytes)
+        )),
+        None => lines.push("from the beginning of the volume".to_owned()),
+    }
+    lines.push(format!(
+        "then {} entries in {} slots; {} to read, about {:.1} minutes",
+        plan.entries,
+        plan.slots.len(),
+        bytes_text(plan.bytes),
+        plan.expected_minutes
+    ));
+    lines.extend(plan.problems.iter().map(|problem| format!("problem: {problem}")));
+    lines.join("\n")
+}

@@ -1,0 +1,238 @@
+//! Executing a restore: into a directory beside the wanted one, proven, then published by a rename.
+//!
+//! Invariants:
+//! - A copy writes nothing into the archives but the record that its branch reads their packs.
+//! - A successor seals after everything else has succeeded, right before it is published.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use murphy_backup::{
+    Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestoreError, RestorePlan,
+    RestoreProgress, restore_packs, restore_tree, take_over,
+};
+use murphy_fs::{
+    BlockStore, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin, StoreUrl, adopt_prefix,
+};
+use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, NodeId, State, SystemClock};
+use murphy_mirror::Identity;
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use super::Restore;
+use crate::{
+    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    error::{CliError, failed},
+    node::{CopyOf, Staging, begin_copy, index_directory, random, write_base_file},
+    output::Output,
+    progress::{Progress, ProgressLine},
+    settings::shared_form,
+};
+
+/// What was restored.
+#[derive(Serialize)]
+pub(super) struct Restored {
+    pub(super) directory: PathBuf,
+    pub(super) volume: String,
+    pub(super) branch: String,
+    pub(super) lsn: u64,
+    pub(super) digest: String,
+    pub(super) inodes: u64,
+    pub(super) packs_copied: u64,
+    pub(super) missing_packs: u64,
+}
+
+impl Restore {
+    /// Restores by `plan`, around what turns out to be damaged.
+    pub(super) fn execute(
+        &self,
+        plan: RestorePlan,
+        runtime: &Runtime,
+        output: &Output,
+    ) -> Result<Restored, CliError> {
+        let staging = Staging::beside(&self.directory)?;
+        let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
+        let first = self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))?;
+        let lineage = first.lineage();
+        let branch = if self.take_over { lineage.branch } else { BranchId::from_bytes(random()?) };
+        if !self.take_over && self.blocks.is_none() {
+            runtime.block_on(self.register(branch, identity.node()));
+        }
+        let line = Arc::new(Mutex::new(ProgressLine::new(output)));
+        let progress = on_progress(&line, plan.entries);
+        let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
+        let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
+        write_base_file(&staging.path, &*index.snapshot(), first.keys(), origin)?;
+        let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
+        drop(index);
+        let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
+        let copy = CopyOf { state, epoch, is_successor: self.take_over };
+        let published = NodeConfig { blocks: self.final_blocks()?, ..config.clone() };
+        published.write(&staging.path)?;
+        if self.take_over {
+            runtime.block_on(self.seal(state, epoch, as_of, identity.node()))?;
+        }
+        drop(begin_copy(&staging.path, &config, &copy, runtime.handle())?);
+        staging.publish()?;
+        for example in &packs.examples {
+            output.note(&format!("Missing: {example}"));
+        }
+        Ok(Restored {
+            directory: self.directory.clone(),
+            volume: lineage.volume.to_string(),
+            branch: branch.to_string(),
+            lsn: state.position.lsn.get(),
+            digest: state.digest.to_string(),
+            inodes: state.usage.inodes,
+            packs_copied: packs.copied,
+            missing_packs: packs.missing,
+        })
+    }
+
+    /// Says in every archive whose packs will be read that this branch refers to them.
+    async fn register(&self, branch: BranchId, node: NodeId) {
+        for archive in self.full() {
+            let mut registry = Registry::new(archive.clone());
+            let record = Record::Owner { branch: branch.to_string() };
+            if let Err(error) = registry.append(node, SystemClock::new().wall(), record).await {
+                tracing::warn!(url = archive.url(), %error, "an expire there would not know of this copy");
+            }
+        }
+    }
+
+    fn full(&self) -> impl Iterator<Item = &Archive> {
+        self.archives.iter().filter(|archive| archive.descriptor().kind == ArchiveKind::Full)
+    }
+
+    /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan.
+    fn restore_tree(
+        &self,
+        staging: &Staging,
+        mut plan: RestorePlan,
+        runtime: &Runtime,
+        progress: &OnProgress,
+    ) -> Result<(Arc<FjallIndex>, State, LogTime), CliError> {
+        let directory = index_directory(&staging.path);
+        let mut excluded = BTreeSet::new();
+        loop {
+            let index = Arc::new(FjallIndex::open(&directory, FjallOptions::default()).map_err(failed)?);
+            let into = Arc::clone(&index) as Arc<dyn Index>;
+            let restored = runtime.block_on(restore_tree(&self.archives, &plan, into, Arc::clone(progress)));
+            let error = match restored {
+                Ok(state) => return Ok((index, state, runtime.block_on(self.as_of())?)),
+                Err(error) => error,
+            };
+            let (RestoreError::Snapshot { folder, .. } | RestoreError::OtherSnapshot { folder, .. }) = &error
+            else {
+                return Err(failed(error));
+            };
+            tracing::warn!(%error, "restoring without this snapshot");
+            excluded.insert(folder.clone());
+            drop(index);
+            FjallIndex::reset(&directory).map_err(failed)?;
+            plan = runtime.block_on(self.plan(&excluded))?;
+        }
+    }
+
+    /// The log time of the newest entry that any archive holds.
+    async fn as_of(&self) -> Result<LogTime, CliError> {
+        if !self.take_over {
+            return Ok(LogTime::default());
+        }
+        let mut newest = LogTime::default();
+        for archive in &self.archives {
+            let walk = murphy_backup::walk(archive, None).await.map_err(failed)?;
+            newest = newest.max(walk.as_of().unwrap_or_default());
+        }
+        Ok(newest)
+    }
+
+    /// Where new packs go once the node has its name.
+    fn final_blocks(&self) -> Result<StoreUrl, CliError> {
+        match &self.blocks {
+            Some(url) => Ok(url.clone()),
+            None => {
+                let directory = std::path::absolute(&self.directory).map_err(failed)?;
+                StoreUrl::from_directory(&directory.join(OWN_BLOCKS)).map_err(failed)
+            }
+        }
+    }
+
+    /// The node's configuration while it has its temporary name, and what became of the packs.
+    fn restore_blocks(
+        &self,
+        staging: &Staging,
+        branch: BranchId,
+        index: &Arc<FjallIndex>,
+        runtime: &Runtime,
+        progress: &OnProgress,
+    ) -> Result<(NodeConfig, PackReport), CliError> {
+        let first = self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))?;
+        let volume = first.lineage().volume;
+        let own = match &self.blocks {
+            Some(url) => url.clone(),
+            None => StoreUrl::from_directory(&staging.path.join(OWN_BLOCKS)).map_err(failed)?,
+        };
+        let opened = own.open().map_err(failed)?;
+        runtime.block_on(adopt_prefix(&opened, volume)).map_err(failed)?;
+        let full = self.urls.iter().zip(&self.archives);
+        let full = full.filter(|(_, archive)| archive.descriptor().kind == ArchiveKind::Full);
+        let mut config = NodeConfig {
+            format: FORMAT,
+            volume,
+            branch,
+            name: first.descriptor().name.clone(),
+            role: Role::Source,
+            blocks: own.clone(),
+            packs_from: Vec::new(),
+            archives: Vec::new(),
+            mount: MountDefaults::default(),
+        };
+        if self.take_over {
+            let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());
+            config.archives = own.cloned().collect();
+        }
+        if self.blocks.is_none() {
+            config.packs_from = full.map(|(url, _)| url.clone()).collect();
+            return Ok((config, PackReport::default()));
+        }
+        let sources: Vec<Arc<dyn BlockStore>> =
+            full.map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
+        let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&own).map_err(failed)?);
+        let tree = index.snapshot();
+        let copied = runtime.block_on(restore_packs(&sources, &tree, target, Arc::clone(progress)));
+        Ok((config, copied.map_err(failed)?))
+    }
+
+    /// Ends the epoch of the old source in every archive.
+    async fn seal(&self, state: State, next: Epoch, as_of: LogTime, node: NodeId) -> Result<(), CliError> {
+        let clock = Arc::new(SystemClock::new());
+        let fences: Vec<ArchiveFence> = self
+            .archives
+            .iter()
+            .map(|archive| {
+                ArchiveFence::new(archive.clone(), node, Arc::clone(&clock) as Arc<dyn Clock>, None)
+            })
+            .collect();
+        let taken = take_over(&fences, state.position, next, as_of, clock.wall()).await;
+        taken.map_err(|error| failed(error).hint("nothing was changed; the old source may still be alive"))
+    }
+}
+
+fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
+    let line = Arc::clone(line);
+    Arc::new(move |done: RestoreProgress| {
+        let shown = match done {
+            RestoreProgress { packs: 1.., .. } => Progress::new("packs restored", done.packs, 0),
+            RestoreProgress { entries: 1.., .. } => Progress::new("entries replayed", done.entries, entries),
+            _ => Progress::new("rows loaded", done.rows, 0),
+        };
+        line.lock().unwrap_or_else(PoisonError::into_inner).show(&shown);
+    })
+}
+
+/// The block store of a copy, in its own directory, unless another is given.
+const OWN_BLOCKS: &str = "blocks";

@@ -1,0 +1,68 @@
+//! `murphy verify`.
+
+use murphy_backup::{Archive, Finding, VerifyReport, verify};
+use murphy_log::{Clock, NodeId, SystemClock};
+use tokio::runtime::Runtime;
+
+use super::format::parse_url;
+use crate::{
+    archives::open_store,
+    error::{CliError, Code, failed},
+    node::random,
+    output::Output,
+    progress::{Progress, ProgressLine},
+};
+
+/// Check that everything in an archive can be restored
+#[derive(clap::Args, Debug)]
+#[command(
+    long_about = "Check that everything in an archive can be restored\n\nEvery slot and snapshot is read; of packs as \
+                  many as --data says. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
+    after_help = "Example:\n  murphy verify s3://other-account/home --data 100"
+)]
+pub(crate) struct VerifyArgs {
+    /// The archive
+    #[arg(value_name = "URL")]
+    url: String,
+    /// Read the contents of so many percent of the packs
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    data: u8,
+}
+
+pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<Code, CliError> {
+    let url = parse_url("URL", &args.url)?;
+    super::source::check_there(&url)?;
+    let runtime = Runtime::new().map_err(failed)?;
+    let clock = SystemClock::new();
+    let began = clock.wall().as_nanos();
+    let [a, b, c, d, e, f, g, h, ..] = random()?;
+    let seed = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let line = ProgressLine::new(output);
+    line.show(&Progress::new("verifying", 0, 0));
+    let report = runtime.block_on(async {
+        let archive = Archive::open(open_store(&url)?).await.map_err(failed)?;
+        let report = verify(&archive, args.data, seed).await;
+        // Whoever verifies need not be a node of the volume; the proof then names nobody.
+        let proof = report.proof(NodeId::default(), args.data, began, clock.wall().as_nanos());
+        if let Err(error) = proof.keep(&archive).await {
+            output.note(&format!("The proof is not kept: {error}"));
+        }
+        Ok::<_, CliError>(report)
+    })?;
+    drop(line);
+    output.data(&report, text)?;
+    Ok(if report.findings.is_empty() { Code::Done } else { Code::Found })
+}
+
+fn text(report: &VerifyReport) -> String {
+    let mut lines: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
+    let verdict = match report.findings.len() {
+        0 => "everything can be restored".to_owned(),
+        count => format!("{count} findings"),
+    };
+    lines.push(format!(
+        "{verdict} up to lsn {}: {} slots with {} entries, {} snapshots, {} packs, {} of them read",
+        report.position.lsn, report.slots, report.entries, report.snapshots, report.packs, report.packs_read
+    ));
+    lines.join("\n")
+}

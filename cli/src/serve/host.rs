@@ -1,0 +1,198 @@
+//! The open node as commands see it: what answers requests, whether they come through the control socket or from the same process.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use murphy_fs::{Errno, FileSystem, Mount, MountOptions, UnmountError, Volume};
+use serde_json::Value;
+use tokio::runtime::Handle;
+
+use super::tasks;
+use crate::{
+    archives::{self, Archives, acknowledge_as_set},
+    control::{Handler, MountRequest, Replies, Request},
+    error::{CliError, failed},
+    node::Node,
+    progress::Progress,
+    settings::Settings,
+    status::{self, Running},
+};
+
+/// A node and everything that runs with it.
+pub(crate) struct Host {
+    pub(super) node: Node,
+    pub(super) runtime: Handle,
+    pub(super) archives: Arc<Archives>,
+    mounts: Mutex<Vec<Arc<Mount>>>,
+    options: HostOptions,
+}
+
+/// How a node is opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostOptions {
+    pub(super) purpose: Purpose,
+    /// Of mounts.
+    pub(super) io_timeout: Option<Duration>,
+    /// Whether the process ends with its last mount.
+    pub(super) ends_with_mounts: bool,
+}
+
+/// What a node is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// To go on: it decides and ships.
+    Serve,
+    /// For one command that changes something: it decides.
+    Change,
+    /// For one command that looks.
+    Look,
+}
+
+impl Host {
+    pub(super) fn start(node: Node, options: HostOptions, runtime: &Handle) -> Result<Host, CliError> {
+        let _entered = runtime.enter();
+        if options.purpose != Purpose::Look {
+            node.lead()?;
+        }
+        let archives = Arc::new(Archives::new(&node, runtime.clone()));
+        if options.purpose == Purpose::Serve {
+            let settings = Settings::of(&node.volume)?;
+            let outside =
+                vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()];
+            for shared in settings.archives {
+                archives.start(shared)?;
+            }
+            acknowledge_as_set(&node.volume, settings.ack, &archives, outside);
+        }
+        Ok(Host { node, runtime: runtime.clone(), archives, mounts: Mutex::default(), options })
+    }
+
+    pub(super) fn volume(&self) -> &Volume {
+        &self.node.volume
+    }
+
+    /// Whether it ships to its archives.
+    pub(super) fn ships(&self) -> bool {
+        self.options.purpose == Purpose::Serve
+    }
+
+    fn mounts(&self) -> MutexGuard<'_, Vec<Arc<Mount>>> {
+        // A list is whole after every operation on it.
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing can be decided any more, if that is so.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.volume().ended().or_else(|| self.archives.fenced())
+    }
+
+    /// Whether it was to end with its last mount, and that is gone.
+    pub(super) fn has_lost_its_mounts(&self) -> bool {
+        let mut mounts = self.mounts();
+        mounts.retain(|mount| !mount.has_ended());
+        self.options.ends_with_mounts && mounts.is_empty()
+    }
+
+    pub(super) fn take_mounts(&self) -> Vec<Arc<Mount>> {
+        std::mem::take(&mut *self.mounts())
+    }
+
+    pub(super) fn mount(&self, request: &MountRequest) -> Result<(), CliError> {
+        let mut mounts = self.mounts();
+        let mut options = MountOptions::new(self.node.config.volume.to_string());
+        options.read_only = request.read_only;
+        options.allow_other = request.allow_other;
+        options.node = Some(self.node.directory.clone());
+        options.io_timeout = self.options.io_timeout.unwrap_or(options.io_timeout);
+        let volume = Arc::new(self.volume().clone()) as Arc<dyn FileSystem>;
+        let mount = Mount::new(volume, &request.path, &options, self.runtime.clone()).map_err(failed)?;
+        mounts.push(Arc::new(mount));
+        Ok(())
+    }
+
+    /// Makes everything durable at the volume's level, and says how far it is.
+    pub(super) fn flush(&self, progress: &mut dyn FnMut(Progress)) -> Result<(), CliError> {
+        let volume = self.volume().clone();
+        let flushing = self.runtime.spawn(async move { volume.sync_all().wait().await });
+        let total = self.volume().dirty_bytes();
+        while !flushing.is_finished() {
+            let left = self.volume().dirty_bytes().min(total);
+            progress(Progress::new("bytes made durable", total - left, total));
+            std::thread::sleep(LOOK);
+        }
+        self.runtime.block_on(flushing).map_err(failed)?.map_err(|errno| self.not_durable(errno))
+    }
+
+    /// Ends what the node has begun: everything is durable, and indexed, when it returns. Archives are given a moment.
+    pub(super) fn close(&self) -> Result<(), CliError> {
+        self.runtime.block_on(self.volume().close()).map_err(|errno| self.not_durable(errno))?;
+        for url in self.archives.settle(self.volume().durable().lsn, ARCHIVES_SETTLE) {
+            tracing::warn!(url, "the archive does not hold everything yet; the next start goes on");
+        }
+        Ok(())
+    }
+
+    fn not_durable(&self, errno: Errno) -> CliError {
+        let left = self.volume().dirty_bytes();
+        let why = self.volume().ended().unwrap_or_else(|| format!("{errno:?}"));
+        CliError::new(format!("not everything is durable: {why}; {left} bytes are kept and tried again"))
+            .hint("the process that serves the node has logged what failed")
+    }
+
+    fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
+        let mount = self.mounts().iter().find(|mount| mount.path() == path).cloned();
+        let Some(mount) = mount else {
+            return Err(CliError::new(format!("{} is not a mount of this node", path.display())));
+        };
+        self.flush(&mut |progress| replies.progress(progress))?;
+        mount.unmount().map_err(|error| match error {
+            UnmountError::Busy { .. } => failed(error)
+                .hint("everything written so far is durable; close what is open there and try again"),
+            UnmountError::Session { .. } | UnmountError::Io { .. } => failed(error),
+        })?;
+        self.flush(&mut |progress| replies.progress(progress))?;
+        self.mounts().retain(|mount| !mount.has_ended());
+        Ok(serde_json::json!({ "unmounted": path }))
+    }
+
+    fn status(&self) -> Result<Value, CliError> {
+        let running = self.ships().then(|| Running {
+            pid: std::process::id(),
+            mounts: self.mounts().iter().map(|mount| mount.path().to_owned()).collect(),
+            ends_with_mounts: self.options.ends_with_mounts,
+        });
+        let archives = match running {
+            Some(_) => self.archives.status(),
+            None => archives::status_at_rest(&self.node, &Settings::of(self.volume())?.archives)?,
+        };
+        serde_json::to_value(status::of(&self.node, running, archives)?).map_err(failed)
+    }
+}
+
+impl Handler for Host {
+    fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError> {
+        match request {
+            Request::Status => self.status(),
+            Request::Flush => {
+                self.flush(&mut |progress| replies.progress(progress))?;
+                Ok(serde_json::json!({ "durable_lsn": self.volume().durable().lsn.get() }))
+            }
+            Request::Mount(request) => {
+                self.mount(&request)?;
+                Ok(serde_json::json!({ "mounted": request.path, "pid": std::process::id() }))
+            }
+            Request::Unmount { path } => self.unmount(&path, replies),
+            Request::Fsck { data } => tasks::fsck(self, data, replies),
+            Request::Dump { path } => tasks::dump(self, &path, replies),
+            Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
+            Request::ArchiveRemove { url } => tasks::remove_archive(self, &url),
+            Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
+        }
+    }
+}
+
+const LOOK: Duration = Duration::from_millis(50);
+const ARCHIVES_SETTLE: Duration = Duration::from_secs(5);

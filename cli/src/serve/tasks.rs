@@ -1,0 +1,160 @@
+//! What takes longer than an answer: checks, dumps, archives.
+
+use std::{
+    cell::RefCell,
+    fs::{self, File, OpenOptions},
+    io::{BufWriter, Write},
+    path::Path,
+};
+
+use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl, write_snapshot};
+use murphy_log::{Clock, SystemClock};
+use serde_json::{Value, json};
+
+use super::host::Host;
+use crate::{
+    check::{self, Finding},
+    control::Replies,
+    error::{CliError, at, failed},
+    progress::Progress,
+    settings::{Ack, Settings, SharedArchive, shared_form},
+};
+
+pub(super) fn fsck(host: &Host, data: bool, replies: &mut dyn Replies) -> Result<Value, CliError> {
+    let mut found = |finding: Finding| match serde_json::to_value(&finding) {
+        Ok(value) => replies.item(value),
+        Err(error) => tracing::error!(%error, "a finding cannot be sent"),
+    };
+    let summary = check::check(&host.node, data, &host.runtime, &mut found)?;
+    serde_json::to_value(summary).map_err(failed)
+}
+
+/// Writes the tree of now, with everything written so far, into one file.
+pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
+    host.flush(&mut |progress| replies.progress(progress))?;
+    let view = host.volume().view_with_state();
+    let inodes = view.state().map_or(0, |state| state.usage.inodes);
+    let origin = SnapshotOrigin { branch: host.node.config.branch, created: SystemClock::new().wall() };
+    let replies = RefCell::new(replies);
+    let progress = |done: murphy_fs::SnapshotProgress| {
+        replies.borrow_mut().progress(Progress::new("inodes dumped", done.inodes, inodes));
+    };
+    let write = |file: File| -> Result<(File, murphy_fs::SnapshotSummary), CliError> {
+        let mut out = BufWriter::with_capacity(OUT_BYTES, file);
+        let summary = write_snapshot(&view, &host.node.keys, origin, &mut out, &progress).map_err(failed)?;
+        Ok((out.into_inner().map_err(|error| at(path)(error.into_error()))?, summary))
+    };
+    let summary = if path.starts_with("/proc") {
+        let file = OpenOptions::new().append(true).open(path).map_err(at(path))?;
+        let (mut file, summary) = write(file)?;
+        file.flush().map_err(at(path))?;
+        summary
+    } else {
+        if path.exists() {
+            return Err(CliError::new(format!("{} exists already", path.display())));
+        }
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = std::path::PathBuf::from(partial);
+        let written =
+            File::create(&partial).map_err(at(&partial)).and_then(write).and_then(|(file, summary)| {
+                file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(at(path))?;
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
+                Ok(summary)
+            });
+        if written.is_err()
+            && let Err(error) = fs::remove_file(&partial)
+        {
+            tracing::debug!(%error, "no unfinished dump was removed");
+        }
+        written?
+    };
+    let state = summary.header.state;
+    Ok(json!({
+        "lsn": state.position.lsn.get(),
+        "digest": state.digest.to_string(),
+        "inodes": state.usage.inodes,
+    }))
+}
+
+pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
+    let url: StoreUrl = url.parse().map_err(failed)?;
+    let mut settings = Settings::of(host.volume())?;
+    let shared = shared_form(&url);
+    if shared == shared_form(&host.node.config.blocks) {
+        return Err(CliError::new(format!(
+            "{shared} is the block store: an archive has a prefix of its own"
+        )));
+    }
+    if settings.archives.iter().any(|archive| archive.url == shared) {
+        return Err(CliError::new(format!("{shared} is an archive of this volume already")));
+    }
+    host.flush(&mut |_| {})?;
+    if shared != url.to_string() {
+        let mut config = crate::config::NodeConfig::read(&host.node.directory)?;
+        config.archives.retain(|other| shared_form(other) != shared);
+        config.archives.push(url.clone());
+        config.write(&host.node.directory)?;
+    }
+    let archive = host.archives.create(&url, log_only)?;
+    settings.archives.push(archive.clone());
+    change(host, &settings.archives)?;
+    if host.ships() {
+        host.archives.start_at(archive.clone(), url)?;
+    }
+    serde_json::to_value(archive).map_err(failed)
+}
+
+pub(super) fn remove_archive(host: &Host, url: &str) -> Result<Value, CliError> {
+    let url: StoreUrl = url.parse().map_err(failed)?;
+    let shared = shared_form(&url);
+    let mut settings = Settings::of(host.volume())?;
+    let before = settings.archives.len();
+    settings.archives.retain(|archive| archive.url != shared);
+    if settings.archives.len() == before {
+        return Err(CliError::new(format!("{shared} is not an archive of this volume")));
+    }
+    if settings.ack == Ack::Archive && settings.archives.iter().all(|archive| archive.log_only) {
+        return Err(CliError::new(format!(
+            "fsync waits for {shared}: it is the last archive that holds data"
+        ))
+        .hint("add another archive first"));
+    }
+    change(host, &settings.archives)?;
+    host.archives.stop(&shared);
+    Ok(json!({ "removed": shared }))
+}
+
+pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, CliError> {
+    let settings = Settings::of(host.volume())?;
+    let wanted = url.map(|url| url.parse::<StoreUrl>().map_err(failed)).transpose()?;
+    let wanted = wanted.as_ref().map(shared_form);
+    let chosen: Vec<&SharedArchive> = settings
+        .archives
+        .iter()
+        .filter(|archive| wanted.as_ref().is_none_or(|wanted| archive.url == *wanted))
+        .collect();
+    if chosen.is_empty() {
+        return Err(
+            CliError::new("no such archive").hint("murphy archive list shows the archives of a volume")
+        );
+    }
+    host.flush(&mut |_| {})?;
+    let mut taken = Vec::new();
+    for archive in chosen {
+        let position = host.archives.snapshot(&archive.url)?;
+        taken.push(json!({ "url": archive.url, "lsn": position.lsn.get() }));
+    }
+    Ok(Value::Array(taken))
+}
+
+fn change(host: &Host, archives: &[SharedArchive]) -> Result<(), CliError> {
+    let changed = host.volume().change_settings(Settings::set_archives(archives)?);
+    host.runtime
+        .block_on(changed.wait())
+        .map_err(|errno| CliError::new(format!("the shared setting cannot be changed: {errno:?}")))?;
+    host.flush(&mut |_| {})
+}
+
+const OUT_BYTES: usize = 1 << 20;

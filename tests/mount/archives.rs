@@ -1,0 +1,214 @@
+//! Archives, restores and dumps as a user runs them, with a mount at both ends.
+
+use std::{fs, path::Path, process::Command};
+
+use murphy_tests::{Scratch, can_mount};
+use rustix::process::Signal;
+
+fn scratch() -> Scratch {
+    Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
+}
+
+fn sow(place: &Path) {
+    fs::create_dir_all(place.join("a/b")).unwrap();
+    for i in 0..100 {
+        fs::write(place.join(format!("a/b/{i}")), format!("line {i}\n").repeat(i * 7)).unwrap();
+    }
+    fs::hard_link(place.join("a/b/7"), place.join("a/seven")).unwrap();
+    std::os::unix::fs::symlink("b/9", place.join("a/nine")).unwrap();
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+}
+
+/// A mounted source with an archive that claims another failure domain, and a tree in it that is archived.
+fn archived() -> (Scratch, String) {
+    let scratch = scratch();
+    let archive = format!("{}?domain=elsewhere", scratch.url("archive"));
+    scratch
+        .run(["format", "node", "--name", "home", "--blocks", &scratch.url("blocks"), "--archive", &archive])
+        .expect_code(0)
+        .stdout();
+    scratch.make_dir("mnt");
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
+    sow(&scratch.path("mnt"));
+    scratch.run(["flush", "mnt"]).expect_code(0).stdout();
+    for _ in 0..200 {
+        let status = scratch.run(["status", "mnt", "--json"]).json();
+        if status["archives"][0]["lsn"].as_u64() >= Some(100) && status["danger"] == false {
+            return (scratch, archive);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("nothing is archived: {}", scratch.run(["status", "mnt"]));
+}
+
+fn wait_archived(scratch: &Scratch, lsn: u64) {
+    for _ in 0..200 {
+        let status = scratch.run(["status", "mnt", "--json"]).json();
+        if status["archives"][0]["lsn"].as_u64() >= Some(lsn) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("lsn {lsn} is not archived: {}", scratch.run(["status", "mnt"]));
+}
+
+/// The machine and its whole account are gone; what was archived is all there is, and it is everything.
+#[test]
+fn a_lost_region_comes_back_from_its_archive() {
+    if !can_mount("a_lost_region_comes_back_from_its_archive") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let tree = scratch.make_dir("tree");
+    let copied = Command::new("cp").arg("-a").arg(scratch.path("mnt/a")).arg(&tree).status().unwrap();
+    assert!(copied.success());
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    let verified = scratch.run(["verify", &archive, "--data", "100", "--json"]).expect_code(0).json();
+    assert!(verified["packs_read"].as_u64() >= Some(1), "{verified}");
+    scratch.signal_all(Signal::KILL);
+    rustix::mount::unmount(scratch.path("mnt"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    fs::remove_dir_all(scratch.path("node")).unwrap();
+    fs::remove_dir_all(scratch.path("blocks")).unwrap();
+    let plan = scratch.run(["restore", &archive, "new", "--dry-run", "--json"]).expect_code(0).json();
+    assert!(plan["entries"].as_u64() >= Some(100), "{plan}");
+    assert!(!scratch.path("new").exists());
+    let blocks = scratch.url("newblocks");
+    let restored =
+        scratch.run(["restore", &archive, "new", "--blocks", &blocks, "--json"]).expect_code(0).json();
+    assert_eq!(restored["missing_packs"], 0);
+    scratch.run(["mount", "new", "mnt", "-d"]).expect_code(0).stdout();
+    assert_same(&scratch.path("tree/a"), &scratch.path("mnt/a"));
+    assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+}
+
+/// A rehearsal must never disturb production: both go on, and neither sees the other.
+#[test]
+fn a_restored_copy_and_its_source_go_on_apart() {
+    if !can_mount("a_restored_copy_and_its_source_go_on_apart") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    scratch.run(["restore", &archive, "copy"]).expect_code(0).stdout();
+    let copy = scratch.make_dir("copymnt");
+    scratch.run(["mount", "copy", "copymnt", "-d"]).expect_code(0).stdout();
+    fs::write(copy.join("in the copy"), "x").unwrap();
+    fs::write(scratch.path("mnt/in production"), "y").unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0).stdout();
+    scratch.run(["umount", "copymnt"]).expect_code(0).stdout();
+    let status = scratch.run(["status", "copy", "--json"]).expect_code(3).json();
+    assert_eq!(status["archives"], serde_json::json!([]), "a copy has no archive until one is given");
+    assert!(!scratch.path("mnt/in the copy").exists());
+    assert_eq!(scratch.run(["fsck", "copy", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    scratch.run(["verify", &archive]).expect_code(0).stdout();
+}
+
+/// Looking back: what was deleted is there at an earlier entry.
+#[test]
+fn what_was_deleted_comes_back_at_an_earlier_entry() {
+    if !can_mount("what_was_deleted_comes_back_at_an_earlier_entry") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let before = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    fs::remove_dir_all(scratch.path("mnt/a")).unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0).stdout();
+    let after = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, after);
+    scratch.run(["restore", &archive, "past", "--lsn", &before.to_string()]).expect_code(0).stdout();
+    let past = scratch.make_dir("pastmnt");
+    scratch.run(["mount", "past", "pastmnt", "-d"]).expect_code(0).stdout();
+    assert_eq!(fs::read_to_string(past.join("a/nine")).unwrap(), "line 9\n".repeat(63));
+    scratch.run(["restore", &archive, "never", "--lsn", "1000000000"]).expect_code(1).stdout();
+    scratch.run(["restore", &archive, "never", "--at", "tomorrow"]).expect_error(2, "is not a time");
+    assert!(!scratch.path("never").exists());
+}
+
+/// A volume with a past gets an archive that needs nothing older.
+#[test]
+fn an_archive_that_is_added_later_restores_alone() {
+    if !can_mount("an_archive_that_is_added_later_restores_alone") {
+        return;
+    }
+    let (scratch, first) = archived();
+    let second = format!("{}?domain=third", scratch.url("second"));
+    scratch.run(["archive", "add", "mnt", &second]).expect_code(0).stdout();
+    scratch.run(["archive", "add", "mnt", &second]).expect_error(1, "already");
+    scratch.run(["archive", "add", "mnt", &scratch.url("blocks")]).expect_error(1, "block store");
+    scratch.run(["archive", "remove", "mnt", &first]).expect_code(0).stdout();
+    fs::write(scratch.path("mnt/later"), "later").unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0).stdout();
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    scratch.run(["verify", &second, "--data", "100"]).expect_code(0).stdout();
+    scratch.run(["restore", &second, "copy", "--blocks", &scratch.url("b2")]).expect_code(0).stdout();
+    scratch.make_dir("copymnt");
+    scratch.run(["mount", "copy", "copymnt", "-d"]).expect_code(0).stdout();
+    assert_same(&scratch.path("mnt"), &scratch.path("copymnt"));
+}
+
+/// One file brings the tree anywhere; without its packs it is refused rather than half there.
+#[test]
+fn a_dump_is_loaded_where_its_packs_are() {
+    if !can_mount("a_dump_is_loaded_where_its_packs_are") {
+        return;
+    }
+    let (scratch, _) = archived();
+    scratch.run(["dump", "mnt", "tree.murphy"]).expect_code(0).stdout();
+    scratch.run(["dump", "mnt", "tree.murphy"]).expect_error(1, "exists already");
+    scratch.run(["load", "tree.murphy", "copy", "--blocks", &scratch.url("none")]).expect_error(1, "lacks");
+    assert!(!scratch.path("copy").exists());
+    let whole = fs::read(scratch.path("tree.murphy")).unwrap();
+    for (name, bytes) in
+        [("cut", &whole[..whole.len() / 2]), ("junk", &b"not a dump at all"[..]), ("nothing", &[])]
+    {
+        fs::write(scratch.path(name), bytes).unwrap();
+        scratch.run(["load", name, "copy", "--blocks", &scratch.url("blocks")]).expect_code(1).stdout();
+        assert!(!scratch.path("copy").exists());
+    }
+    scratch.run(["load", "tree.murphy", "copy", "--blocks", &scratch.url("blocks")]).expect_code(0).stdout();
+    fs::remove_dir_all(scratch.path("copy/index")).unwrap();
+    scratch.make_dir("copymnt");
+    scratch.run(["mount", "copy", "copymnt", "-d"]).expect_code(0).stdout();
+    assert_same(&scratch.path("mnt"), &scratch.path("copymnt"));
+}
+
+/// With `--ack archive` an fsync that returned is in the archive.
+#[test]
+fn an_fsync_waits_for_the_archive_when_told_so() {
+    if !can_mount("an_fsync_waits_for_the_archive_when_told_so") {
+        return;
+    }
+    let scratch = scratch();
+    let (blocks, same) = (scratch.url("blocks"), scratch.url("same"));
+    let archive = format!("{}?domain=elsewhere", scratch.url("archive"));
+    let refused = |given: &[&str]| {
+        let common = ["format", "node", "--blocks", &blocks, "--ack", "archive"];
+        scratch.run(common.iter().chain(given)).expect_error(2, "--ack archive needs");
+    };
+    refused(&[]);
+    refused(&["--archive", &same]);
+    refused(&["--log-archive", &archive]);
+    scratch
+        .run(["format", "node", "--blocks", &blocks, "--ack", "archive", "--archive", &archive])
+        .expect_code(0)
+        .stdout();
+    let mount = scratch.make_dir("mnt");
+    scratch.run(["mount", "node", "mnt", "-d", "--io-timeout", "5s"]).expect_code(0).stdout();
+    let file = fs::File::create(mount.join("file")).unwrap();
+    std::io::Write::write_all(&mut &file, b"precious").unwrap();
+    file.sync_all().unwrap();
+    scratch.signal_all(Signal::KILL);
+    rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+    fs::remove_dir_all(scratch.path("node")).unwrap();
+    fs::remove_dir_all(scratch.path("blocks")).unwrap();
+    scratch.run(["restore", &archive, "new"]).expect_code(0).stdout();
+    scratch.run(["mount", "new", "mnt", "-d"]).expect_code(0).stdout();
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"precious");
+}
