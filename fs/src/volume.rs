@@ -17,6 +17,7 @@ mod file_system;
 mod files;
 mod flush;
 mod io;
+mod members;
 mod purge;
 mod tree;
 mod workers;
@@ -335,20 +336,8 @@ impl Volume {
 
     /// Waits until every entry so far is durable at the volume's level.
     pub(crate) async fn make_durable(&self) -> Result<Lsn, Errno> {
-        let lsn = self.shared.sequencer.close_open_frame();
+        let lsn = self.durable_here().await?;
         let deadline = self.shared.options.io_timeout;
-        let watch = self.shared.sequencer.log().durable();
-        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::error!(%lsn, %error, "entries do not become durable");
-                return Err(Errno::EIO);
-            }
-            Err(_) => {
-                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
-                return Err(Errno::EIO);
-            }
-        }
         let acknowledger = self.shared.acknowledger.read().clone();
         if let Some(acknowledger) = acknowledger {
             acknowledger.acknowledged(lsn, deadline).await.map_err(|error| {

@@ -25,6 +25,9 @@ pub trait MemberBook: Send + Sync {
     /// Makes the invitation of `admission` a member, if [`redeem`] says that it may; durable when it returns. Of several calls with one
     /// secret exactly one succeeds.
     fn admit(&self, admission: Admission) -> BoxFuture<'_, Result<MemberRole, AdmitError>>;
+
+    /// Records where a member listens; durable when it returns.
+    fn announce(&self, node: NodeId, addresses: Vec<String>) -> BoxFuture<'_, Result<(), AdmitError>>;
 }
 
 /// Somebody who has proven a secret and a key.
@@ -165,6 +168,14 @@ impl MemberBook for MemoryBook {
             let role = written[1].1.role;
             rows.extend(written);
             Ok(role)
+        })
+    }
+
+    fn announce(&self, node: NodeId, addresses: Vec<String>) -> BoxFuture<'_, Result<(), AdmitError>> {
+        Box::pin(async move {
+            let mut rows = self.rows.lock();
+            rows.get_mut(&node).ok_or(AdmitError::Unknown)?.addresses = addresses;
+            Ok(())
         })
     }
 }

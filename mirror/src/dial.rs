@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use crate::{
     endpoint::{self, NetworkOptions, Sockets},
     identity::{Identity, PublicKey},
-    message::{Admitted, Message, PackReply, PackRequest, Redeem, Refused, Seal, Sealed},
+    message::{Admitted, Announce, Message, PackReply, PackRequest, Redeem, Refused, Seal, Sealed},
     session::{Connection, SessionError},
     token::Token,
 };
@@ -55,6 +55,19 @@ impl Dialer {
     ) -> Result<Sealed, ExchangeError> {
         match self.ask(addresses, key, &Message::Seal(seal)).await? {
             Message::Sealed(sealed) if sealed.epoch == seal.epoch => Ok(sealed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells the source with this key where this node listens.
+    pub async fn announce(
+        &self,
+        source: &[String],
+        key: PublicKey,
+        addresses: Vec<String>,
+    ) -> Result<Admitted, ExchangeError> {
+        match self.ask(source, key, &Message::Announce(Announce { addresses })).await? {
+            Message::Admitted(admitted) => Ok(admitted),
             other => Err(unexpected(&other)),
         }
     }

@@ -58,6 +58,21 @@ impl PublicKey {
     }
 }
 
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for PublicKey {
+    type Err = murphy_log::ParseIdError;
+
+    fn from_str(text: &str) -> Result<PublicKey, murphy_log::ParseIdError> {
+        // A hash has the same length and the same text form.
+        Ok(PublicKey(*text.parse::<murphy_log::ChainHash>()?.as_bytes()))
+    }
+}
+
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PublicKey({})", self.node())

@@ -20,6 +20,7 @@
 mod acknowledge;
 mod board;
 mod book;
+mod compare;
 mod copier;
 mod dial;
 mod endpoint;
@@ -43,6 +44,7 @@ mod token;
 pub use acknowledge::MirrorAcknowledger;
 pub use board::{BoardEntry, MirrorBoard};
 pub use book::{Admission, AdmitError, MemberBook, MemoryBook, authorize, redeem};
+pub use compare::{Comparison, compare};
 pub use copier::{
     Copier, CopyError, CopyPlan, CursorError, CursorFile, FallbackStore, PackCopyError, PackNeed, PackSource,
     ScanError,

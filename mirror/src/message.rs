@@ -75,6 +75,8 @@ pub enum Message {
     Seal(Seal),
     /// The promise is durable.
     Sealed(Sealed),
+    /// A member says where it listens; answered like a redemption.
+    Announce(Announce),
 }
 
 /// See [`Message::Hello`].
@@ -325,6 +327,13 @@ pub struct Sealed {
     pub data_lsn: Lsn,
     /// The last LSN that it heard of from the source.
     pub heard_lsn: Lsn,
+}
+
+/// See [`Message::Announce`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Announce {
+    /// Where the member listens, `host:port`; empty if it does not.
+    pub addresses: Vec<String>,
 }
 
 /// Bytes that are not a message.

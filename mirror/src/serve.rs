@@ -27,7 +27,8 @@ use crate::{
     endpoint::{Attempt, ListenError, ListeningEndpoint, NetworkOptions, Sockets},
     identity::Identity,
     message::{
-        Admitted, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused, Seal, Sealed,
+        Admitted, Announce, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused, Seal,
+        Sealed,
     },
     replica::{Replica, SnapshotSource},
     session::{Connection, MessageReader, MessageWriter, SessionError},
@@ -241,6 +242,11 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }
+            Message::Announce(announce) => {
+                let answer = announced(services, key.node(), role, announce).await;
+                writer.send(&answer).await?;
+                part(connection, writer).await
+            }
             other => {
                 let detail = format!("a {} message cannot be the first", other.name());
                 refuse(connection, writer, Refusal::Protocol, detail).await
@@ -291,6 +297,19 @@ async fn admit(services: &Services, connection: &Connection, redeem: Redeem) -> 
         }
         Err(error) => {
             tracing::warn!(node = %key.node(), %error, "an invitation was refused");
+            Message::Refused(Refused { reason: error.refusal(), detail: error.to_string() })
+        }
+    }
+}
+
+async fn announced(services: &Services, node: NodeId, role: MemberRole, announce: Announce) -> Message {
+    match services.book.announce(node, announce.addresses).await {
+        Ok(()) => {
+            let (volume, branch) = (services.keys.volume(), services.branch);
+            Message::Admitted(Admitted { volume, branch, role })
+        }
+        Err(error) => {
+            tracing::warn!(%node, %error, "the addresses of a member were not recorded");
             Message::Refused(Refused { reason: error.refusal(), detail: error.to_string() })
         }
     }

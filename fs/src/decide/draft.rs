@@ -61,6 +61,11 @@ impl<'a> Draft<'a> {
         self.moment.epoch
     }
 
+    /// The time of the entry.
+    pub(crate) fn time(&self) -> murphy_log::LogTime {
+        self.moment.time
+    }
+
     /// The time of the entry, as a file's time.
     pub(crate) fn now(&self) -> Timespec {
         self.moment.time.into()

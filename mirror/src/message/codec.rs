@@ -7,10 +7,10 @@ use murphy_log::{
 };
 
 use super::{
-    Ack, Admitted, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES, MAX_NAME_BYTES,
-    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, PackReply,
-    PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart, SeedReason,
-    Verdict, WIRE_VERSION, Welcome,
+    Ack, Admitted, Announce, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES,
+    MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault,
+    PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart,
+    SeedReason, Verdict, WIRE_VERSION, Welcome,
     fields::{FieldReader, FieldWriter},
 };
 use crate::{
@@ -107,6 +107,7 @@ impl Message {
             Message::Admitted(_) => Kind::Admitted,
             Message::Seal(_) => Kind::Seal,
             Message::Sealed(_) => Kind::Sealed,
+            Message::Announce(_) => Kind::Announce,
         }
     }
 }
@@ -156,6 +157,7 @@ kinds! {
     Admitted = 15, "admitted", SMALL;
     Seal = 16, "seal", SMALL;
     Sealed = 17, "sealed", SMALL;
+    Announce = 18, "announce", 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
 }
 
 fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
@@ -200,11 +202,7 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
         }
         Message::Redeem(redeem) => {
             out.bytes(redeem.secret.as_bytes()).text(&redeem.name, MAX_NAME_BYTES);
-            let addresses = redeem.addresses.iter().take(MAX_ADDRESSES);
-            out.byte(addresses.len() as u8);
-            addresses.for_each(|address| {
-                out.text(address, MAX_NAME_BYTES);
-            });
+            encode_addresses(&redeem.addresses, out);
         }
         Message::Admitted(admitted) => {
             out.bytes(admitted.volume.as_bytes())
@@ -218,8 +216,17 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
             out.epoch(sealed.epoch).optional(sealed.state.as_ref(), FieldWriter::state);
             out.lsn(sealed.data_lsn).lsn(sealed.heard_lsn);
         }
+        Message::Announce(announce) => encode_addresses(&announce.addresses, out),
     }
     message.kind()
+}
+
+fn encode_addresses(addresses: &[String], out: &mut FieldWriter<'_>) {
+    let addresses = addresses.iter().take(MAX_ADDRESSES);
+    out.byte(addresses.len() as u8);
+    addresses.for_each(|address| {
+        out.text(address, MAX_NAME_BYTES);
+    });
 }
 
 fn encode_hello(hello: &Hello, out: &mut FieldWriter<'_>) {
@@ -341,6 +348,7 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
             data_lsn: r.lsn()?,
             heard_lsn: r.lsn()?,
         }),
+        Kind::Announce => Message::Announce(Announce { addresses: decode_addresses(r)? }),
     })
 }
 
@@ -388,11 +396,13 @@ fn decode_lookup(r: &mut FieldReader<'_>) -> Result<Lookup, MessageError> {
 fn decode_redeem(r: &mut FieldReader<'_>) -> Result<Redeem, MessageError> {
     let secret = Secret::from_bytes(r.array()?);
     let name = r.text("name", MAX_NAME_BYTES)?;
+    Ok(Redeem { secret, name, addresses: decode_addresses(r)? })
+}
+
+fn decode_addresses(r: &mut FieldReader<'_>) -> Result<Vec<String>, MessageError> {
     let good = |count: &u8| usize::from(*count) <= MAX_ADDRESSES;
     let count = r.checked("number of addresses", FieldReader::byte, good)?;
-    let addresses =
-        (0..count).map(|_| r.text("address", MAX_NAME_BYTES)).collect::<Result<Vec<String>, _>>()?;
-    Ok(Redeem { secret, name, addresses })
+    (0..count).map(|_| r.text("address", MAX_NAME_BYTES)).collect()
 }
 
 fn decode_frames(r: &mut FieldReader<'_>) -> Result<Frames, MessageError> {

@@ -78,6 +78,7 @@ fn messages() -> Vec<Message> {
             heard_lsn: Lsn::new(2),
         }),
         Message::Sealed(Sealed { epoch: epoch(), state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT }),
+        Message::Announce(Announce { addresses: vec!["h:1".to_owned()] }),
     ]
 }
 
@@ -147,6 +148,7 @@ fn the_bytes_of_the_messages_do_not_change() {
         framed(16, [&ids[..32], epoch].concat()),
         framed(17, [epoch, &[1], &state, &numbers(&[1, 2])].concat()),
         framed(17, [epoch, &[0], &numbers(&[1, 1])].concat()),
+        framed(18, b"\x01\x03\0h:1".to_vec()),
     ];
     assert_eq!(messages.len(), golden.len());
     for (message, golden) in messages.iter().zip(golden) {

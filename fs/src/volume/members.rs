@@ -1,0 +1,66 @@
+//! The members of a volume, as its log says.
+
+use murphy_log::{LogTime, Lsn, NodeId};
+
+use super::Volume;
+use crate::{Answer, Caller, Errno, MemberRow, RowKey, Table, ViewError, decide::ChangeMembers};
+
+impl Volume {
+    /// The row at this key: a member's, or an invitation's.
+    pub fn member(&self, node: NodeId) -> Result<Option<MemberRow>, ViewError> {
+        self.shared.sequencer.newest(&RowKey::member(node), |row| MemberRow::decode(row))
+    }
+
+    /// Every row of the members' table, invitations included, by key.
+    pub fn members(&self) -> Result<Vec<(NodeId, MemberRow)>, ViewError> {
+        let first = RowKey::from_parts(Table::Member.number(), &[]);
+        let end = RowKey::from_parts(Table::Member.number() + 1, &[]);
+        let mut members = Vec::new();
+        for row in self.view().rows(first..end) {
+            let (key, value) = row?;
+            let row = MemberRow::decode(&value);
+            let row = row.map_err(|reason| ViewError::Row { key: key.clone(), reason })?;
+            let node = key.key().try_into().map(NodeId::from_bytes);
+            let node = node.map_err(|_| ViewError::Row { key, reason: crate::RowError::Field("key") })?;
+            members.push((node, row));
+        }
+        Ok(members)
+    }
+
+    /// Changes members in one entry, given the row at `node` and the time of the entry: `change` says what to write, where `None` removes a
+    /// row, or refuses. It may be called several times. Not durable when it returns; see [`Volume::durable_here`].
+    pub fn change_members<E, F>(&self, node: NodeId, change: F) -> Answer<Result<(), E>>
+    where
+        E: Send + 'static,
+        F: Fn(Option<&MemberRow>, LogTime) -> Result<Vec<(NodeId, Option<MemberRow>)>, E> + Send + 'static,
+    {
+        self.mutate(Caller::default(), ChangeMembers { key: node, change })
+    }
+
+    /// Waits until every entry so far is durable on this node, whatever the volume's level: joining as the first mirror cannot wait for mirrors.
+    pub async fn durable_here(&self) -> Result<Lsn, Errno> {
+        let lsn = self.shared.sequencer.close_open_frame();
+        let deadline = self.shared.options.io_timeout;
+        let watch = self.shared.sequencer.log().durable();
+        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
+            Ok(Ok(_)) => Ok(lsn),
+            Ok(Err(error)) => {
+                tracing::error!(%lsn, %error, "entries do not become durable");
+                Err(Errno::EIO)
+            }
+            Err(_) => {
+                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// The packs that the tree refers to now, by number.
+    pub fn packs(&self) -> impl Iterator<Item = Result<crate::PackRow, ViewError>> + Send + 'static {
+        let rows = self.view().rows(RowKey::pack(0)..RowKey::pack(u64::MAX));
+        rows.map(|row| {
+            let (key, value) = row?;
+            crate::PackRow::decode(&value).map_err(|reason| ViewError::Row { key, reason })
+        })
+    }
+}
