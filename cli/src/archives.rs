@@ -15,8 +15,8 @@ use std::{
 };
 
 use murphy_backup::{
-    Archive, ArchiveKind, ArchiveStore, CursorFile, Descriptor, Lineage, NewBase, OpenArchiveError, ShipEnd,
-    ShipHandle, write_base,
+    Archive, ArchiveKind, ArchiveStore, Boundary, CursorFile, Descriptor, Lineage, NewBase, OpenArchiveError,
+    ShipEnd, ShipHandle, write_base,
 };
 use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
 use murphy_log::{Clock, Log, LogTime, Lsn, Position, SystemClock};
@@ -124,7 +124,7 @@ impl Archives {
                 create_archive(&context.config, url, log_only, position, context.clock.wall()).await?;
             // One that was removed and is added again goes on where it ended.
             if archive.descriptor().base == position {
-                shipping::write_base_of(context, &archive, view).await?;
+                shipping::write_base_of(context, &archive, view, Boundary::after(position)).await?;
             }
             Ok::<_, CliError>(())
         })?;
@@ -133,14 +133,23 @@ impl Archives {
 
     /// Writes a snapshot of now into an archive; returns its position.
     pub(crate) fn snapshot(&self, url: &str) -> Result<Position, CliError> {
-        let found = self.shipped().iter().find(|one| one.shared.url == url).map(|one| one.url.clone());
-        let url = match found {
-            Some(url) => url,
-            None => local_url(&self.context.config, &SharedArchive { url: url.to_owned(), log_only: false })?,
-        };
-        self.context.runtime.block_on(async {
-            let archive = open_archive(&self.context.config, &url).await.map_err(failed)?;
-            shipping::write_base_now(&self.context, &archive).await
+        let found = self.shipped().iter().find(|one| one.shared.url == url).map(|one| {
+            let handle = one.state().handle.clone();
+            (one.url.clone(), handle)
+        });
+        let context = &self.context;
+        context.runtime.block_on(async {
+            if let Some((url, handle)) = found {
+                let archive = open_archive(&context.config, &url).await.map_err(failed)?;
+                let handle = handle.ok_or_else(|| CliError::new(format!("{url} does not answer")))?;
+                return shipping::write_base_now(context, &archive, &handle).await;
+            }
+            let shared = SharedArchive { url: url.to_owned(), log_only: false };
+            let archive = open_archive(&context.config, &local_url(&context.config, &shared)?).await;
+            let archive = archive.map_err(failed)?;
+            let walked = murphy_backup::walk(&archive, None).await.map_err(failed)?;
+            let view = context.volume.view_with_state();
+            shipping::write_base_of(context, &archive, view, walked.end).await
         })
     }
 

@@ -2,12 +2,12 @@
 
 use std::{sync::PoisonError, time::Duration};
 
-use murphy_backup::{ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
+use murphy_backup::{Boundary, ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
 use murphy_fs::View;
 
 use super::{
     Arc, Archive, CliError, Context, IndexSnapshot, Log, LogTime, Lsn, Mutex, NewBase, Position,
-    SharedArchive, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
+    SharedArchive, ShipHandle, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
 };
 
 /// Ships until the node ends or it cannot go on for good.
@@ -50,17 +50,18 @@ pub(super) async fn ship(
         limits: ShipLimits::default(),
     };
     let (shipper, handle) = Shipper::new(parts);
+    let snapshots = handle.clone();
     state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
     tokio::select! {
         // Its end stands in its status.
         _end = shipper.run() => {}
-        () = take_snapshots(&context, &archive) => {}
+        () = take_snapshots(&context, &archive, &snapshots) => {}
     }
 }
 
 /// Takes snapshots for as long as the archive is shipped to: a first one if it has none to begin with, later ones when a replay would take
 /// too long.
-async fn take_snapshots(context: &Context, archive: &Archive) {
+async fn take_snapshots(context: &Context, archive: &Archive, shipped: &ShipHandle) {
     let mut last = loop {
         match newest_base(archive).await {
             Ok(last) => break last,
@@ -75,7 +76,7 @@ async fn take_snapshots(context: &Context, archive: &Archive) {
         let needs_first = last.is_none() && archive.descriptor().base.lsn > Lsn::ROOT;
         let entries = durable.since(last.unwrap_or(archive.descriptor().base.lsn));
         if needs_first || snapshot_due(entries, entries.saturating_mul(ENTRY_BYTES)) {
-            match write_base_now(context, archive).await {
+            match write_base_now(context, archive, shipped).await {
                 Ok(position) => last = Some(position.lsn),
                 Err(error) => {
                     tracing::error!(url = archive.url(), %error, "no snapshot was taken; it is tried again");
@@ -91,16 +92,27 @@ async fn newest_base(archive: &Archive) -> Result<Option<Lsn>, CliError> {
     Ok(found.into_iter().flatten().map(|base| base.state.position.lsn).max())
 }
 
-/// Writes a snapshot of now, with every pack that the archive lacks.
-pub(super) async fn write_base_now(context: &Context, archive: &Archive) -> Result<Position, CliError> {
-    write_base_of(context, archive, context.volume.view_with_state()).await
+/// Writes a snapshot of now, once the archive holds the log up to there.
+pub(super) async fn write_base_now(
+    context: &Context,
+    archive: &Archive,
+    shipped: &ShipHandle,
+) -> Result<Position, CliError> {
+    let view = context.volume.view_with_state();
+    let position = view.state().ok_or_else(|| CliError::new("the volume has no state yet"))?.position;
+    let archived = shipped.archived(position.lsn).await.map_err(|end| match end {
+        Some(end) => failed(end),
+        None => CliError::new("the archive is not shipped to any more"),
+    })?;
+    write_base_of(context, archive, view, archived).await
 }
 
-/// The same of the tree that `view` sees.
+/// Writes a snapshot of the tree that `view` sees, with every pack that the archive lacks. `archived` is how far the archive holds the log.
 pub(super) async fn write_base_of(
     context: &Context,
     archive: &Archive,
     view: View,
+    archived: Boundary,
 ) -> Result<Position, CliError> {
     let position = view.state().ok_or_else(|| CliError::new("the volume has no state yet"))?.position;
     // A snapshot must never be ahead of what this node holds for certain.
@@ -110,6 +122,7 @@ pub(super) async fn write_base_of(
     let as_of = as_of.await.map_err(failed)??;
     let base = NewBase {
         source: Arc::new(view),
+        archived,
         as_of: as_of.unwrap_or_else(|| context.clock.wall()),
         now: context.clock.wall(),
         node: context.node,
