@@ -11,7 +11,9 @@ mod compare;
 mod ledger;
 mod nodes;
 mod operations;
+mod regions;
 mod report;
+mod restores;
 mod rounds;
 mod tree;
 
@@ -44,6 +46,8 @@ pub(crate) fn run(options: &DemoOptions, output: &Output) -> Result<Code, CliErr
     ));
     let mut report = Report::new(&source);
     rounds::survive_a_kill(&place, &source, &mut report, output)?;
+    regions::lose_a_region(&place, &source, &mut report, output)?;
+    regions::lose_a_region_with_mirror_ack(&place, &source, &mut report, output)?;
     report.print(output)?;
     Ok(if report.is_proven() { Code::Done } else { Code::Failed })
 }
@@ -75,6 +79,11 @@ impl Place {
         let path = self.path.join(name);
         std::fs::create_dir_all(&path).map_err(at(&path))?;
         Ok(path)
+    }
+
+    /// A path in it.
+    fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
 }
 

@@ -64,7 +64,7 @@ impl Generation {
             weight += key.as_bytes().len() + value.as_ref().map_or(0, Bytes::len) + ROW_OVERHEAD;
             match map.entry(key) {
                 std::collections::btree_map::Entry::Occupied(mut versions) => {
-                    versions.get_mut().push(lsn, value)
+                    versions.get_mut().push(lsn, value);
                 }
                 std::collections::btree_map::Entry::Vacant(place) => {
                     place.insert(Versions { newest: Version { lsn, value }, older: Vec::new() });

@@ -1,7 +1,7 @@
 //! The suites on real mounts. Where `/dev/fuse` is missing or mounting is not allowed, each test says on stderr that it was skipped;
 //! with `MURPHY_REQUIRE_FUSE=1` that is a failure instead.
-//! The suites that mount, through the kernel.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where and ends")]
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod archives;
 mod cli;

@@ -51,7 +51,7 @@ impl World {
             Err(error @ (MountError::Device { .. } | MountError::NoFusermount)) => {
                 assert!(std::env::var_os("MURPHY_REQUIRE_FUSE").is_none(), "a mount is required: {error}");
                 // Not by a print macro, whose output the test harness hides.
-                writeln!(io::stderr(), "SKIPPED a test of a mounted mirror: {error}").unwrap();
+                eprintln!("SKIPPED a test of a mounted mirror: {error}");
                 return None;
             }
             Err(error) => panic!("{error}"),

@@ -1,5 +1,7 @@
 //! The suites that need no mount.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod cli;
 mod follower;
 mod house;

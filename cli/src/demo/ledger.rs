@@ -12,14 +12,19 @@ use std::{
     time::SystemTime,
 };
 
-use super::operations::{Operation, Sync};
+use super::{
+    nodes::Mounted,
+    operations::{self, Operation, Sync},
+};
+use crate::error::{CliError, at};
 
 /// What was acknowledged, line by line.
-#[derive(Default)]
 pub(super) struct Ledger {
     pub(super) lines: Vec<Line>,
     /// The operation that was under way when the writer was stopped.
-    pub(super) in_flight: Option<Operation>,
+    in_flight: Option<Operation>,
+    /// A plain directory that goes through the same operations.
+    shadow: PathBuf,
 }
 
 /// One acknowledged operation.
@@ -44,26 +49,29 @@ pub(super) struct Verdict {
 }
 
 impl Ledger {
-    /// Applies `operation` below `root`, and adds its line once it is acknowledged; `durable_lsn` is asked then.
-    pub(super) fn perform<E: From<io::Error>>(
-        &mut self,
-        operation: Operation,
-        root: &Path,
-        shadow: &Path,
-        durable_lsn: impl FnOnce() -> Result<u64, E>,
-    ) -> Result<(), E> {
-        let begun = now();
-        self.in_flight = Some(operation.clone());
-        operation.apply(root, Sync::Each)?;
-        let acknowledged = now();
-        // What the paths hold now is known from a plain directory, not from the file system under test.
-        operation.apply(shadow, Sync::Never)?;
-        let paths = operation.paths().into_iter();
-        let states = paths.map(|path| Ok((path.to_owned(), state_of(&shadow.join(path))?)));
-        let states = states.collect::<io::Result<_>>()?;
-        let durable_lsn = durable_lsn()?;
-        self.in_flight = None;
-        self.lines.push(Line { operation, states, durable_lsn, begun, acknowledged });
+    /// An empty ledger whose plain directory is `shadow`.
+    pub(super) fn new(shadow: PathBuf) -> Result<Ledger, CliError> {
+        operations::prepare(&shadow).map_err(at(&shadow))?;
+        Ok(Ledger { lines: Vec::new(), in_flight: None, shadow })
+    }
+
+    /// Performs operations in a mounted volume, each durable before its line is written.
+    pub(super) fn perform(&mut self, node: &Mounted, operations: Vec<Operation>) -> Result<(), CliError> {
+        let root = ledger_root(node);
+        for operation in operations {
+            let begun = now();
+            self.in_flight = Some(operation.clone());
+            operation.apply(&root, Sync::Each).map_err(at(&root))?;
+            let acknowledged = now();
+            let durable_lsn = node.durable_lsn()?;
+            self.in_flight = None;
+            // What the paths hold now is known from the plain directory, not from the file system under test.
+            operation.apply(&self.shadow, Sync::Never).map_err(at(&self.shadow))?;
+            let paths = operation.paths().into_iter();
+            let states = paths.map(|path| Ok((path.to_owned(), state_of(&self.shadow.join(path))?)));
+            let states = states.collect::<io::Result<_>>().map_err(at(&self.shadow))?;
+            self.lines.push(Line { operation, states, durable_lsn, begun, acknowledged });
+        }
         Ok(())
     }
 
@@ -108,6 +116,11 @@ impl Ledger {
     }
 }
 
+/// Where the writer works in a mounted volume.
+pub(super) fn ledger_root(node: &Mounted) -> PathBuf {
+    node.root.join(LEDGER)
+}
+
 /// The hash of a file's contents; `None` if it is not there.
 pub(super) fn state_of(path: &Path) -> io::Result<Option<blake3::Hash>> {
     match fs::read(path) {
@@ -125,3 +138,5 @@ pub(super) fn state_of(path: &Path) -> io::Result<Option<blake3::Hash>> {
 pub(super) fn now() -> SystemTime {
     SystemTime::now()
 }
+
+const LEDGER: &str = "ledger";

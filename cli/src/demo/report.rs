@@ -16,6 +16,7 @@ pub(super) struct Report {
     files: usize,
     bytes: u64,
     rounds: Vec<Round>,
+    moments: Vec<Moment>,
 }
 
 /// A region lost, and what became of it.
@@ -31,6 +32,8 @@ pub(super) struct Round {
     /// From the first lost acknowledgement to the last.
     lost_ms: u64,
     recovery_ms: u64,
+    /// Whether acknowledged lines above the position may be lost: `--ack local`, and the region gone.
+    may_lose: bool,
     /// What should not have been possible.
     broken: Vec<String>,
 }
@@ -61,23 +64,49 @@ impl Round {
             files_lost: paths.len(),
             lost_ms: span.unwrap_or_default(),
             recovery_ms: took.as_millis() as u64,
+            may_lose: false,
             broken,
         }
     }
 }
 
+impl Round {
+    /// The same for a volume that promised nothing against the loss of a region.
+    pub(super) fn that_may_lose(self) -> Round {
+        Round { may_lose: true, ..self }
+    }
+}
+
+/// A moment that was restored.
+#[derive(Serialize)]
+pub(super) struct Moment {
+    pub(super) name: &'static str,
+    pub(super) at: String,
+    /// What `restore` said.
+    pub(super) said: String,
+    /// After how many operations the plain directory is the same; or the differences.
+    pub(super) matching: Result<usize, Vec<String>>,
+    pub(super) took_ms: u64,
+}
+
 impl Report {
     pub(super) fn new(sources: &Sources) -> Report {
-        Report { files: sources.files.len(), bytes: sources.bytes, rounds: Vec::new() }
+        Report { files: sources.files.len(), bytes: sources.bytes, rounds: Vec::new(), moments: Vec::new() }
     }
 
     pub(super) fn add(&mut self, round: Round) {
         self.rounds.push(round);
     }
 
+    pub(super) fn restored(&mut self, moment: Moment) {
+        self.moments.push(moment);
+    }
+
     /// Whether every byte was where it had to be.
     pub(super) fn is_proven(&self) -> bool {
-        self.rounds.iter().all(|round| round.broken.is_empty() && round.lines_lost == 0)
+        let promised = |round: &Round| round.may_lose || round.lines_lost == 0;
+        self.rounds.iter().all(|round| round.broken.is_empty() && promised(round))
+            && self.moments.iter().all(|moment| moment.matching.is_ok())
     }
 
     pub(super) fn print(&self, output: &Output) -> Result<(), CliError> {
@@ -98,6 +127,13 @@ impl Report {
                 round.name, round.entries, round.lines, round.lines_lost
             ));
             lines.extend(round.broken.iter().map(|broken| format!("  BROKEN {broken}")));
+        }
+        for moment in &self.moments {
+            let found = match &moment.matching {
+                Ok(count) => format!("equal to the plain directory after {count} operations"),
+                Err(differences) => format!("DIFFERENT: {}", differences.join("; ")),
+            };
+            lines.push(format!("{:<22}{} ({} ms): {found}", moment.name, moment.at, moment.took_ms));
         }
         lines.push(String::new());
         let verdict =

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Place, compare,
-    ledger::Ledger,
+    ledger::{Ledger, ledger_root},
     nodes::{Mounted, clock, number, run},
-    operations::{self, Operation, Script},
+    operations::{self, Script},
     report::{Report, Round},
     tree::Sources,
 };
@@ -22,8 +22,6 @@ struct Region {
     mount: PathBuf,
     a: Mounted,
     ledger: Ledger,
-    /// A plain directory that went through the ledger's operations.
-    shadow: PathBuf,
 }
 
 impl Region {
@@ -40,9 +38,8 @@ impl Region {
             name.as_ref(),
         ])?;
         let a = Mounted::start(&node, &mount, &[])?;
-        let shadow = place.directory(&format!("{name}-shadow"))?;
-        operations::prepare(&shadow).map_err(failed)?;
-        Ok(Region { name, node, mount, a, ledger: Ledger::default(), shadow })
+        let ledger = Ledger::new(place.directory(&format!("{name}-shadow"))?)?;
+        Ok(Region { name, node, mount, a, ledger })
     }
 
     /// Copies the sources in.
@@ -51,32 +48,6 @@ impl Region {
         operations::prepare(&ledger_root(&self.a)).map_err(failed)?;
         run(&[Path::new("flush"), &self.a.root]).map(drop)
     }
-
-    /// Performs operations, each durable before its line is written.
-    fn perform(&mut self, operations: Vec<Operation>) -> Result<(), CliError> {
-        let root = ledger_root(&self.a);
-        for operation in operations {
-            let durable_lsn = || self.a.durable_lsn().map_err(Failed);
-            self.ledger
-                .perform(operation, &root, &self.shadow, durable_lsn)
-                .map_err(|Failed(error)| error)?;
-        }
-        Ok(())
-    }
-}
-
-/// An error on its way through the ledger, which has none of its own but the operating system's.
-struct Failed(CliError);
-
-impl From<std::io::Error> for Failed {
-    fn from(error: std::io::Error) -> Failed {
-        Failed(CliError::new(error))
-    }
-}
-
-/// Where the writer works in a mounted volume.
-fn ledger_root(node: &Mounted) -> PathBuf {
-    node.root.join(LEDGER)
 }
 
 /// The process dies in the middle of its work; the node comes back by itself.
@@ -90,9 +61,9 @@ pub(super) fn survive_a_kill(
     let mut region = Region::build(place, "kill")?;
     region.fill(sources)?;
     let mut script = Script::new(1);
-    region.perform(script.work(LINES))?;
+    region.ledger.perform(&region.a, script.work(LINES))?;
     output.note("SIGKILL.");
-    let Region { name, node, mount, a, ledger, .. } = region;
+    let Region { name, node, mount, a, ledger } = region;
     a.kill()?;
     let start = clock();
     let back = Mounted::start(&node, &mount, &[])?;
@@ -106,6 +77,5 @@ pub(super) fn survive_a_kill(
     run(&[Path::new("fsck"), &node, Path::new("--data")]).map(|said| output.note(said.trim_end()))
 }
 
-const LEDGER: &str = "ledger";
 /// Operations of the writer.
 const LINES: usize = 300;

@@ -216,7 +216,7 @@ mod tests {
         for names in [&[][..], &[other.unwrap()]] {
             assert_eq!(
                 notices(&entry(EntryKind::Unlink, names, &[(key.clone(), None)])).unknown,
-                [key.clone()]
+                std::slice::from_ref(&key)
             );
         }
     }
