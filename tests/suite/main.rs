@@ -3,5 +3,9 @@
 mod cli;
 mod follower;
 mod house;
+#[cfg(test)]
+mod follower;
+#[cfg(test)]
 mod model;
+#[cfg(test)]
 mod volume;
