@@ -1,10 +1,9 @@
 //! The suites that need no mount.
 
 mod cli;
-mod follower;
-mod house;
 #[cfg(test)]
 mod follower;
+mod house;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
