@@ -74,7 +74,7 @@ pub use self::{
     notify::Notifier,
     session::{Session, UnmountError},
 };
-use crate::{Answer, Attr, Caller, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};
+use crate::{Answer, Attr, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};
 
 /// The adapter: a fuser file system on top of [`FileSystem`].
 struct Fuse {
@@ -240,7 +240,7 @@ impl fuser::Filesystem for Fuse {
     /// A missing name is answered as inode 0, which the kernel may remember too.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, parent) = (caller(req), ino(parent));
-        let call = |fs: &Arc<dyn FileSystem>| find(fs, caller, parent, name);
+        let call = |fs: &Arc<dyn FileSystem>| reply::find(fs, caller, parent, name);
         self.run_attr(RequestKind::Lookup, reply, call, move |reply, watch, result| match result {
             Ok(attr) => send_entry(reply, &attr, &watch.lifetimes(parent, Some(attr.ino))),
             Err(Errno::ENOENT) => {
@@ -573,23 +573,6 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         reply.error(self.unsupported());
-    }
-}
-
-/// Looks up a name; `.` and `..` come from file handles whose path the kernel does not know (EXPORT_SUPPORT).
-fn find(
-    fs: &Arc<dyn FileSystem>,
-    caller: Caller,
-    parent: Ino,
-    wanted: &OsStr,
-) -> Result<Answer<Attr>, Errno> {
-    match wanted.as_bytes() {
-        b"." => Ok(fs.getattr(parent)),
-        b".." => {
-            let later = Arc::clone(fs);
-            Ok(reply::and_then(fs.parent(parent), move |parent| later.getattr(parent)))
-        }
-        _ => Ok(fs.lookup(&caller, parent, &name(wanted)?)),
     }
 }
 

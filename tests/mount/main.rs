@@ -5,4 +5,5 @@
 
 mod archives;
 mod cli;
+#[cfg(test)]
 mod mirror_cache;

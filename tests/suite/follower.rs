@@ -37,6 +37,7 @@ fn pair() -> (Pair, Ino, Ino) {
     (pair, file.ino, directory.ino)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "an answer is looked at once")]
 fn refused<T>(what: &str, answer: Answer<T>) {
     match answer {
         Answer::Now(Err(Errno::EROFS)) => {}

@@ -52,22 +52,24 @@ pub struct InvalidationStats {
     pub lost: bool,
 }
 
-type Send = Arc<dyn Fn(&Notice) -> io::Result<()> + std::marker::Send + Sync>;
+/// The way to the kernel.
+pub(super) type ToKernel = Arc<dyn Fn(&Notice) -> io::Result<()> + Send + Sync>;
 
 impl Invalidator {
     pub(super) fn start(
         followed: Arc<Followed>,
         observation: Observation,
         (log, hasher): (Arc<dyn Log>, NameHasher),
-        send: Send,
+        send: &ToKernel,
     ) -> io::Result<Invalidator> {
         for (name, is_pages) in [("fuse-pages", true), ("fuse-names", false)] {
-            let (state, send) = (Arc::clone(&followed), Arc::clone(&send));
+            let (state, send) = (Arc::clone(&followed), Arc::clone(send));
             thread::Builder::new().name(name.into()).spawn(move || {
                 let lane = if is_pages { &state.pages } else { &state.names };
                 lane.deliver(&*send, |notice, error| {
                     state.lose(&format!("the kernel refused {notice:?}: {error}"));
                 });
+                state.end();
             })?;
         }
         let invalidator = Invalidator { followed: Arc::clone(&followed), _observation: observation };

@@ -46,9 +46,9 @@ pub fn kernel_config(config: &mut KernelConfig) -> io::Result<()> {
     settle(config, WANTED)
 }
 
-/// The same for a mount of a volume that follows a source, without EXPLICIT_INVAL_DATA: an append at the source changes size and bytes
-/// behind the kernel, and whoever refreshes the attributes first would read the tail of the old last page, zeros, as data. Without the
-/// flag the kernel drops a file's pages when it sees another size.
+/// The same for a mount of a volume that follows a source, without EXPLICIT_INVAL_DATA. What the kernel reads beyond the length that it
+/// knows it fills with zeros, asking nobody; once it learns that the source has appended, it would show them as data. Without the flag
+/// it drops a file's pages whenever it learns another length.
 pub(super) fn follower_config(config: &mut KernelConfig) -> io::Result<()> {
     settle(config, WANTED.difference(InitFlags::FUSE_EXPLICIT_INVAL_DATA))
 }

@@ -23,7 +23,7 @@ use super::{
     Fuse,
     count::{RequestCounters, RequestCounts},
     followed::Followed,
-    invalidate::Invalidator,
+    invalidate::{Invalidator, ToKernel},
     kernel::Lifetimes,
     mount_table::MountError,
     notify::{self, Notice, Notifier},
@@ -116,9 +116,9 @@ impl Mount {
         let fs: Arc<dyn FileSystem> = Arc::new(volume.clone());
         let mut mount = Mount::serve(fs, mount_point, options, runtime, Some(Arc::clone(&followed)))?;
         let kernel = mount.session.notifier();
-        let send = Arc::new(move |notice: &Notice| notify::send(&kernel, notice));
+        let send: ToKernel = Arc::new(move |notice: &Notice| notify::send(&kernel, notice));
         let parts = (Arc::clone(volume.log()), volume.name_hasher().clone());
-        let invalidator = Invalidator::start(followed, observation, parts, send);
+        let invalidator = Invalidator::start(followed, observation, parts, &send);
         mount.invalidator = Some(invalidator.map_err(|source| MountError::Io {
             path: mount_point.to_owned(),
             step: "starting the invalidator",

@@ -10,7 +10,7 @@ use fuser::{
 use tokio::runtime::Handle as Runtime;
 
 use super::{convert, followed::Watch, kernel::Lifetimes};
-use crate::{Answer, DirEntry, DirEntryPlus, Errno, FileSystem, Ino};
+use crate::{Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Ino};
 
 /// A reply that can be an error.
 pub(super) trait Reply: Send + 'static {
@@ -50,6 +50,23 @@ pub(super) fn and_then<T: Send + 'static, U: Send + 'static>(
         Answer::Now(Ok(value)) => next(value),
         Answer::Now(Err(errno)) => Answer::Now(Err(errno)),
         Answer::Later(future) => Answer::later(async move { next(future.await?).wait().await }),
+    }
+}
+
+/// Looks up a name; `.` and `..` come from file handles whose path the kernel does not know (EXPORT_SUPPORT).
+pub(super) fn find(
+    fs: &Arc<dyn FileSystem>,
+    caller: Caller,
+    parent: Ino,
+    wanted: &OsStr,
+) -> Result<Answer<Attr>, Errno> {
+    match wanted.as_bytes() {
+        b"." => Ok(fs.getattr(parent)),
+        b".." => {
+            let later = Arc::clone(fs);
+            Ok(and_then(fs.parent(parent), move |parent| later.getattr(parent)))
+        }
+        _ => Ok(fs.lookup(&caller, parent, &convert::name(wanted)?)),
     }
 }
 

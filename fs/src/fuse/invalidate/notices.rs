@@ -214,10 +214,8 @@ mod tests {
             .find(|other| hasher().place(&name(other)) != hasher().place(&name("a")));
         let key = RowKey::dentry(DIRECTORY, hasher().place(&name("a")).get());
         for names in [&[][..], &[other.unwrap()]] {
-            assert_eq!(
-                notices(&entry(EntryKind::Unlink, names, &[(key.clone(), None)])).unknown,
-                std::slice::from_ref(&key)
-            );
+            let gone = notices(&entry(EntryKind::Unlink, names, &[(key.clone(), None)]));
+            assert_eq!(gone.unknown, std::slice::from_ref(&key));
         }
     }
 

@@ -47,14 +47,14 @@ impl World {
         let (tell, told) = channel();
         let (pages_held, held) = channel::<()>();
         let (tell, held) = (Mutex::new(tell), Mutex::new(held));
-        let kernel: Send = Arc::new(move |notice: &Notice| {
+        let kernel: ToKernel = Arc::new(move |notice: &Notice| {
             if matches!(notice, Notice::Data(_)) {
                 let _gone = held.lock().recv();
             }
             tell.lock().send(notice.clone()).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
         });
         let parts = (log.clone() as Arc<dyn Log>, NameHasher::new([1; 32]));
-        let invalidator = Invalidator::start(followed.clone(), observation, parts, kernel).unwrap();
+        let invalidator = Invalidator::start(followed.clone(), observation, parts, &kernel).unwrap();
         let appender = Appender::new(VolumeKeys::derive(VolumeId::from_bytes([1; 16])), epoch, state);
         let pages_held = Some(pages_held);
         World { log, appender, end: position, state, followed, clock, told, pages_held, invalidator }
