@@ -1,4 +1,5 @@
 //! The suites that need no mount.
 
 mod model;
+mod races;
 mod volume;

@@ -16,7 +16,7 @@ use murphy_log::{
 use murphy_tests::judge;
 
 /// The state before the first entry of a new branch.
-fn origin(epoch: Epoch) -> State {
+pub(crate) fn origin(epoch: Epoch) -> State {
     let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
     State { position, digest: Digest::default(), usage: Usage::default() }
 }
