@@ -17,6 +17,8 @@ mod link;
 mod names;
 mod remove;
 mod rename;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 use murphy_log::{LogTime, Lsn};
