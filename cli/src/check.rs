@@ -2,12 +2,11 @@
 //!
 //! Invariants:
 //! - Nothing is changed. Everything is read from one view, while writes go on.
-//! - Memory grows with the number of packs and of inodes with several names, not with that of files.
+//! - Memory grows with the number of packs and of directories, not with that of files.
 
 mod packs;
-mod tree;
 
-use murphy_fs::{IndexSnapshot, Table, check_digest};
+use murphy_fs::{FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_tree_with};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -65,7 +64,7 @@ impl Summary {
 /// Where findings go; no more than a limit.
 struct Findings<'a> {
     found: &'a mut dyn FnMut(Finding),
-    count: u64,
+    count: usize,
 }
 
 impl Findings<'_> {
@@ -99,13 +98,7 @@ pub(crate) fn check(
         ));
     }
     let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
-    let tree = tree::check_tree(&view, &mut findings)?;
-    if tree.inodes != state.usage.inodes {
-        findings.add(format!("{} inodes are there, {} are accounted for", tree.inodes, state.usage.inodes));
-    }
-    if tree.bytes != state.usage.bytes {
-        findings.add(format!("{} bytes are in extents, {} are accounted for", tree.bytes, state.usage.bytes));
-    }
+    let tree = check_tree_with(&view, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
     let verified_bytes = packs::check_packs(node, &view, data, runtime, &mut findings)?;
     Ok(Summary {
         lsn: state.position.lsn.get(),
@@ -115,7 +108,7 @@ pub(crate) fn check(
         extents: rows(Table::Extent),
         packs: rows(Table::Pack),
         verified_bytes,
-        findings: findings.count,
+        findings: findings.count as u64,
     })
 }
 
@@ -127,5 +120,3 @@ pub(crate) fn missing_packs(node: &Node, runtime: &Handle) -> Result<Vec<String>
     packs::check_packs(node, &node.volume.view_with_state(), false, runtime, &mut findings)?;
     Ok(missing)
 }
-
-const FINDINGS_MAX: u64 = 10_000;

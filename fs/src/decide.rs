@@ -18,6 +18,8 @@ mod member;
 mod names;
 mod remove;
 mod rename;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 use murphy_log::{LogTime, Lsn};

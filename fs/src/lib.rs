@@ -7,6 +7,7 @@ mod acknowledge;
 mod applier;
 mod attr;
 mod changes;
+mod check;
 mod data;
 mod decide;
 mod errno;
@@ -29,6 +30,7 @@ pub use acknowledge::{
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use changes::{ChangeObserver, Observation};
+pub use check::{FINDINGS_MAX, Finding, TreeCounts, check_tree, check_tree_with};
 pub use data::{
     AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, ClaimPrefixError, CredentialsError,
     DiskCache, DiskCacheError, FailureDomain, FetchStats, FooterDigest, MAX_PACK_PLAIN, MAX_PACK_STORED,

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - Never runs backwards, not across restarts either: it begins at the last entry's time.
+//! - Never stands still: while the wall clock is behind what was given before, time goes on at half speed until the wall clock has caught
+//!   up. Frames are closed and ticks are due by log time.
 //! - A wall clock that moves more than [`STEP_LIMIT`] against the monotonic clock is reported once and then not believed: time goes on
 //!   with the monotonic clock until the two agree again.
 
@@ -17,6 +19,8 @@ pub(crate) struct LogClock {
     /// A moment at which both clocks were read and believed.
     wall: LogTime,
     monotonic: Duration,
+    /// The monotonic clock when time was given last.
+    given: Duration,
     stepped: bool,
 }
 
@@ -24,7 +28,7 @@ impl LogClock {
     /// A clock that begins no earlier than `last`.
     pub(crate) fn new(clock: Arc<dyn Clock>, last: LogTime) -> LogClock {
         let (wall, monotonic) = (clock.wall(), clock.monotonic());
-        LogClock { clock, last, wall, monotonic, stepped: false }
+        LogClock { clock, last, wall, monotonic, given: monotonic, stepped: false }
     }
 
     /// The time of the next entry.
@@ -43,7 +47,9 @@ impl LogClock {
         if !self.stepped {
             (self.wall, self.monotonic) = (wall, monotonic);
         }
-        self.last = self.last.max(time);
+        let slow = self.last.after(monotonic.saturating_sub(self.given) / 2);
+        self.given = monotonic;
+        self.last = if time >= self.last { time } else { slow };
         self.last
     }
 
@@ -95,5 +101,21 @@ mod tests {
         assert_eq!(clock.now(), start.after(Duration::from_millis(5)));
         manual.advance(Duration::from_secs(2));
         assert_eq!(clock.now(), start.after(Duration::from_secs(1)));
+    }
+
+    /// The fear: no frame is closed and no tick appended for as long as the wall clock was set back.
+    #[test]
+    fn a_wall_clock_that_was_set_back_does_not_stop_log_time() {
+        let start = LogTime::from_nanos(1_700_000_000_000_000_000);
+        let manual = Arc::new(ManualClock::new(start));
+        let mut clock = LogClock::new(Arc::clone(&manual) as Arc<dyn Clock>, start);
+        let minute = Duration::from_secs(60);
+        manual.step_wall(LogTime::from_nanos(start.as_nanos() - 4 * 60 * 1_000_000_000));
+        for passed in 1..=6_u32 {
+            manual.advance(minute);
+            assert_eq!(clock.now(), start.after(minute * passed / 2));
+        }
+        manual.advance(3 * minute);
+        assert_eq!(clock.now(), start.after(5 * minute), "with the wall clock again");
     }
 }

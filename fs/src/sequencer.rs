@@ -176,6 +176,13 @@ impl Sequencer {
         self.leads.load(Ordering::Acquire)
     }
 
+    /// Decides nothing any more: every change is refused with EROFS from now on.
+    pub(crate) fn retire(&self) {
+        let mut core = self.core.lock();
+        self.close_frames(&mut core);
+        core.appender = None;
+    }
+
     /// The newest view.
     pub(crate) fn view(&self) -> View {
         let visible = Lsn::new(self.visible.load(Ordering::Acquire));
@@ -271,10 +278,15 @@ impl Sequencer {
         if !core.waiting.is_empty() {
             return Err(Errno::ENOSPC.into());
         }
-        if self.basis.load().weight() > self.limits.overlay_bytes {
+        if self.is_full() {
             return Err(SubmitError::Full);
         }
         Ok(())
+    }
+
+    /// Whether the overlay has reached its limit.
+    pub(crate) fn is_full(&self) -> bool {
+        self.basis.load().weight() > self.limits.overlay_bytes
     }
 
     fn moment(&self, core: &mut Core) -> Moment {
@@ -418,6 +430,9 @@ impl Sequencer {
         if is_due || !core.waiting.is_empty() {
             self.close_frames(&mut core);
         }
+        if !core.waiting.is_empty() {
+            return IDLE;
+        }
         if let Some(due) = core.appender.as_ref().and_then(Appender::close_due) {
             return due.since(now).max(Duration::from_micros(100));
         }
@@ -507,9 +522,14 @@ impl Sequencer {
         Ok(())
     }
 
-    /// The time that an entry would have now, for the times of written data.
-    pub(crate) fn now(&self) -> LogTime {
-        self.core.lock().clock.now()
+    /// The time that an entry would have now, for the times of written data. What an entry would be refused for refuses the data too,
+    /// except a full overlay.
+    pub(crate) fn time_of_write(&self) -> Result<LogTime, SubmitError> {
+        let mut core = self.core.lock();
+        match self.may_append(&core) {
+            Ok(()) | Err(SubmitError::Full) => Ok(core.clock.now()),
+            Err(refused) => Err(refused),
+        }
     }
 
     /// The log below.

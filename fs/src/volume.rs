@@ -303,28 +303,21 @@ impl Volume {
         if let Err(errno) = self.check_leads() {
             return Answer::Now(Err(errno));
         }
-        let first = loop {
-            match attempt(self, &caller) {
-                Err(SubmitError::Stale) => {}
-                other => break other,
+        let mut first = attempt(self, &caller);
+        for _ in 0..STALE_TRIES {
+            if !matches!(first, Err(SubmitError::Stale)) {
+                break;
             }
-        };
+            first = attempt(self, &caller);
+        }
         match first {
             Ok(reply) if !self.shared.options.sync => Answer::Now(Ok(reply)),
             Err(SubmitError::Errno(errno)) => Answer::Now(Err(errno)),
             first => {
                 let volume = self.clone();
                 Answer::later(async move {
-                    let mut result = first;
-                    let reply = loop {
-                        match result {
-                            Ok(reply) => break reply,
-                            Err(SubmitError::Errno(errno)) => return Err(errno),
-                            Err(SubmitError::Full) => volume.shared.sequencer.room().await,
-                            Err(SubmitError::Stale) => {}
-                        }
-                        result = attempt(&volume, &caller);
-                    };
+                    let trying = volume.clone();
+                    let reply = volume.retry(first, move || attempt(&trying, &caller)).await?;
                     if volume.shared.options.sync {
                         volume.make_durable().await?;
                     }
@@ -332,6 +325,30 @@ impl Volume {
                 })
             }
         }
+    }
+
+    /// Tries again until there is room, or for the longest that a request may take.
+    async fn retry<T>(
+        &self,
+        first: Result<T, SubmitError>,
+        attempt: impl Fn() -> Result<T, SubmitError>,
+    ) -> Result<T, Errno> {
+        let trying = async move {
+            let mut result = first;
+            loop {
+                match result {
+                    Ok(reply) => return Ok(reply),
+                    Err(SubmitError::Errno(errno)) => return Err(errno),
+                    Err(SubmitError::Full) => self.shared.sequencer.room().await,
+                    Err(SubmitError::Stale) => tokio::task::yield_now().await,
+                }
+                result = attempt();
+            }
+        };
+        tokio::time::timeout(self.shared.options.io_timeout, trying).await.unwrap_or_else(|_| {
+            tracing::error!("a change waited too long for room: the index, or the log, does not keep up");
+            Err(Errno::EIO)
+        })
     }
 
     /// Waits until every entry so far is durable at the volume's level.
@@ -352,17 +369,20 @@ impl Volume {
     pub async fn close(&self) -> Result<(), Errno> {
         self.flush_all().await?;
         self.make_durable().await?;
+        self.shared.sequencer.retire();
+        // What was decided meanwhile, too.
+        self.make_durable().await?;
         let volume = self.clone();
         let settled = tokio::task::spawn_blocking(move || volume.settle_index()).await;
         settled.map_err(|_| Errno::EIO)?
     }
 
-    /// Moves every durable entry into the index, which then survives a power cut.
+    /// Moves every durable entry into the index, which then survives a power cut. EIO if that takes longer than a request may.
     pub fn settle_index(&self) -> Result<(), Errno> {
         let lsn = self.shared.sequencer.seal_now();
         self.shared
             .workers
-            .wait_indexed(lsn)
+            .wait_indexed(lsn, self.shared.options.io_timeout)
             .and_then(|()| self.shared.index.sync().map_err(|e| e.to_string()))
             .map_err(|error| {
                 tracing::error!(
@@ -374,5 +394,7 @@ impl Volume {
     }
 }
 
+/// How often a request that was prepared from rows that have changed since is tried again on the caller's own thread.
+const STALE_TRIES: u32 = 16;
 /// Separates the hash of names from the volume's other keyed hashes.
 const NAME_HASH_PURPOSE: &str = "murphy v0 name hash";

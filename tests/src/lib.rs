@@ -14,7 +14,7 @@ pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_dir
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
-    RunRules, Search, Step, TimePick, Who, judge, search, strategy,
+    RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
 };
 pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount};

@@ -18,7 +18,7 @@ use murphy_fs::{Caller, Kind, OpenFlags, RenameMode, Timespec, XattrMode};
 pub use self::{
     choose::strategy,
     contest::{Contest, Mismatch, RunRules},
-    judge::{Counterexample, Search, judge, search},
+    judge::{Counterexample, Search, judge, judge_inside, search, search_inside},
 };
 
 /// A sequence of calls.

@@ -9,4 +9,5 @@ mod house;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod races;
 mod volume;

@@ -6,17 +6,17 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::{
-    BlockStore, CellCache, FileSystem, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
-    VolumeParts,
+    BlockStore, CellCache, FileSystem, IndexSnapshot, MemoryIndex, ObjectBlockStore, PackFetcher, Volume,
+    VolumeOptions, VolumeParts, check_digest, check_tree,
 };
 use murphy_log::{
     ChainHash, Clock, Digest, Epoch, EpochId, Log, Lsn, MemoryLog, Position, State, Usage, VolumeId,
     VolumeKeys,
 };
-use murphy_tests::judge;
+use murphy_tests::judge_inside;
 
 /// The state before the first entry of a new branch.
-fn origin(epoch: Epoch) -> State {
+pub(crate) fn origin(epoch: Epoch) -> State {
     let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
     State { position, digest: Digest::default(), usage: Usage::default() }
 }
@@ -43,11 +43,32 @@ fn memory_volume(clock: Arc<dyn Clock>, options: VolumeOptions) -> Volume {
     volume
 }
 
+/// A volume, and a look into it: its tree is sound, and the digest and the totals that it has kept up are those of its rows.
+fn judged(
+    clock: Arc<dyn Clock>,
+    options: VolumeOptions,
+) -> (Arc<dyn FileSystem>, impl FnOnce() -> Result<(), String>) {
+    let volume = memory_volume(clock, options);
+    let looked = volume.clone();
+    let look = move || {
+        let view = looked.view_with_state();
+        let findings = check_tree(&view).map_err(|error| error.to_string())?;
+        let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
+        let digest = check_digest(&view, &keys).map_err(|error| error.to_string())?.digest;
+        let kept = view.state().map(|state| state.digest);
+        if kept != Some(digest) {
+            return Err(format!("the rows have digest {digest}, {kept:?} was kept up"));
+        }
+        if findings.is_empty() { Ok(()) } else { Err(format!("the tree is not sound: {findings:?}")) }
+    };
+    (Arc::new(volume), look)
+}
+
 /// The main judge: whatever a program does, the volume and the model agree.
 #[test]
 fn the_volume_is_the_reference() {
     let options = VolumeOptions { generation_bytes: 4096, cached_rows: 64, ..VolumeOptions::default() };
-    judge(|clock| Arc::new(memory_volume(clock, options)), 100);
+    judge_inside(|clock| judged(clock, options), 100);
 }
 
 /// Flushes land between any two operations when everything is flushed at once.
@@ -58,5 +79,5 @@ fn the_volume_is_the_reference_while_it_flushes_all_the_time() {
         dirty_bytes: 1 << 20,
         ..VolumeOptions::default()
     };
-    judge(|clock| Arc::new(memory_volume(clock, options)) as Arc<dyn FileSystem>, 50);
+    judge_inside(|clock| judged(clock, options), 50);
 }

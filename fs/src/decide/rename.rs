@@ -13,6 +13,8 @@ pub(crate) struct Rename {
     pub(crate) from: (Ino, PlacedName),
     pub(crate) to: (Ino, PlacedName),
     pub(crate) mode: RenameMode,
+    /// What the caller saw moving, if it saw a name in the way.
+    pub(crate) source: Option<Ino>,
     /// What the caller knows of the file that is replaced, if it saw one.
     pub(crate) victim: Option<Victim>,
 }
@@ -32,6 +34,7 @@ impl Operation for Rename {
             (None, RenameMode::Exchange) => return Err(Errno::ENOENT.into()),
             (Some(_), RenameMode::NoReplace) => return Err(Errno::EEXIST.into()),
             (Some(target), _) if target.ino == source.ino => return Ok(None),
+            (Some(_), _) if self.source != Some(source.ino) => return Err(Refusal::Stale),
             _ => {}
         }
         let source_row = draft.inode(source.ino)?;

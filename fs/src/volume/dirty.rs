@@ -81,6 +81,11 @@ impl DirtyData {
         self.segments.values().any(|segment| !segment.in_flight)
     }
 
+    /// Whether there are bytes in flight.
+    pub(crate) fn is_flying(&self) -> bool {
+        self.segments.values().any(|segment| segment.in_flight)
+    }
+
     /// The offset after the last dirty byte.
     pub(crate) fn end(&self) -> u64 {
         self.segments.last_key_value().map_or(0, |(offset, segment)| offset + segment.len())

@@ -1,5 +1,7 @@
 //! The volume as a [`FileSystem`]: each call to what does it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{Volume, flush::Urgency, io::may_truncate};
@@ -98,22 +100,30 @@ impl FileSystem for Volume {
     }
 
     fn rename(&self, caller: &Caller, from: (Ino, &Name), to: (Ino, &Name), mode: RenameMode) -> Answer<()> {
-        let (from, to) = ((from.0, from.1.clone()), (to.0, to.1.clone()));
-        let rename = {
-            let (from, to) = (from.clone(), to.clone());
-            move |volume: &Volume, caller: &Caller| volume.move_name(caller, &from, &to, mode)
+        let (from, to) = (Arc::new((from.0, from.1.clone())), Arc::new((to.0, to.1.clone())));
+        let (volume, caller) = (self.clone(), *caller);
+        let rename = move |flushed| {
+            let (from, to) = (Arc::clone(&from), Arc::clone(&to));
+            volume.mutate_with(caller, move |volume, caller| {
+                volume.move_name(caller, &from, &to, mode, flushed)
+            })
         };
-        match self.check_leads().and_then(|()| self.dirty_before_rename(&from, &to, mode)) {
-            Err(errno) => Answer::Now(Err(errno)),
-            Ok(None) => self.mutate_with(*caller, rename),
-            Ok(Some(ino)) => {
-                let (volume, caller) = (self.clone(), *caller);
-                Answer::later(async move {
-                    volume.flush_file(ino).await?;
-                    volume.mutate_with(caller, rename).wait().await
-                })
-            }
+        if let Err(errno) = self.check_leads() {
+            return Answer::Now(Err(errno));
         }
+        let mut first = match rename(None) {
+            Answer::Now(Err(errno)) => return Answer::Now(Err(errno)),
+            Answer::Now(Ok(None)) => return Answer::Now(Ok(())),
+            later => later,
+        };
+        let volume = self.clone();
+        Answer::later(async move {
+            while let Some(ino) = first.wait().await? {
+                volume.flush_file(ino).await?;
+                first = rename(Some(ino));
+            }
+            Ok(())
+        })
     }
 
     fn readdir(&self, directory: Ino, cookie: u64, limit: usize) -> Answer<Vec<DirEntry>> {
@@ -236,25 +246,6 @@ impl Volume {
     async fn sync_file(&self, ino: Ino) -> Result<(), Errno> {
         self.flush_file(ino).await?;
         self.make_durable().await.map(|_| ())
-    }
-
-    /// The file whose bytes must be stored before a rename, because it replaces another: a crash leaves the old or the new one, whole.
-    fn dirty_before_rename(
-        &self,
-        from: &(Ino, Name),
-        to: &(Ino, Name),
-        mode: RenameMode,
-    ) -> Result<Option<Ino>, Errno> {
-        if matches!(mode, RenameMode::NoReplace) || self.find_child(to.0, &to.1)?.is_none() {
-            return Ok(None);
-        }
-        let Some(ino) = self.find_child(from.0, &from.1)? else { return Ok(None) };
-        let file = self.shared.files.find(ino);
-        let waits = file.is_some_and(|file| {
-            let inner = file.lock();
-            !inner.dirty.is_empty()
-        });
-        Ok(waits.then_some(ino))
     }
 }
 

@@ -31,19 +31,19 @@ pub(crate) struct FileInner {
     pub(crate) dirty: DirtyData,
     /// Open handles.
     pub(crate) opens: u32,
-    /// It has lost its last name.
-    pub(crate) orphan: bool,
     /// It is being purged: nothing may be stored for it any more.
     pub(crate) purging: bool,
     /// Flushes that took off and that ended.
     pub(crate) flushes_begun: u64,
     pub(crate) flushes_ended: u64,
+    /// The last flush that left nothing behind: whatever was dirty when it took off has its entries.
+    pub(crate) flushes_stored: u64,
     /// It waits in the flusher's queue.
     pub(crate) queued: bool,
     /// An error of a flush that nobody has been told yet.
     pub(crate) error: Option<Errno>,
-    /// The last flush failed; it is tried again.
-    pub(crate) failing: bool,
+    /// Why the last flush failed, if it did; it is tried again.
+    pub(crate) failure: Option<Errno>,
 }
 
 impl FileState {
@@ -80,14 +80,15 @@ impl FileTable {
     /// Forgets the state of `file` if nothing keeps it.
     pub(crate) fn forget(&self, file: Arc<FileState>) {
         let mut files = self.files.write();
-        // This reference and the table's are the only ones: nobody can be about to lock it.
-        if Arc::strong_count(&file) == 2 {
+        let ino = file.ino;
+        drop(file);
+        // The table's reference is the only one: nobody can be about to lock it.
+        let idle = files.get(&ino).filter(|file| Arc::strong_count(file) == 1).is_some_and(|file| {
             let inner = file.lock();
-            let idle = inner.opens == 0 && inner.dirty.is_empty() && !inner.queued && inner.error.is_none();
-            drop(inner);
-            if idle {
-                files.remove(&file.ino);
-            }
+            inner.opens == 0 && inner.dirty.is_empty() && !inner.queued && inner.error.is_none()
+        });
+        if idle {
+            files.remove(&ino);
         }
     }
 

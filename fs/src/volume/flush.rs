@@ -8,6 +8,8 @@
 //! - A file is in one batch at a time.
 //! - An entry is decided after its pack is stored, under the file's lock, for what is left of the flight.
 //! - A flush that fails keeps its bytes, tells the next fsync and close, and is tried again.
+//! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
+//! - A put that gets no answer fails, so that what comes behind it has its turn.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -72,33 +74,39 @@ impl Volume {
 
     /// Returns when every byte that is dirty now has been stored and has its entry, or could not be.
     pub(super) async fn flush_file(&self, ino: Ino) -> Result<(), Errno> {
+        self.flush_within(ino, self.shared.options.io_timeout).await.map_err(FlushError::errno)
+    }
+
+    async fn flush_within(&self, ino: Ino, patience: Duration) -> Result<(), FlushError> {
         let Some(file) = self.shared.files.find(ino) else { return Ok(()) };
         let goal = {
             let mut inner = file.lock();
             if let Some(errno) = inner.error.take()
                 && inner.dirty.is_empty()
             {
-                return Err(errno);
+                return Err(FlushError::Failed(errno));
             }
             inner.flushes_begun + u64::from(inner.dirty.has_grounded())
         };
-        let waited =
-            tokio::time::timeout(self.shared.options.io_timeout, self.wait_flushed(&file, goal)).await;
-        waited.unwrap_or_else(|_| {
+        tokio::time::timeout(patience, self.wait_flushed(&file, goal)).await.unwrap_or_else(|_| {
             tracing::error!(%ino, "file data was not stored in time; it is kept and tried again");
-            Err(Errno::EIO)
+            Err(FlushError::TimedOut)
         })
     }
 
-    async fn wait_flushed(&self, file: &Arc<FileState>, goal: u64) -> Result<(), Errno> {
+    async fn wait_flushed(&self, file: &Arc<FileState>, goal: u64) -> Result<(), FlushError> {
         loop {
             let flushed = file.flushed.notified();
             tokio::pin!(flushed);
             flushed.as_mut().enable();
             let asks = {
                 let mut inner = file.lock();
+                if inner.flushes_stored >= goal || inner.dirty.is_empty() {
+                    return Ok(());
+                }
                 if inner.flushes_ended >= goal {
-                    return inner.error.take().map_or(Ok(()), Err);
+                    inner.error = None;
+                    return Err(FlushError::Failed(inner.failure.unwrap_or(Errno::EIO)));
                 }
                 inner.flushes_begun < goal
             };
@@ -109,20 +117,33 @@ impl Volume {
         }
     }
 
-    /// The same for every file.
+    /// The same for every file. Once one was not stored in time, the others get no time of their own.
     pub(super) async fn flush_all(&self) -> Result<(), Errno> {
-        let files = self.shared.files.all();
-        for file in &files {
-            if file.lock().dirty.has_grounded() {
-                self.request_flush(file, Urgency::Now);
-            }
-        }
+        self.request_all(Urgency::Now);
+        let mut patience = self.shared.options.io_timeout;
         let mut result = Ok(());
-        for file in files {
-            result = self.flush_file(file.ino).await.and(result);
+        for file in self.shared.files.all() {
+            let flushed = self.flush_within(file.ino, patience).await;
+            if let Err(FlushError::TimedOut) = flushed {
+                patience = Duration::ZERO;
+            }
+            result = flushed.map_err(FlushError::errno).and(result);
             self.shared.files.forget(file);
         }
         result
+    }
+
+    /// Requests a flush of every file that has dirty bytes and is in no queue. Forgets what nothing keeps.
+    fn request_all(&self, urgency: Urgency) {
+        for file in self.shared.files.all() {
+            let inner = file.lock();
+            let wanted = inner.dirty.has_grounded() && !inner.queued;
+            drop(inner);
+            if wanted {
+                self.request_flush(&file, urgency);
+            }
+            self.shared.files.forget(file);
+        }
     }
 
     /// Whether writers have to wait.
@@ -134,11 +155,7 @@ impl Volume {
     pub(super) async fn wait_cleaner(&self) -> Result<(), Errno> {
         let cleaning = async {
             while self.is_dirty_full() {
-                for file in self.shared.files.all() {
-                    if file.lock().dirty.has_grounded() {
-                        self.request_flush(&file, Urgency::Now);
-                    }
-                }
+                self.request_all(Urgency::Now);
                 let cleaned = self.shared.files.cleaned.notified();
                 let _waited = tokio::time::timeout(LINGER, cleaned).await;
             }
@@ -160,7 +177,7 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
             request = queue.recv() => request,
             _ = sweep.tick() => {
                 let Some(shared) = volume.upgrade() else { return };
-                request_old(&Volume { shared });
+                Volume { shared }.request_all(Urgency::Soon);
                 continue;
             }
         };
@@ -197,19 +214,22 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
     }
 }
 
-/// Requests a flush of every file that has dirty bytes and is in no queue.
-fn request_old(volume: &Volume) {
-    for file in volume.shared.files.all() {
-        let inner = file.lock();
-        let wanted = inner.dirty.has_grounded() && !inner.queued;
-        drop(inner);
-        if wanted {
-            volume.request_flush(&file, Urgency::Soon);
+/// Why bytes that somebody waits for were not stored.
+enum FlushError {
+    Failed(Errno),
+    TimedOut,
+}
+
+impl FlushError {
+    fn errno(self) -> Errno {
+        match self {
+            FlushError::Failed(errno) => errno,
+            FlushError::TimedOut => Errno::EIO,
         }
     }
 }
 
-/// Files whose bytes are on their way.
+/// Files whose bytes are on their way. However it ends, its flights end with it.
 struct Batch {
     volume: Volume,
     flights: Vec<Flight>,
@@ -234,8 +254,9 @@ impl Batch {
             let mut inner = file.lock();
             inner.queued = false;
             if inner.flushes_begun > inner.flushes_ended || !inner.dirty.has_grounded() {
-                // In another batch, which asks for the rest itself; or there is nothing.
+                // In another batch, which asks for the rest itself; or there is nothing any more, for which somebody may wait.
                 drop(inner);
+                file.flushed.notify_waiters();
                 volume.shared.files.forget(file);
                 continue;
             }
@@ -254,14 +275,17 @@ impl Batch {
         let packer = self.volume.clone();
         let packing = tokio::task::spawn_blocking(move || cut(&packer.shared, &pieces, &sender));
         let store = Arc::clone(&self.volume.shared.blocks);
+        let patience = self.volume.shared.options.io_timeout;
         let puts = futures::stream::unfold(receiver, |mut receiver| async {
             Some((receiver.recv().await?, receiver))
         })
         .map(|load: Load| {
             let store = Arc::clone(&store);
             async move {
-                let stored = store.put(load.pack.name, load.pack.bytes.clone()).await;
-                (load, stored)
+                let put = store.put(load.pack.name, load.pack.bytes.clone());
+                let stored = tokio::time::timeout(patience, put).await;
+                let stored = stored.map_err(|_| "the store does not answer".to_owned());
+                (load, stored.and_then(|stored| stored.map_err(|error| error.to_string())))
             }
         })
         .buffered(PUTS);
@@ -270,7 +294,7 @@ impl Batch {
             match stored {
                 Ok(()) => self.land(&load).await,
                 Err(error) => {
-                    tracing::error!(%error, "a pack was not stored; its bytes are kept and tried again");
+                    tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
                     load.placed
                         .iter()
                         .for_each(|(flight, _)| self.flights[*flight].failed = Some(Errno::EIO));
@@ -281,7 +305,6 @@ impl Batch {
             tracing::error!(%error, "cutting packs failed");
             self.flights.iter_mut().for_each(|flight| flight.failed = Some(Errno::EIO));
         }
-        self.flights.into_iter().for_each(|flight| flight.end(&self.volume));
     }
 
     /// Decides the entries of a stored pack.
@@ -297,26 +320,33 @@ impl Batch {
                 continue;
             }
             for pieces in pieces.chunks(PIECES) {
-                match self.volume.store(&flight.file, pieces, pack).await {
-                    Ok(Some(used)) => pack = used,
-                    Ok(None) => {}
-                    Err(errno) => flight.failed = Some(errno),
+                if let Err(errno) = self.volume.store(&flight.file, pieces, &mut pack).await {
+                    flight.failed = Some(errno);
+                    break;
                 }
             }
         }
     }
 }
 
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.flights.drain(..).for_each(|flight| flight.end(&self.volume));
+    }
+}
+
 impl Flight {
     fn end(self, volume: &Volume) {
         let mut inner = self.file.lock();
+        // What is still in flight did not land, for whatever reason.
+        inner.failure = inner.dirty.is_flying().then(|| self.failed.unwrap_or(Errno::EIO));
         inner.dirty.ground();
         inner.flushes_ended += 1;
-        inner.failing = self.failed.is_some();
-        if self.failed.is_some() && !inner.dirty.is_empty() {
-            inner.error = self.failed;
+        match inner.failure {
+            Some(_) => inner.error = inner.failure,
+            None => inner.flushes_stored = inner.flushes_ended,
         }
-        let again = inner.dirty.has_grounded() && !inner.failing && !inner.queued;
+        let again = inner.dirty.has_grounded() && inner.failure.is_none() && !inner.queued;
         drop(inner);
         self.file.flushed.notify_waiters();
         if again {
@@ -327,17 +357,15 @@ impl Flight {
 }
 
 impl Volume {
-    /// Decides the entry of stored pieces, for what is left of them. Returns by which number the tree knows the pack, if it came to that.
-    async fn store(
-        &self,
-        file: &Arc<FileState>,
-        placed: &[Piece],
-        pack: PackUse,
-    ) -> Result<Option<PackUse>, Errno> {
+    /// Decides the entries of stored pieces, for what is left of them. `pack` becomes the number by which the tree knows it, if it
+    /// comes to that.
+    async fn store(&self, file: &Arc<FileState>, placed: &[Piece], pack: &mut PackUse) -> Result<(), Errno> {
         loop {
-            let stored = self.try_store(file, &mut file.lock(), placed, pack);
+            let stored = self.try_store(file, &mut file.lock(), placed, *pack);
             match stored {
-                Ok(used) => return Ok(used),
+                Ok(None) => return Ok(()),
+                // There may be more than one entry can hold.
+                Ok(Some(used)) => *pack = used,
                 Err(SubmitError::Errno(errno)) => return Err(errno),
                 Err(SubmitError::Full) => self.shared.sequencer.room().await,
                 Err(SubmitError::Stale) => {
@@ -348,6 +376,7 @@ impl Volume {
         }
     }
 
+    /// Decides one entry, for the first of the pieces at least. Returns `None` when nothing is left of them.
     fn try_store(
         &self,
         file: &FileState,
@@ -355,7 +384,7 @@ impl Volume {
         placed: &[Piece],
         pack: PackUse,
     ) -> Result<Option<PackUse>, SubmitError> {
-        let pieces = inner.dirty.landing(placed);
+        let mut pieces = inner.dirty.landing(placed);
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(None) };
         let row = self.inode_row(file.ino)?;
         if inner.purging || row.is_none_or(|row| may_truncate(&row).is_err()) {
@@ -371,6 +400,10 @@ impl Volume {
                     piece.offset < extent.end() && extent.offset < piece.offset + u64::from(piece.length)
                 };
                 if pieces.iter().any(|piece| touches(&piece)) {
+                    if overlapped.len() == OVERLAPPED {
+                        cut_off(&mut pieces, extent.offset);
+                        break;
+                    }
                     overlapped.push(extent.offset);
                 }
             }
@@ -381,6 +414,14 @@ impl Volume {
         let removed = inner.dirty.landed(&store.pieces);
         self.shared.files.count_dirty(-removed.cast_signed());
         Ok(Some(PackUse::Known(number)))
+    }
+}
+
+/// Leaves of `pieces` what lies before `end`.
+fn cut_off(pieces: &mut Vec<Piece>, end: u64) {
+    pieces.retain(|piece| piece.offset < end);
+    for piece in pieces {
+        piece.length = piece.length.min(u32::try_from(end - piece.offset).unwrap_or(u32::MAX));
     }
 }
 
@@ -472,5 +513,7 @@ const BATCHES: usize = 4;
 const PUTS: usize = 8;
 /// Packs cut ahead of the puts.
 const PACKS_AHEAD: usize = 2;
-/// Pieces in one entry; their extents, and those that they cut, stay below an entry's limits.
+/// Pieces in one entry, ...
 const PIECES: usize = 512;
+/// ... and extents that they replace or cut: each of these is at most four changes, and together they stay below an entry's limits.
+const OVERLAPPED: usize = 256;

@@ -65,14 +65,10 @@ impl Volume {
             _ => return Err(Errno::ENXIO.into()),
         }
         let file = self.shared.files.state(ino);
-        {
-            // Counted before the inode is looked at again, so that whoever removes its last name sees it open.
-            let mut inner = file.lock();
-            inner.opens += 1;
-            if inner.purging || self.inode_row(ino)?.is_none() {
-                inner.opens -= 1;
-                return Err(Errno::ESTALE.into());
-            }
+        let counted = self.count_open(ino, &mut file.lock());
+        if let Err(errno) = counted {
+            self.shared.files.forget(file);
+            return Err(errno.into());
         }
         let handle = self.shared.handles.add(file, flags);
         if flags.truncate
@@ -81,8 +77,24 @@ impl Volume {
             self.close_handle(handle);
             return Err(error);
         }
-        let unchanged = self.shared.stamps.unchanged(&self.attr(ino)?);
-        Ok(Opened { handle, unchanged })
+        match self.attr(ino) {
+            Ok(attr) => Ok(Opened { handle, unchanged: self.shared.stamps.unchanged(&attr) }),
+            Err(errno) => {
+                self.close_handle(handle);
+                Err(errno.into())
+            }
+        }
+    }
+
+    /// Counts one more handle. Under the file's lock: whoever removes the last name of the inode sees it open, or it is seen here that
+    /// the inode is gone, or about to be.
+    fn count_open(&self, ino: Ino, inner: &mut FileInner) -> Result<(), Errno> {
+        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        if inner.purging || (row.nlink == 0 && inner.opens == 0) {
+            return Err(Errno::ESTALE);
+        }
+        inner.opens += 1;
+        Ok(())
     }
 
     /// Closes a handle. An orphan that nobody has open any more is purged.
@@ -90,7 +102,9 @@ impl Volume {
         let Some(OpenFile { file, .. }) = self.shared.handles.remove(handle) else { return };
         let mut inner = file.lock();
         inner.opens = inner.opens.saturating_sub(1);
-        let purge = inner.opens == 0 && inner.orphan;
+        // A tree that cannot be read says so; the next start goes on with what it holds.
+        let purge = inner.opens == 0
+            && self.inode_row(file.ino).is_ok_and(|row| row.is_some_and(|row| row.nlink == 0));
         if purge {
             self.discard_dirty(&mut inner);
         }
@@ -209,9 +223,9 @@ impl Volume {
         if loses_mode_bits(&row, caller.uid) || (row.has_xattrs && self.has_capability(ino)?) {
             self.shared.sequencer.submit(Some(caller), &DropPrivilege { ino })?;
         }
-        let grown = inner.dirty.write(offset, data, self.shared.sequencer.now().into());
+        let written = self.shared.sequencer.time_of_write()?;
+        self.shared.files.count_dirty(inner.dirty.write(offset, data, written.into()));
         drop(inner);
-        self.shared.files.count_dirty(grown);
         u32::try_from(data.len()).map_err(|_| Errno::EINVAL.into())
     }
 

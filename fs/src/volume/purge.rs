@@ -13,8 +13,12 @@ impl Volume {
     pub(super) fn purge_later(&self, ino: Ino) {
         let volume = self.clone();
         self.shared.runtime.spawn(async move {
-            if let Err(errno) = volume.purge(ino).await {
-                tracing::error!(%ino, %errno, "an orphan was not purged; the next start goes on with it");
+            match volume.purge(ino).await {
+                // Of another source, which purges it.
+                Ok(()) | Err(Errno::EROFS) => {}
+                Err(errno) => {
+                    tracing::error!(%ino, %errno, "an orphan was not purged; the next start goes on with it");
+                }
             }
         });
     }
@@ -61,9 +65,11 @@ impl Volume {
         for extent in self.view().extents(ino, 0, u64::MAX).take(PURGE_BATCH + 1) {
             extents.push(super::tree::logged(extent)?.offset);
         }
-        let last = extents.len() <= PURGE_BATCH;
+        let mut last = extents.len() <= PURGE_BATCH;
         extents.truncate(PURGE_BATCH);
-        let xattrs = if last { self.xattr_names(ino)? } else { Vec::new() };
+        let mut xattrs = if last { self.xattr_names(ino)? } else { Vec::new() };
+        last &= xattrs.len() <= PURGE_BATCH;
+        xattrs.truncate(PURGE_BATCH);
         let purge = Purge { ino, extents, xattrs, last };
         self.shared.sequencer.submit(None::<&Caller>, &purge)?;
         Ok(last)

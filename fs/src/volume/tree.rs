@@ -44,11 +44,20 @@ impl Volume {
     }
 
     pub(super) fn lookup_name(&self, parent: Ino, name: &Name) -> Result<Attr, Errno> {
-        match self.find_child(parent, name)? {
-            Some(ino) => {
-                self.attr(ino).map_err(|errno| if errno == Errno::ESTALE { Errno::ENOENT } else { errno })
+        let mut gone = None;
+        loop {
+            let Some(ino) = self.find_child(parent, name)? else {
+                return self.require_directory(parent).and(Err(Errno::ENOENT));
+            };
+            match self.attr(ino) {
+                // Replaced meanwhile: the name stands for another inode by now.
+                Err(Errno::ESTALE) if gone != Some(ino) => gone = Some(ino),
+                Err(Errno::ESTALE) => {
+                    tracing::error!(%parent, %ino, "a name stands for an inode that is not there");
+                    return Err(Errno::EIO);
+                }
+                found => return found,
             }
-            None => self.require_directory(parent).and(Err(Errno::ENOENT)),
         }
     }
 
@@ -137,12 +146,10 @@ impl Volume {
         let mut purge = false;
         if let Ok((_, Some(fate))) = &result
             && *fate != Fate::Lives
+            && inner.opens == 0
         {
-            inner.orphan = true;
-            if inner.opens == 0 {
-                self.discard_dirty(&mut inner);
-                purge = *fate == Fate::Orphaned;
-            }
+            self.discard_dirty(&mut inner);
+            purge = *fate == Fate::Orphaned;
         }
         drop(inner);
         self.shared.files.forget(file);
@@ -182,26 +189,35 @@ impl Volume {
         Ok(())
     }
 
+    /// Moves a name. If it would take the place of another while bytes of its file are not stored, nothing happens and the file is
+    /// returned, unless it is `flushed`: a crash must leave the old file or the new one, whole.
     pub(super) fn move_name(
         &self,
         caller: &Caller,
         from: &(Ino, Name),
         to: &(Ino, Name),
         mode: RenameMode,
-    ) -> Result<(), SubmitError> {
+        flushed: Option<Ino>,
+    ) -> Result<Option<Ino>, SubmitError> {
+        let target = self.find_child(to.0, &to.1)?.filter(|_| mode != RenameMode::NoReplace);
+        let source = if target.is_some() { self.find_child(from.0, &from.1)? } else { None };
+        let is_dirty = |ino| self.shared.files.find(ino).is_some_and(|file| !file.lock().dirty.is_empty());
+        if let Some(ino) = source.filter(|ino| Some(*ino) != flushed && is_dirty(*ino)) {
+            return Ok(Some(ino));
+        }
         let rename = |victim| Rename {
             from: (from.0, self.placed(&from.1)),
             to: (to.0, self.placed(&to.1)),
             mode,
+            source,
             victim,
         };
-        let replaces = matches!(mode, RenameMode::Replace | RenameMode::Whiteout);
-        match self.find_child(to.0, &to.1)? {
-            Some(ino) if replaces => self.with_victim(ino, |victim| {
+        match target {
+            Some(ino) if mode != RenameMode::Exchange => self.with_victim(ino, |victim| {
                 let replaced = self.shared.sequencer.submit(Some(caller), &rename(Some(victim)))?;
-                Ok(((), replaced.map(|(_, fate)| fate)))
+                Ok((None, replaced.map(|(_, fate)| fate)))
             }),
-            _ => self.shared.sequencer.submit(Some(caller), &rename(None)).map(|_| ()),
+            _ => self.shared.sequencer.submit(Some(caller), &rename(None)).map(|_| None),
         }
     }
 
@@ -238,7 +254,8 @@ impl Volume {
         while beyond.len() > PURGE_BATCH {
             let batch = beyond.split_off(beyond.len() - PURGE_BATCH);
             let size = batch[0].max(size);
-            let part = Truncate { ino, size, beyond: batch, change: SetAttr::default() };
+            // The first part has the whole change already, so that what refuses it does so before anything is cut off.
+            let part = Truncate { ino, size, beyond: batch, change };
             self.shared.sequencer.submit(Some(caller), &part)?;
         }
         let last = Truncate { ino, size, beyond, change };

@@ -94,13 +94,18 @@ impl Workers {
         }
     }
 
-    /// Returns when the index has everything up to `lsn`, which must be sealed.
-    pub(super) fn wait_indexed(&self, lsn: Lsn) -> Result<(), String> {
+    /// Returns when the index has everything up to `lsn`, which must be sealed; waits at most `patience`.
+    pub(super) fn wait_indexed(&self, lsn: Lsn, patience: Duration) -> Result<(), String> {
+        let mut waited = Duration::ZERO;
         while self.sequencer.view().indexed() < lsn && self.sequencer.oldest_sealed().is_some() {
             if let Some(reason) = self.sequencer.ended() {
                 return Err(reason);
             }
+            if waited >= patience {
+                return Err(format!("not at lsn {lsn} in time"));
+            }
             thread::sleep(POLL);
+            waited += POLL;
         }
         Ok(())
     }
@@ -125,6 +130,9 @@ fn show_durable(sequencer: &Sequencer, observers: &Observers, stop: &AtomicBool)
         let stopping = stop.load(Ordering::Relaxed);
         for frame in frames.by_ref() {
             let frame = frame?;
+            while sequencer.is_full() && !stop.load(Ordering::Relaxed) {
+                thread::sleep(POLL);
+            }
             let entries = frame.entries()?;
             observers.announce(&entries);
             sequencer.follow(&frame, &entries)?;

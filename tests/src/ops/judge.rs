@@ -71,6 +71,17 @@ pub fn search(
     search: Search,
     make: impl Fn(Arc<dyn Clock>) -> Arc<dyn FileSystem>,
 ) -> Result<(), Box<Counterexample>> {
+    search_inside(search, |clock| (make(clock), || Ok(())))
+}
+
+/// As [`search`]; `make` gives with each candidate what looks into it after the program, and says what is wrong there.
+///
+/// # Errors
+/// The smallest counterexample found.
+pub fn search_inside<C: FnOnce() -> Result<(), String>>(
+    search: Search,
+    make: impl Fn(Arc<dyn Clock>) -> (Arc<dyn FileSystem>, C),
+) -> Result<(), Box<Counterexample>> {
     let config = Config {
         cases: search.cases,
         failure_persistence: None,
@@ -85,13 +96,13 @@ pub fn search(
         let _runtime = driver.enter();
         let clock = Arc::new(ManualClock::new(LogTime::from_nanos(START_NANOS)));
         let reference = Reference::new(clock.clone());
-        let candidate = make(clock.clone());
+        let (candidate, look) = make(clock.clone());
         let rules = RunRules { times: true };
-        Contest::new(&driver, &reference, &*candidate, Some(&clock), rules).run(program)
+        let outcome = Contest::new(&driver, &reference, &*candidate, Some(&clock), rules).run(program);
+        outcome.map_err(|mismatch| mismatch.to_string()).and_then(|()| look())
     };
-    let result = runner.run(&strategy(search.steps_max), |program| {
-        run(&program).map_err(|mismatch| TestCaseError::fail(mismatch.to_string()))
-    });
+    let result =
+        runner.run(&strategy(search.steps_max), |program| run(&program).map_err(TestCaseError::fail));
     match result {
         Ok(()) => Ok(()),
         Err(TestError::Fail(reason, program)) => {
@@ -110,6 +121,19 @@ pub fn search(
 /// With the smallest counterexample found.
 pub fn judge(make: impl Fn(Arc<dyn Clock>) -> Arc<dyn FileSystem>, cases: u32) {
     if let Err(counterexample) = search(Search::of(cases), make) {
+        panic!("{counterexample}");
+    }
+}
+
+/// As [`search_inside`], for a test.
+///
+/// # Panics
+/// With the smallest counterexample found.
+pub fn judge_inside<C: FnOnce() -> Result<(), String>>(
+    make: impl Fn(Arc<dyn Clock>) -> (Arc<dyn FileSystem>, C),
+    cases: u32,
+) {
+    if let Err(counterexample) = search_inside(Search::of(cases), make) {
         panic!("{counterexample}");
     }
 }

@@ -1,0 +1,229 @@
+//! Decisions over a table of rows in memory, with names that collide all the time.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use bytes::Bytes;
+use murphy_log::{LogTime, Lsn, State};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    Caller, DentryRow, IndexError, IndexSnapshot, Kind, Name, NameHasher, NewNode, RenameMode, RowIterator,
+    XattrMode, XattrName, check_tree, table::Table,
+};
+
+/// All rows of a small tree, and how many entries there have been.
+#[derive(Clone)]
+struct Tree {
+    rows: BTreeMap<RowKey, Bytes>,
+    lsn: Lsn,
+}
+
+impl Rows for Tree {
+    fn newest(&self, key: &RowKey) -> RowState {
+        RowState::Known(self.rows.get(key).cloned())
+    }
+
+    fn link_hint(&self, ino: Ino) -> Option<RowKey> {
+        let start = RowKey::range_start(Table::Link, ino.get());
+        self.rows
+            .range(start..RowKey::range_start(Table::Link, ino.get() + 1))
+            .next()
+            .map(|(key, _)| key.clone())
+    }
+}
+
+impl IndexSnapshot for Tree {
+    fn state(&self) -> Option<State> {
+        None
+    }
+
+    fn get(&self, key: &RowKey) -> Result<Option<Bytes>, IndexError> {
+        Ok(self.rows.get(key).cloned())
+    }
+
+    fn scan(&self, range: Range<RowKey>) -> RowIterator {
+        let rows: Vec<_> = self.rows.range(range).map(|(key, row)| Ok((key.clone(), row.clone()))).collect();
+        Box::new(rows.into_iter())
+    }
+}
+
+impl Tree {
+    fn new() -> Tree {
+        let mut tree = Tree { rows: BTreeMap::new(), lsn: Lsn::ROOT };
+        tree.decide(&Genesis { settings: Vec::new() }).unwrap();
+        tree
+    }
+
+    fn decide<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Refusal> {
+        let moment = Moment { lsn: self.lsn.next(), time: LogTime::from_nanos(self.lsn.get()), epoch: 1 };
+        let mut draft = Draft::new(self, moment, Caller::default());
+        let reply = operation.decide(&mut draft)?;
+        let decided = draft.finish();
+        self.lsn = moment.lsn;
+        for write in decided.writes {
+            assert_eq!(self.rows.get(&write.key), write.old.as_ref());
+            match write.new {
+                Some(row) => self.rows.insert(write.key, row),
+                None => self.rows.remove(&write.key),
+            };
+        }
+        Ok(reply)
+    }
+
+    fn find(&self, parent: Ino, name: &PlacedName) -> Option<Ino> {
+        let row = |key: &RowKey| self.rows.get(key).map(DentryRow::decode).transpose();
+        find(parent, name, row).unwrap().map(|found| found.ino)
+    }
+
+    fn victim(&self, parent: Ino, name: &PlacedName) -> Option<Victim> {
+        Some(Victim { ino: self.find(parent, name)?, open: false, extents: Some(Vec::new()) })
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    File(usize, u8),
+    Directory(usize, u8),
+    Link((usize, u8), (usize, u8)),
+    Unlink(usize, u8),
+    Rmdir(usize, u8),
+    Rename((usize, u8), (usize, u8), RenameMode),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = || (0..4_usize, 0..9_u8);
+    let mode = prop_oneof![
+        4 => Just(RenameMode::Replace),
+        1 => Just(RenameMode::NoReplace),
+        2 => Just(RenameMode::Exchange),
+        1 => Just(RenameMode::Whiteout),
+    ];
+    prop_oneof![
+        4 => place().prop_map(|(parent, name)| Step::File(parent, name)),
+        2 => place().prop_map(|(parent, name)| Step::Directory(parent, name)),
+        2 => (place(), place()).prop_map(|(from, to)| Step::Link(from, to)),
+        3 => place().prop_map(|(parent, name)| Step::Unlink(parent, name)),
+        1 => place().prop_map(|(parent, name)| Step::Rmdir(parent, name)),
+        4 => (place(), place(), mode).prop_map(|(from, to, mode)| Step::Rename(from, to, mode)),
+    ]
+}
+
+/// What the names stand for, without slots.
+type Names = BTreeMap<(Ino, u8), Ino>;
+
+/// Performs a step; a refusal changes nothing.
+fn perform(tree: &mut Tree, directories: &[Ino], placed: &dyn Fn(u8) -> PlacedName, step: &Step) {
+    let ino = |place: usize| directories[place % directories.len()];
+    let refused = match *step {
+        Step::File(parent, name) => {
+            let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+            tree.decide(&MakeNode { parent: ino(parent), name: placed(name), node }).err()
+        }
+        Step::Directory(parent, name) => {
+            tree.decide(&MakeDirectory { parent: ino(parent), name: placed(name), mode: 0o755 }).err()
+        }
+        Step::Link((from, old), (parent, name)) => tree.find(ino(from), &placed(old)).and_then(|found| {
+            tree.decide(&MakeLink { ino: found, parent: ino(parent), name: placed(name) }).err()
+        }),
+        Step::Unlink(parent, name) => tree.victim(ino(parent), &placed(name)).and_then(|victim| {
+            tree.decide(&Unlink { parent: ino(parent), name: placed(name), victim }).err()
+        }),
+        Step::Rmdir(parent, name) => {
+            tree.decide(&RemoveDirectory { parent: ino(parent), name: placed(name) }).err()
+        }
+        Step::Rename((from, old), (to, new), mode) => {
+            let victim = tree.victim(ino(to), &placed(new));
+            let source = victim.as_ref().and_then(|_| tree.find(ino(from), &placed(old)));
+            let (from, to) = ((ino(from), placed(old)), (ino(to), placed(new)));
+            tree.decide(&Rename { from, to, mode, source, victim }).err()
+        }
+    };
+    assert!(!matches!(refused, Some(Refusal::Stale | Refusal::Damaged(_))), "{step:?}: {refused:?}");
+}
+
+/// Every name of the tree, by reading its dentries; each must be found again by its hash.
+fn names(tree: &Tree, placed: &dyn Fn(u8) -> PlacedName) -> Names {
+    let mut names = Names::new();
+    let range = RowKey::range_start(Table::Dentry, 0)..RowKey::range_start(Table::Dentry, u64::MAX);
+    for (key, row) in tree.rows.range(range) {
+        let Some((name, ino, _)) = DentryRow::decode(row).unwrap().named else { continue };
+        let (parent, number) = (Ino::new(key.number().unwrap()), name.as_bytes()[0] - b'a');
+        assert_eq!(tree.find(parent, &placed(number)), Some(ino), "{name:?} in {parent}");
+        assert_eq!(names.insert((parent, number), ino), None, "{name:?} is twice in {parent}");
+    }
+    names
+}
+
+proptest! {
+    /// The fear: a name is lost behind a slot that was freed, or is there twice.
+    #[test]
+    fn names_that_collide_are_found_whatever_happens_to_their_slots(
+        steps in proptest::collection::vec(step(), 1..120)
+    ) {
+        let hasher = NameHasher::weak([3; 32], 2);
+        let placed = |number: u8| PlacedName::new(&hasher, &Name::new(vec![b'a' + number]).unwrap());
+        let mut tree = Tree::new();
+        for step in steps {
+            let directories: Vec<Ino> = std::iter::once(Ino::ROOT)
+                .chain(tree.rows.keys().filter(|key| key.table() == Table::Directory.number())
+                    .filter_map(RowKey::number).map(Ino::new))
+                .collect();
+            let before = names(&tree, &placed);
+            perform(&mut tree, &directories, &placed, &step);
+            let after = names(&tree, &placed);
+            let changed = before.iter().filter(|(place, ino)| after.get(place) != Some(ino)).count();
+            prop_assert!(changed <= 2, "{step:?} took {changed} names away");
+            prop_assert_eq!(check_tree(&tree).unwrap(), Vec::new());
+        }
+    }
+}
+
+/// The canary of the checker: a tree that lacks any of its rows is not sound.
+#[test]
+fn a_tree_without_one_of_its_rows_is_found_out() {
+    let hasher = NameHasher::weak([3; 32], 1);
+    let placed = |number: u8| PlacedName::new(&hasher, &Name::new(vec![b'a' + number]).unwrap());
+    let mut tree = Tree::new();
+    let directory =
+        tree.decide(&MakeDirectory { parent: Ino::ROOT, name: placed(0), mode: 0o755 }).unwrap().ino;
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let file = tree.decide(&MakeNode { parent: directory, name: placed(1), node }).unwrap().ino;
+    let target = Bytes::from_static(b"target");
+    tree.decide(&MakeSymlink { parent: directory, name: placed(2), target }).unwrap();
+    for number in 3..6 {
+        tree.decide(&MakeLink { ino: file, parent: directory, name: placed(number) }).unwrap();
+    }
+    let pack = crate::PackRow {
+        writer: 1,
+        sequence: 1,
+        footer_digest: [0; 32],
+        plain_bytes: 10,
+        stored_bytes: 10,
+        live_bytes: 10,
+    };
+    let pieces = vec![Piece { offset: 0, length: 10, pack_offset: 0 }];
+    let time = crate::Timespec::default();
+    let store = Store {
+        ino: file,
+        pack: PackUse::New(pack),
+        pieces,
+        overlapped: Vec::new(),
+        mtime: None,
+        ctime: time,
+    };
+    tree.decide(&store).unwrap();
+    let name = XattrName::new("user.a").unwrap();
+    tree.decide(&SetXattr { ino: file, name, value: Bytes::new(), mode: XattrMode::Set }).unwrap();
+    let orphan = tree.decide(&MakeNode { parent: Ino::ROOT, name: placed(1), node }).unwrap().ino;
+    let victim = Victim { ino: orphan, open: true, extents: None };
+    tree.decide(&Unlink { parent: Ino::ROOT, name: placed(1), victim }).unwrap();
+    assert_eq!(check_tree(&tree).unwrap(), Vec::new());
+    for key in tree.rows.keys() {
+        let mut torn = tree.clone();
+        torn.rows.remove(key);
+        // That there may be attributes is all that an inode says.
+        let is_found = !check_tree(&torn).unwrap().is_empty();
+        assert!(is_found || key.table() == Table::Xattr.number(), "without {key:?}");
+    }
+}
