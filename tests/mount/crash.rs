@@ -101,7 +101,11 @@ fn work_until_killed(
         }
         std::thread::sleep(pause);
         scratch.signal_all(Signal::KILL);
-        threads.into_iter().filter_map(|thread| thread.join().unwrap().err()).map(|error| assert_is_end(&error)).count()
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().unwrap().err())
+            .map(|error| assert_is_end(&error))
+            .count()
     })
 }
 
@@ -144,12 +148,14 @@ impl Writer {
     }
 
     fn begin(&self, mount: &Path) -> io::Result<()> {
-        (0..DIRECTORIES).try_for_each(|number| fs::create_dir_all(mount.join(self.home.join(format!("d{number}")))))
+        (0..DIRECTORIES)
+            .try_for_each(|number| fs::create_dir_all(mount.join(self.home.join(format!("d{number}")))))
     }
 
     /// Works until it has made `files` files, at least its share, or the first error.
     fn work(&mut self, mount: &Path, begun: &AtomicUsize, files: usize) -> io::Result<()> {
-        self.files = self.ledger.paths().filter(|path| self.ledger.live(path).is_some()).map(Path::to_owned).collect();
+        self.files =
+            self.ledger.paths().filter(|path| self.ledger.live(path).is_some()).map(Path::to_owned).collect();
         while self.made < files.min(FILES.div_ceil(WRITERS)) {
             begun.fetch_add(1, Ordering::Relaxed);
             self.step(mount)?;
@@ -158,21 +164,21 @@ impl Writer {
     }
 
     fn step(&mut self, root: &Path) -> io::Result<()> {
-        let choice = self.random.below(20);
-        if choice < 12 || self.files.is_empty() {
-            return self.create(root, choice < 5);
+        let choice = self.random.below(40);
+        if choice < 30 || self.files.is_empty() {
+            return self.create(root, choice < 9);
         }
         let place = self.random.index(self.files.len());
         let path = self.files[place].clone();
         match choice {
-            12 | 13 => self.append(root, &path),
-            14 => self.overwrite(root, &path),
-            15 => self.rename(root, &path, place),
-            16 => {
+            30 | 31 => self.append(root, &path),
+            32 | 33 => self.overwrite(root, &path),
+            34 => self.rename(root, &path, place),
+            35 => {
                 self.files.swap_remove(place);
                 self.remove(root, &path)
             }
-            17 => self.replace(root, &path, true),
+            36 => self.replace(root, &path, true),
             _ => self.replace(root, &path, false),
         }
     }

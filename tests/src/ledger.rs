@@ -267,9 +267,13 @@ mod tests {
             ledger.done(Path::new("f"), Some(b"newer".to_vec()), vec![Found::whole(b"newer".to_vec())]);
             ledger
         };
-        for (found, allowed) in
-            [(Some(&b"old"[..]), true), (Some(b"newer"), true), (Some(b""), false), (Some(b"new"), false), (None, false)]
-        {
+        for (found, allowed) in [
+            (Some(&b"old"[..]), true),
+            (Some(b"newer"), true),
+            (Some(b""), false),
+            (Some(b"new"), false),
+            (None, false),
+        ] {
             assert_eq!(verdict(replaced(), found), allowed, "{found:?}");
         }
         let mut later = replaced();
