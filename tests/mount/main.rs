@@ -7,3 +7,7 @@ mod archives;
 mod cli;
 #[cfg(test)]
 mod mirror_cache;
+mod bad_input;
+mod cli;
+mod crash;
+mod tree;

@@ -5,17 +5,21 @@
 
 mod compare;
 mod driver;
+mod ledger;
 mod ops;
 mod pair;
 mod program;
+mod random;
 mod reference;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
+pub use ledger::{Found, Ledger};
 pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
     RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
 };
 pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount};
+pub use random::{Random, number_from_env};
 pub use reference::Reference;

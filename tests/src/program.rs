@@ -61,6 +61,31 @@ impl Scratch {
         self.run(["format", node, "--blocks", &self.url(blocks)]).expect_code(0)
     }
 
+    /// Mounts node `node` at `mount`, in the background.
+    pub fn mount(&self, node: &str, mount: &str) -> PathBuf {
+        let path = self.make_dir_unless_dead(mount);
+        self.run(["mount", node, mount, "-d"]).expect_code(0);
+        path
+    }
+
+    /// A mount point whose process was killed is there and cannot be looked at.
+    fn make_dir_unless_dead(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        match fs::create_dir_all(&path) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+        path
+    }
+
+    /// Makes everything durable, unmounts `mount`, and waits until its process has ended.
+    pub fn umount(&self, mount: &str) {
+        self.run(["umount", mount]).expect_code(0);
+        self.wait_for_the_end();
+    }
+
     /// The processes that serve nodes below this directory.
     pub fn processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
@@ -149,7 +174,6 @@ pub struct Ran {
 
 impl Ran {
     /// Checks the exit code.
-    #[must_use]
     pub fn expect_code(self, code: i32) -> Ran {
         assert_eq!(self.output.status.code(), Some(code), "{self}");
         self
@@ -162,6 +186,11 @@ impl Ran {
         assert!(errors == 1 && ran.stderr().contains(part), "no single error with {part:?}: {ran}");
         assert!(ran.stdout().is_empty(), "{ran}");
         ran
+    }
+
+    /// The exit code; `None` if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.output.status.code()
     }
 
     /// Standard output.

@@ -48,6 +48,8 @@ pub(super) fn mount_point(path: &Path) -> Result<MountPoint, CliError> {
             Ok(MountPoint::Served { path: resolved, node })
         }
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Err(not_ours()),
+        // The kernel may know the attributes of the root long after the process is gone.
+        Err(error) if is_dead(&error.into()) => Ok(MountPoint::Dead { path: resolved }),
         Err(error) => Err(at(path)(error.into())),
     }
 }

@@ -19,15 +19,22 @@ use crate::{
 pub(crate) struct Control {
     directory: PathBuf,
     stream: BufReader<UnixStream>,
+    /// Whether it has said anything.
+    answered: bool,
+    /// Whether the connection has ended unasked.
+    lost: bool,
 }
 
 impl Control {
     /// Connects to the process that serves the node in `directory`; `None` if there is none.
     pub(crate) fn connect(directory: &Path) -> Result<Option<Control>, CliError> {
         match at_socket(directory, |socket| UnixStream::connect(socket)) {
-            Ok(stream) => {
-                Ok(Some(Control { directory: directory.to_owned(), stream: BufReader::new(stream) }))
-            }
+            Ok(stream) => Ok(Some(Control {
+                directory: directory.to_owned(),
+                stream: BufReader::new(stream),
+                answered: false,
+                lost: false,
+            })),
             Err(error)
                 if matches!(
                     error.kind(),
@@ -51,7 +58,9 @@ impl Control {
     ) -> Result<Value, CliError> {
         let mut line = serde_json::to_string(request).map_err(CliError::new)?;
         line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(|error| self.broken(&error))?;
+        if let Err(error) = self.stream.get_mut().write_all(line.as_bytes()) {
+            return Err(self.broken(&error));
+        }
         let shown = ProgressLine::new(output);
         loop {
             match self.next_line()? {
@@ -71,11 +80,20 @@ impl Control {
         match read {
             Err(error) => Err(self.broken(&error)),
             Ok(0) => Err(self.broken(&io::Error::other("it ended before it answered"))),
-            Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&io::Error::other(error))),
+            Ok(_) => {
+                self.answered = true;
+                serde_json::from_str(&line).map_err(|error| self.broken(&io::Error::other(error)))
+            }
         }
     }
 
-    fn broken(&self, error: &io::Error) -> CliError {
+    /// Whether the process was gone before it said anything: a socket still takes connections while the kernel clears a killed process away.
+    pub(crate) fn was_abandoned(&self) -> bool {
+        self.lost && !self.answered
+    }
+
+    fn broken(&mut self, error: &io::Error) -> CliError {
+        self.lost = true;
         CliError::new(format!("the process that serves node {}: {error}", self.directory.display()))
             .hint("its own messages are on its stderr, or in murphy.log in that directory")
     }

@@ -72,7 +72,7 @@ pub(super) fn prepare(path: &Path, source: &str) -> Result<PathBuf, MountError> 
     for _ in 0..DEAD_MOUNTS_MAX {
         let table = mounted_at(&resolved).map_err(|error| failed("reading the mount table", error))?;
         let Some(line) = table else { break };
-        match fs::metadata(&resolved) {
+        match answers(&resolved) {
             Err(error) if is_dead(&error) && line.source == source => {
                 tracing::warn!(path = %resolved.display(), source, "detaching a dead mount of this volume");
                 unmount(&resolved, UnmountFlags::DETACH)
@@ -81,7 +81,7 @@ pub(super) fn prepare(path: &Path, source: &str) -> Result<PathBuf, MountError> 
             Err(error) if is_dead(&error) => {
                 return Err(MountError::DeadMount { path: resolved, by: line.source });
             }
-            Ok(_) | Err(_) => return Err(MountError::AlreadyMounted { path: resolved, by: line.source }),
+            Ok(()) | Err(_) => return Err(MountError::AlreadyMounted { path: resolved, by: line.source }),
         }
     }
     let metadata = fs::metadata(&resolved).map_err(|error| failed("reading the mount point", error))?;
@@ -93,6 +93,12 @@ pub(super) fn prepare(path: &Path, source: &str) -> Result<PathBuf, MountError> 
         Some(_) => Err(MountError::NotEmpty { path: resolved }),
         None => Ok(resolved),
     }
+}
+
+/// Asks the file system that is mounted at `path`. The kernel may know the attributes of its root long after its process is gone; statfs is
+/// always a request.
+fn answers(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::statfs(path).map(drop)?)
 }
 
 /// The path without links. A dead mount cannot be looked at, so that its last part is taken as it is.
