@@ -120,7 +120,8 @@ fn a_flipped_bit_in_a_durable_frame_is_refused() {
     let Some(volume) = Volume::new("a_flipped_bit_in_a_durable_frame_is_refused") else { return };
     let segments = volume.segments();
     let [.., before, last] = &segments[..] else { panic!("{segments:?}") };
-    for (segment, at) in [(last, 400), (last, fs::metadata(last).unwrap().len() as usize / 2), (before, 900)] {
+    for (segment, at) in [(last, 400), (last, fs::metadata(last).unwrap().len() as usize / 2), (before, 900)]
+    {
         let whole = fs::read(segment).unwrap();
         flip(segment, at);
         let name = segment.file_stem().unwrap().to_str().unwrap();
@@ -143,7 +144,10 @@ fn fsck_finds_damage_in_an_old_segment() {
     let before = volume.ground();
     let ran = volume.scratch.run(["fsck", "node"]).expect_code(3);
     let said = ran.stdout() + &ran.stderr();
-    assert!(said.contains("damaged") && said.contains(oldest.file_stem().unwrap().to_str().unwrap()), "{ran}");
+    assert!(
+        said.contains("damaged") && said.contains(oldest.file_stem().unwrap().to_str().unwrap()),
+        "{ran}"
+    );
     assert!(volume.ground() == before);
     fs::write(oldest, whole).unwrap();
     volume.assert_whole();
@@ -239,7 +243,8 @@ fn a_bad_index_is_made_anew_and_said_so() {
             fs::write(&index, b"not a directory").unwrap();
         }),
         ("tables truncated", &|| {
-            for path in volume.scratch.bytes_of("node/index/tables").into_keys().filter(|path| path.is_file()) {
+            for path in volume.scratch.bytes_of("node/index/tables").into_keys().filter(|path| path.is_file())
+            {
                 File::options().write(true).open(path).unwrap().set_len(10).unwrap();
             }
         }),
@@ -334,7 +339,9 @@ fn a_second_process_is_kept_out_of_a_mounted_node() {
     volume.scratch.run(again).expect_error(1, "not empty");
     fs::remove_file(volume.scratch.path("node/control.sock")).unwrap();
     volume.scratch.make_dir("second");
-    for arguments in [&["mount", "node", "second"][..], &["serve", "node"], &["status", "node"], &["fsck", "node"]] {
+    for arguments in
+        [&["mount", "node", "second"][..], &["serve", "node"], &["status", "node"], &["fsck", "node"]]
+    {
         volume.scratch.run(arguments).expect_error(1, "in use by another process");
     }
     volume.scratch.signal_all(Signal::TERM);
