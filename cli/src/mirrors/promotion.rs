@@ -32,6 +32,7 @@ use crate::{
     config::{Promoted, Role},
     error::{CliError, failed},
     node::random,
+    settings::{Ack, Settings},
 };
 
 /// A promotion that is wanted.
@@ -57,7 +58,8 @@ impl Mirroring {
         let request = self.request(&replica, order)?;
         if order.dry_run {
             let plan = self.plan(&request, &replica)?;
-            return Ok(described(&plan, &name, self.hears_source(), &request));
+            let note = self.ack_note()?;
+            return Ok(described(&plan, &name, self.hears_source(), (&request, note)));
         }
         self.wait_for_silence()?;
         let acts =
@@ -79,8 +81,9 @@ impl Mirroring {
                 return Err(failed(error));
             }
         };
+        let note = self.ack_note()?;
         self.lead(&plan, data)?;
-        Ok(described(&plan, &name, false, &request))
+        Ok(described(&plan, &name, false, (&request, note)))
     }
 
     fn request(&self, replica: &DiskReplica, order: &PromoteOrder) -> Result<PromoteRequest, CliError> {
@@ -158,6 +161,14 @@ impl Mirroring {
         Ok(())
     }
 
+    /// What becomes of `--ack mirror=W` when fewer than W mirrors are left: every fsync would fail until somebody joins.
+    fn ack_note(&self) -> Result<Option<String>, CliError> {
+        let left = self.mirrors().len();
+        Ok(waits_for_mirrors(&self.volume)?.filter(|wanted| left < *wanted).map(|wanted| {
+            format!("fsync waits         for this node only from then on (ack local): {left} of {wanted} mirrors are left")
+        }))
+    }
+
     /// Becomes the source; the epoch has been claimed.
     fn lead(self: &Arc<Mirroring>, plan: &PromotePlan, data_lsn: u64) -> Result<(), CliError> {
         let data_lsn = data_lsn.max(plan.data_lsn.get()).min(plan.base.position.lsn.get());
@@ -175,12 +186,23 @@ impl Mirroring {
         write_set(&self.directory, &self.mirrors())?;
         let _entered = self.runtime.enter();
         self.volume.lead(plan.epoch, None).map_err(failed)?;
+        if self.ack_note()?.is_some() {
+            let change = vec![Settings::set_ack(Ack::Local)];
+            let changed = self.runtime.block_on(self.volume.change_settings(change).wait());
+            changed
+                .map_err(|errno| CliError::new(format!("the setting ack cannot be changed: {errno:?}")))?;
+        }
         tracing::warn!(epoch = plan.epoch.number, "this node is the source now");
         self.begin_leading(plan.epoch)
     }
 }
 
-fn described(plan: &PromotePlan, name: &str, hears_source: bool, request: &PromoteRequest) -> Value {
+fn described(
+    plan: &PromotePlan,
+    name: &str,
+    hears_source: bool,
+    (request, ack_note): (&PromoteRequest, Option<String>),
+) -> Value {
     let to_seal: Vec<String> = request.to_seal().iter().map(ToString::to_string).collect();
     json!({
         "name": name,
@@ -193,6 +215,7 @@ fn described(plan: &PromotePlan, name: &str, hears_source: bool, request: &Promo
         "entries_without_bytes": plan.entries_without_bytes(),
         "seal": to_seal,
         "assume_lost": plan.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "ack_note": ack_note,
         "text": plan.to_string(),
     })
 }

@@ -241,21 +241,28 @@ impl SeedWriter for Seed {
             return Err(bad(&format!("it holds {}", header.state.position)));
         }
         let ready = seed_file(&self.directory, READY);
-        let mut shared = lock(&self.shared);
-        if let Some(log) = &shared.log {
+        // The lock is not held meanwhile: whoever talks to the source asks for it often.
+        let (held, in_use, config) = {
+            let mut shared = lock(&self.shared);
+            let held = shared.log.as_ref().map(|log| log.tail().position);
+            if !shared.in_use {
+                shared.log = None;
+            }
+            (held, shared.in_use, shared.config.clone())
+        };
+        if let Some(tail) = held {
             // Nobody could compare it with the source's history: it is kept.
-            let order = SetAside { kept: kept_branch(None, log.tail().position) };
+            let order = SetAside { kept: kept_branch(None, tail) };
             write_order(&self.directory, &order).map_err(|error| storage(&error))?;
         }
         rename_durably(&self.path, &ready).map_err(|error| storage(&error))?;
-        if shared.in_use {
+        if in_use {
             self.restart.send_replace(Some("a snapshot has replaced what it held".to_owned()));
             return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));
         }
-        shared.log = None;
-        settle(&self.directory, &shared.config).map_err(|error| storage(&error))?;
-        let log = open_log(&self.directory, &shared.config).map_err(|error| storage(&error))?;
-        shared.log = Some(Arc::new(log));
+        settle(&self.directory, &config).map_err(|error| storage(&error))?;
+        let log = open_log(&self.directory, &config).map_err(|error| storage(&error))?;
+        lock(&self.shared).log = Some(Arc::new(log));
         Ok(self.state)
     }
 }
