@@ -4,8 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     archive::ArchiveArgs, demo::DemoArgs, dump::DumpArgs, flush::FlushArgs, format::FormatArgs,
-    fsck::FsckArgs, load::LoadArgs, mount::MountArgs, restore::RestoreArgs, serve::ServeArgs,
-    status::StatusArgs, umount::UmountArgs, verify::VerifyArgs,
+    fsck::FsckArgs, invite::InviteArgs, join::JoinArgs, load::LoadArgs, mount::MountArgs,
+    promote::PromoteArgs, restore::RestoreArgs, serve::ServeArgs, status::StatusArgs,
+    subscribe::SubscribeArgs, umount::UmountArgs, verify::VerifyArgs,
 };
 
 /// A POSIX file system over object storage that outlives its machine, its region and its account
@@ -32,6 +33,10 @@ pub(crate) enum Command {
     Flush(FlushArgs),
     Serve(ServeArgs),
     Status(StatusArgs),
+    Invite(InviteArgs),
+    Join(JoinArgs),
+    Promote(PromoteArgs),
+    Subscribe(SubscribeArgs),
     Archive(ArchiveArgs),
     Restore(RestoreArgs),
     Dump(DumpArgs),

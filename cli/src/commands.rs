@@ -6,12 +6,16 @@ pub(crate) mod dump;
 pub(crate) mod flush;
 pub(crate) mod format;
 pub(crate) mod fsck;
+pub(crate) mod invite;
+pub(crate) mod join;
 pub(crate) mod load;
 pub(crate) mod mount;
+pub(crate) mod promote;
 pub(crate) mod restore;
 pub(crate) mod serve;
 mod source;
 pub(crate) mod status;
+pub(crate) mod subscribe;
 pub(crate) mod umount;
 pub(crate) mod verify;
 
@@ -32,6 +36,10 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
         Command::Flush(args) => flush::run(&args, output),
         Command::Serve(args) => serve::run(&args, output),
         Command::Status(args) => status::run(&args, output),
+        Command::Invite(args) => invite::run(&args, output),
+        Command::Join(args) => join::run(&args, output),
+        Command::Promote(args) => promote::run(&args, output),
+        Command::Subscribe(args) => subscribe::run(&args, output),
         Command::Archive(args) => archive::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Dump(args) => dump::run(&args, output),

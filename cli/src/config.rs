@@ -12,6 +12,7 @@ use std::{
 
 use murphy_fs::StoreUrl;
 use murphy_log::{BranchId, VolumeId};
+use murphy_mirror::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, at};
@@ -40,6 +41,77 @@ pub(crate) struct NodeConfig {
     pub(crate) archives: Vec<StoreUrl>,
     #[serde(default, skip_serializing_if = "MountDefaults::is_empty")]
     pub(crate) mount: MountDefaults,
+    /// Whom a mirror follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<Upstream>,
+    /// How a former mirror became the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) promoted: Option<Promoted>,
+    /// Who took over from this source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fenced: Option<Fenced>,
+    /// Ends of histories that lost, and are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) branches: Vec<KeptBranch>,
+}
+
+/// A source, as a mirror reaches it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Upstream {
+    /// Where it listens, `host:port`, best first.
+    pub(crate) addresses: Vec<String>,
+    /// The key that it proves.
+    #[serde(with = "text")]
+    pub(crate) key: PublicKey,
+}
+
+/// What a promotion found, and from whom it took over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Promoted {
+    /// The number of the epoch that began.
+    pub(crate) epoch: u32,
+    /// The last entry before it.
+    pub(crate) metadata_lsn: u64,
+    /// Up to where every byte was here.
+    pub(crate) data_lsn: u64,
+    /// The source before.
+    pub(crate) from: Upstream,
+}
+
+/// The epoch that ended this source's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fenced {
+    /// Its number.
+    pub(crate) epoch: u32,
+    /// The node that began it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<String>,
+}
+
+/// Entries of this node's log that are not in the volume's history.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeptBranch {
+    /// The number of their epoch.
+    pub(crate) epoch: u32,
+    /// The last common entry; 0 if it is not known.
+    pub(crate) after_lsn: u64,
+    /// The last entry of the branch.
+    pub(crate) last_lsn: u64,
+    /// The chain hash after it.
+    pub(crate) hash: String,
+    /// Where they are, in the node's directory.
+    pub(crate) place: String,
+}
+
+impl std::fmt::Display for KeptBranch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let KeptBranch { epoch, after_lsn, last_lsn, hash, place } = self;
+        write!(f, "lsn {} to {last_lsn} of epoch {epoch}, hash {hash}, in {place}", after_lsn + 1)
+    }
 }
 
 /// What a node is to its volume.
@@ -196,6 +268,19 @@ mod tests {
             packs_from: Vec::new(),
             archives: vec!["s3://b?credentials=env:X_".parse().unwrap()],
             mount: MountDefaults { io_timeout: Some("5s".to_owned()), ..MountDefaults::default() },
+            source: Some(Upstream {
+                addresses: vec!["h:7000".to_owned()],
+                key: PublicKey::from_bytes([7; 32]),
+            }),
+            promoted: None,
+            fenced: Some(Fenced { epoch: 2, by: None }),
+            branches: vec![KeptBranch {
+                epoch: 1,
+                after_lsn: 5,
+                last_lsn: 9,
+                hash: "00".to_owned(),
+                place: "log".to_owned(),
+            }],
         }
     }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::CliError, progress::Progress};
+use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress};
 pub(crate) use client::Control;
 pub(crate) use server::{ControlServer, Handler, Replies};
 
@@ -59,6 +59,22 @@ pub(crate) enum Request {
     ArchiveSnapshot {
         /// Into which archive; all if that is not said.
         url: Option<String>,
+    },
+    /// Makes a token that a new node joins with.
+    Invite {
+        /// What it may do.
+        role: String,
+        /// Where it reaches this node; by default where this node listens.
+        addresses: Vec<String>,
+        /// For how long, in seconds.
+        expires_secs: u64,
+    },
+    /// Makes a mirror the source, or says what that would cost.
+    Promote(PromoteOrder),
+    /// The entries from here on, some at a time; waits a moment if there is none yet.
+    Entries {
+        /// The first LSN.
+        from: u64,
     },
     /// Checks the node; findings are items.
     Fsck {

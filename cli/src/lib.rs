@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod demo;
 mod error;
+mod mirrors;
 mod node;
 mod output;
 mod progress;

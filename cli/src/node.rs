@@ -25,7 +25,7 @@ use std::{
 
 use murphy_fs::{BlockStore, FailureDomain, StoreUrl, Volume};
 use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
-use murphy_mirror::Identity;
+use murphy_mirror::{Identity, RemotePacks};
 
 use crate::{
     config::NodeConfig,
@@ -33,6 +33,7 @@ use crate::{
 };
 pub(crate) use base::{base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, Staging, begin_copy, create, random};
+pub(crate) use open::open_log;
 
 /// An open node. Dropping it stops its threads and then gives its lock back.
 pub(crate) struct Node {
@@ -47,6 +48,22 @@ pub(crate) struct Node {
     _lock: DirectoryLock,
 }
 
+/// A mirror's node whose lock is held, and whose volume is not open yet.
+pub(crate) struct MirrorOpening {
+    pub(crate) directory: PathBuf,
+    pub(crate) config: NodeConfig,
+    lock: DirectoryLock,
+}
+
+impl MirrorOpening {
+    /// Takes the lock of the node in `directory`.
+    pub(crate) fn begin(directory: &Path) -> Result<MirrorOpening, CliError> {
+        let lock = lock(directory)?;
+        let config = NodeConfig::read(directory)?;
+        Ok(MirrorOpening { directory: directory.to_owned(), config, lock })
+    }
+}
+
 /// What can be chosen when a node is opened.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct NodeOptions {
@@ -59,6 +76,18 @@ pub(crate) struct NodeOptions {
 }
 
 impl Node {
+    /// Opens the node of a mirror above a log that somebody else fills; packs that are not in its own store are read from `packs`.
+    pub(crate) fn open_mirror(
+        opening: MirrorOpening,
+        log: Arc<DiskLog>,
+        packs: RemotePacks,
+        options: &NodeOptions,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Node, CliError> {
+        let MirrorOpening { directory, config, lock } = opening;
+        open::assemble_above(&directory, config, lock, (log, Some(packs)), options, runtime)
+    }
+
     /// Opens the node in `directory`, and brings its index to the durable end of its log. It decides nothing before [`Node::lead`].
     pub(crate) fn open(
         directory: &Path,
@@ -119,7 +148,7 @@ pub(crate) fn is_unlocked(directory: &Path) -> Result<bool, CliError> {
 }
 
 /// Where the log of a node is.
-fn log_directory(directory: &Path) -> PathBuf {
+pub(crate) fn log_directory(directory: &Path) -> PathBuf {
     directory.join("log")
 }
 

@@ -8,7 +8,7 @@
 mod host;
 mod tasks;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::unix::process::CommandExt, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -20,6 +20,7 @@ use crate::{
     background,
     control::{Control, ControlServer, Handler, MountRequest, Replies, Request},
     error::{CliError, Code, failed},
+    mirrors::{self, Mirroring},
     node::{Node, NodeOptions},
     output::Output,
     progress::{Progress, ProgressLine},
@@ -32,23 +33,34 @@ pub(crate) struct Plan {
     pub(crate) options: NodeOptions,
     /// The first mount. A process that was started with one ends with its last one.
     pub(crate) mount: Option<MountRequest>,
+    /// Where to listen for other nodes.
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 /// Serves until it is over.
 pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
+    let begun_in = std::env::current_dir().map_err(failed)?;
     if background::is_child() {
         background::detach()?;
     }
     let runtime = Runtime::new().map_err(failed)?;
     // From here on a signal means a clean end, however early it comes.
     let mut signals = Signals::listen(&runtime)?;
-    let node = Node::open(&plan.directory, &plan.options, runtime.handle())?;
+    let given_up = async {
+        tokio::select! {
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+        }
+    };
+    let opened = mirrors::open(&plan.directory, &plan.options, runtime.handle(), given_up)?;
+    let Some(opened) = opened else { return Ok(Code::Done) };
     let options = HostOptions {
         purpose: Purpose::Serve,
         io_timeout: plan.options.io_timeout,
         ends_with_mounts: plan.mount.is_some(),
     };
-    let host = Arc::new(Host::start(node, options, runtime.handle())?);
+    let (node, mirroring) = Mirroring::start(opened, plan.listen, runtime.handle())?;
+    let host = Arc::new(Host::start(node, mirroring, options, runtime.handle())?);
     let handler = Arc::clone(&host) as Arc<dyn Handler>;
     let server = ControlServer::start(&plan.directory, &handler)?;
     if let Some(request) = &plan.mount {
@@ -58,13 +70,27 @@ pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
     background::report_ready();
     let why = runtime.block_on(wait(&host, &mut signals));
     let code = end(&host, &why, output);
+    host.mirroring.stop();
     server.drain();
     drop(server);
     // What has not come to its end by now waits for a store that does not answer.
     runtime.shutdown_timeout(SHUTDOWN);
     // The node's lock is given back last.
     drop((handler, host));
-    code
+    match why {
+        Over::BeginAnew(_) => Err(begin_anew(&begun_in)),
+        Over::Signal | Over::Unmounted | Over::Ended(_) => code,
+    }
+}
+
+/// Runs this program again in this process, with nothing open any more. Returns only if that fails.
+fn begin_anew(begun_in: &std::path::Path) -> CliError {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return failed(error),
+    };
+    let mut command = std::process::Command::new(program);
+    failed(command.args(std::env::args_os().skip(1)).current_dir(begun_in).exec())
 }
 
 /// Asks the process that serves the node in `directory`; without one the answer is given here, by a node that is opened for it.
@@ -81,12 +107,14 @@ pub(crate) fn ask(
     let node = Node::open(directory, &NodeOptions::default(), runtime.handle())?;
     let purpose = if request.changes() { Purpose::Change } else { Purpose::Look };
     let options = HostOptions { purpose, io_timeout: None, ends_with_mounts: false };
-    let host = Host::start(node, options, runtime.handle())?;
+    let mirroring = Arc::new(mirrors::at_rest(&node, runtime.handle())?);
+    let host = Host::start(node, mirroring, options, runtime.handle())?;
     let mut replies = Printed { line: ProgressLine::new(output), item: &mut item, failed: None };
     let answer = host.handle(request.clone(), &mut replies);
     let unprinted = replies.failed.take();
     drop(replies);
-    if purpose == Purpose::Change {
+    host.mirroring.stop();
+    if purpose == Purpose::Change || matches!(request, Request::Promote(_)) {
         host.close()?;
     }
     drop(host);
@@ -121,6 +149,8 @@ enum Over {
     Signal,
     Unmounted,
     Ended(String),
+    /// What a mirror holds is to be replaced.
+    BeginAnew(String),
 }
 
 struct Signals {
@@ -149,6 +179,9 @@ async fn wait(host: &Host, signals: &mut Signals) -> Over {
         if let Some(reason) = host.ended() {
             return Over::Ended(reason);
         }
+        if let Some(reason) = host.mirroring.restart() {
+            return Over::BeginAnew(reason);
+        }
         if host.has_lost_its_mounts() {
             return Over::Unmounted;
         }
@@ -161,8 +194,12 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
     if let Over::Ended(reason) = why {
         // The mounts are detached: nothing that is written there could be kept.
         drop(mounts);
+        host.mirroring.find_branch();
         return Err(CliError::new(format!("the volume has ended: {reason}"))
             .hint("everything acknowledged is in the log; start again once the cause is gone"));
+    }
+    if let Over::BeginAnew(reason) = why {
+        tracing::warn!(reason, "this mirror begins anew");
     }
     if matches!(why, Over::Signal) && !mounts.is_empty() {
         output.note("Ending: everything is made durable first");

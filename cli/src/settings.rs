@@ -85,6 +85,11 @@ impl Settings {
         vec![(ARCHIVES.to_owned(), Some("[]".to_owned())), (ACK.to_owned(), Some(Ack::Local.to_string()))]
     }
 
+    /// The change that sets what fsync waits for.
+    pub(crate) fn set_ack(ack: Ack) -> (String, Option<String>) {
+        (ACK.to_owned(), Some(ack.to_string()))
+    }
+
     /// The change that sets the archives.
     pub(crate) fn set_archives(
         archives: &[SharedArchive],

@@ -48,6 +48,31 @@ pub(crate) struct Status {
     pub(crate) archives: Vec<ArchiveStatus>,
     pub(crate) mirrors: Vec<MirrorStatus>,
     pub(crate) branches: Vec<String>,
+    /// Where the node listens for others.
+    #[serde(default)]
+    pub(crate) listen: Option<String>,
+    /// Whom a mirror follows.
+    #[serde(default)]
+    pub(crate) source: Option<SourceStatus>,
+    /// Up to where a mirror has the log.
+    #[serde(default)]
+    pub(crate) metadata_lsn: Option<u64>,
+    /// Up to where the node has every byte too.
+    #[serde(default)]
+    pub(crate) data_lsn: Option<u64>,
+    /// For how long a mirror has been behind its source, or has heard nothing.
+    #[serde(default)]
+    pub(crate) lag_ms: Option<u64>,
+}
+
+/// A source, as its mirror sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct SourceStatus {
+    pub(crate) address: String,
+    pub(crate) connected: bool,
+    /// The last entry known to be durable there.
+    pub(crate) lsn: u64,
+    pub(crate) error: Option<String>,
 }
 
 /// The process that serves a node.
@@ -123,6 +148,8 @@ pub(crate) struct MirrorStatus {
     pub(crate) metadata_lsn: u64,
     pub(crate) data_lsn: u64,
     pub(crate) lag_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) connected: bool,
 }
 
 /// The status of an open node.
@@ -159,9 +186,25 @@ pub(crate) fn of(
         archives,
         mirrors: Vec::new(),
         branches: Vec::new(),
+        listen: None,
+        source: None,
+        metadata_lsn: None,
+        data_lsn: None,
+        lag_ms: None,
     };
     judge(&mut status);
     Ok(status)
+}
+
+/// Says anew what the copies are worth, after more of them are known.
+pub(crate) fn judge_again(status: &mut Status) {
+    judge(status);
+    if status.role == "mirror" {
+        let data = status.data_lsn.unwrap_or(0);
+        let from = status.source.as_ref().map_or("its source", |source| source.address.as_str());
+        status.danger = false;
+        status.verdict = format!("A mirror of {from}: everything up to lsn {data} survives its loss");
+    }
 }
 
 /// Says what the copies are worth, for the loss of each thing that the node stands on.
@@ -237,6 +280,23 @@ impl Status {
         self.archives.iter().for_each(|archive| row("archive", archive.text()));
         for mirror in &self.mirrors {
             row("mirror", format!("{}: lsn {}, data {}", mirror.node, mirror.metadata_lsn, mirror.data_lsn));
+        }
+        if let Some(listen) = &self.listen {
+            row("listens", listen.clone());
+        }
+        if let Some(source) = &self.source {
+            let state = match (&source.error, source.connected) {
+                (_, true) => "connected".to_owned(),
+                (Some(error), false) => error.clone(),
+                (None, false) => "not connected".to_owned(),
+            };
+            row("source", format!("{}: lsn {}, {state}", source.address, source.lsn));
+        }
+        if let Some(data) = self.data_lsn {
+            row("bytes", format!("lsn {data}"));
+        }
+        if let Some(lag) = self.lag_ms {
+            row("behind", format!("{lag} ms"));
         }
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_log::{BranchId, Log, Lsn, NodeId, State, VolumeKeys};
+use murphy_log::{BranchId, Epoch, Log, Lsn, NodeId, State, VolumeKeys};
 
 use crate::{
     dial::{Dialer, ExchangeError},
@@ -72,6 +72,31 @@ pub async fn compare(
     let outcome = tokio::time::timeout(LONGEST, exchange).await.map_err(|_| ExchangeError::NoAnswer);
     connection.close("done");
     outcome?
+}
+
+impl Dialer {
+    /// Tells the source with this key that `epoch` has been promised, which ends its own if that is older. Succeeds when it has heard it.
+    pub async fn tell_fenced(
+        &self,
+        addresses: &[String],
+        key: PublicKey,
+        (keys, branch): (&VolumeKeys, BranchId),
+        epoch: Epoch,
+    ) -> Result<(), ExchangeError> {
+        let hello = Hello {
+            volume: keys.volume(),
+            branch,
+            node: self.identity.node(),
+            resume: Resume::Fresh,
+            data_lsn: Lsn::new(0),
+            promised: Some(epoch),
+        };
+        match self.ask(addresses, key, &Message::Hello(hello)).await {
+            Err(ExchangeError::Refused(refused)) if refused.reason == Refusal::Fenced => Ok(()),
+            Err(error) => Err(error),
+            Ok(answer) => Err(ExchangeError::Protocol(format!("a {} message", answer.name()))),
+        }
+    }
 }
 
 async fn search(

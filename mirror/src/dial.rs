@@ -102,7 +102,7 @@ impl Dialer {
     }
 
     /// One question, one answer, on a connection of its own.
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         addresses: &[String],
         key: PublicKey,

@@ -20,7 +20,8 @@ pub(crate) fn acknowledge_as_set(volume: &Volume, ack: Ack, archives: &Arc<Archi
             let archives = Arc::downgrade(archives);
             volume.acknowledge_with(Arc::new(ByArchives { archives, domains: outside }));
         }
-        Ack::Mirrors(wanted) => volume.acknowledge_with(Arc::new(ByNobody { wanted: wanted as usize })),
+        // The part of the node among other nodes sees to it.
+        Ack::Mirrors(_) => {}
     }
 }
 
@@ -60,21 +61,6 @@ impl Acknowledger for ByArchives {
                 tokio::time::sleep(LOOK).await;
                 waited += LOOK;
             }
-        })
-    }
-}
-
-/// Mirrors that do not follow cannot acknowledge: an fsync fails rather than promise what nobody holds.
-struct ByNobody {
-    wanted: usize,
-}
-
-impl Acknowledger for ByNobody {
-    fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
-        Box::pin(async move {
-            tokio::time::sleep(deadline).await;
-            let missing = "no mirror follows".to_owned();
-            Err(AcknowledgeError::TooFew { lsn, held: 0, wanted: self.wanted, missing })
         })
     }
 }

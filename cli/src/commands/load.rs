@@ -78,6 +78,10 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         packs_from: Vec::new(),
         archives: Vec::new(),
         mount: MountDefaults::default(),
+        source: None,
+        promoted: None,
+        fenced: None,
+        branches: Vec::new(),
     };
     let opened = blocks.open().map_err(failed)?;
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;

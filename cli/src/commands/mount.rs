@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::serve::ServeOptions;
+use super::serve::{ServeOptions, parse_listen};
 use crate::{
     background,
     control::{Control, MountRequest, Request},
@@ -34,6 +34,9 @@ pub(crate) struct MountArgs {
     /// Let other users in, as permissions allow
     #[arg(long)]
     allow_other: bool,
+    /// Listen for mirrors there, as in 0.0.0.0:7000; port 0 takes any
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
     #[command(flatten)]
     options: ServeOptions,
 }
@@ -42,6 +45,7 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
     let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
     let path = std::path::absolute(&args.mount_point).map_err(at(&args.mount_point))?;
     let request = MountRequest { path, read_only: args.read_only, allow_other: args.allow_other };
+    let listen = args.listen.as_deref().map(parse_listen).transpose()?;
     if let Some(mut control) = Control::connect(&directory)? {
         match control.ask(&Request::Mount(request.clone()), output, |_| Ok(())) {
             Ok(done) => {
@@ -59,5 +63,8 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
         output.data(&serde_json::json!({ "mounted": request.path, "pid": pid }), |_| String::new())?;
         return Ok(Code::Done);
     }
-    serve::run(&Plan { directory, options: args.options.node_options()?, mount: Some(request) }, output)
+    serve::run(
+        &Plan { directory, options: args.options.node_options()?, mount: Some(request), listen },
+        output,
+    )
 }

@@ -1,6 +1,10 @@
 //! `murphy serve`, and the options that it shares with `mount`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crate::{
     background,
@@ -22,6 +26,9 @@ pub(crate) struct ServeArgs {
     /// Go on in the background once it is served; messages go to DIR/murphy.log
     #[arg(short = 'd', long)]
     detach: bool,
+    /// Listen for mirrors there, as in 0.0.0.0:7000; port 0 takes any
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
     #[command(flatten)]
     options: ServeOptions,
 }
@@ -55,8 +62,18 @@ impl ServeOptions {
     }
 }
 
+/// An address of this machine to listen at.
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, CliError> {
+    let bad = |why: &dyn std::fmt::Display| {
+        CliError::usage(format!("--listen {text}: {why}")).hint("an address looks like 0.0.0.0:7000")
+    };
+    let mut found = text.to_socket_addrs().map_err(|error| bad(&error))?;
+    found.next().ok_or_else(|| bad(&"the name has no address"))
+}
+
 pub(crate) fn run(args: &ServeArgs, output: &Output) -> Result<Code, CliError> {
     let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
+    let listen = args.listen.as_deref().map(parse_listen).transpose()?;
     if Control::connect(&directory)?.is_some() {
         return Err(CliError::new(format!("node {} is served already", directory.display()))
             .hint("murphy status shows by which process"));
@@ -67,5 +84,5 @@ pub(crate) fn run(args: &ServeArgs, output: &Output) -> Result<Code, CliError> {
         output.data(&started, |_| String::new())?;
         return Ok(Code::Done);
     }
-    serve::run(&Plan { directory, options: args.options.node_options()?, mount: None }, output)
+    serve::run(&Plan { directory, options: args.options.node_options()?, mount: None, listen }, output)
 }

@@ -43,6 +43,10 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         packs_from: Vec::new(),
         archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
         mount: MountDefaults::default(),
+        source: None,
+        promoted: None,
+        fenced: None,
+        branches: Vec::new(),
     };
     let opened = new.blocks.open().map_err(failed)?;
     runtime

@@ -10,14 +10,15 @@ use murphy_log::{
     Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State, SystemClock,
     VolumeKeys,
 };
-use murphy_mirror::Identity;
+use murphy_mirror::{FallbackStore, Identity, RemotePacks};
 use tokio::runtime::Handle;
 
 use super::{Node, NodeOptions, blocks::Layered, index::open_index, log_directory};
 use crate::{
     archives::known_durable,
-    config::NodeConfig,
+    config::{NodeConfig, Role},
     error::{CliError, failed},
+    mirrors,
     settings::SYNC,
     units::{parse_bytes, parse_duration},
 };
@@ -29,6 +30,13 @@ pub(super) fn open(
     options: &NodeOptions,
     runtime: &Handle,
 ) -> Result<Node, CliError> {
+    if config.role == Role::Mirror {
+        mirrors::settle(directory, &config)?;
+        if !log_directory(directory).exists() {
+            return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
+                .hint("murphy serve or murphy mount lets its source seed it"));
+        }
+    }
     let log = open_log(directory, &config)?;
     assemble(directory, config, lock, log, options, runtime)
 }
@@ -42,7 +50,18 @@ pub(super) fn assemble(
     options: &NodeOptions,
     runtime: &Handle,
 ) -> Result<Node, CliError> {
-    let log = Arc::new(log);
+    assemble_above(directory, config, lock, (Arc::new(log), None), options, runtime)
+}
+
+/// The same for a log that others hold too; with a way to the source's packs, those that the own store lacks are read there.
+pub(super) fn assemble_above(
+    directory: &Path,
+    config: NodeConfig,
+    lock: DirectoryLock,
+    (log, packs): (Arc<DiskLog>, Option<RemotePacks>),
+    options: &NodeOptions,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
     let (index, state) = open_index(directory, &log)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
@@ -51,7 +70,11 @@ pub(super) fn assemble(
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;
     let cache = open_cache(directory, &config, options)?;
-    let fetcher = PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::default(), cache);
+    let readable = match packs {
+        Some(packs) => Arc::new(FallbackStore::new(Arc::clone(&blocks), packs)) as Arc<dyn BlockStore>,
+        None => Arc::clone(&blocks),
+    };
+    let fetcher = PackFetcher::new(vec![readable], CellCache::default(), cache);
     let parts = VolumeParts {
         log: Arc::clone(&log) as Arc<dyn Log>,
         index,
@@ -70,7 +93,7 @@ pub(super) fn assemble(
     Ok(Node { directory: directory.to_owned(), config, volume, log, keys, blocks, identity, _lock: lock })
 }
 
-fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {
+pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
     options.known_durable = known_durable(directory)?;
     DiskLog::open(options).map_err(|error| {

@@ -15,6 +15,7 @@ use crate::{
     archives::{self, Archives, acknowledge_as_set},
     control::{Handler, MountRequest, Replies, Request},
     error::{CliError, failed},
+    mirrors::Mirroring,
     node::Node,
     progress::Progress,
     settings::Settings,
@@ -26,6 +27,7 @@ pub(crate) struct Host {
     pub(super) node: Node,
     pub(super) runtime: Handle,
     pub(super) archives: Arc<Archives>,
+    pub(super) mirroring: Arc<Mirroring>,
     mounts: Mutex<Vec<Arc<Mount>>>,
     options: HostOptions,
 }
@@ -52,13 +54,20 @@ pub(super) enum Purpose {
 }
 
 impl Host {
-    pub(super) fn start(node: Node, options: HostOptions, runtime: &Handle) -> Result<Host, CliError> {
+    /// A node that is served leads or follows already.
+    pub(super) fn start(
+        node: Node,
+        mirroring: Arc<Mirroring>,
+        options: HostOptions,
+        runtime: &Handle,
+    ) -> Result<Host, CliError> {
         let _entered = runtime.enter();
-        if options.purpose != Purpose::Look {
+        if options.purpose == Purpose::Change {
+            mirroring.check_source()?;
             node.lead()?;
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
-        if options.purpose == Purpose::Serve {
+        if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
             let settings = Settings::of(&node.volume)?;
             let outside =
                 vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()];
@@ -67,7 +76,7 @@ impl Host {
             }
             acknowledge_as_set(&node.volume, settings.ack, &archives, outside);
         }
-        Ok(Host { node, runtime: runtime.clone(), archives, mounts: Mutex::default(), options })
+        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts: Mutex::default(), options })
     }
 
     pub(super) fn volume(&self) -> &Volume {
@@ -86,7 +95,8 @@ impl Host {
 
     /// Why nothing can be decided any more, if that is so.
     pub(super) fn ended(&self) -> Option<String> {
-        self.volume().ended().or_else(|| self.archives.fenced())
+        let among_nodes = || self.mirroring.fenced().or_else(|| self.mirroring.broken());
+        self.volume().ended().or_else(|| self.archives.fenced()).or_else(among_nodes)
     }
 
     /// Whether it was to end with its last mount, and that is gone.
@@ -107,8 +117,13 @@ impl Host {
         options.allow_other = request.allow_other;
         options.node = Some(self.node.directory.clone());
         options.io_timeout = self.options.io_timeout.unwrap_or(options.io_timeout);
-        let volume = Arc::new(self.volume().clone()) as Arc<dyn FileSystem>;
-        let mount = Mount::new(volume, &request.path, &options, self.runtime.clone()).map_err(failed)?;
+        let mount = if self.mirroring.is_mirror() {
+            Mount::following(self.volume(), &request.path, &options, self.runtime.clone())
+        } else {
+            let volume = Arc::new(self.volume().clone()) as Arc<dyn FileSystem>;
+            Mount::new(volume, &request.path, &options, self.runtime.clone())
+        };
+        let mount = mount.map_err(failed)?;
         mounts.push(Arc::new(mount));
         Ok(())
     }
@@ -168,7 +183,10 @@ impl Host {
             Some(_) => self.archives.status(),
             None => archives::status_at_rest(&self.node, &Settings::of(self.volume())?.archives)?,
         };
-        serde_json::to_value(status::of(&self.node, running, archives)?).map_err(failed)
+        let mut status = status::of(&self.node, running, archives)?;
+        self.mirroring.describe(&mut status);
+        status::judge_again(&mut status);
+        serde_json::to_value(status).map_err(failed)
     }
 }
 
@@ -187,6 +205,13 @@ impl Handler for Host {
             Request::Unmount { path } => self.unmount(&path, replies),
             Request::Fsck { data } => tasks::fsck(self, data, replies),
             Request::Dump { path } => tasks::dump(self, &path, replies),
+            Request::Invite { role, addresses, expires_secs } => {
+                let role = role.parse().map_err(CliError::usage)?;
+                let token = self.mirroring.invite(role, &addresses, Duration::from_secs(expires_secs))?;
+                Ok(serde_json::json!({ "token": token }))
+            }
+            Request::Promote(order) => self.mirroring.promote(&order),
+            Request::Entries { from } => tasks::entries(self, from, replies),
             Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
             Request::ArchiveRemove { url } => tasks::remove_archive(self, &url),
             Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),

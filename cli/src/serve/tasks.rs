@@ -8,7 +8,8 @@ use std::{
 };
 
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl, write_snapshot};
-use murphy_log::{Clock, SystemClock};
+use murphy_log::{Clock, Lsn, SystemClock, WaitError};
+use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
 use super::host::Host;
@@ -27,6 +28,32 @@ pub(super) fn fsck(host: &Host, data: bool, replies: &mut dyn Replies) -> Result
     };
     let summary = check::check(&host.node, data, &host.runtime, &mut found)?;
     serde_json::to_value(summary).map_err(failed)
+}
+
+/// Hands out the entries from `from` on, as many as there are and fit; says where to go on.
+pub(super) fn entries(host: &Host, from: u64, replies: &mut dyn Replies) -> Result<Value, CliError> {
+    let log = host.volume().log();
+    let from = Lsn::new(from).max(Lsn::FIRST);
+    let end = match log.durable().wait_blocking(from, ENTRIES_WAIT) {
+        Ok(state) => state.position.lsn,
+        Err(WaitError::TimedOut { .. }) => return Ok(json!({ "next": from.get() })),
+        Err(error) => return Err(failed(error)),
+    };
+    if from < log.first() {
+        return Err(CliError::new(format!("lsn {from} is not in this log, which begins at {}", log.first()))
+            .hint("an archive may reach further back"));
+    }
+    let mut next = from;
+    for frame in log.read(from).map_err(failed)?.take(ENTRIES_FRAMES) {
+        let frame = frame.map_err(failed)?;
+        for line in EntryLine::of_frame(&frame).map_err(failed)? {
+            if line.lsn >= from.get() {
+                replies.item(serde_json::to_value(line).map_err(failed)?);
+            }
+        }
+        next = frame.last().next();
+    }
+    Ok(json!({ "next": next.get(), "end": next > end }))
 }
 
 /// Writes the tree of now, with everything written so far, into one file.
@@ -158,3 +185,7 @@ fn change(host: &Host, archives: &[SharedArchive]) -> Result<(), CliError> {
 }
 
 const OUT_BYTES: usize = 1 << 20;
+/// A subscriber asks again so often when nothing happens.
+const ENTRIES_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+/// So many frames are told at a time.
+const ENTRIES_FRAMES: usize = 256;

@@ -190,6 +190,10 @@ impl Restore {
             packs_from: Vec::new(),
             archives: Vec::new(),
             mount: MountDefaults::default(),
+            source: None,
+            promoted: None,
+            fenced: None,
+            branches: Vec::new(),
         };
         if self.take_over {
             let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());

@@ -1,0 +1,100 @@
+//! `murphy promote`.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+};
+
+use serde_json::Value;
+
+use super::source::node_of;
+use crate::{
+    control::Request,
+    error::{CliError, Code, failed},
+    mirrors::PromoteOrder,
+    output::Output,
+    serve,
+};
+
+/// Make a mirror the source, after its source is gone
+#[derive(clap::Args, Debug)]
+#[command(
+    long_about = "Make a mirror the source, after its source is gone\n\nPrints what the mirror holds and what would be lost, asks for the \
+                  volume's name, seals what could still acknowledge to the old source, and begins the next epoch. \
+                  Mounts stay and take writes. An old source that comes back stops.",
+    after_help = "Example:\n  murphy promote /srv/home --dry-run"
+)]
+pub(crate) struct PromoteArgs {
+    /// The directory of the mirror, served or not, or its mount point
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// Only print what it would cost
+    #[arg(long)]
+    dry_run: bool,
+    /// The volume's name, instead of asking for it
+    #[arg(long, value_name = "NAME")]
+    confirm: Option<String>,
+    /// Give up a member that does not answer: what only it has acknowledged is lost
+    #[arg(long, value_name = "MEMBER")]
+    assume_lost: Vec<String>,
+}
+
+pub(crate) fn run(args: &PromoteArgs, output: &Output) -> Result<Code, CliError> {
+    let directory = node_of(&args.directory)?;
+    let order = |dry_run| Request::Promote(PromoteOrder { dry_run, assume_lost: args.assume_lost.clone() });
+    let plan = serve::ask(&directory, &order(true), output, |_| Ok(()))?;
+    if args.dry_run {
+        output.data(&plan, text)?;
+        return Ok(Code::Done);
+    }
+    if !output.is_json() {
+        output.note(&text(&plan));
+    }
+    confirm(args, plan["name"].as_str().unwrap_or_default(), output)?;
+    let done = serve::ask(&directory, &order(false), output, |_| Ok(()))?;
+    output.data(&done, |done| {
+        format!(
+            "source of {} since lsn {}, in epoch {}",
+            done["name"].as_str().unwrap_or_default(),
+            done["metadata_lsn"],
+            done["epoch"]
+        )
+    })?;
+    Ok(Code::Done)
+}
+
+fn text(plan: &Value) -> String {
+    let mut lines = vec![plan["text"].as_str().unwrap_or_default().to_owned()];
+    if plan["source_connected"] == true {
+        lines.push("The source is connected: it would have to be stopped first".to_owned());
+    }
+    if let Some(note) = plan["ack_note"].as_str() {
+        lines.push(note.to_owned());
+    }
+    lines.join("\n")
+}
+
+fn confirm(args: &PromoteArgs, name: &str, output: &Output) -> Result<(), CliError> {
+    let given = match &args.confirm {
+        Some(given) => given.clone(),
+        None if std::io::stdin().is_terminal() => {
+            write!(std::io::stderr(), "Type the volume's name to go on: ").map_err(failed)?;
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).map_err(failed)?;
+            line.trim().to_owned()
+        }
+        None => {
+            return Err(CliError::usage("a promotion has to be confirmed").hint(format!(
+                "give --confirm {name} if that is what you want, or --dry-run to see the plan"
+            )));
+        }
+    };
+    if given != name {
+        return Err(CliError::usage(format!("the volume is called {name:?}, not {given:?}"))
+            .hint("nothing was changed"));
+    }
+    if output.is_watched() {
+        output.note("Promoting");
+    }
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! A node among other nodes: what it is to them, who may connect, whom it follows.
+//!
+//! ```text
+//!   mirrors.rs          starting and stopping, status        mirrors/following   the mirror's part: log, packs
+//!   mirrors/book        members, as entries                  mirrors/leading     the source's part: who acknowledges
+//!   mirrors/replica     a mirror's node on disk              mirrors/promotion   from mirror to source
+//!   mirrors/snapshots   what new mirrors begin with          mirrors/stale       a source that was replaced
+//! ```
+//!
+//! Invariants:
+//! - A node whose successor is known decides nothing any more, in this process or a later one.
+//! - A mirror leads only after its log has been claimed for an epoch that nobody else has.
+
+mod book;
+mod following;
+mod leading;
+mod promotion;
+mod replica;
+mod snapshots;
+mod stale;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use murphy_fs::{MemberRole, Volume};
+use murphy_log::{Clock, DiskLog, Epoch, Log, SystemClock, VolumeKeys};
+use murphy_mirror::{
+    Dialer, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Secret,
+    Services, Token, UdpSockets,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::{
+    config::{NodeConfig, Role},
+    error::{CliError, failed},
+    node::{MirrorOpening, Node, NodeOptions},
+    settings::Settings,
+    status::{MirrorStatus, SourceStatus, Status},
+};
+use book::VolumeBook;
+use following::Followed;
+pub(crate) use promotion::PromoteOrder;
+use replica::DiskReplica;
+pub(crate) use replica::settle;
+
+/// A node's part among others.
+pub(crate) struct Mirroring {
+    directory: PathBuf,
+    runtime: Handle,
+    clock: Arc<dyn Clock>,
+    keys: VolumeKeys,
+    identity: Arc<Identity>,
+    dialer: Dialer,
+    services: Arc<Services>,
+    book: Arc<VolumeBook>,
+    volume: Volume,
+    log: Arc<DiskLog>,
+    config: Mutex<NodeConfig>,
+    listen: Option<SocketAddr>,
+    replica: Option<Arc<DiskReplica>>,
+    followed: Mutex<Option<Followed>>,
+    /// The last LSN heard of while a source was followed.
+    heard: Mutex<Option<murphy_log::Lsn>>,
+    acknowledger: Mutex<Option<Arc<MirrorAcknowledger>>>,
+    /// Why this source has to stop, once it has to.
+    fenced: Mutex<Option<String>>,
+    stop: watch::Sender<bool>,
+}
+
+/// What a node is opened with.
+pub(crate) struct Opened {
+    pub(crate) node: Node,
+    replica: Option<Arc<DiskReplica>>,
+    followed: Option<Followed>,
+}
+
+/// Opens the node in `directory` to serve it. A mirror that holds nothing is seeded first; `given_up` ends the waiting.
+pub(crate) fn open(
+    directory: &Path,
+    options: &NodeOptions,
+    runtime: &Handle,
+    given_up: impl Future<Output = ()>,
+) -> Result<Option<Opened>, CliError> {
+    let config = NodeConfig::read(directory)?;
+    stale::refuse(directory, &config)?;
+    if config.role == Role::Source {
+        let node = Node::open(directory, options, runtime)?;
+        return Ok(Some(Opened { node, replica: None, followed: None }));
+    }
+    let opening = MirrorOpening::begin(directory)?;
+    let replica = Arc::new(DiskReplica::open(directory, &opening.config)?);
+    let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
+    let followed = Followed::start(&opening.config, &replica, dialer(&identity), runtime)?;
+    let seeded = runtime.block_on(async {
+        tokio::select! {
+            seeded = followed.seeded(&replica) => seeded.map(|()| true),
+            () = given_up => Ok(false),
+        }
+    })?;
+    let log = replica.use_log();
+    let (true, Some(log)) = (seeded, log) else {
+        followed.stop(runtime);
+        return Ok(None);
+    };
+    let node = Node::open_mirror(opening, log, followed.packs.clone(), options, runtime)?;
+    Ok(Some(Opened { node, replica: Some(replica), followed: Some(followed) }))
+}
+
+/// Opens the node in `directory` for one command, which may make it the source.
+pub(crate) fn at_rest(node: &Node, runtime: &Handle) -> Result<Mirroring, CliError> {
+    let replica = match node.config.role {
+        Role::Source => None,
+        Role::Mirror => {
+            let replica = DiskReplica::above(&node.directory, &node.config, Some(Arc::clone(&node.log)))?;
+            following::load_data_position(&node.directory, &node.log, &replica.data_sender())?;
+            Some(Arc::new(replica))
+        }
+    };
+    Mirroring::new(node, replica, None, None, runtime)
+}
+
+impl Mirroring {
+    /// Takes the node's place among others: leads or follows, and listens if that is wanted.
+    pub(crate) fn start(
+        opened: Opened,
+        listen: Option<SocketAddr>,
+        runtime: &Handle,
+    ) -> Result<(Node, Arc<Mirroring>), CliError> {
+        let Opened { node, replica, followed } = opened;
+        let listener = listen.map(|address| (address, NetworkOptions::default()));
+        let mirroring = Arc::new(Mirroring::new(&node, replica, followed, listener, runtime)?);
+        match node.config.role {
+            Role::Source => {
+                stale::ask_members(&mirroring)?;
+                let _entered = runtime.enter();
+                node.lead()?;
+                let epoch = node.log.recovery().epoch;
+                mirroring.begin_leading(epoch)?;
+            }
+            Role::Mirror => {
+                node.volume.follow().map_err(failed)?;
+                mirroring.begin_copying()?;
+                mirroring.begin_announcing();
+            }
+        }
+        Ok((node, mirroring))
+    }
+
+    fn new(
+        node: &Node,
+        replica: Option<Arc<DiskReplica>>,
+        followed: Option<Followed>,
+        listen: Option<(SocketAddr, NetworkOptions)>,
+        runtime: &Handle,
+    ) -> Result<Mirroring, CliError> {
+        let identity = Arc::new(Identity::load_or_create(&node.directory).map_err(failed)?);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let book = Arc::new(VolumeBook::new(node.volume.clone()));
+        let (keys, branch) = (node.keys.clone(), node.config.branch);
+        let members = Arc::clone(&book) as Arc<dyn MemberBook>;
+        let mut services = Services::new(keys.clone(), branch, identity.node(), Arc::clone(&clock), members);
+        services.packs = Some(Arc::clone(&node.blocks));
+        let services = Arc::new(services);
+        if let (Some(replica), Some(followed)) = (&replica, &followed) {
+            let part = MirrorPart { replica: replica.clone(), heard: followed.heard.clone() };
+            services.become_part(Part::Mirror(part));
+        }
+        let stop = watch::Sender::new(false);
+        let mut bound = None;
+        if let Some((address, options)) = listen {
+            let _entered = runtime.enter();
+            let services = Arc::clone(&services);
+            let listener = Listener::bind(&identity, &UdpSockets, address, &options, services);
+            let listener = listener.map_err(failed)?;
+            bound = Some(listener.local_addr().map_err(failed)?);
+            runtime.spawn(listener.run(stop.subscribe()));
+        }
+        Ok(Mirroring {
+            directory: node.directory.clone(),
+            runtime: runtime.clone(),
+            clock,
+            keys,
+            dialer: dialer(&identity),
+            identity,
+            services,
+            book,
+            volume: node.volume.clone(),
+            log: Arc::clone(&node.log),
+            config: Mutex::new(node.config.clone()),
+            listen: bound,
+            replica,
+            followed: Mutex::new(followed),
+            heard: Mutex::default(),
+            acknowledger: Mutex::default(),
+            fenced: Mutex::default(),
+            stop,
+        })
+    }
+
+    /// Whether it follows a source now.
+    pub(crate) fn is_mirror(&self) -> bool {
+        self.config().role == Role::Mirror
+    }
+
+    /// Refuses what only a source can do, on a mirror and on a source that was replaced.
+    pub(crate) fn check_source(&self) -> Result<(), CliError> {
+        let config = self.config().clone();
+        stale::refuse(&self.directory, &config)?;
+        if config.role == Role::Mirror {
+            return Err(CliError::new("this node is a mirror, and changes nothing by itself")
+                .hint("run the command at the source"));
+        }
+        Ok(())
+    }
+
+    /// Why the source has to stop, if somebody has replaced it.
+    pub(crate) fn fenced(&self) -> Option<String> {
+        if let Some(why) = lock(&self.fenced).clone() {
+            return Some(why);
+        }
+        let epoch = self.services.board.fenced_by()?;
+        if self.is_mirror() {
+            return None;
+        }
+        let why = stale::fence(self, epoch);
+        *lock(&self.fenced) = Some(why.clone());
+        Some(why)
+    }
+
+    /// Finds out what only this node holds, once it was replaced. Blocks.
+    pub(crate) fn find_branch(&self) {
+        if lock(&self.fenced).is_some()
+            && let Err(error) = stale::find_branch(self)
+        {
+            tracing::warn!(%error, "what only this node holds is not listed");
+        }
+    }
+
+    /// Why the process has to begin anew, if it has to.
+    pub(crate) fn restart(&self) -> Option<String> {
+        self.replica.as_ref().and_then(|replica| replica.restart().borrow().clone())
+    }
+
+    /// Why the mirror cannot go on, if that is so.
+    pub(crate) fn broken(&self) -> Option<String> {
+        lock(&self.followed).as_ref().and_then(Followed::broken)
+    }
+
+    /// Makes a token, which a new node joins with.
+    pub(crate) fn invite(
+        &self,
+        role: MemberRole,
+        addresses: &[String],
+        valid: Duration,
+    ) -> Result<String, CliError> {
+        if self.is_mirror() {
+            return Err(CliError::new("this node is a mirror, and only the source admits members")
+                .hint("run murphy invite at the source"));
+        }
+        let Some(listen) = self.listen else {
+            return Err(CliError::new("this node does not listen, so nobody could join")
+                .hint("serve or mount it with --listen ADDR, as in --listen 0.0.0.0:7000"));
+        };
+        let mut reachable = addresses.to_vec();
+        if reachable.is_empty() {
+            reachable = self.addresses();
+        }
+        if reachable.is_empty() {
+            return Err(CliError::new(format!("{listen} is every address of this machine"))
+                .hint("say how others reach it: --address HOST:PORT"));
+        }
+        let secret = Secret::random().map_err(failed)?;
+        let hash = secret.hash(&self.keys);
+        let expires = self.runtime.block_on(self.book.invite(hash, role, valid))?;
+        let token = Token {
+            addresses: reachable,
+            volume: self.keys.volume(),
+            branch: self.config().branch,
+            source_key: self.identity.public_key(),
+            secret,
+            role,
+            expires,
+        };
+        token.to_text().map_err(failed)
+    }
+
+    /// Where others reach this node, as far as it knows.
+    fn addresses(&self) -> Vec<String> {
+        let any = |ip: IpAddr| ip.is_unspecified();
+        self.listen.filter(|listen| !any(listen.ip())).map(|listen| listen.to_string()).into_iter().collect()
+    }
+
+    /// Adds what is known of other nodes.
+    pub(crate) fn describe(&self, status: &mut Status) {
+        let config = self.config().clone();
+        config.role.as_str().clone_into(&mut status.role);
+        status.listen = self.listen.map(|listen| listen.to_string());
+        status.branches = config.branches.iter().map(ToString::to_string).collect();
+        match lock(&self.followed).as_ref() {
+            Some(followed) if config.role == Role::Mirror => {
+                let seen = followed.status.borrow().clone();
+                status.metadata_lsn = Some(seen.metadata_lsn.get());
+                status.data_lsn = Some(seen.data_lsn.get());
+                status.lag_ms = Some(seen.lag_ms);
+                let (address, connected, error) = (seen.address, seen.connected, seen.error);
+                status.source = Some(SourceStatus { address, connected, lsn: seen.source_lsn.get(), error });
+            }
+            _ if config.role == Role::Mirror => {
+                let data = self
+                    .replica
+                    .as_ref()
+                    .map_or(0, |replica| murphy_mirror::Replica::data(&**replica).borrow().get());
+                status.metadata_lsn = Some(status.durable_lsn);
+                status.data_lsn = Some(data.min(status.durable_lsn));
+            }
+            _ => {
+                let missing = config.promoted.filter(|promoted| promoted.data_lsn < promoted.metadata_lsn);
+                status.data_lsn = Some(missing.map_or(status.durable_lsn, |promoted| promoted.data_lsn));
+                let mirrors = self.services.board.status(self.clock.monotonic());
+                status.mirrors = mirrors
+                    .into_iter()
+                    .map(|mirror| MirrorStatus {
+                        node: mirror.node.to_string(),
+                        metadata_lsn: mirror.metadata_lsn.get(),
+                        data_lsn: mirror.data_lsn.get(),
+                        lag_ms: Some(mirror.lag_ms),
+                        connected: mirror.connected,
+                    })
+                    .collect();
+            }
+        }
+    }
+
+    /// Ends following, copying and listening.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+        if let Some(followed) = lock(&self.followed).take() {
+            followed.stop(&self.runtime);
+        }
+    }
+
+    fn config(&self) -> MutexGuard<'_, NodeConfig> {
+        lock(&self.config)
+    }
+
+    /// Changes the node's own file; durable when it returns.
+    fn change_config(&self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), CliError> {
+        let mut config = self.config();
+        let mut changed = config.clone();
+        change(&mut changed);
+        changed.write(&self.directory)?;
+        *config = changed;
+        Ok(())
+    }
+
+    /// The latest epoch that this node's log knows of.
+    fn known_epoch(&self) -> Epoch {
+        let claimed = self.log.recovery().epoch;
+        claimed.max(self.log.tail().position.epoch).max(self.volume.state().position.epoch)
+    }
+
+    fn settings(&self) -> Result<Settings, CliError> {
+        Settings::of(&self.volume)
+    }
+}
+
+fn dialer(identity: &Arc<Identity>) -> Dialer {
+    Dialer {
+        identity: Arc::clone(identity),
+        sockets: Arc::new(UdpSockets),
+        options: NetworkOptions::default(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change of what is in it is one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,238 @@
+//! The mirror's part: following the source's log, and copying the packs that it names.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use murphy_fs::IndexSnapshot;
+use murphy_log::{DiskLog, Log, Lsn, SystemClock};
+use murphy_mirror::{
+    Copier, CopyError, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, Point,
+    RemotePacks, Replica, look_up,
+};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+
+use super::{Mirroring, lock, replica::DiskReplica};
+use crate::{
+    config::NodeConfig,
+    error::{CliError, failed},
+};
+
+/// A source that is followed.
+pub(crate) struct Followed {
+    pub(super) status: watch::Receiver<FollowerStatus>,
+    pub(super) heard: watch::Receiver<Lsn>,
+    pub(super) packs: RemotePacks,
+    stop: watch::Sender<bool>,
+    broken: Arc<Mutex<Option<String>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Followed {
+    /// Begins to follow the source that `config` names.
+    pub(super) fn start(
+        config: &NodeConfig,
+        replica: &Arc<DiskReplica>,
+        dialer: Dialer,
+        runtime: &Handle,
+    ) -> Result<Followed, CliError> {
+        let source = config.source.clone().ok_or_else(|| {
+            CliError::new("murphy.toml names no source").hint("join the volume again in a new directory")
+        })?;
+        let (following, handle) = Following::new(FollowSetup {
+            addresses: source.addresses,
+            source_key: source.key,
+            branch: config.branch,
+            replica: Arc::clone(replica) as Arc<dyn Replica>,
+            dialer,
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(any_number),
+            silence: SILENCE,
+        });
+        let stop = watch::Sender::new(false);
+        let broken = Arc::new(Mutex::new(None));
+        let (stopping, why) = (stop.subscribe(), Arc::clone(&broken));
+        let task = runtime.spawn(async move {
+            if let Err(error) = following.run(stopping).await {
+                *lock(&why) = Some(error.to_string());
+            }
+        });
+        Ok(Followed {
+            status: handle.status,
+            heard: handle.heard,
+            packs: handle.packs,
+            stop,
+            broken,
+            tasks: Mutex::new(vec![task]),
+        })
+    }
+
+    /// Returns when the node holds something.
+    pub(super) async fn seeded(&self, replica: &Arc<DiskReplica>) -> Result<(), CliError> {
+        let mut said = None;
+        while replica.state().is_none() {
+            if let Some(why) = self.broken() {
+                return Err(CliError::new(why));
+            }
+            let error = self.status.borrow().error.clone();
+            if error != said {
+                if let Some(error) = &error {
+                    tracing::warn!(error, "waiting for the source to seed this mirror");
+                }
+                said = error;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Why it cannot go on, if that is so.
+    pub(super) fn broken(&self) -> Option<String> {
+        lock(&self.broken).clone()
+    }
+
+    fn run(&self, task: JoinHandle<()>) {
+        lock(&self.tasks).push(task);
+    }
+
+    /// Ends it; what has arrived stays.
+    pub(super) fn stop(self, runtime: &Handle) {
+        self.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        runtime.block_on(async {
+            for task in tasks {
+                let abort = task.abort_handle();
+                if tokio::time::timeout(END_MAX, task).await.is_err() {
+                    abort.abort();
+                }
+            }
+        });
+    }
+}
+
+impl Mirroring {
+    /// Begins to copy packs into the own store.
+    pub(super) fn begin_copying(self: &Arc<Mirroring>) -> Result<(), CliError> {
+        let followed = lock(&self.followed);
+        let (Some(followed), Some(replica)) = (followed.as_ref(), &self.replica) else { return Ok(()) };
+        let copier = Copier {
+            log: Arc::clone(&self.log) as Arc<dyn Log>,
+            source: Arc::new(followed.packs.clone()),
+            store: self.services.packs.clone().ok_or_else(|| CliError::new("the node has no store"))?,
+            cursor: cursor(&self.directory),
+            data: replica.data_sender(),
+            clock: Arc::clone(&self.clock),
+            helpers: COPY_HELPERS,
+        };
+        let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
+        followed.run(self.runtime.spawn(async move {
+            let copied = async {
+                loop {
+                    match copier.run(stopping.clone()).await {
+                        Err(CopyError::NoBase { .. }) => {}
+                        other => return other,
+                    }
+                    // The log does not reach back to the first pack: what the tree of now refers to is copied, then what follows.
+                    let view = volume.view_with_state();
+                    let Some(state) = view.state() else { continue };
+                    let at = Point { lsn: state.position.lsn, hash: state.position.hash };
+                    volume
+                        .log()
+                        .durable()
+                        .wait_for(at.lsn)
+                        .await
+                        .map_err(|error| CopyError::Panicked(error.to_string()))?;
+                    let packs = volume.packs().filter_map(|row| {
+                        row.inspect_err(|error| tracing::error!(%error, "a pack's row cannot be read")).ok()
+                    });
+                    let mut stopped = stopping.clone();
+                    tokio::select! {
+                        copied = copier.copy_base(packs, at) => copied?,
+                        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+                    }
+                }
+            };
+            if let Err(error) = copied.await {
+                tracing::error!(%error, "packs are not copied any more; reads go on from the source");
+            }
+        }));
+        Ok(())
+    }
+
+    /// Tells the source where this mirror listens, until it has heard it.
+    pub(super) fn begin_announcing(self: &Arc<Mirroring>) {
+        let (Some(source), Some(_)) = (self.config().source.clone(), self.listen) else { return };
+        let (dialer, addresses) = (self.dialer.clone(), self.addresses());
+        if addresses.is_empty() {
+            tracing::warn!("this mirror listens on every address; a source that is replaced cannot ask it");
+            return;
+        }
+        let followed = lock(&self.followed);
+        let Some(followed) = followed.as_ref() else { return };
+        let mut stopped = followed.stop.subscribe();
+        followed.run(self.runtime.spawn(async move {
+            loop {
+                let said = tokio::select! {
+                    said = dialer.announce(&source.addresses, source.key, addresses.clone()) => said,
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                };
+                match said {
+                    Ok(_) => return,
+                    Err(error) => {
+                        tracing::debug!(%error, "the source does not know yet where this mirror listens")
+                    }
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(ANNOUNCE_AGAIN) => {}
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                }
+            }
+        }));
+    }
+
+    /// Begins to follow again after a promotion that did not come about.
+    pub(super) fn follow_again(self: &Arc<Mirroring>) -> Result<(), CliError> {
+        let Some(replica) = &self.replica else { return Ok(()) };
+        let followed = Followed::start(&self.config(), replica, self.dialer.clone(), &self.runtime)?;
+        *lock(&self.followed) = Some(followed);
+        self.begin_copying()
+    }
+}
+
+/// Says up to where the bytes are here, as far as the copier has noted it.
+pub(super) fn load_data_position(
+    directory: &Path,
+    log: &DiskLog,
+    data: &watch::Sender<Lsn>,
+) -> Result<(), CliError> {
+    let saved = cursor(directory).load().map_err(failed)?;
+    if let Some(saved) = saved
+        && look_up(log, saved.lsn).map_err(failed)? == Lookup::End(saved)
+    {
+        data.send_replace(saved.lsn);
+    }
+    Ok(())
+}
+
+fn cursor(directory: &Path) -> CursorFile {
+    let path: PathBuf = directory.join(CURSOR);
+    CursorFile::new(path)
+}
+
+/// Spreads attempts; that it repeats is no harm.
+fn any_number() -> u64 {
+    let mut bytes = [0; 8];
+    // Without randomness the attempts come at the same times, which is slower and not wrong.
+    getrandom::fill(&mut bytes).unwrap_or_default();
+    u64::from_le_bytes(bytes)
+}
+
+/// After so long without a word the source is given up, and tried again.
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+const END_MAX: Duration = Duration::from_secs(5);
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
+const COPY_HELPERS: usize = 4;
+const CURSOR: &str = "copied";

@@ -1,0 +1,158 @@
+//! The source's part: its mirrors, and which of them acknowledge.
+//!
+//! Invariants:
+//! - With `--ack mirror=W` the set of members that acknowledge changes only after W of the old set have the entry that changes it, and is
+//!   remembered: a mirror that is promoted knows every set through which something was acknowledged.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
+use murphy_log::{Epoch, Log, NodeId};
+use murphy_mirror::{MirrorAcknowledger, Part, SourcePart};
+
+use super::{Mirroring, lock, replica::write_durably, snapshots::VolumeSnapshots};
+use crate::{
+    error::{CliError, failed},
+    settings::Ack,
+};
+
+impl Mirroring {
+    /// Offers what a source offers, in `epoch`, and lets fsync wait for mirrors if that is set.
+    pub(super) fn begin_leading(self: &Arc<Mirroring>, epoch: Epoch) -> Result<(), CliError> {
+        let config = self.config().clone();
+        let snapshots = VolumeSnapshots {
+            volume: self.volume.clone(),
+            keys: self.keys.clone(),
+            branch: config.branch,
+            folder: self.directory.clone(),
+            count: AtomicU64::new(0),
+        };
+        self.services.become_part(Part::Source(SourcePart {
+            log: Arc::clone(&self.log) as Arc<dyn Log>,
+            epoch,
+            snapshots: Arc::new(snapshots),
+            heartbeat: HEARTBEAT,
+        }));
+        if let Ack::Mirrors(wanted) = self.settings()?.ack {
+            let members = read_set(&self.directory)?;
+            let members = members.unwrap_or_default();
+            let board = Arc::clone(&self.services.board);
+            let acknowledger = Arc::new(MirrorAcknowledger::new(board, wanted as usize, members.clone()));
+            *lock(&self.acknowledger) = Some(Arc::clone(&acknowledger));
+            self.volume.acknowledge_with(Arc::clone(&acknowledger) as Arc<dyn Acknowledger>);
+        }
+        self.watch_members();
+        self.register();
+        self.tell_predecessor();
+        Ok(())
+    }
+
+    /// The members that hold a copy, without this node.
+    pub(super) fn mirrors(&self) -> BTreeSet<NodeId> {
+        let own = self.identity.node();
+        self.book.holders().into_iter().map(|(node, _)| node).filter(|node| *node != own).collect()
+    }
+
+    /// Keeps the board and the acknowledging set true to the members.
+    fn watch_members(self: &Arc<Mirroring>) {
+        let this = Arc::downgrade(self);
+        let (mut changes, mut stopped) = (self.book.changes(), self.stop.subscribe());
+        self.runtime.spawn(async move {
+            loop {
+                changes.borrow_and_update();
+                let Some(mirroring) = this.upgrade() else { return };
+                let members = mirroring.mirrors();
+                let now = mirroring.clock.monotonic();
+                for node in &members {
+                    mirroring.services.board.set_member(now, *node, true);
+                }
+                if let Err(error) = mirroring.change_set(members).await {
+                    tracing::warn!(%error, "the members that acknowledge stay as they were");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                drop(mirroring);
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                }
+            }
+        });
+    }
+
+    async fn change_set(&self, members: BTreeSet<NodeId>) -> Result<(), CliError> {
+        let acknowledger = lock(&self.acknowledger).clone();
+        let Some(acknowledger) = acknowledger else { return Ok(()) };
+        let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
+        let wanted = wanted as usize;
+        let old = read_set(&self.directory)?.unwrap_or_default();
+        if old == members {
+            return Ok(());
+        }
+        // With fewer than W members nothing was acknowledged, so nothing can be forgotten.
+        if old.len() >= wanted {
+            let lsn = self.volume.durable().lsn;
+            acknowledger.acknowledged(lsn, CHANGE_MAX).await.map_err(failed)?;
+        }
+        write_set(&self.directory, &members)?;
+        acknowledger.set(wanted, members);
+        Ok(())
+    }
+
+    /// Makes the source itself known, as one that holds no copy for itself: should it come back after it was replaced, it may ask.
+    fn register(self: &Arc<Mirroring>) {
+        if self.listen.is_none() {
+            return;
+        }
+        let row = MemberRow {
+            role: MemberRole::Observer,
+            state: MemberState::Joined { public_key: *self.identity.public_key().as_bytes() },
+            name: self.config().name.clone(),
+            addresses: self.addresses(),
+        };
+        let (book, node) = (Arc::clone(&self.book), self.identity.node());
+        self.runtime.spawn(async move {
+            if let Err(error) = book.record(node, row).await {
+                tracing::warn!(%error, "the source is not in its own list of members");
+            }
+        });
+    }
+}
+
+/// The set that acknowledged last.
+fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, CliError> {
+    let path = directory.join(SET);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(crate::error::at(&path)(error)),
+    };
+    let damaged = |error: &dyn std::fmt::Display| CliError::new(format!("{}: {error}", path.display()));
+    let names: Vec<String> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    let nodes = names.iter().map(|name| name.parse().map_err(|error| damaged(&error)));
+    nodes.collect::<Result<BTreeSet<NodeId>, CliError>>().map(Some)
+}
+
+pub(super) fn write_set(directory: &Path, members: &BTreeSet<NodeId>) -> Result<(), CliError> {
+    let names: Vec<String> = members.iter().map(ToString::to_string).collect();
+    let path = directory.join(SET);
+    write_durably(&path, &serde_json::to_vec(&names).map_err(failed)?).map_err(crate::error::at(&path))
+}
+
+/// Whether the volume's fsync waits for mirrors.
+pub(super) fn waits_for_mirrors(volume: &Volume) -> Result<Option<usize>, CliError> {
+    match crate::settings::Settings::of(volume)?.ack {
+        Ack::Mirrors(wanted) => Ok(Some(wanted as usize)),
+        Ack::Local | Ack::Archive => Ok(None),
+    }
+}
+
+const SET: &str = "acknowledging.json";
+const HEARTBEAT: Duration = Duration::from_millis(250);
+const CHANGE_MAX: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(1);

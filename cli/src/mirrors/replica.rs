@@ -1,0 +1,420 @@
+//! The node of a mirror: its log, filled by a source, its promise, and the snapshot that its log begins after.
+//!
+//! ```text
+//!   base/seed.partial     a snapshot that is arriving
+//!   base/seed.ready       one that is complete and verified: the next start puts it in place, over whatever is there
+//!   base/base.snapshot    what the log begins after            promised.json   the epoch that has been promised
+//!   branches/N/           a log that was set aside, with its base
+//! ```
+//!
+//! Invariants:
+//! - No frame of an epoch older than the promise is queued; both are decided under one lock.
+//! - A process that is killed between any two steps leaves a node that starts again: [`settle`] finishes what was begun.
+//! - While a volume is open above the log, the log is replaced only by a process that begins anew.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use murphy_fs::{SnapshotReader, verify_snapshot};
+use murphy_log::{
+    AppendError, BranchId, DiskLog, DiskOptions, DurableWatch, Epoch, EpochId, Frame, Log, Lsn, Position,
+    State, VolumeKeys,
+};
+use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, look_up};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    config::{KeptBranch, NodeConfig},
+    error::{CliError, at, failed},
+    node::{base_file, index_directory, log_directory, open_log},
+};
+
+/// A mirror's node on disk.
+pub(crate) struct DiskReplica {
+    directory: PathBuf,
+    branch: BranchId,
+    keys: VolumeKeys,
+    shared: Arc<Mutex<Shared>>,
+    data: watch::Sender<Lsn>,
+    /// Why the process has to begin anew, once it has to.
+    restart: Arc<watch::Sender<Option<String>>>,
+}
+
+struct Shared {
+    config: NodeConfig,
+    log: Option<Arc<DiskLog>>,
+    promised: Option<Epoch>,
+    /// A volume is open above the log.
+    in_use: bool,
+}
+
+impl DiskReplica {
+    /// Opens what is in `directory`, whose lock the caller holds.
+    pub(crate) fn open(directory: &Path, config: &NodeConfig) -> Result<DiskReplica, CliError> {
+        settle(directory, config)?;
+        let log = if log_directory(directory).is_dir() { Some(open_log(directory, config)?) } else { None };
+        DiskReplica::above(directory, config, log.map(Arc::new))
+    }
+
+    /// A replica above a log that is open already.
+    pub(crate) fn above(
+        directory: &Path,
+        config: &NodeConfig,
+        log: Option<Arc<DiskLog>>,
+    ) -> Result<DiskReplica, CliError> {
+        let promised = read_promise(directory)?;
+        let shared = Shared { config: config.clone(), log, promised, in_use: false };
+        Ok(DiskReplica {
+            directory: directory.to_owned(),
+            branch: config.branch,
+            keys: VolumeKeys::derive(config.volume),
+            shared: Arc::new(Mutex::new(shared)),
+            data: watch::Sender::new(Lsn::new(0)),
+            restart: Arc::new(watch::Sender::new(None)),
+        })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        lock(&self.shared)
+    }
+
+    /// The log, once there is one. From here on it stays in place while this process lives.
+    pub(crate) fn use_log(&self) -> Option<Arc<DiskLog>> {
+        let mut shared = self.shared();
+        shared.in_use = shared.log.is_some();
+        shared.log.clone()
+    }
+
+    /// Tells how far the bytes are here.
+    pub(crate) fn data_sender(&self) -> watch::Sender<Lsn> {
+        self.data.clone()
+    }
+
+    /// Follows why the process has to begin anew.
+    pub(crate) fn restart(&self) -> watch::Receiver<Option<String>> {
+        self.restart.subscribe()
+    }
+
+    fn log(&self) -> Option<Arc<DiskLog>> {
+        if self.restart.borrow().is_some() {
+            return None;
+        }
+        self.shared().log.clone()
+    }
+}
+
+impl Replica for DiskReplica {
+    fn state(&self) -> Option<State> {
+        self.log().map(|log| log.durable().state())
+    }
+
+    fn keys(&self) -> &VolumeKeys {
+        &self.keys
+    }
+
+    fn append(&self, frame: Frame) -> Result<(), ReplicaError> {
+        let shared = self.shared();
+        if let Some(promised) = shared.promised
+            && is_older(frame.epoch(), promised)
+        {
+            return Err(ReplicaError::Promised { promised });
+        }
+        let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
+        let tail = log.tail().position;
+        match log.append(&tail, frame.clone()) {
+            Err(AppendError::NotClaimed | AppendError::WrongEpoch { .. }) => {
+                log.claim(frame.epoch()).map_err(|error| storage(&error))?;
+                log.append(&tail, frame).map_err(append_error)
+            }
+            other => other.map_err(append_error),
+        }
+    }
+
+    fn durable(&self) -> Option<DurableWatch> {
+        self.log().map(|log| log.durable())
+    }
+
+    fn data(&self) -> watch::Receiver<Lsn> {
+        self.data.subscribe()
+    }
+
+    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
+        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
+        look_up(&*log, lsn).map_err(|error| storage(&error))
+    }
+
+    fn promised(&self) -> Option<Epoch> {
+        self.shared().promised
+    }
+
+    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+        let log = {
+            let mut shared = self.shared();
+            if let Some(promised) = shared.promised
+                && is_older(epoch, promised)
+            {
+                return Err(ReplicaError::Promised { promised });
+            }
+            if shared.promised != Some(epoch) {
+                write_promise(&self.directory, epoch).map_err(|error| storage(&error))?;
+                shared.promised = Some(epoch);
+            }
+            shared.log.clone()
+        };
+        let Some(log) = log else { return Ok(None) };
+        let tail = log.tail().position.lsn;
+        let durable = log.durable().wait_blocking(tail, DURABLE_MAX);
+        durable.map(Some).map_err(|error| ReplicaError::Ended(error.to_string()))
+    }
+
+    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
+        if self.restart.borrow().is_some() {
+            return Err(ReplicaError::Storage("this node is about to begin anew".to_owned()));
+        }
+        let path = seed_file(&self.directory, PARTIAL);
+        let made = (|| -> io::Result<File> {
+            fs::create_dir_all(path.parent().unwrap_or(&self.directory))?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)
+        })();
+        Ok(Box::new(Seed {
+            file: made.map_err(|error| storage(&error))?,
+            path,
+            state,
+            directory: self.directory.clone(),
+            keys: self.keys.clone(),
+            branch: self.branch,
+            shared: Arc::clone(&self.shared),
+            restart: Arc::clone(&self.restart),
+        }))
+    }
+
+    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        let order = SetAside { kept: kept_branch(ancestor, tail) };
+        write_order(&self.directory, &order).map_err(|error| storage(&error))?;
+        let why = format!("its history differs from the source's: kept {}", order.kept);
+        self.restart.send_replace(Some(why));
+        Ok(())
+    }
+}
+
+/// A snapshot that is arriving.
+struct Seed {
+    file: File,
+    path: PathBuf,
+    state: State,
+    directory: PathBuf,
+    keys: VolumeKeys,
+    branch: BranchId,
+    shared: Arc<Mutex<Shared>>,
+    restart: Arc<watch::Sender<Option<String>>>,
+}
+
+impl SeedWriter for Seed {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplicaError> {
+        self.file.write_all_at(bytes, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => ReplicaError::NoSpace(error.to_string()),
+            _ => storage(&error),
+        })
+    }
+
+    fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError> {
+        let bad = |what: &dyn std::fmt::Display| ReplicaError::BadSnapshot(what.to_string());
+        let found = self.file.metadata().map_err(|error| storage(&error))?.len();
+        if found != bytes {
+            return Err(bad(&format!("{found} bytes where {bytes} belong")));
+        }
+        self.file.sync_all().map_err(|error| storage(&error))?;
+        let input = File::open(&self.path).map_err(|error| storage(&error))?;
+        let verified = verify_snapshot(BufReader::with_capacity(BUFFER_BYTES, input), &|_| {});
+        let header = verified.map_err(|error| bad(&error))?.header;
+        if header.volume != self.keys.volume() || header.branch != self.branch {
+            return Err(bad(&format!("it is of volume {}, branch {}", header.volume, header.branch)));
+        }
+        if header.state != self.state {
+            return Err(bad(&format!("it holds {}", header.state.position)));
+        }
+        let ready = seed_file(&self.directory, READY);
+        // The lock is not held meanwhile: whoever talks to the source asks for it often.
+        let (held, in_use, config) = {
+            let mut shared = lock(&self.shared);
+            let held = shared.log.as_ref().map(|log| log.tail().position);
+            if !shared.in_use {
+                shared.log = None;
+            }
+            (held, shared.in_use, shared.config.clone())
+        };
+        if let Some(tail) = held {
+            // Nobody could compare it with the source's history: it is kept.
+            let order = SetAside { kept: kept_branch(None, tail) };
+            write_order(&self.directory, &order).map_err(|error| storage(&error))?;
+        }
+        rename_durably(&self.path, &ready).map_err(|error| storage(&error))?;
+        if in_use {
+            self.restart.send_replace(Some("a snapshot has replaced what it held".to_owned()));
+            return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));
+        }
+        settle(&self.directory, &config).map_err(|error| storage(&error))?;
+        let log = open_log(&self.directory, &config).map_err(|error| storage(&error))?;
+        lock(&self.shared).log = Some(Arc::new(log));
+        Ok(self.state)
+    }
+}
+
+/// Finishes what an earlier process has begun: puts a log aside, puts a snapshot in place. The caller holds the node's lock, and its log is
+/// not open.
+pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
+    settle_aside(directory)?;
+    let (ready, base, log) = (seed_file(directory, READY), base_file(directory), log_directory(directory));
+    if ready.exists() {
+        // What was held has been put aside.
+        remove_tree(&log)?;
+        remove_tree(&index_directory(directory))?;
+        rename_durably(&ready, &base).map_err(at(&base))?;
+    }
+    if base.exists() && !log.exists() {
+        let file = File::open(&base).map_err(at(&base))?;
+        let state = SnapshotReader::open(BufReader::new(file)).map_err(failed)?.header().state;
+        let new = directory.join(NEW_LOG);
+        remove_tree(&new)?;
+        drop(DiskLog::create(DiskOptions::new(&new, config.volume, config.branch), state).map_err(failed)?);
+        rename_durably(&new, &log).map_err(at(&log))?;
+    }
+    Ok(())
+}
+
+fn settle_aside(directory: &Path) -> Result<(), CliError> {
+    let order = directory.join(SET_ASIDE);
+    let text = match fs::read(&order) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(&order)(error)),
+    };
+    let SetAside { kept } = serde_json::from_slice(&text)
+        .map_err(|error| CliError::new(format!("{}: {error}", order.display())))?;
+    let place = directory.join(&kept.place);
+    fs::create_dir_all(&place).map_err(at(&place))?;
+    for held in [log_directory(directory), base_file(directory)] {
+        if let (true, Some(name)) = (held.exists(), held.file_name()) {
+            rename_durably(&held, &place.join(name)).map_err(at(&held))?;
+        }
+    }
+    remove_tree(&index_directory(directory))?;
+    // The file as it is now: other steps may have written it since this process read it.
+    let mut config = NodeConfig::read(directory)?;
+    if !config.branches.contains(&kept) {
+        config.branches.push(kept);
+        config.write(directory)?;
+    }
+    fs::remove_file(&order).map_err(at(&order))
+}
+
+/// What is to be put aside at the next start.
+#[derive(Serialize, Deserialize)]
+struct SetAside {
+    kept: KeptBranch,
+}
+
+fn kept_branch(ancestor: Option<Point>, tail: Position) -> KeptBranch {
+    KeptBranch {
+        epoch: tail.epoch.number,
+        after_lsn: ancestor.map_or(0, |point| point.lsn.get()),
+        last_lsn: tail.lsn.get(),
+        hash: tail.hash.to_string(),
+        place: format!("branches/{}-{}", tail.epoch.number, tail.lsn),
+    }
+}
+
+fn write_order(directory: &Path, order: &SetAside) -> io::Result<()> {
+    write_durably(&directory.join(SET_ASIDE), &serde_json::to_vec(order)?)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Promise {
+    number: u32,
+    id: String,
+}
+
+fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
+    let path = directory.join(PROMISED);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(&path)(error)),
+    };
+    let damaged = |error: &dyn std::fmt::Display| {
+        CliError::new(format!("{} is damaged: {error}", path.display()))
+            .hint("it keeps this mirror from acknowledging to a source that was replaced; join it again")
+    };
+    let promise: Promise = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    let id: EpochId = promise.id.parse().map_err(|error| damaged(&error))?;
+    Ok(Some(Epoch { number: promise.number, id }))
+}
+
+fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
+    let promise = Promise { number: epoch.number, id: epoch.id.to_string() };
+    write_durably(&directory.join(PROMISED), &serde_json::to_vec(&promise)?)
+}
+
+/// Replaces a file; durable when it returns.
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = File::create(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    rename_durably(&partial, path)
+}
+
+fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    for folder in [to.parent(), from.parent()].into_iter().flatten() {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Path) -> Result<(), CliError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn seed_file(directory: &Path, name: &str) -> PathBuf {
+    base_file(directory).with_file_name(name)
+}
+
+fn is_older(epoch: Epoch, promised: Epoch) -> bool {
+    epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    // Every change of it is one assignment.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn storage(error: &dyn std::fmt::Display) -> ReplicaError {
+    ReplicaError::Storage(error.to_string())
+}
+
+fn append_error(error: AppendError) -> ReplicaError {
+    match error {
+        AppendError::NoSpace { message } => ReplicaError::NoSpace(message),
+        AppendError::Ended(terminal) => ReplicaError::Ended(terminal.to_string()),
+        error => storage(&error),
+    }
+}
+
+const PARTIAL: &str = "seed.partial";
+const READY: &str = "seed.ready";
+const NEW_LOG: &str = "log.new";
+const SET_ASIDE: &str = "set-aside.json";
+const PROMISED: &str = "promised.json";
+const DURABLE_MAX: Duration = Duration::from_secs(60);
+const BUFFER_BYTES: usize = 1 << 20;

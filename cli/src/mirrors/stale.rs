@@ -1,0 +1,145 @@
+//! A source that was replaced while it was away: how it hears of it, and what it does then.
+//!
+//! Invariants:
+//! - Before a source decides, it asks every member whose address it knows whether that one leads a later epoch. One that does not answer does
+//!   not stop it.
+//! - Once it knows, its directory says so: it is never served as a source again, and what only it holds is listed as a branch.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use murphy_fs::MemberState;
+use murphy_log::{Epoch, Log, Lsn};
+use murphy_mirror::{Comparison, ExchangeError, MemberBook, PublicKey, compare};
+
+use super::Mirroring;
+use crate::{
+    config::{Fenced, KeptBranch, NodeConfig},
+    error::CliError,
+};
+
+/// Refuses a source that is known to have been replaced.
+pub(super) fn refuse(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
+    let Some(fenced) = &config.fenced else { return Ok(()) };
+    let by = fenced.by.as_ref().map_or_else(String::new, |by| format!(", begun by node {by}"));
+    Err(CliError::new(format!(
+        "{} is no longer the source: epoch {}{by} has taken over",
+        directory.display(),
+        fenced.epoch
+    ))
+    .hint("murphy status lists what only this node holds; join the volume again in a new directory"))
+}
+
+/// Asks the members before the source decides.
+pub(super) fn ask_members(mirroring: &Mirroring) -> Result<(), CliError> {
+    match successor(mirroring) {
+        None => Ok(()),
+        Some(comparison) => {
+            note(mirroring, comparison.state.position.epoch, Some(&comparison))?;
+            refuse(&mirroring.directory, &mirroring.config())
+        }
+    }
+}
+
+/// Finds out what only this source holds, after it has heard that it was replaced.
+pub(super) fn find_branch(mirroring: &Mirroring) -> Result<(), CliError> {
+    match successor(mirroring) {
+        None => Ok(()),
+        Some(comparison) => note(mirroring, comparison.state.position.epoch, Some(&comparison)),
+    }
+}
+
+/// The member that leads a later epoch, if one says so.
+fn successor(mirroring: &Mirroring) -> Option<Comparison> {
+    let own = mirroring.identity.node();
+    let members = mirroring.book.members();
+    let asked = members.into_iter().filter(|(node, row)| *node != own && !row.addresses.is_empty());
+    let keys = asked.filter_map(|(_, row)| match row.state {
+        MemberState::Joined { public_key } => Some((row.addresses, PublicKey::from_bytes(public_key))),
+        _ => None,
+    });
+    let log = Arc::clone(&mirroring.log) as Arc<dyn Log>;
+    let branch = mirroring.config().branch;
+    let mut answers: FuturesUnordered<_> = keys
+        .map(|(addresses, key)| {
+            let (dialer, keys, log) = (&mirroring.dialer, &mirroring.keys, &log);
+            async move { compare(dialer, &addresses, key, (keys, branch), log).await }
+        })
+        .collect();
+    mirroring.runtime.block_on(async {
+        let first = async {
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(Some(comparison)) => return Some(comparison),
+                    Ok(None) => {}
+                    Err(error) => tracing::info!(%error, "a member was not asked who leads"),
+                }
+            }
+            None
+        };
+        tokio::time::timeout(ASK_MAX, first).await.unwrap_or(None)
+    })
+}
+
+/// Notes that `epoch` has replaced this source, which is running; says why it ends.
+pub(super) fn fence(mirroring: &Mirroring, epoch: Epoch) -> String {
+    if let Err(error) = note(mirroring, epoch, None) {
+        tracing::error!(%error, "that this source was replaced could not be noted");
+    }
+    format!("node has been replaced: epoch {} has taken over", epoch.number)
+}
+
+/// Writes down who took over and what is only here.
+fn note(mirroring: &Mirroring, epoch: Epoch, comparison: Option<&Comparison>) -> Result<(), CliError> {
+    let tail = mirroring.log.durable().state().position;
+    let by = comparison.map(|comparison| comparison.node.to_string());
+    let after = comparison.and_then(|comparison| comparison.common).map_or(Lsn::new(0), |point| point.lsn);
+    let branch = (comparison.is_some() && after < tail.lsn).then(|| KeptBranch {
+        epoch: tail.epoch.number,
+        after_lsn: after.get(),
+        last_lsn: tail.lsn.get(),
+        hash: tail.hash.to_string(),
+        place: "log".to_owned(),
+    });
+    mirroring.change_config(|config| {
+        config.fenced = Some(Fenced { epoch: epoch.number, by });
+        if let Some(branch) = branch
+            && !config.branches.contains(&branch)
+        {
+            config.branches.push(branch);
+        }
+    })
+}
+
+impl Mirroring {
+    /// Tells the source that this one has replaced, until it has heard it.
+    pub(super) fn tell_predecessor(self: &Arc<Mirroring>) {
+        let Some(promoted) = self.config().promoted.clone() else { return };
+        let this = Arc::downgrade(self);
+        let mut stopped = self.stop.subscribe();
+        self.runtime.spawn(async move {
+            loop {
+                let Some(mirroring) = this.upgrade() else { return };
+                let said = mirroring.tell(&promoted.from).await;
+                drop(mirroring);
+                match said {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(%error, "the source before has not heard of this one"),
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(TELL_AGAIN) => {}
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                }
+            }
+        });
+    }
+
+    async fn tell(&self, source: &crate::config::Upstream) -> Result<(), ExchangeError> {
+        let epoch = self.known_epoch();
+        let branch = self.config().branch;
+        self.dialer.tell_fenced(&source.addresses, source.key, (&self.keys, branch), epoch).await
+    }
+}
+
+const ASK_MAX: Duration = Duration::from_secs(3);
+const TELL_AGAIN: Duration = Duration::from_secs(2);
