@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::tasks;
 use crate::{
-    archives::{self, Archives, acknowledge_as_set},
+    archives::{self, Archives, acknowledge_as_set, check_fences, remember_fence},
     control::{Handler, MountRequest, Replies, Request},
     error::{CliError, failed},
     node::Node,
@@ -54,12 +54,13 @@ pub(super) enum Purpose {
 impl Host {
     pub(super) fn start(node: Node, options: HostOptions, runtime: &Handle) -> Result<Host, CliError> {
         let _entered = runtime.enter();
+        let settings = Settings::of(&node.volume)?;
         if options.purpose != Purpose::Look {
+            check_fences(&node, &settings.archives, runtime)?;
             node.lead()?;
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
         if options.purpose == Purpose::Serve {
-            let settings = Settings::of(&node.volume)?;
             let outside =
                 vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()];
             for shared in settings.archives {
@@ -86,7 +87,10 @@ impl Host {
 
     /// Why nothing can be decided any more, if that is so.
     pub(super) fn ended(&self) -> Option<String> {
-        self.volume().ended().or_else(|| self.archives.fenced())
+        self.volume().ended().or_else(|| {
+            let fenced = self.archives.fenced();
+            fenced.inspect(|reason| remember_fence(&self.node.directory, reason))
+        })
     }
 
     /// Whether it was to end with its last mount, and that is gone.
