@@ -6,6 +6,7 @@
 //! - A fence at any archive ends the node.
 
 mod acknowledge;
+mod fence;
 mod shipping;
 
 use std::{
@@ -30,6 +31,7 @@ use crate::{
     status::ArchiveStatus,
 };
 pub(crate) use acknowledge::acknowledge_as_set;
+pub(crate) use fence::{check_fences, fenced_before, remember_fence};
 
 /// The archives that a node ships to.
 pub(crate) struct Archives {

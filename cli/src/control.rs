@@ -1,6 +1,7 @@
 //! How commands reach the process that serves a node: a unix socket in the node's directory, JSON line by line.
 //!
 //! ```text
+//!   <- {"murphy":0}                                               the version, at once
 //!   -> {"request":"flush"}
 //!   <- {"progress":{"what":"flushing","done":0,"total":4096}}      any number
 //!   <- {"item":...}                                                any number
@@ -101,6 +102,12 @@ pub(crate) struct MountRequest {
     pub(crate) allow_other: bool,
 }
 
+/// What the process that serves a node says first: a connection alone may be to one that is just ending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Greeting {
+    murphy: u32,
+}
+
 /// A line of an answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -120,6 +127,7 @@ fn at_socket<T>(directory: &Path, with: impl FnOnce(&Path) -> std::io::Result<T>
     with(Path::new(&short))
 }
 
+const VERSION: u32 = 0;
 const SOCKET: &str = "control.sock";
 /// A longer line is not one of ours.
 const LINE_BYTES_MAX: u64 = 16 << 20;

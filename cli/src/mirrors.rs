@@ -35,6 +35,7 @@ use murphy_mirror::{
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
+    archives::check_fences,
     config::{NodeConfig, Role},
     error::{CliError, failed},
     node::{MirrorOpening, Node, NodeOptions},
@@ -136,6 +137,7 @@ impl Mirroring {
         match node.config.role {
             Role::Source => {
                 stale::ask_members(&mirroring)?;
+                check_fences(&node, &Settings::of(&node.volume)?.archives, runtime)?;
                 let _entered = runtime.enter();
                 node.lead()?;
                 let epoch = node.log.recovery().epoch;

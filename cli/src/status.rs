@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    archives::fenced_before,
     error::{CliError, failed},
     node::Node,
     settings::Settings,
@@ -17,6 +18,8 @@ use crate::{
 /// What `status` shows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
+    /// Who has taken over, if somebody has: then nothing here is the volume any more.
+    pub(crate) fenced: Option<String>,
     /// One sentence: what would be lost.
     pub(crate) verdict: String,
     /// Whether there is no copy outside the node's failure domain.
@@ -162,6 +165,7 @@ pub(crate) fn of(
     let state = node.volume.state();
     let failure_domain = node.failure_domain()?;
     let mut status = Status {
+        fenced: fenced_before(&node.directory)?,
         verdict: String::new(),
         danger: false,
         volume: node.config.volume.to_string(),
@@ -214,6 +218,11 @@ fn judge(status: &mut Status) {
     status.scenarios = domains.into_iter().map(|lost| scenario(status, lost)).collect();
     status.danger = status.scenarios.iter().any(|scenario| scenario.restorable_lsn.is_none());
     let worst = status.scenarios.iter().min_by_key(|scenario| scenario.restorable_lsn);
+    if let Some(reason) = &status.fenced {
+        status.danger = true;
+        status.verdict = format!("FENCED: another source has taken over: {reason}");
+        return;
+    }
     status.verdict = worst.map_or_else(String::new, |scenario| match scenario.restorable_lsn {
         Some(_) => format!("Safe: {}", scenario.outcome),
         None => format!("DANGER: {}", scenario.outcome),

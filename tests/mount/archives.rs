@@ -212,3 +212,35 @@ fn an_fsync_waits_for_the_archive_when_told_so() {
     scratch.run(["mount", "new", "mnt", "-d"]).expect_code(0).stdout();
     assert_eq!(fs::read(mount.join("file")).unwrap(), b"precious");
 }
+
+/// A successor and its predecessor must never both be the source: the one that was replaced finds out and stays away.
+#[test]
+fn a_source_that_was_replaced_refuses_to_be_one() {
+    if !can_mount("a_source_that_was_replaced_refuses_to_be_one") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    scratch.signal_all(Signal::KILL);
+    rustix::mount::unmount(scratch.path("mnt"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let blocks = scratch.url("blocks");
+    let take_over = ["restore", &archive, "next", "--blocks", &blocks, "--take-over", "--confirm"];
+    let with = |name: &'static str| take_over.iter().copied().chain([name]).collect::<Vec<_>>();
+    scratch.run(with("other")).expect_code(2).stdout();
+    scratch.run(&take_over[..6]).expect_code(2).stdout();
+    scratch.run(with("home")).expect_error(1, "sign of life");
+    assert!(!scratch.path("next").exists());
+    // A source ticks every 20 s, so a minute of silence means that it is gone.
+    std::thread::sleep(std::time::Duration::from_secs(61));
+    scratch.run(with("home")).expect_code(0).stdout();
+    scratch.run(["serve", "node"]).expect_error(1, "another source has taken over");
+    fs::rename(scratch.path("archive"), scratch.path("out of reach")).unwrap();
+    scratch.run(["serve", "node"]).expect_error(1, "another source has taken over");
+    let status = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    assert!(status["verdict"].as_str().unwrap().starts_with("FENCED"), "{status}");
+    fs::rename(scratch.path("out of reach"), scratch.path("archive")).unwrap();
+    scratch.run(["mount", "next", "mnt", "-d"]).expect_code(0).stdout();
+    assert_eq!(fs::read_to_string(scratch.path("mnt/a/nine")).unwrap(), "line 9\n".repeat(63));
+    fs::write(scratch.path("mnt/new"), "new").unwrap();
+    scratch.run(["umount", "mnt"]).expect_code(0).stdout();
+    scratch.run(["verify", &archive, "--data", "100"]).expect_code(0).stdout();
+}

@@ -47,16 +47,10 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
     let request = MountRequest { path, read_only: args.read_only, allow_other: args.allow_other };
     let listen = args.listen.as_deref().map(parse_listen).transpose()?;
     if let Some(mut control) = Control::connect(&directory)? {
-        match control.ask(&Request::Mount(request.clone()), output, |_| Ok(())) {
-            Ok(done) => {
-                output.data(&done, |_| String::new())?;
-                output.note("Mounted by the process that serves the node already");
-                return Ok(Code::Done);
-            }
-            // It was just dying. Whoever opens the node waits for its lock.
-            Err(_) if control.was_abandoned() => {}
-            Err(error) => return Err(error),
-        }
+        let done = control.ask(&Request::Mount(request), output, |_| Ok(()))?;
+        output.data(&done, |_| String::new())?;
+        output.note("Mounted by the process that serves the node already");
+        return Ok(Code::Done);
     }
     if args.detach && !background::is_child() {
         let pid = background::start(&directory)?;

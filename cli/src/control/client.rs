@@ -4,11 +4,12 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::Value;
 
-use super::{LINE_BYTES_MAX, Line, Request, at_socket};
+use super::{Greeting, LINE_BYTES_MAX, Line, Request, VERSION, at_socket};
 use crate::{
     error::CliError,
     output::Output,
@@ -19,34 +20,41 @@ use crate::{
 pub(crate) struct Control {
     directory: PathBuf,
     stream: BufReader<UnixStream>,
-    /// Whether it has said anything.
-    answered: bool,
-    /// Whether the connection has ended unasked.
-    lost: bool,
 }
 
 impl Control {
     /// Connects to the process that serves the node in `directory`; `None` if there is none.
     pub(crate) fn connect(directory: &Path) -> Result<Option<Control>, CliError> {
-        match at_socket(directory, |socket| UnixStream::connect(socket)) {
-            Ok(stream) => Ok(Some(Control {
-                directory: directory.to_owned(),
-                stream: BufReader::new(stream),
-                answered: false,
-                lost: false,
-            })),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => {
-                Err(CliError::new(format!("cannot ask the process of node {}: {error}", directory.display())))
+        for _ in 0..CONNECT_ATTEMPTS {
+            let stream = match at_socket(directory, |socket| UnixStream::connect(socket)) {
+                Ok(stream) => stream,
+                Err(error) if is_nobody(&error) => return Ok(None),
+                Err(error) => return Err(unreachable(directory, &error)),
+            };
+            let stream = BufReader::new(stream);
+            let mut control = Control { directory: directory.to_owned(), stream };
+            match control.greeted() {
+                Ok(Greeting { murphy: VERSION }) => return Ok(Some(control)),
+                Ok(Greeting { murphy }) => {
+                    let text = format!("it speaks version {murphy} of its protocol, this program {VERSION}");
+                    return Err(unreachable(directory, &io::Error::other(text)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(unreachable(directory, &io::Error::other("it does not answer")));
+                }
+                // It is just ending: the socket goes with it.
+                Err(_) => std::thread::sleep(CONNECT_PAUSE),
             }
         }
+        Err(unreachable(directory, &io::Error::other("it hangs up")))
+    }
+
+    fn greeted(&mut self) -> io::Result<Greeting> {
+        self.stream.get_ref().set_read_timeout(Some(GREETING_MAX))?;
+        let mut line = String::new();
+        self.stream.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)?;
+        self.stream.get_ref().set_read_timeout(None)?;
+        Ok(serde_json::from_str(&line)?)
     }
 
     /// Asks, shows progress, hands out items, and returns the answer.
@@ -58,9 +66,7 @@ impl Control {
     ) -> Result<Value, CliError> {
         let mut line = serde_json::to_string(request).map_err(CliError::new)?;
         line.push('\n');
-        if let Err(error) = self.stream.get_mut().write_all(line.as_bytes()) {
-            return Err(self.broken(&error));
-        }
+        self.stream.get_mut().write_all(line.as_bytes()).map_err(|error| self.broken(&error))?;
         let shown = ProgressLine::new(output);
         loop {
             match self.next_line()? {
@@ -80,21 +86,29 @@ impl Control {
         match read {
             Err(error) => Err(self.broken(&error)),
             Ok(0) => Err(self.broken(&io::Error::other("it ended before it answered"))),
-            Ok(_) => {
-                self.answered = true;
-                serde_json::from_str(&line).map_err(|error| self.broken(&io::Error::other(error)))
-            }
+            Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&io::Error::other(error))),
         }
     }
 
-    /// Whether the process was gone before it said anything: a socket still takes connections while the kernel clears a killed process away.
-    pub(crate) fn was_abandoned(&self) -> bool {
-        self.lost && !self.answered
-    }
-
-    fn broken(&mut self, error: &io::Error) -> CliError {
-        self.lost = true;
+    fn broken(&self, error: &io::Error) -> CliError {
         CliError::new(format!("the process that serves node {}: {error}", self.directory.display()))
             .hint("its own messages are on its stderr, or in murphy.log in that directory")
     }
 }
+
+/// Nobody listens there.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory
+    )
+}
+
+fn unreachable(directory: &Path, error: &io::Error) -> CliError {
+    CliError::new(format!("cannot ask the process of node {}: {error}", directory.display()))
+}
+
+/// Five seconds in all.
+const CONNECT_ATTEMPTS: u32 = 100;
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+const GREETING_MAX: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{LINE_BYTES_MAX, Line, Request, SOCKET, at_socket};
+use super::{Greeting, LINE_BYTES_MAX, Line, Request, SOCKET, VERSION, at_socket};
 use crate::{
     error::{CliError, at},
     progress::Progress,
@@ -129,6 +129,10 @@ impl Drop for Active {
 }
 
 fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
+    let mut greeting = serde_json::to_string(&Greeting { murphy: VERSION })?;
+    greeting.push('\n');
+    let mut to_client = stream;
+    to_client.write_all(greeting.as_bytes())?;
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();

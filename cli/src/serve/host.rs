@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::tasks;
 use crate::{
-    archives::{self, Archives, acknowledge_as_set},
+    archives::{self, Archives, acknowledge_as_set, check_fences, remember_fence},
     control::{Handler, MountRequest, Replies, Request},
     error::{CliError, failed},
     mirrors::Mirroring,
@@ -62,13 +62,14 @@ impl Host {
         runtime: &Handle,
     ) -> Result<Host, CliError> {
         let _entered = runtime.enter();
+        let settings = Settings::of(&node.volume)?;
         if options.purpose == Purpose::Change {
             mirroring.check_source()?;
+            check_fences(&node, &settings.archives, runtime)?;
             node.lead()?;
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
         if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
-            let settings = Settings::of(&node.volume)?;
             let outside =
                 vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()];
             for shared in settings.archives {
@@ -95,8 +96,12 @@ impl Host {
 
     /// Why nothing can be decided any more, if that is so.
     pub(super) fn ended(&self) -> Option<String> {
+        let archived = || {
+            let fenced = self.archives.fenced();
+            fenced.inspect(|reason| remember_fence(&self.node.directory, reason))
+        };
         let among_nodes = || self.mirroring.fenced().or_else(|| self.mirroring.broken());
-        self.volume().ended().or_else(|| self.archives.fenced()).or_else(among_nodes)
+        self.volume().ended().or_else(archived).or_else(among_nodes)
     }
 
     /// Whether it was to end with its last mount, and that is gone.

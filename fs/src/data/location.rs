@@ -211,8 +211,9 @@ impl StoreUrl {
             Place::Cloud { cloud, bucket, prefix } => {
                 let mut url: Url =
                     format!("{}://{bucket}", cloud.scheme()).parse().expect("a bucket is a host");
-                // A percent sign that stands in the path itself would be taken for the beginning of an escape.
-                url.set_path(&prefix.as_ref().replace('%', "%25"));
+                // Signs of the path itself that would be taken for the beginning of an escape, a query or a fragment.
+                let path = prefix.as_ref().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+                url.set_path(&path);
                 url
             }
         };

@@ -1,0 +1,96 @@
+//! Whether another source has taken over, asked before this one decides anything.
+//!
+//! Invariants:
+//! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
+//! - An archive that does not answer in time does not keep a source from starting; its shipper asks on.
+
+use std::{fs, path::Path, time::Duration};
+
+use murphy_backup::{Boundary, Walk, walk};
+use murphy_log::Log;
+use tokio::runtime::Handle;
+
+use super::{CliError, cursor, failed, local_url, open_archive};
+use crate::{error::at, node::Node, settings::SharedArchive};
+
+/// Refuses to go on as the source if an archive says that another one does, or holds entries that this node has lost.
+pub(crate) fn check_fences(
+    node: &Node,
+    archives: &[SharedArchive],
+    runtime: &Handle,
+) -> Result<(), CliError> {
+    if let Some(reason) = fenced_before(&node.directory)? {
+        return Err(refused(&reason));
+    }
+    let walks = archives.iter().map(|shared| async move {
+        let asked = tokio::time::timeout(ANSWER_MAX, look(node, shared)).await;
+        (shared, asked.unwrap_or_else(|_| Err(CliError::new("it does not answer in time"))))
+    });
+    for (shared, walked) in runtime.block_on(futures::future::join_all(walks)) {
+        match walked {
+            Ok(walked) => judge(node, shared, &walked)?,
+            Err(error) => {
+                tracing::warn!(url = shared.url, %error, "an archive cannot be asked who is the source");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn look(node: &Node, shared: &SharedArchive) -> Result<Walk, CliError> {
+    let archive = open_archive(&node.config, &local_url(&node.config, shared)?).await.map_err(failed)?;
+    let known: Option<Boundary> = cursor(&node.directory, shared).load().unwrap_or_default();
+    walk(&archive, known).await.map_err(failed)
+}
+
+fn judge(node: &Node, shared: &SharedArchive, walked: &Walk) -> Result<(), CliError> {
+    let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
+    if walked.end.epoch.number > own.number
+        || (walked.end.epoch.number == own.number && walked.end.epoch != own)
+    {
+        let reason = match walked.seals.last() {
+            Some(seal) => format!(
+                "{} was sealed at {} by node {}, which began epoch {}",
+                shared.url, seal.base, seal.node, seal.next
+            ),
+            None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
+        };
+        remember_fence(&node.directory, &reason);
+        return Err(refused(&reason));
+    }
+    if walked.end.position.lsn > tail.lsn {
+        let held = walked.end.position.lsn;
+        return Err(CliError::new(format!(
+            "{} holds entries up to lsn {held}, this log ends at {}",
+            shared.url, tail.lsn
+        ))
+        .hint("this node has lost acknowledged entries: restore from that archive, with --take-over"));
+    }
+    Ok(())
+}
+
+fn refused(reason: &str) -> CliError {
+    CliError::new(format!("another source has taken over: {reason}"))
+        .hint("what this node has beyond that point is kept; make a new node of the successor's archive")
+}
+
+/// Why this node is not the source any more, if that has been found out before.
+pub(crate) fn fenced_before(directory: &Path) -> Result<Option<String>, CliError> {
+    let path = directory.join(FENCED);
+    match fs::read_to_string(&path) {
+        Ok(reason) => Ok(Some(reason.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(at(&path)(error)),
+    }
+}
+
+/// Notes why this node is not the source any more. Without the note the archive says so again.
+pub(crate) fn remember_fence(directory: &Path, reason: &str) {
+    if let Err(error) = fs::write(directory.join(FENCED), format!("{reason}\n")) {
+        tracing::warn!(%error, "that another source has taken over is not noted down");
+    }
+}
+
+/// In a node's directory: why it is not the source any more.
+const FENCED: &str = "fenced";
+const ANSWER_MAX: Duration = Duration::from_secs(10);
