@@ -181,6 +181,7 @@ impl Sequencer {
         let mut core = self.core.lock();
         self.close_frames(&mut core);
         core.appender = None;
+        self.leads.store(false, Ordering::Release);
     }
 
     /// The newest view.

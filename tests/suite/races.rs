@@ -2,219 +2,34 @@
 //! change under a reader.
 //!
 //! Invariants:
-//! - Nothing is waited for longer than [`PATIENCE`]: a call that hangs is a failure.
+//! - Nothing is waited for longer than [`PATIENCE`](world::PATIENCE): a call that hangs is a failure.
 //! - Where the order of two steps matters, futures are polled by hand on a runtime with one thread.
 
+mod world;
+
 use std::{
-    future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{future::BoxFuture, poll, stream::BoxStream};
+use futures::poll;
 use murphy_fs::{
-    Answer, Attr, BlockStore, BlockStoreError, Caller, CellCache, Errno, FileSystem, Handle, Index, Ino,
-    Kind, MemoryIndex, Name, NewNode, ObjectBlockStore, OpenFlags, PackFetcher, PackName, Refusal,
-    RenameMode, RowKey, SetAttr, SetTime, StoredPack, Table, Timespec, Volume, VolumeOptions, VolumeParts,
-    WriterId, XattrMode, XattrName, check_tree,
+    Answer, Attr, Caller, Errno, FileSystem, Index, Ino, Kind, NewNode, OpenFlags, RenameMode, SetAttr,
+    SetTime, Timespec, VolumeOptions, XattrMode, XattrName, check_tree,
 };
-use murphy_log::{Clock, Epoch, EpochId, Log, MemoryLog, State, SystemClock, Terminal, VolumeId, VolumeKeys};
+use murphy_log::{Log, MemoryLog, Terminal};
 use parking_lot::Mutex;
-use tokio::{runtime::Builder, sync::watch};
+use tokio::runtime::Builder;
 
 use crate::volume::origin;
-
-/// A block store whose puts fail or hang when told to.
-#[derive(Debug)]
-struct FaultyStore {
-    below: ObjectBlockStore,
-    puts: watch::Sender<Puts>,
-    begun: AtomicU64,
-}
-
-/// What becomes of puts; one that hangs goes by what is said next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Puts {
-    Succeed,
-    Fail,
-    Hang,
-}
-
-impl FaultyStore {
-    fn new() -> Arc<FaultyStore> {
-        let below = ObjectBlockStore::in_memory();
-        Arc::new(FaultyStore { below, puts: watch::Sender::new(Puts::Succeed), begun: AtomicU64::new(0) })
-    }
-
-    fn let_puts(&self, puts: Puts) {
-        self.puts.send_replace(puts);
-    }
-
-    /// Returns when so many puts have begun.
-    async fn begun(&self, count: u64) {
-        soon(async {
-            while self.begun.load(Ordering::SeqCst) < count {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
-    }
-}
-
-impl BlockStore for FaultyStore {
-    fn label(&self) -> &str {
-        "faulty"
-    }
-
-    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        Box::pin(async move {
-            self.begun.fetch_add(1, Ordering::SeqCst);
-            let mut puts = self.puts.subscribe();
-            let told = *puts.wait_for(|puts| *puts != Puts::Hang).await.unwrap();
-            if told == Puts::Fail {
-                let object = name.to_string();
-                return Err(BlockStoreError::Refused { object, refusal: Refusal::Exists });
-            }
-            self.below.put(name, bytes).await
-        })
-    }
-
-    fn get_range(
-        &self,
-        name: PackName,
-        range: std::ops::Range<u64>,
-    ) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get_range(name, range)
-    }
-
-    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get(name)
-    }
-
-    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.below.size(name)
-    }
-
-    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.below.delete(name)
-    }
-
-    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
-        self.below.list(writer)
-    }
-}
-
-/// A volume and what it stands on.
-struct World {
-    volume: Volume,
-    log: Arc<MemoryLog>,
-    store: Arc<FaultyStore>,
-    index: Arc<MemoryIndex>,
-}
-
-impl World {
-    fn new(options: VolumeOptions) -> World {
-        World::over(MemoryLog::new(origin(epoch(1))), options)
-    }
-
-    fn over(log: MemoryLog, options: VolumeOptions) -> World {
-        let log = Arc::new(log);
-        let state = log.claim(epoch(1)).unwrap();
-        let world = World::beside(log, state, FaultyStore::new(), options);
-        world.volume.lead(epoch(1), Some(&[])).unwrap();
-        world
-    }
-
-    /// A volume at `state` of a log that somebody else may fill.
-    fn beside(log: Arc<MemoryLog>, state: State, store: Arc<FaultyStore>, options: VolumeOptions) -> World {
-        let index = Arc::new(MemoryIndex::new());
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let blocks: Arc<dyn BlockStore> = Arc::<FaultyStore>::clone(&store);
-        let parts = VolumeParts {
-            log: Arc::<MemoryLog>::clone(&log),
-            index: Arc::<MemoryIndex>::clone(&index),
-            state,
-            last_time: clock.wall(),
-            keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
-            clock,
-            fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(1 << 20), None),
-            blocks,
-            runtime: tokio::runtime::Handle::current(),
-            options,
-        };
-        World { volume: Volume::open(parts).unwrap(), log, store, index }
-    }
-
-    fn create(&self, name: &str) -> (Ino, Handle) {
-        let created = self.volume.create(&ROOT, Ino::ROOT, &named(name), 0o644, READ_WRITE);
-        let (attr, opened) = now(created).unwrap();
-        (attr.ino, opened.handle)
-    }
-
-    fn write(&self, (ino, handle): (Ino, Handle), offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        now(self.volume.write(&ROOT, ino, handle, offset, Bytes::copy_from_slice(data)))
-    }
-
-    /// Single bytes with a hole before each, so that each becomes an extent.
-    fn scatter(&self, file: (Ino, Handle), count: u64) {
-        for number in 0..count {
-            self.write(file, 2 * number + 1, b"x").unwrap();
-        }
-    }
-
-    async fn fsync(&self, (ino, handle): (Ino, Handle)) -> Result<(), Errno> {
-        soon(self.volume.fsync(ino, Some(handle)).wait()).await
-    }
-
-    fn orphans(&self) -> usize {
-        let range = RowKey::range_start(Table::Orphan, 0)..RowKey::range_start(Table::Orphan, u64::MAX);
-        self.volume.view().rows(range).count()
-    }
-
-    /// Returns when no orphan is left.
-    async fn without_orphans(&self) {
-        soon(async {
-            while self.orphans() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
-        assert_eq!(check_tree(&self.volume.view()).unwrap(), Vec::new());
-    }
-}
-
-fn epoch(number: u32) -> Epoch {
-    Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }
-}
-
-fn named(name: &str) -> Name {
-    Name::new(name.to_owned()).unwrap()
-}
-
-/// An answer that must be there at once.
-fn now<T>(answer: Answer<T>) -> Result<T, Errno> {
-    match answer {
-        Answer::Now(result) => result,
-        Answer::Later(_) => panic!("it waits"),
-    }
-}
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it came in time")
-}
-
-/// Runs a test on one thread, so that nothing happens between two polls.
-fn alone(test: impl Future<Output = ()>) {
-    Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
-
-fn impatient() -> VolumeOptions {
-    VolumeOptions { io_timeout: Duration::from_millis(300), ..VolumeOptions::default() }
-}
+use world::{
+    CrampedLog, FaultyStore, Puts, READ_WRITE, ROOT, StuckIndex, World, alone, epoch, impatient, named, now,
+    soon, volume,
+};
 
 /// Two processes sync one file, the flush fails: both are told, or one of them believes in bytes that are nowhere.
 #[test]
@@ -547,6 +362,78 @@ fn the_last_clone_of_a_volume_stops_everything() {
     });
 }
 
+/// A flush that dies leaves its bytes to the next one.
+#[test]
+fn a_flush_that_panics_is_followed_by_another() {
+    alone(async {
+        let world = World::new(impatient());
+        let file = world.create("f");
+        world.write(file, 0, b"bytes").unwrap();
+        world.store.let_puts(Puts::Panic);
+        assert_eq!(world.fsync(file).await, Err(Errno::EIO));
+        world.store.let_puts(Puts::Succeed);
+        world.fsync(file).await.unwrap();
+    });
+}
+
+/// While the log has no room changes are refused and nothing piles up behind it, ticks included; then everything goes on.
+#[test]
+fn a_log_without_room_gathers_no_ticks_and_loses_nothing() {
+    alone(async {
+        let log = CrampedLog { below: MemoryLog::new(origin(epoch(1))), is_full: AtomicBool::new(false) };
+        let log = Arc::new(log);
+        let state = log.claim(epoch(1)).unwrap();
+        let index = Arc::new(murphy_fs::MemoryIndex::new());
+        let volume = volume(Arc::<CrampedLog>::clone(&log), index, state, &FaultyStore::new(), impatient());
+        volume.lead(epoch(1), Some(&[])).unwrap();
+        soon(volume.sync_all().wait()).await.unwrap();
+        log.is_full.store(true, Ordering::SeqCst);
+        let kept = now(volume.mkdir(&ROOT, Ino::ROOT, &named("kept"), 0o755)).unwrap();
+        assert_eq!(soon(volume.sync_all().wait()).await, Err(Errno::EIO));
+        let refused = now(volume.mkdir(&ROOT, Ino::ROOT, &named("refused"), 0o755));
+        assert_eq!(refused.unwrap_err(), Errno::ENOSPC);
+        let stuck = volume.state();
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert_eq!(volume.state(), stuck);
+        log.is_full.store(false, Ordering::SeqCst);
+        soon(volume.sync_all().wait()).await.unwrap();
+        now(volume.mkdir(&ROOT, Ino::ROOT, &named("taken"), 0o755)).unwrap();
+        soon(volume.sync_all().wait()).await.unwrap();
+        assert!(volume.durable().lsn > stuck.position.lsn);
+        assert_eq!(now(volume.lookup(&ROOT, Ino::ROOT, &named("kept"))).unwrap().ino, kept.ino);
+    });
+}
+
+/// A mirror whose index falls behind waits for it, and does not fill its memory with the source's history.
+#[test]
+fn a_follower_whose_index_is_stuck_shows_no_more_than_the_overlay_holds() {
+    alone(async {
+        let source = World::new(VolumeOptions::default());
+        let index = Arc::new(StuckIndex::default());
+        let options = VolumeOptions { generation_bytes: 1000, ..VolumeOptions::default() };
+        let log = Arc::<MemoryLog>::clone(&source.log);
+        let (state, taken) = (origin(epoch(1)), Arc::<StuckIndex>::clone(&index));
+        let mirror = volume(log, taken, state, &source.store, options);
+        let stuck = index.stuck.lock();
+        mirror.follow().unwrap();
+        for number in 0..500 {
+            now(source.volume.mkdir(&ROOT, Ino::ROOT, &named(&number.to_string()), 0o755)).unwrap();
+            soon(source.volume.sync_all().wait()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let shown = mirror.view().lsn().get();
+        assert!(shown < 100, "{shown} entries in an overlay of 8000 bytes");
+        drop(stuck);
+        let end = source.volume.view().lsn();
+        soon(async {
+            while mirror.view().lsn() < end {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    });
+}
+
 /// A run of fsyncs while the store comes and goes: whatever an fsync has promised is in the log, in stored packs, after a crash.
 #[test]
 fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
@@ -598,10 +485,5 @@ fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
     });
 }
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };
-/// How long anything may take here.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a name is replaced under its readers.
 const REPLACEMENTS: u32 = 20_000;

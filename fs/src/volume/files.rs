@@ -143,3 +143,27 @@ impl Handles {
 
 /// A way back to a volume that does not keep it alive.
 pub(super) type WeakVolume = Weak<super::Shared>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two that let go of a file at the same time each saw the other hold it, and it stayed for ever.
+    #[test]
+    fn a_file_that_all_let_go_of_is_forgotten_whoever_is_last() {
+        let table = FileTable::default();
+        for number in 0..20_000 {
+            let ino = Ino::new(number);
+            let (one, other) = (table.state(ino), table.state(ino));
+            std::thread::scope(|scope| {
+                if number % 20 == 0 {
+                    scope.spawn(|| table.forget(other));
+                } else {
+                    table.forget(other);
+                }
+                table.forget(one);
+            });
+        }
+        assert_eq!(table.all().len(), 0);
+    }
+}
