@@ -181,7 +181,7 @@ impl Mirroring {
                 match said {
                     Ok(_) => return,
                     Err(error) => {
-                        tracing::debug!(%error, "the source does not know yet where this mirror listens")
+                        tracing::debug!(%error, "the source does not know yet where this mirror listens");
                     }
                 }
                 tokio::select! {
