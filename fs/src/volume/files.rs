@@ -151,19 +151,18 @@ mod tests {
     /// Two that let go of a file at the same time each saw the other hold it, and it stayed for ever.
     #[test]
     fn a_file_that_all_let_go_of_is_forgotten_whoever_is_last() {
-        let table = FileTable::default();
-        for number in 0..20_000 {
-            let ino = Ino::new(number);
-            let (one, other) = (table.state(ino), table.state(ino));
-            std::thread::scope(|scope| {
-                if number % 20 == 0 {
-                    scope.spawn(|| table.forget(other));
-                } else {
-                    table.forget(other);
-                }
-                table.forget(one);
-            });
-        }
+        let (table, barrier) = (FileTable::default(), std::sync::Barrier::new(2));
+        let let_go = || {
+            for number in 0..20_000 {
+                let file = table.state(Ino::new(number));
+                barrier.wait();
+                table.forget(file);
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(let_go);
+            let_go();
+        });
         assert_eq!(table.all().len(), 0);
     }
 }
