@@ -9,3 +9,4 @@ mod cli;
 mod crash;
 mod mirror_cache;
 mod tree;
+mod mirrors;

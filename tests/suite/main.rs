@@ -5,6 +5,7 @@
 mod cli;
 mod follower;
 mod house;
+mod mirrors;
 mod model;
 mod races;
 mod volume;

@@ -62,9 +62,9 @@ impl Mirroring {
             return Ok(described(&plan, &name, self.hears_source(), (&request, note)));
         }
         self.wait_for_silence()?;
+        self.wait_for_bytes(&replica);
         let acts =
             Acts { mirroring: Arc::clone(self), replica: Arc::clone(&replica), request: request.clone() };
-        let data = replica.data().borrow().get();
         let followed = lock(&self.followed).take();
         let was_following = followed.is_some();
         if let Some(followed) = followed {
@@ -72,6 +72,7 @@ impl Mirroring {
             lock(&self.heard).replace(heard);
             followed.stop(&self.runtime);
         }
+        let data = replica.data().borrow().get();
         let plan = match self.runtime.block_on(promote(&request, &acts)) {
             Ok(plan) => plan,
             Err(error) => {
@@ -167,6 +168,22 @@ impl Mirroring {
         Ok(waits_for_mirrors(&self.volume)?.filter(|wanted| left < *wanted).map(|wanted| {
             format!("fsync waits         for this node only from then on (ack local): {left} of {wanted} mirrors are left")
         }))
+    }
+
+    /// Lets the copier look at everything that has arrived. What only the lost source's store holds does not come any more.
+    fn wait_for_bytes(&self, replica: &DiskReplica) {
+        if lock(&self.followed).is_none() {
+            return;
+        }
+        let mut waited = Duration::ZERO;
+        while waited < BYTES_MAX {
+            let end = replica.state().map(|state| state.position.lsn);
+            if end.is_none_or(|end| *replica.data().borrow() >= end) {
+                return;
+            }
+            std::thread::sleep(LOOK);
+            waited += LOOK;
+        }
     }
 
     /// Becomes the source; the epoch has been claimed.
@@ -306,5 +323,6 @@ impl Mirroring {
 const LOOK: Duration = Duration::from_millis(20);
 /// A minute in all.
 const SHOWN_STEPS: u32 = 3000;
+const BYTES_MAX: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(3);
 const ASK_MAX: Duration = Duration::from_secs(3);

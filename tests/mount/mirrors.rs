@@ -1,0 +1,316 @@
+//! Mirrors with real processes and mounts: what follows, what survives a kill, what a promotion keeps.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use murphy_tests::{Scratch, can_mount};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn scratch() -> Scratch {
+    Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
+}
+
+/// A source `a` mounted at `ma` and a mirror `b` mounted at `mb`.
+struct Pair {
+    scratch: Scratch,
+}
+
+impl Pair {
+    fn start(ack: &str) -> Pair {
+        let scratch = scratch();
+        let format = ["format", "a", "--blocks", &scratch.url("ba"), "--name", "vol", "--ack", ack];
+        scratch.run(format).expect_code(0).stdout();
+        let pair = Pair { scratch };
+        pair.mount("a", "127.0.0.1:0");
+        pair.join("a", "b", "bb");
+        pair.mount("b", "127.0.0.1:0");
+        pair
+    }
+
+    fn join(&self, source: &str, mirror: &str, blocks: &str) {
+        let token = self.scratch.run(["invite", source]).expect_code(0).stdout();
+        fs::write(self.scratch.path("token"), token).unwrap();
+        let url = self.scratch.url(blocks);
+        let join = ["join", mirror, "--token-file", "token", "--blocks", &url];
+        self.scratch.run(join).expect_code(0).stdout();
+    }
+
+    fn mount(&self, node: &str, listen: &str) {
+        let place = format!("m{node}");
+        // The mount of a process that was killed is still there; the next one replaces it.
+        let _there_already = fs::create_dir(self.scratch.path(&place));
+        let mount = ["mount", node, &place, "-d", "--listen", listen, "--io-timeout", "20s"];
+        self.scratch.run(mount).expect_code(0).stdout();
+    }
+
+    fn status(&self, node: &str) -> Value {
+        let ran = self.scratch.run(["status", node, "--json"]);
+        ran.json()
+    }
+
+    fn listens(&self, node: &str) -> String {
+        self.status(node)["listen"].as_str().unwrap().to_owned()
+    }
+
+    fn signal(&self, node: &str, signal: Signal) {
+        let pid = self.status(node)["running"]["pid"].as_i64().unwrap();
+        kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+    }
+
+    fn kill(&self, node: &str) {
+        self.signal(node, Signal::KILL);
+        // The mount goes with the process, the lock a moment later.
+        let place = self.scratch.path(&format!("m{node}"));
+        wait_for("the mount to die", || fs::read_dir(&place).is_err());
+    }
+
+    /// Waits until both have the same history, bytes included, and compares what they have.
+    fn settle(&self) {
+        self.scratch.run(["flush", "ma"]).expect_code(0).stdout();
+        let wanted = self.status("a")["durable_lsn"].as_u64().unwrap();
+        wait_for("the mirror to have every byte", || self.status("b")["data_lsn"].as_u64() >= Some(wanted));
+        wait_for("one position and one digest", || {
+            let (a, b) = (self.status("a"), self.status("b"));
+            a["position"] == b["position"] && a["digest"] == b["digest"]
+        });
+    }
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if ready() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("waited a minute for {what}");
+}
+
+fn sow(place: &Path) {
+    fs::create_dir_all(place.join("deep")).unwrap();
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(place.join("deep/large"), large).unwrap();
+    fs::write(place.join("small"), b"some text\n").unwrap();
+    fs::hard_link(place.join("small"), place.join("deep/link")).unwrap();
+    std::os::unix::fs::symlink("../small", place.join("deep/soft")).unwrap();
+    for i in 0..100 {
+        fs::write(place.join(format!("deep/{i}")), format!("file {i}\n").repeat(i)).unwrap();
+    }
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+}
+
+/// Writes a file and returns when an fsync said that it is safe.
+fn write_safely(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// A mirror is the same tree, also after either side was killed, and changes nothing by itself.
+#[test]
+fn a_mirror_is_the_same_tree_whoever_is_killed() {
+    if !can_mount("a_mirror_is_the_same_tree_whoever_is_killed") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
+    sow(&ma);
+    pair.settle();
+    assert_same(&ma, &mb);
+    let refused = fs::write(mb.join("x"), b"x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    pair.kill("b");
+    fs::write(ma.join("meanwhile"), b"written while the mirror was away").unwrap();
+    pair.mount("b", "127.0.0.1:0");
+    pair.settle();
+    assert_same(&ma, &mb);
+    let address = pair.listens("a");
+    pair.kill("a");
+    assert_eq!(fs::read(mb.join("small")).unwrap(), b"some text\n", "reads go on without the source");
+    pair.mount("a", &address);
+    fs::write(ma.join("later"), b"written after the source was killed").unwrap();
+    pair.settle();
+    assert_same(&ma, &mb);
+    let mirrors = pair.status("a")["mirrors"].clone();
+    assert_eq!(mirrors.as_array().unwrap().len(), 1, "{mirrors}");
+    assert_eq!(mirrors[0]["connected"], true);
+}
+
+/// The region is gone, and what fsync said was safe is not.
+#[test]
+fn a_promoted_mirror_has_every_acknowledged_byte() {
+    if !can_mount("a_promoted_mirror_has_every_acknowledged_byte") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
+    let mut ledger = Vec::new();
+    for i in 0..40usize {
+        let bytes = format!("record {i}\n").repeat(1 + i * 97).into_bytes();
+        let name = format!("record-{i}");
+        if write_safely(&ma.join(&name), &bytes).is_ok() {
+            ledger.push((name, bytes));
+        }
+    }
+    assert!(ledger.len() >= 39, "{} acknowledged", ledger.len());
+    fs::write(ma.join("not-safe"), b"nobody said that this is safe").unwrap();
+    pair.kill("a");
+    rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
+    fs::remove_dir_all(pair.scratch.path("a")).unwrap();
+    fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
+    let plan = pair.scratch.run(["promote", "b", "--dry-run", "--json"]).expect_code(0).json();
+    assert_eq!(plan["lost_entries"], 0, "{plan}");
+    pair.scratch.run(["promote", "b"]).expect_error(2, "has to be confirmed");
+    pair.scratch.run(["promote", "b", "--confirm", "other"]).expect_error(2, "is called");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    for (name, bytes) in &ledger {
+        assert_eq!(&fs::read(mb.join(name)).unwrap(), bytes, "{name}");
+    }
+    write_safely(&mb.join("new"), b"the mount takes writes now").unwrap();
+    let status = pair.status("b");
+    assert_eq!((&status["role"], &status["position"]["epoch"]), (&"source".into(), &2.into()), "{status}");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "source already");
+    pair.join("b", "c", "bc");
+    pair.mount("c", "127.0.0.1:0");
+    wait_for("a mirror of the new source", || {
+        pair.status("c")["data_lsn"].as_u64() >= pair.status("b")["durable_lsn"].as_u64()
+    });
+    assert_same(&mb, &pair.scratch.path("mc"));
+    // A process that begins anew is the source of the same epoch.
+    pair.scratch.run(["umount", "mb"]).expect_code(0).stdout();
+    pair.mount("b", "127.0.0.1:0");
+    assert_eq!(pair.status("b")["position"]["epoch"], 2);
+}
+
+/// Two sources would be two histories: the one that was replaced stops, and what only it holds is not forgotten.
+#[test]
+fn a_stale_source_stops_and_its_tail_is_listed() {
+    if !can_mount("a_stale_source_stops_and_its_tail_is_listed") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
+    fs::write(ma.join("shared"), b"on both").unwrap();
+    pair.settle();
+    let address = pair.listens("a");
+    pair.kill("b");
+    fs::write(ma.join("alone"), b"only at the old source").unwrap();
+    pair.scratch.run(["flush", "ma"]).expect_code(0).stdout();
+    pair.kill("a");
+    pair.mount("b", "127.0.0.1:0");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    fs::write(mb.join("other"), b"at the new source").unwrap();
+    pair.scratch.run(["flush", "mb"]).expect_code(0).stdout();
+    let mount = ["mount", "a", "ma", "-d", "--listen", &address];
+    let knows = pair.scratch.run(mount);
+    if knows.stderr().is_empty() {
+        // It did not know where its successor listens, which tells it within moments.
+        wait_for("the old source to stop", || {
+            fs::read_dir(&ma).is_err() || fs::read_dir(&ma).unwrap().next().is_none()
+        });
+    }
+    wait_for("the old source to refuse", || {
+        pair.scratch.run(["serve", "a"]).stderr().contains("no longer the source")
+    });
+    let branches = pair.status("a")["branches"].clone();
+    assert_eq!(branches.as_array().unwrap().len(), 1, "{branches}");
+    assert_eq!(fs::read(mb.join("shared")).unwrap(), b"on both");
+    assert!(!mb.join("alone").exists());
+}
+
+/// A source that was only out of reach is told when it is reachable again.
+#[test]
+fn a_source_that_was_paused_is_told_that_it_was_replaced() {
+    if !can_mount("a_source_that_was_paused_is_told_that_it_was_replaced") {
+        return;
+    }
+    let pair = Pair::start("local");
+    fs::write(pair.scratch.path("ma/shared"), b"on both").unwrap();
+    pair.settle();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "alive");
+    let pid = pair.status("a")["running"]["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(pid as i32).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    kill_process(pid, Signal::CONT).unwrap();
+    wait_for("the old source to end", || {
+        pair.scratch.run(["serve", "a"]).stderr().contains("no longer the source")
+    });
+}
+
+/// A mirror need not be served to take over.
+#[test]
+fn a_mirror_at_rest_is_promoted() {
+    if !can_mount("a_mirror_at_rest_is_promoted") {
+        return;
+    }
+    let pair = Pair::start("local");
+    sow(&pair.scratch.path("ma"));
+    pair.settle();
+    pair.scratch.run(["umount", "mb"]).expect_code(0).stdout();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "alive");
+    pair.kill("a");
+    let plan = pair.scratch.run(["promote", "b", "--dry-run", "--json"]).expect_code(0).json();
+    assert_eq!(plan["entries_without_bytes"], 0, "{plan}");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    pair.mount("b", "127.0.0.1:0");
+    assert_eq!(fs::read(pair.scratch.path("mb/small")).unwrap(), b"some text\n");
+    fs::write(pair.scratch.path("mb/new"), b"new").unwrap();
+}
+
+/// Other programs hear of every entry, from the node and over the network.
+#[test]
+fn a_subscriber_hears_of_every_entry() {
+    if !can_mount("a_subscriber_hears_of_every_entry") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let token = pair.scratch.run(["invite", "a", "--role", "observer"]).expect_code(0).stdout();
+    fs::write(pair.scratch.path("observer"), token).unwrap();
+    let subscribe = |arguments: &[&str], file: &str| {
+        let out = fs::File::create(pair.scratch.path(file)).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_murphy-program"))
+            .arg("subscribe")
+            .args(arguments)
+            .current_dir(pair.scratch.path("."))
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut near = subscribe(&["a", "--from", "2"], "near");
+    let mut far = subscribe(&["--token-file", "observer", "--from", "2"], "far");
+    fs::write(pair.scratch.path("ma/heard-of"), b"x").unwrap();
+    let lines = |file: &str| -> Vec<Value> {
+        let text = fs::read_to_string(pair.scratch.path(file)).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    for file in ["near", "far"] {
+        wait_for("the entry", || {
+            lines(file).iter().any(|line| line["changes"].to_string().contains(HEARD_OF))
+        });
+        let found = lines(file);
+        for (at, line) in found.iter().enumerate() {
+            assert_eq!(line["lsn"].as_u64(), Some(at as u64 + 2), "{file} has a gap");
+        }
+    }
+    for child in [&mut near, &mut far] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+/// `heard-of`, as a row holds it.
+const HEARD_OF: &str = "68656172642d6f66";
