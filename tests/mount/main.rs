@@ -4,10 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod archives;
-mod cli;
-#[cfg(test)]
-mod mirror_cache;
 mod bad_input;
 mod cli;
 mod crash;
+#[cfg(test)]
+mod mirror_cache;
 mod tree;
