@@ -255,9 +255,8 @@ impl Index for FjallIndex {
 
     fn has_room(&self, bytes: usize) -> bool {
         // A disk that cannot say how full it is says so when it is written to.
-        rustix::fs::statvfs(&self.dir).map_or(true, |disk| {
-            disk.f_bavail.saturating_mul(disk.f_frsize) >= ROOM_BYTES + 2 * bytes as u64
-        })
+        rustix::fs::statvfs(&self.dir)
+            .map_or(true, |disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= ROOM_BYTES + 2 * bytes as u64)
     }
 
     fn reached(&self) -> Option<State> {
