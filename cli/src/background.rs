@@ -47,7 +47,11 @@ pub(crate) fn start(directory: &Path) -> Result<u32, CliError> {
     }
     match serde_json::from_str(&line) {
         Ok(Word::Ready) => Ok(child.id()),
-        Ok(Word::Failed(error)) => Err(error),
+        Ok(Word::Failed(error)) => {
+            // What it holds (the node's lock) is free when this returns.
+            child.wait().map_err(CliError::new)?;
+            Err(error)
+        }
         Err(_) => {
             let status = child.wait().map_err(CliError::new)?;
             Err(CliError::new(format!("the process in the background ended before it served: {status}"))

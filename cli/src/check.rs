@@ -7,6 +7,7 @@
 mod packs;
 
 use murphy_fs::{FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_tree_with};
+use murphy_log::Log;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -97,6 +98,7 @@ pub(crate) fn check(
             digest.digest, state.digest, state.position.lsn
         ));
     }
+    check_log(node, &mut findings);
     let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
     let tree = check_tree_with(&view, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
     let verified_bytes = packs::check_packs(node, &view, data, runtime, &mut findings)?;
@@ -119,4 +121,15 @@ pub(crate) fn missing_packs(node: &Node, runtime: &Handle) -> Result<Vec<String>
     let mut findings = Findings { found: &mut found, count: 0 };
     packs::check_packs(node, &node.volume.view_with_state(), false, runtime, &mut findings)?;
     Ok(missing)
+}
+
+/// Reads every frame of the log: what is older than the index is read by nobody else until it is needed.
+fn check_log(node: &Node, findings: &mut Findings<'_>) {
+    let frames = match node.log.read(node.log.first()) {
+        Ok(frames) => frames,
+        Err(error) => return findings.add(error.to_string()),
+    };
+    if let Some(error) = frames.into_iter().find_map(Result::err) {
+        findings.add(error.to_string());
+    }
 }

@@ -17,17 +17,32 @@ pub(crate) struct CliError {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
     code: u8,
+    #[serde(skip)]
+    is_damage: bool,
 }
 
 impl CliError {
     /// What was tried and did not work.
     pub(crate) fn new(message: impl Display) -> CliError {
-        CliError { message: message.to_string(), hint: None, code: FAILED }
+        CliError { message: message.to_string(), hint: None, code: FAILED, is_damage: false }
     }
 
     /// Arguments that do not fit together, or a confirmation that nobody can give.
     pub(crate) fn usage(message: impl Display) -> CliError {
         CliError { code: USAGE, ..CliError::new(message) }
+    }
+
+    /// Something that should be whole is not. Whoever looks for damage has found it; for everybody else it is a failure.
+    #[must_use]
+    pub(crate) fn damage(self) -> CliError {
+        CliError { is_damage: true, ..self }
+    }
+
+    /// The same, from a command that looks for damage.
+    #[must_use]
+    pub(crate) fn found(self) -> CliError {
+        let code = if self.is_damage { FOUND } else { self.code };
+        CliError { code, ..self }
     }
 
     /// The same with a line that says what to do.
@@ -40,6 +55,7 @@ impl CliError {
     pub(crate) fn code(&self) -> Code {
         match self.code {
             USAGE => Code::Usage,
+            FOUND => Code::Found,
             _ => Code::Failed,
         }
     }

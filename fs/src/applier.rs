@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - Only durable entries reach the index.
+//! - A disk that is nearly full is left alone: the generation stays in memory, changes are refused until there is room.
 //! - Readers get the new index and lose the generation in one step.
 
 use std::{
@@ -43,6 +44,11 @@ impl Applier {
             Ok(_) => {}
             Err(WaitError::TimedOut { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),
+        }
+        let has_room = self.index.has_room(generation.weight());
+        self.sequencer.set_index_room(has_room);
+        if !has_room {
+            return Ok(false);
         }
         let mut ingested = Ok(());
         generation.folded(|rows| ingested = self.index.ingest(rows, &end));

@@ -68,6 +68,13 @@ pub trait Index: Send + Sync + 'static {
     /// Returns when everything ingested so far survives a power cut.
     fn sync(&self) -> Result<(), IndexError>;
 
+    /// Whether there is disk space for a generation of `bytes` and for the compactions that it causes. A store that is not on a disk
+    /// has room always.
+    fn has_room(&self, bytes: usize) -> bool {
+        let _in_memory = bytes;
+        true
+    }
+
     /// The furthest state that any row may come from; `None` for an index that holds nothing yet.
     fn reached(&self) -> Option<State>;
 }

@@ -8,7 +8,7 @@
 //!   later than that index can exist for it.
 //! - An entry is visible to every view on this node before its caller has the answer, and durable only later.
 //! - Frames go to the log in order, from inside the critical section; a frame that the log has no room for is kept and tried again, and
-//!   meanwhile every request fails with ENOSPC.
+//!   meanwhile every request fails with ENOSPC, as it does while the disk of the index is nearly full.
 //! - After the log has ended nothing is decided any more.
 
 use std::{
@@ -52,6 +52,8 @@ pub(crate) struct Sequencer {
     limits: Limits,
     /// Wakes those who wait for room in the overlay.
     room: tokio::sync::Notify,
+    /// Whether the disk of the index is not nearly full.
+    index_room: AtomicBool,
     /// Signalled when a generation was sealed.
     sealed: (Mutex<u64>, Condvar),
 }
@@ -157,6 +159,7 @@ impl Sequencer {
             keys,
             limits,
             room: tokio::sync::Notify::new(),
+            index_room: AtomicBool::new(true),
             sealed: (Mutex::new(0), Condvar::new()),
         }
     }
@@ -276,7 +279,7 @@ impl Sequencer {
         if core.appender.is_none() {
             return Err(Errno::EROFS.into());
         }
-        if !core.waiting.is_empty() {
+        if !core.waiting.is_empty() || !self.has_index_room() {
             return Err(Errno::ENOSPC.into());
         }
         if self.is_full() {
@@ -411,6 +414,18 @@ impl Sequencer {
     /// Why nothing is decided any more, if so.
     pub(crate) fn ended(&self) -> Option<String> {
         self.core.lock().ended.clone()
+    }
+
+    /// Says whether the index has disk space for what is to be applied; changes are refused while it has none.
+    pub(crate) fn set_index_room(&self, has_room: bool) {
+        if self.index_room.swap(has_room, Ordering::Relaxed) != has_room {
+            tracing::warn!(has_room, "the disk of the index; without room on it changes are refused");
+        }
+    }
+
+    /// What [`Sequencer::set_index_room`] said last.
+    pub(crate) fn has_index_room(&self) -> bool {
+        self.index_room.load(Ordering::Relaxed)
     }
 
     /// Closes what is open, so that it becomes durable soon; returns the last LSN.

@@ -20,6 +20,6 @@ pub use ops::{
     RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
 };
 pub use pair::Pair;
-pub use program::{Ran, Scratch, can_mount};
+pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;

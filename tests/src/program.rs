@@ -218,14 +218,23 @@ impl fmt::Display for Ran {
 
 /// Whether this machine can mount. Says so when it cannot: a test that is skipped has proven nothing.
 pub fn can_mount(test: &str) -> bool {
-    static SKIPPED: AtomicU32 = AtomicU32::new(0);
     let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
     let Err(error) = opened else { return true };
+    skip(test, &format!("/dev/fuse: {error}"));
+    false
+}
+
+/// Says that a test is skipped, and why.
+///
+/// # Panics
+/// With `MURPHY_REQUIRE_FUSE=1`: there nothing may be skipped.
+pub fn skip(test: &str, why: &str) {
+    static SKIPPED: AtomicU32 = AtomicU32::new(0);
+    assert!(std::env::var_os("MURPHY_REQUIRE_FUSE").is_none(), "{test} must not be skipped: {why}");
     let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    let line = format!("SKIPPED: {test}: /dev/fuse: {error} ({count} skipped so far)\n");
+    let line = format!("SKIPPED: {test}: {why} ({count} skipped so far)\n");
     // Past the capture of the test harness: nobody may take a skipped test for a passed one.
     let _unsaid = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
-    false
 }
 
 /// Mount points below `directory`, the deepest first.

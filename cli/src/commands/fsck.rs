@@ -33,7 +33,8 @@ pub(crate) fn run(args: &FsckArgs, output: &Output) -> Result<Code, CliError> {
         let finding: Finding = serde_json::from_value(value).map_err(failed)?;
         output.data(&finding, Finding::text)
     };
-    let value = serve::ask(&directory, &Request::Fsck { data: args.data }, output, show)?;
+    let value = serve::ask(&directory, &Request::Fsck { data: args.data }, output, show);
+    let value = value.map_err(CliError::found)?;
     let summary: Summary = serde_json::from_value(value).map_err(failed)?;
     output.data(&summary, Summary::text)?;
     Ok(if summary.findings == 0 { Code::Done } else { Code::Found })

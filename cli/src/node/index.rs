@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - What the index holds is believed only as far as the log has the same position with the same hash.
+//! - An index that is ahead of its log in the same epoch is proof that the log has lost something: the node is not opened.
 //! - An index that cannot be used costs time, never data: it is made anew from the base and the log.
 
 use std::{path::Path, sync::Arc};
@@ -49,6 +50,15 @@ fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, Cat
         None => begin(node, index, log)?,
     };
     let (at, end) = (from.position, tail.position);
+    if at.lsn > end.lsn && at.epoch == end.epoch {
+        // Only durable entries reach an index.
+        let text = format!(
+            "the log ends at lsn {}, its index knows of lsn {} in the same epoch: what was durable is missing from the log",
+            end.lsn, at.lsn
+        );
+        let hint = "put the missing segments back, or repair the node from an archive or a mirror; to go on without them, delete DIR/index";
+        return Err(CatchUpError::Fatal(CliError::new(text).hint(hint).damage()));
+    }
     if at.lsn > end.lsn {
         return Err(CatchUpError::Index(format!("it is at lsn {}, the log ends at {}", at.lsn, end.lsn)));
     }

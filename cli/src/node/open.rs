@@ -116,7 +116,23 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
                 "nothing was changed"
             }
         };
-        failed(&error).hint(hint)
+        let refused = failed(&error).hint(hint);
+        let is_damage = match &error {
+            OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } | OpenError::Empty { .. } => true,
+            OpenError::Header { source, .. } => matches!(
+                source,
+                HeaderError::Truncated { .. }
+                    | HeaderError::NotASegment
+                    | HeaderError::Checksum
+                    | HeaderError::Reserved
+                    | HeaderError::FirstLsn { .. }
+            ),
+            OpenError::Locked { .. }
+            | OpenError::NotEmpty { .. }
+            | OpenError::SegmentTooSmall { .. }
+            | OpenError::Io { .. } => false,
+        };
+        if is_damage { refused.damage() } else { refused }
     })
 }
 

@@ -1,5 +1,7 @@
 //! The draft: rows as a decision sees them, and the changes that it has made so far.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use murphy_log::Change;
 
@@ -14,6 +16,8 @@ pub(crate) struct Draft<'a> {
     moment: Moment,
     caller: Caller,
     decided: Decided,
+    /// Where the write of a key is, once there are [`INDEXED_FROM`] of them: most decisions write a handful, some write thousands.
+    places: HashMap<RowKey, usize>,
 }
 
 /// What a decision came to.
@@ -46,7 +50,7 @@ impl RowWrite {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(rows: &'a dyn Rows, moment: Moment, caller: Caller) -> Draft<'a> {
-        Draft { rows, moment, caller, decided: Decided::default() }
+        Draft { rows, moment, caller, decided: Decided::default(), places: HashMap::new() }
     }
 
     pub(crate) fn finish(self) -> Decided {
@@ -88,8 +92,8 @@ impl<'a> Draft<'a> {
 
     /// The row at `key` as this decision leaves it so far.
     pub(crate) fn row(&self, key: &RowKey) -> Result<Option<Bytes>, Refusal> {
-        if let Some(write) = self.decided.writes.iter().rev().find(|write| write.key == *key) {
-            return Ok(write.new.clone());
+        if let Some(place) = self.place(key) {
+            return Ok(self.decided.writes[place].new.clone());
         }
         match self.rows.newest(key) {
             RowState::Known(row) => Ok(row),
@@ -99,8 +103,8 @@ impl<'a> Draft<'a> {
 
     /// Writes a row, or removes it.
     pub(crate) fn put(&mut self, key: RowKey, new: Option<Bytes>) -> Result<(), Refusal> {
-        if let Some(write) = self.decided.writes.iter_mut().rev().find(|write| write.key == key) {
-            write.new = new;
+        if let Some(place) = self.place(&key) {
+            self.decided.writes[place].new = new;
             return Ok(());
         }
         let old = match self.rows.newest(&key) {
@@ -108,14 +112,34 @@ impl<'a> Draft<'a> {
             RowState::Unknown => return Err(Refusal::Need(key)),
         };
         if old != new {
-            self.decided.writes.push(RowWrite { key, old, new });
+            self.push(RowWrite { key, old, new });
         }
         Ok(())
     }
 
     /// Writes a row whose key holds the entry's own LSN, so that none can be there yet.
     pub(crate) fn put_newborn(&mut self, key: RowKey, new: Bytes) {
-        self.decided.writes.push(RowWrite { key, old: None, new: Some(new) });
+        self.push(RowWrite { key, old: None, new: Some(new) });
+    }
+
+    /// Where the write of `key` is, if there is one.
+    fn place(&self, key: &RowKey) -> Option<usize> {
+        if self.places.is_empty() {
+            return self.decided.writes.iter().rposition(|write| write.key == *key);
+        }
+        self.places.get(key).copied()
+    }
+
+    fn push(&mut self, write: RowWrite) {
+        self.decided.writes.push(write);
+        let writes = &self.decided.writes;
+        let unplaced = match writes.len() {
+            ..INDEXED_FROM => return,
+            INDEXED_FROM => 0,
+            length => length - 1,
+        };
+        self.places
+            .extend((unplaced..).zip(&writes[unplaced..]).map(|(place, write)| (write.key.clone(), place)));
     }
 
     /// The inode row of `ino`. ESTALE if there is none.
@@ -186,3 +210,6 @@ impl<'a> Draft<'a> {
         self.row(key)?.map(|row| decode(&row).map_err(|_| Refusal::Damaged(key.clone()))).transpose()
     }
 }
+
+/// From so many writes on they are found by a map; below, looking through them is faster.
+const INDEXED_FROM: usize = 64;

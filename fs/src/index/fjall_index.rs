@@ -253,6 +253,12 @@ impl Index for FjallIndex {
         Ok(())
     }
 
+    fn has_room(&self, bytes: usize) -> bool {
+        // A disk that cannot say how full it is says so when it is written to.
+        rustix::fs::statvfs(&self.dir)
+            .map_or(true, |disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= ROOM_BYTES + 2 * bytes as u64)
+    }
+
     fn reached(&self) -> Option<State> {
         self.progress.lock().reached
     }
@@ -575,6 +581,8 @@ const MARKER: &[u8] = &[0];
 const MIN_OPEN_FILES: usize = 16;
 /// Above so many tables in a first level an ingestion waits; compaction begins at four.
 const MAX_FIRST_LEVEL_TABLES: usize = 24;
+/// Left free on the disk for compactions: one that fails ends the process.
+const ROOM_BYTES: u64 = 32 << 20;
 const WAIT: Duration = Duration::from_millis(5);
 /// For at most 10 s in all.
 const MAX_WAITS: usize = 2000;
