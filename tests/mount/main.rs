@@ -8,5 +8,5 @@ mod bad_input;
 mod cli;
 mod crash;
 mod mirror_cache;
-mod tree;
 mod mirrors;
+mod tree;
