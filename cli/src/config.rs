@@ -74,6 +74,8 @@ pub(crate) struct Promoted {
     pub(crate) epoch: u32,
     /// The last entry before it.
     pub(crate) metadata_lsn: u64,
+    /// The chain hash after it.
+    pub(crate) hash: String,
     /// Up to where every byte was here.
     pub(crate) data_lsn: u64,
     /// The source before.

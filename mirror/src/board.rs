@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
+    history::Point,
     message::Ack,
     status::{LagMeter, MirrorStatus, millis},
 };
@@ -29,6 +30,8 @@ struct Shared {
     connections: u64,
     durable: Lsn,
     fenced: Option<Epoch>,
+    /// After which point the history of the successor goes on, as it says.
+    successor_base: Option<Point>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +94,16 @@ impl MirrorBoard {
     pub fn fenced(&self, by: Epoch) {
         self.shared.lock().fenced = Some(by);
         self.changed();
+    }
+
+    /// Notes where the history of a successor leaves this one's, as the successor says.
+    pub fn note_successor_base(&self, base: Point) {
+        self.shared.lock().successor_base = Some(base);
+    }
+
+    /// Where the history of the successor leaves this one's, if it has said so.
+    pub fn successor_base(&self) -> Option<Point> {
+        self.shared.lock().successor_base
     }
 
     /// The epoch that replaced this source, if a mirror has said so.

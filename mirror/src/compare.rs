@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_log::{BranchId, Epoch, Log, Lsn, NodeId, State, VolumeKeys};
+use murphy_log::{BranchId, Epoch, Log, Lsn, NodeId, Position, State, VolumeKeys};
 
 use crate::{
     dial::{Dialer, ExchangeError},
@@ -75,19 +75,22 @@ pub async fn compare(
 }
 
 impl Dialer {
-    /// Tells the source with this key that `epoch` has been promised, which ends its own if that is older. Succeeds when it has heard it.
+    /// Tells the source with this key that `epoch`, which goes on after `base`, has been promised, which ends its own if that is older. Succeeds when it has heard it.
     pub async fn tell_fenced(
         &self,
         addresses: &[String],
         key: PublicKey,
         (keys, branch): (&VolumeKeys, BranchId),
         epoch: Epoch,
+        base: Option<Point>,
     ) -> Result<(), ExchangeError> {
         let hello = Hello {
             volume: keys.volume(),
             branch,
             node: self.identity.node(),
-            resume: Resume::Fresh,
+            resume: base.map_or(Resume::Fresh, |base| {
+                Resume::After(Position { epoch, lsn: base.lsn, hash: base.hash })
+            }),
             data_lsn: Lsn::new(0),
             promised: Some(epoch),
         };

@@ -195,6 +195,7 @@ impl Mirroring {
             config.promoted = from.map(|from| Promoted {
                 epoch: plan.epoch.number,
                 metadata_lsn: plan.base.position.lsn.get(),
+                hash: plan.base.position.hash.to_string(),
                 data_lsn,
                 from,
             });

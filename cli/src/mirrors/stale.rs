@@ -9,13 +9,13 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use murphy_fs::MemberState;
-use murphy_log::{Epoch, Log, Lsn};
-use murphy_mirror::{Comparison, ExchangeError, MemberBook, PublicKey, compare};
+use murphy_log::{ChainHash, Epoch, Log, Lsn};
+use murphy_mirror::{Comparison, ExchangeError, Lookup, MemberBook, Point, PublicKey, compare, look_up};
 
 use super::Mirroring;
 use crate::{
-    config::{Fenced, KeptBranch, NodeConfig},
-    error::CliError,
+    config::{Fenced, KeptBranch, NodeConfig, Promoted, Upstream},
+    error::{CliError, failed},
 };
 
 /// Refuses a source that is known to have been replaced.
@@ -35,7 +35,8 @@ pub(super) fn ask_members(mirroring: &Mirroring) -> Result<(), CliError> {
     match successor(mirroring) {
         None => Ok(()),
         Some(comparison) => {
-            note(mirroring, comparison.state.position.epoch, Some(&comparison))?;
+            let by = Some(comparison.node.to_string());
+            note(mirroring, comparison.state.position.epoch, by, Some(common(&comparison)))?;
             refuse(&mirroring.directory, &mirroring.config())
         }
     }
@@ -43,9 +44,18 @@ pub(super) fn ask_members(mirroring: &Mirroring) -> Result<(), CliError> {
 
 /// Finds out what only this source holds, after it has heard that it was replaced.
 pub(super) fn find_branch(mirroring: &Mirroring) -> Result<(), CliError> {
+    let told = mirroring.services.board.fenced_by().zip(mirroring.services.board.successor_base());
+    if let Some((epoch, base)) = told
+        && look_up(&*mirroring.log, base.lsn).map_err(failed)? == Lookup::End(base)
+    {
+        return note(mirroring, epoch, None, Some(base.lsn));
+    }
     match successor(mirroring) {
         None => Ok(()),
-        Some(comparison) => note(mirroring, comparison.state.position.epoch, Some(&comparison)),
+        Some(comparison) => {
+            let by = Some(comparison.node.to_string());
+            note(mirroring, comparison.state.position.epoch, by, Some(common(&comparison)))
+        }
     }
 }
 
@@ -83,32 +93,39 @@ fn successor(mirroring: &Mirroring) -> Option<Comparison> {
 
 /// Notes that `epoch` has replaced this source, which is running; says why it ends.
 pub(super) fn fence(mirroring: &Mirroring, epoch: Epoch) -> String {
-    if let Err(error) = note(mirroring, epoch, None) {
+    if let Err(error) = note(mirroring, epoch, None, None) {
         tracing::error!(%error, "that this source was replaced could not be noted");
     }
     format!("node has been replaced: epoch {} has taken over", epoch.number)
 }
 
-/// Writes down who took over and what is only here.
-fn note(mirroring: &Mirroring, epoch: Epoch, comparison: Option<&Comparison>) -> Result<(), CliError> {
+/// Writes down who took over and, once it is known after which entry, what is only here.
+fn note(
+    mirroring: &Mirroring,
+    epoch: Epoch,
+    by: Option<String>,
+    common: Option<Lsn>,
+) -> Result<(), CliError> {
     let tail = mirroring.log.durable().state().position;
-    let by = comparison.map(|comparison| comparison.node.to_string());
-    let after = comparison.and_then(|comparison| comparison.common).map_or(Lsn::new(0), |point| point.lsn);
-    let branch = (comparison.is_some() && after < tail.lsn).then(|| KeptBranch {
+    let branch = common.filter(|common| *common < tail.lsn).map(|common| KeptBranch {
         epoch: tail.epoch.number,
-        after_lsn: after.get(),
+        after_lsn: common.get(),
         last_lsn: tail.lsn.get(),
         hash: tail.hash.to_string(),
-        place: "log".to_owned(),
+        place: PLACE.to_owned(),
     });
     mirroring.change_config(|config| {
         config.fenced = Some(Fenced { epoch: epoch.number, by });
-        if let Some(branch) = branch
-            && !config.branches.contains(&branch)
-        {
+        if let Some(branch) = branch {
+            config.branches.retain(|kept| kept.place != PLACE);
             config.branches.push(branch);
         }
     })
+}
+
+/// The last common entry, as an answer says; 0 if the logs do not reach back to one.
+fn common(comparison: &Comparison) -> Lsn {
+    comparison.common.map_or(Lsn::new(0), |point| point.lsn)
 }
 
 impl Mirroring {
@@ -120,7 +137,7 @@ impl Mirroring {
         self.runtime.spawn(async move {
             loop {
                 let Some(mirroring) = this.upgrade() else { return };
-                let said = mirroring.tell(&promoted.from).await;
+                let said = mirroring.tell(&promoted).await;
                 drop(mirroring);
                 match said {
                     Ok(()) => return,
@@ -134,12 +151,17 @@ impl Mirroring {
         });
     }
 
-    async fn tell(&self, source: &crate::config::Upstream) -> Result<(), ExchangeError> {
+    async fn tell(&self, promoted: &Promoted) -> Result<(), ExchangeError> {
         let epoch = self.known_epoch();
         let branch = self.config().branch;
-        self.dialer.tell_fenced(&source.addresses, source.key, (&self.keys, branch), epoch).await
+        let hash = promoted.hash.parse::<ChainHash>().ok();
+        let base = hash.map(|hash| Point { lsn: Lsn::new(promoted.metadata_lsn), hash });
+        let Upstream { addresses, key } = &promoted.from;
+        self.dialer.tell_fenced(addresses, *key, (&self.keys, branch), epoch, base).await
     }
 }
 
+/// Where a source keeps what only it holds.
+const PLACE: &str = "log";
 const ASK_MAX: Duration = Duration::from_secs(3);
 const TELL_AGAIN: Duration = Duration::from_secs(2);

@@ -14,11 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Part, Services, SourcePart, part, refuse};
 use crate::{
     board::BoardEntry,
-    history::{Lookup, look_up},
-    message::{Hello, Message, Refusal, SEED_PART_BYTES, SeedPart},
+    history::{Lookup, Point, look_up},
+    message::{Hello, Message, Refusal, Resume, SEED_PART_BYTES, SeedPart},
     replica::SeedSnapshot,
     session::{Connection, MessageReader, MessageWriter, SessionError},
-    source::{Peer, Source, SourceAction, SourceConfig, SourceReport},
+    source::{Peer, Source, SourceAction, SourceConfig, SourceReport, is_older},
 };
 
 /// Follows one follower from its hello to the end of the connection.
@@ -102,6 +102,12 @@ enum Done {
 
 impl SourceSession<'_> {
     async fn run(&mut self, hello: Hello, mut reader: MessageReader) -> Result<(), SessionError> {
+        if let (Some(promised), Resume::After(base)) = (hello.promised, hello.resume)
+            && self.entry.is_some()
+            && is_older(self.source.epoch, promised)
+        {
+            self.services.board.note_successor_base(Point { lsn: base.lsn, hash: base.hash });
+        }
         let actions = self.core.handle(Message::Hello(hello));
         self.perform(actions).await?;
         while !self.core.is_closed() {
