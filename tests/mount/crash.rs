@@ -100,7 +100,7 @@ fn work_until_killed(
             std::thread::sleep(Duration::from_micros(100));
         }
         std::thread::sleep(pause);
-        scratch.signal_all(Signal::KILL);
+        assert_eq!(scratch.signal_all(Signal::KILL), 1, "nobody was killed");
         threads
             .into_iter()
             .filter_map(|thread| thread.join().unwrap().err())

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fmt, fs, io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -93,7 +94,9 @@ impl Scratch {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
                 continue;
             };
-            let program = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == self.program);
+            // A program that was built anew meanwhile has " (deleted)" behind its name.
+            let program = fs::read_link(entry.path().join("exe"))
+                .is_ok_and(|exe| exe.as_os_str().as_bytes().starts_with(self.program.as_os_str().as_bytes()));
             let own = || {
                 let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 let directory = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
@@ -113,14 +116,16 @@ impl Scratch {
         found
     }
 
-    /// Sends a signal to every process that serves a node here, and waits until they are gone.
-    pub fn signal_all(&self, signal: Signal) {
-        for pid in self.processes() {
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+    /// Sends a signal to every process that serves a node here, and waits until they are gone; returns how many there were.
+    pub fn signal_all(&self, signal: Signal) -> usize {
+        let processes = self.processes();
+        for pid in &processes {
+            let Some(pid) = rustix::process::Pid::from_raw(*pid) else { continue };
             // One that has just ended needs no signal.
             let _gone = rustix::process::kill_process(pid, signal);
         }
         self.wait_for_the_end();
+        processes.len()
     }
 
     /// Waits until no process serves a node here.
