@@ -1,7 +1,7 @@
 //! The program `murphy`: arguments, commands, printing, and the process that serves a node.
 //!
-//! [`main_with`] is the whole program. A command is a file in `commands`; what serves a node is [`serve`], what a running node answers is
-//! [`control`], and a node's directory is [`node`].
+//! [`main_with`] is the whole program. A command is a file in `commands`; what serves a node is `serve`, what a running node answers is
+//! `control`, and a node's directory is `node`.
 
 mod archives;
 mod args;
