@@ -221,7 +221,7 @@ impl Maker<'_> {
     fn new(keys: &VolumeKeys) -> Maker<'_> {
         let mut maker = Maker {
             keys,
-            hasher: NameHasher::new(keys.derived("murphy v0 name hash")),
+            hasher: NameHasher::of(keys),
             random: 0x9e37_79b9_7f4a_7c15,
             words: Vec::new(),
             lsn: 1,

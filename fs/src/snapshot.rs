@@ -105,7 +105,7 @@ impl SectionBytes {
 
 /// The hasher that placed the names of the volume of `keys`. A snapshot of other names is still exact, only larger.
 fn name_hasher(keys: &VolumeKeys) -> NameHasher {
-    NameHasher::new(keys.derived(PURPOSE_NAMES))
+    NameHasher::of(keys)
 }
 
 /// How many threads compress or expand blocks; the result does not depend on it.
@@ -113,7 +113,5 @@ fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
 }
 
-/// The purpose under which every volume derives the key that places its names.
-const PURPOSE_NAMES: &str = "murphy v0 name hash";
 /// Each worker holds one block in several forms, about 20 MiB.
 const WORKERS_MAX: usize = 4;

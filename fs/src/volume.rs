@@ -144,7 +144,7 @@ impl Volume {
             overlay_bytes: options.generation_bytes.saturating_mul(8),
             cached_rows: options.cached_rows,
         };
-        let hasher = NameHasher::new(parts.keys.derived(NAME_HASH_PURPOSE));
+        let hasher = NameHasher::of(&parts.keys);
         let snapshot = parts.index.snapshot();
         let sequencer = Sequencer::new(
             parts.log,
@@ -396,5 +396,3 @@ impl Volume {
 
 /// How often a request that was prepared from rows that have changed since is tried again on the caller's own thread.
 const STALE_TRIES: u32 = 16;
-/// Separates the hash of names from the volume's other keyed hashes.
-const NAME_HASH_PURPOSE: &str = "murphy v0 name hash";

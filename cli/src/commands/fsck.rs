@@ -14,8 +14,9 @@ use crate::{
 /// Check a node: index against log, the tree, and its packs
 #[derive(clap::Args, Debug)]
 #[command(
-    long_about = "Check a node: index against log, the tree, and its packs\n\nNothing is changed. Exits with 3 if \
-                  anything is wrong.",
+    long_about = "Check a node: index against log, the tree, and its packs\n\nNothing is repaired. A node that \
+                  is not served is opened for it, which recovers its log as any start does. Exits with 3 if anything is \
+                  wrong.",
     after_help = "Example:\n  murphy fsck /srv/home --data"
 )]
 pub(crate) struct FsckArgs {

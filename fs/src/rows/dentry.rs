@@ -10,6 +10,7 @@
 //! - The highest slot in use holds a name, not a vacancy, and its `more` is false; every slot below it has a row with `more` true.
 
 use bytes::Bytes;
+use murphy_log::VolumeKeys;
 
 use super::codec::{RowError, RowReader, RowWriter};
 use crate::{Ino, Kind, Name};
@@ -52,6 +53,11 @@ impl NameHasher {
     /// A hasher with the volume's key for names.
     pub const fn new(key: [u8; 32]) -> NameHasher {
         NameHasher { key, bits: HASH_BITS }
+    }
+
+    /// The hasher of a volume: every place that looks for its names, or writes them, uses this one.
+    pub fn of(keys: &VolumeKeys) -> NameHasher {
+        NameHasher::new(keys.derived(PURPOSE))
     }
 
     /// A hasher that keeps only `bits` bits, so that tests meet collisions.
@@ -111,6 +117,8 @@ impl DentryRow {
 
 /// How many names of one directory may share a hash; the next one is refused with ENOSPC.
 pub const SLOTS: u8 = 16;
+/// Separates the hash of names from the volume's other keyed hashes.
+const PURPOSE: &str = "murphy v0 name hash";
 const HASH_BITS: u32 = 59;
 const VERSION: u8 = 0;
 const MORE: u8 = 0x80;
