@@ -14,8 +14,8 @@ use crate::{
 /// Serve a node and mount its volume
 #[derive(clap::Args, Debug)]
 #[command(
-    long_about = "Serve a node and mount its volume\n\nA node that is served already is asked for one more mount. \
-                  The process ends when its last mount is unmounted.",
+    long_about = "Serve a node and mount its volume\n\nA node that is served already mounts it itself; it has \
+                  one mount point at a time. A process that began with the mount ends with it.",
     after_help = "Example:\n  murphy mount /srv/home /home -d"
 )]
 pub(crate) struct MountArgs {

@@ -115,8 +115,16 @@ impl Host {
         std::mem::take(&mut *self.mounts())
     }
 
+    /// Mounts the volume. One mount point a node: each has a kernel cache of its own, and the kernel would not learn at one what was
+    /// done at another.
     pub(super) fn mount(&self, request: &MountRequest) -> Result<(), CliError> {
         let mut mounts = self.mounts();
+        mounts.retain(|mount| !mount.has_ended());
+        if let Some(mount) = mounts.first() {
+            let (first, wanted) = (mount.path().display(), request.path.display());
+            return Err(CliError::new(format!("this node is mounted already, at {first}"))
+                .hint(format!("the same tree elsewhere: mount --bind {first} {wanted}")));
+        }
         let mut options = MountOptions::new(self.node.config.volume.to_string());
         options.read_only = request.read_only;
         options.allow_other = request.allow_other;
