@@ -366,13 +366,14 @@ impl fuser::Filesystem for Fuse {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (lifetime, open) = (self.lifetimes().entry_and_attr(), convert::open_flags(flags));
+        let (watch, open) = (self.watch(), convert::open_flags(flags));
+        let lifetime = watch.asked().entry_and_attr();
         let call = |fs: &Arc<dyn FileSystem>| {
             Ok(fs.create(&caller(req), ino(parent), &name(new)?, convert::permissions(mode), open))
         };
         self.run_result(RequestKind::Create, reply, call, move |reply: ReplyCreate, result| match result {
             Ok((attr, opened)) => {
-                let flags = convert::opened_flags(open, opened);
+                let flags = convert::opened_flags(open, watch.opened(opened));
                 let (attr, generation) = (convert::file_attr(&attr), convert::generation(&attr));
                 reply.created(&lifetime, &attr, generation, FileHandle(opened.handle.0), flags);
             }
@@ -382,10 +383,11 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let flags: Flags = convert::open_flags(flags.0);
+        let (watch, flags): (Watch, Flags) = (self.watch(), convert::open_flags(flags.0));
         let call = |fs: &Arc<dyn FileSystem>| Ok(fs.open(&caller(req), ino(node), flags));
         self.run(RequestKind::Open, reply, call, move |reply: ReplyOpen, opened| {
-            reply.opened(FileHandle(opened.handle.0), convert::opened_flags(flags, opened));
+            let answer = convert::opened_flags(flags, watch.opened(opened));
+            reply.opened(FileHandle(opened.handle.0), answer);
         });
     }
 

@@ -34,7 +34,7 @@ use murphy_log::{Clock, Entry, Lsn};
 use parking_lot::{Condvar, Mutex};
 
 use super::{invalidate::Lane, kernel::Lifetimes, notify::Notice};
-use crate::{Attr, ChangeObserver, Ino, Kind, Table};
+use crate::{Attr, ChangeObserver, Ino, Kind, Opened, Table};
 
 /// What is shared.
 pub(super) struct Followed {
@@ -242,6 +242,13 @@ impl Watch {
         self.lifetimes
     }
 
+    /// What may be said of a file that was opened. While the kernel is told of changes late, or was not told of some, it must not keep
+    /// pages because the file looks the same as when it was last opened.
+    pub(super) fn opened(&self, opened: Opened) -> Opened {
+        let trusted = self.followed.as_ref().is_none_or(|followed| !followed.is_suspended());
+        Opened { unchanged: opened.unchanged && trusted, ..opened }
+    }
+
     /// For how long an answer may be kept that speaks of `child`, if it is there, by its name in `parent`. To be asked when the tree
     /// has been read and before the answer is given.
     pub(super) fn lifetimes(&self, parent: Ino, child: Option<Ino>) -> Lifetimes {
@@ -384,6 +391,18 @@ mod tests {
         followed.changed(&[entry(3, 1)]);
         watch.listed(Ino::ROOT);
         assert!(followed.update(|progress| progress.relist.contains(&Ino::ROOT)));
+    }
+
+    /// Its pages may be older than the file, and a file of the same size and times would bring them back.
+    #[test]
+    fn a_kernel_that_was_not_told_keeps_no_pages_at_an_open() {
+        let (followed, _) = followed();
+        let opened = Opened { handle: crate::Handle(3), unchanged: true };
+        let open = || Watch::begin(Some(&followed), LONG).opened(opened).unchanged;
+        assert!(open());
+        followed.lose("a frame cannot be read");
+        assert!(!open());
+        assert!(Watch::begin(None, LONG).opened(opened).unchanged, "nobody else changes anything");
     }
 
     #[test]
