@@ -1,7 +1,7 @@
 //! Create, lookup and getattr through the library: `cargo bench -p murphy-benches --bench create [-- FILES]`.
 //!
 //! Prints creates a second (until durable and indexed), the CPU time of each, lookup + getattr a second on hot names, and the bytes that
-//! a created file takes in the log and in the index.
+//! a created file takes in the index.
 
 use std::{
     process::ExitCode,
@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use murphy_benches::engine::{new_volume, process_cpu_nanos};
+use murphy_benches::{
+    engine::{new_volume, process_cpu_nanos},
+    history::bytes_on_disk,
+};
 use murphy_fs::{Answer, Caller, FileSystem, Ino, Kind, Name, NewNode, Volume, VolumeOptions};
 
 const DIRECTORY: u64 = 1000;
@@ -43,8 +46,7 @@ async fn main() -> ExitCode {
         rate(files, indexed)
     );
     println!("CPU a create:       {:>10.2} us (all threads)", cpu as f64 / 1000.0 / files as f64);
-    println!("log bytes a file:   {:>10.1}", bytes_in(&path.join("log")) as f64 / files as f64);
-    println!("index bytes a file: {:>10.1}", bytes_in(&path.join("index")) as f64 / files as f64);
+    println!("index bytes a file: {:>10.1}", bytes_on_disk(&path.join("index")) as f64 / files as f64);
 
     let hot = names.len().min(10_000);
     let rounds = 1_000_000 / hot;
@@ -96,16 +98,4 @@ fn now<T>(answer: Answer<T>) -> T {
 
 fn rate(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64()
-}
-
-/// Bytes that the files below `path` occupy on disk.
-fn bytes_in(path: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = std::fs::read_dir(path).expect("a directory");
-    let sizes = entries.map(|entry| {
-        let entry = entry.expect("a readable directory");
-        let metadata = entry.metadata().expect("a file that stays");
-        if metadata.is_dir() { bytes_in(&entry.path()) } else { metadata.blocks() * 512 }
-    });
-    sizes.sum()
 }

@@ -13,18 +13,31 @@ use murphy_log::{
 
 use crate::mount_load::Target;
 
+/// The volume of every benchmark.
+pub const VOLUME: VolumeId = VolumeId::from_bytes([2; 16]);
+/// Its branch.
+pub const BRANCH: BranchId = BranchId::from_bytes([3; 16]);
+
 /// A new volume in `directory`: log, index and blocks on its file system.
 ///
 /// # Panics
 /// If the directory cannot be used; a benchmark has nobody to tell.
 pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
+    new_volume_with_log(directory, options).0
+}
+
+/// The same, and its log.
+///
+/// # Panics
+/// As [`new_volume`].
+pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume, Arc<dyn Log>) {
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
     let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
     let origin = State { position, digest: Digest::default(), usage: Usage::default() };
-    let (id, branch) = (VolumeId::from_bytes([2; 16]), BranchId::from_bytes([3; 16]));
-    let log = DiskLog::create(DiskOptions::new(directory.join("log"), id, branch), origin)
+    let log = DiskLog::create(DiskOptions::new(directory.join("log"), VOLUME, BRANCH), origin)
         .expect("an empty directory");
     let state = log.claim(epoch).expect("a new log");
+    let log: Arc<dyn Log> = Arc::new(log);
     let index =
         FjallIndex::open(&directory.join("index"), FjallOptions::default()).expect("an empty directory");
     let index: Arc<dyn Index> = Arc::new(index);
@@ -32,11 +45,11 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
     let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&url).expect("an empty directory"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let parts = VolumeParts {
-        log: Arc::new(log),
+        log: Arc::clone(&log),
         index,
         state,
         last_time: clock.wall(),
-        keys: VolumeKeys::derive(id),
+        keys: VolumeKeys::derive(VOLUME),
         clock,
         fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(64 << 20), None),
         blocks,
@@ -45,7 +58,7 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
     };
     let volume = Volume::open(parts).expect("threads can be started");
     volume.lead(epoch, Some(&[])).expect("a new volume takes entries");
-    volume
+    (volume, log)
 }
 
 /// CPU time of this process so far, in nanoseconds.
