@@ -4,16 +4,21 @@
 //! - Of several promoters, and the source itself, exactly one creates the next slot name. Whoever lost finds out by reading it.
 //! - A seal counts only if the registry, read after it was created, has no floor above it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use murphy_fs::{Fence, FenceError, FenceFuture, Held};
-use murphy_log::{Clock, Epoch, NodeId, Position};
+use murphy_fs::{BlockStore, Fence, FenceError, FenceFuture, Held};
+use murphy_log::{Clock, Epoch, Frame, Log, Lsn, NodeId, Position};
+use parking_lot::Mutex;
 
 use crate::{
     descriptor::Archive,
+    layout,
     registry::Registry,
     seal::{Occupant, Seal},
+    ship::{CursorError, LostPacks, SaveCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    slot::SlotHeader,
     store::Creation,
+    survey::read_slot,
     walk::{Boundary, Walk, WalkError, walk},
 };
 
@@ -24,6 +29,20 @@ pub struct ArchiveFence {
     node: NodeId,
     clock: Arc<dyn Clock>,
     known: Option<Boundary>,
+    supplies: Option<Supplies>,
+    /// The slots that the last look found.
+    slots: Arc<Mutex<Vec<SlotHeader>>>,
+}
+
+/// What an archive is brought up from.
+#[derive(Clone, Debug)]
+pub struct Supplies {
+    /// The log.
+    pub log: Arc<dyn Log>,
+    /// Where the packs are that it names.
+    pub packs: Arc<dyn BlockStore>,
+    /// Packs that a slot does not wait for if no store has them.
+    pub lost: Option<LostPacks>,
 }
 
 impl ArchiveFence {
@@ -35,7 +54,13 @@ impl ArchiveFence {
         clock: Arc<dyn Clock>,
         known: Option<Boundary>,
     ) -> ArchiveFence {
-        ArchiveFence { archive, node, clock, known }
+        ArchiveFence { archive, node, clock, known, supplies: None, slots: Arc::default() }
+    }
+
+    /// The same fence, which can also be brought up to what a log holds.
+    #[must_use]
+    pub fn with_supplies(self, supplies: Supplies) -> ArchiveFence {
+        ArchiveFence { supplies: Some(supplies), ..self }
     }
 
     /// The archive.
@@ -50,8 +75,92 @@ impl ArchiveFence {
 
     async fn adopt_end(&self) -> Result<Held, FenceError> {
         let walk = self.walk().await.map_err(|error| self.refused(error))?;
-        let is_empty = walk.end == Boundary::after(self.archive.descriptor().base);
-        Ok(Held { last: (!is_empty).then_some(walk.end.position), seal: walk.seals.last().map(Seal::sealed) })
+        let seals = walk.seals.iter().map(Seal::sealed).collect();
+        let held = Held { end: walk.end.position, epoch: walk.end.epoch, seals };
+        *self.slots.lock() = walk.slots;
+        Ok(held)
+    }
+
+    async fn read_entries(&self, after: Position) -> Result<Vec<Frame>, FenceError> {
+        let next = after.lsn.next();
+        let find = || {
+            let slots = self.slots.lock();
+            let at = slots.partition_point(|slot| slot.last < next);
+            slots.get(at).filter(|slot| slot.first <= next).copied()
+        };
+        let found = match find() {
+            Some(slot) => Some(slot),
+            None => {
+                self.adopt_end().await?;
+                find()
+            }
+        };
+        let Some(slot) = found else { return Ok(Vec::new()) };
+        let name = layout::slot(slot.epoch.number, slot.first);
+        let read = read_slot(&self.archive, &name).await;
+        let slot = read.map_err(|error| self.unavailable(error.to_string()))?;
+        let keys = self.archive.keys().clone();
+        let frames = tokio::task::spawn_blocking(move || slot.verify_alone(&keys)).await;
+        let frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let frames = frames.map_err(|error| self.unavailable(format!("{name} is damaged: {error}")))?;
+        let behind: Vec<Frame> = frames.into_iter().filter(|frame| frame.last() > after.lsn).collect();
+        match behind.first() {
+            Some(first) if first.first() != next || first.previous_hash() != after.hash => {
+                Err(FenceError::Forked { place: self.archive.url().to_owned(), lsn: next })
+            }
+            _ => Ok(behind),
+        }
+    }
+
+    /// Ships with the usual shipper, which waits for nothing that does not come: it is given up when it makes no headway.
+    async fn bring_up(&self, to: Lsn) -> Result<(), FenceError> {
+        let supplies = self.supplies.clone();
+        let supplies =
+            supplies.ok_or_else(|| self.unavailable("there is nothing to ship from".to_owned()))?;
+        let parts = ShipperParts {
+            archive: self.archive.clone(),
+            epoch: supplies.log.tail().position.epoch,
+            log: supplies.log,
+            packs: supplies.packs,
+            node: self.node,
+            known: self.known,
+            cursor: Arc::new(NoCursor),
+            clock: Arc::clone(&self.clock),
+            limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
+            lost: supplies.lost,
+        };
+        let (shipper, mut handle) = Shipper::new(parts);
+        let stuck = async {
+            let mut at = None;
+            loop {
+                let looked = tokio::time::timeout(HEADWAY, async {
+                    while handle.changed().await {
+                        let archived = handle.status().archived.map(|held| held.position.lsn);
+                        if archived != at {
+                            return archived;
+                        }
+                    }
+                    std::future::pending().await
+                });
+                match looked.await {
+                    Ok(archived) => at = archived,
+                    Err(_) => return handle.status().error,
+                }
+            }
+        };
+        let refused = tokio::select! {
+            end = shipper.run_to(to) => match end {
+                ShipEnd::Reached => return Ok(()),
+                ShipEnd::Fenced(sealed) => FenceError::Sealed(sealed),
+                ShipEnd::Forked { url, lsn } => FenceError::Forked { place: url, lsn },
+                end => self.unavailable(end.to_string()),
+            },
+            error = stuck => {
+                let why = error.unwrap_or_else(|| "it does not answer".to_owned());
+                self.unavailable(format!("it cannot be brought up to lsn {to}: {why}"))
+            }
+        };
+        Err(refused)
     }
 
     async fn create_seal(&self, base: Position, next: Epoch) -> Result<(), FenceError> {
@@ -116,14 +225,38 @@ impl ArchiveFence {
 }
 
 impl Fence for ArchiveFence {
+    fn place(&self) -> &str {
+        self.archive.url()
+    }
+
     fn adopt(&self) -> FenceFuture<'_, Held> {
         Box::pin(self.adopt_end())
+    }
+
+    fn entries(&self, after: Position) -> FenceFuture<'_, Vec<Frame>> {
+        Box::pin(self.read_entries(after))
+    }
+
+    fn ship(&self, to: Lsn) -> FenceFuture<'_, ()> {
+        Box::pin(self.bring_up(to))
     }
 
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()> {
         Box::pin(self.create_seal(base, next))
     }
 }
+
+/// Whoever ships only to seal remembers nothing: the seal is what is looked for next time.
+struct NoCursor;
+
+impl SaveCursor for NoCursor {
+    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
+        Ok(())
+    }
+}
+
+/// An archive that holds nothing more after so long is given up.
+const HEADWAY: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 30_000 });
 
 #[cfg(test)]
 mod tests;

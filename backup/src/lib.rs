@@ -20,6 +20,7 @@ mod ship;
 mod slot;
 mod store;
 mod survey;
+mod take_over;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -33,20 +34,17 @@ pub use base::{
 };
 pub use descriptor::{Archive, ArchiveKind, Descriptor, OpenArchiveError};
 pub use document::{DocumentError, PositionText, StateText};
-pub use fence::ArchiveFence;
+pub use fence::{ArchiveFence, Supplies};
 pub use pack::{CopyPackError, NamedPackError};
 pub use plan::{
     PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Step, Window, next_step, plan_restore,
 };
 pub use proof::{Proof, ProofError};
 pub use registry::{Record, Registry, RegistryError, RegistryView, StoredRecord};
-pub use restore::{
-    OnProgress, PackReport, RestoreError, RestoreProgress, TakeOverError, restore_packs, restore_tree,
-    take_over,
-};
+pub use restore::{OnProgress, PackReport, RestoreError, RestoreProgress, restore_packs, restore_tree};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{
-    ArchiveStatus, CursorError, CursorFile, SaveCursor, ShipEnd, ShipHandle, ShipLimits, Shipper,
+    ArchiveStatus, CursorError, CursorFile, LostPacks, SaveCursor, ShipEnd, ShipHandle, ShipLimits, Shipper,
     ShipperParts,
 };
 pub use slot::{
@@ -55,6 +53,7 @@ pub use slot::{
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
 pub use survey::{FrameEnd, ReadSlotError, Survey, SurveyError};
+pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, take_over_at};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};
 pub use walk::{Boundary, Walk, WalkError, walk};

@@ -18,6 +18,8 @@ use crate::descriptor::Archive;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NamedPack {
     pub(crate) meta: PackMeta,
+    /// The entry that referred to it first.
+    pub(crate) since: Lsn,
     /// Whether these entries are the first that refer to it.
     pub(crate) is_new: bool,
 }
@@ -50,12 +52,13 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
             let Some(value) = &change.value else { continue };
             let row =
                 PackRow::decode(value).map_err(|source| NamedPackError::Row { lsn: entry.lsn, source })?;
-            let is_new = *change.key == entry.lsn.get().to_be_bytes();
+            let number = <[u8; 8]>::try_from(&change.key[..]).map_or(0, u64::from_be_bytes);
+            let (since, is_new) = (Lsn::new(number), number == entry.lsn.get());
             if row.live_bytes == 0 && !is_new {
                 continue;
             }
             let meta = meta_of(&row);
-            packs.entry(meta.name).or_insert(NamedPack { meta, is_new }).is_new |= is_new;
+            packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new }).is_new |= is_new;
         }
     }
     Ok(packs.into_values().collect())

@@ -1,24 +1,23 @@
-//! Executing a plan: the tree into an index, its bytes into a block store, and taking over.
+//! Executing a plan: the tree into an index, its bytes into a block store.
 //!
 //! Invariants:
 //! - The tree ends at exactly the planned position, and its digest, computed from the rows, is that of the log.
 //! - What is damaged or missing in one archive is taken from the next one that has the same entries.
-//! - Archives are only read. (Taking over creates one object: the seal.)
+//! - Archives are only read.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, Fence, FenceError, Index, IndexError, IndexSnapshot, PackMeta, ReadSnapshotError,
-    ReplayBudget, ReplayError, SnapshotReader, check_digest, replay,
+    BlockStore, Index, IndexError, IndexSnapshot, PackMeta, ReadSnapshotError, ReplayBudget, ReplayError,
+    SnapshotReader, check_digest, replay,
 };
-use murphy_log::{Digest, Epoch, Frame, LogTime, Lsn, Position, State};
+use murphy_log::{Digest, Frame, Position, State};
 use tokio::sync::mpsc;
 
 use crate::{
     base::{BaseManifest, PackRowError, live_packs, read_base},
     descriptor::Archive,
-    fence::ArchiveFence,
     pack::{CopyPackError, copy_pack, has_pack, meta_of},
     plan::{RestorePlan, Step, next_step},
     survey::read_slot,
@@ -336,64 +335,6 @@ async fn restore_pack(
     }
 }
 
-/// Ends the epoch of the source at `base` in every one of `fences` and begins `next`; refused while the source shows life.
-///
-/// `as_of` is the log time of the newest entry known, `now` the wall clock. Whoever calls has restored up to `base`.
-pub async fn take_over(
-    fences: &[ArchiveFence],
-    base: Position,
-    next: Epoch,
-    as_of: LogTime,
-    now: LogTime,
-) -> Result<(), TakeOverError> {
-    let silence = now.since(as_of);
-    if silence < SILENCE {
-        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
-    }
-    for fence in fences {
-        let url = || fence.archive().url().to_owned();
-        let held = fence.adopt().await.map_err(|error| TakeOverError::Fence { url: url(), error })?;
-        let sealed_by_us = held.seal.as_ref().is_some_and(|seal| seal.next == next);
-        if !sealed_by_us && held.last.is_some_and(|last| last.lsn > base.lsn) {
-            let last = held.last.map_or(Lsn::default(), |last| last.lsn);
-            return Err(TakeOverError::Behind { url: url(), last, base: base.lsn });
-        }
-        fence.seal(base, next).await.map_err(|error| TakeOverError::Fence { url: url(), error })?;
-    }
-    Ok(())
-}
-
-/// Why a source was not replaced.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum TakeOverError {
-    /// The source was alive a moment ago.
-    #[error("the source gave a sign of life {seconds} s ago; {wanted} s of silence are needed")]
-    Alive {
-        /// How long ago.
-        seconds: u64,
-        /// How long it must be.
-        wanted: u64,
-    },
-    /// An archive has entries that were not restored.
-    #[error("{url} goes on to lsn {last}, the restore ended at {base}: restore again")]
-    Behind {
-        /// The archive.
-        url: String,
-        /// Its last entry.
-        last: Lsn,
-        /// The last entry restored.
-        base: Lsn,
-    },
-    /// An archive does not let itself be sealed.
-    #[error("{url}: {error}")]
-    Fence {
-        /// The archive.
-        url: String,
-        /// Why.
-        error: FenceError,
-    },
-}
-
 /// Why a tree was not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -457,8 +398,6 @@ pub enum RestoreError {
     Target(#[from] CopyPackError),
 }
 
-/// A source that has been silent for so long may be replaced; it ticks every 20 s.
-const SILENCE: Duration = Duration::from_secs(60);
 /// So many slots are fetched ahead.
 const SLOTS_AHEAD: usize = 8;
 const PACKS_AT_ONCE: usize = 16;

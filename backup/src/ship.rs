@@ -57,6 +57,24 @@ pub struct ShipperParts {
     pub clock: Arc<dyn Clock>,
     /// How slots are cut.
     pub limits: ShipLimits,
+    /// Packs that may be gone for good; only a promotion loses any.
+    pub lost: Option<LostPacks>,
+}
+
+/// Packs of a source that was lost before its mirror had them: those that an entry behind `after`, up to `upto`, was the first to name.
+/// A slot does not wait for one of them if neither this node's stores nor the archive have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LostPacks {
+    /// The last entry whose bytes were all there.
+    pub after: Lsn,
+    /// The last entry of the lost source.
+    pub upto: Lsn,
+}
+
+impl LostPacks {
+    fn may_have(&self, since: Lsn) -> bool {
+        since > self.after && since <= self.upto
+    }
 }
 
 /// How an archive does.

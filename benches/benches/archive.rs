@@ -54,6 +54,7 @@ async fn measure(rate: u64, seconds: u64) {
         cursor: Arc::new(Forget),
         clock: Arc::clone(&clock),
         limits: ShipLimits::default(),
+        lost: None,
     });
     let shipping = tokio::spawn(shipper.run());
     let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));

@@ -4,7 +4,7 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use murphy_log::{Epoch, Lsn, Position};
+use murphy_log::{Epoch, Frame, Lsn, Position};
 
 /// A holder of copies whose acknowledgement an fsync may wait for (`--ack`).
 pub trait Acknowledger: Send + Sync {
@@ -36,12 +36,25 @@ pub enum AcknowledgeError {
     Fenced(String),
 }
 
-/// A place whose contents decide who is the source (an archive). Used at start, and to take over.
+/// A place whose contents decide who is the source (an archive). Used to take over.
+///
+/// The order is: [`adopt`](Fence::adopt); [`entries`](Fence::entries) until nothing is held that the successor's log lacks;
+/// [`ship`](Fence::ship) what the place lacks; [`seal`](Fence::seal). Every step may be repeated, by another process too.
 pub trait Fence: Send + Sync {
-    /// How far this place holds the branch's history, contiguously and on one chain, and the seal that ends it if there is one.
+    /// What messages call the place.
+    fn place(&self) -> &str;
+
+    /// How far this place holds the branch's history, contiguously and on one chain, and the seals in it.
     fn adopt(&self) -> FenceFuture<'_, Held>;
 
-    /// Creates the seal that ends the epoch at `base` and names `next`. Exactly one of several callers succeeds.
+    /// The next frames that are held behind `after`, verified to continue it, a bounded number; none if nothing is held there.
+    fn entries(&self, after: Position) -> FenceFuture<'_, Vec<Frame>>;
+
+    /// Brings the place up to the entry `to` of the caller's log, under the epochs that the log has.
+    fn ship(&self, to: Lsn) -> FenceFuture<'_, ()>;
+
+    /// Creates the seal that ends the epoch at `base` and names `next`. Exactly one of several callers succeeds; the one that did may
+    /// ask again.
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()>;
 }
 
@@ -51,10 +64,12 @@ pub type FenceFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, FenceError>>
 /// What a fence holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Held {
-    /// The last entry held; `None` for an empty place.
-    pub last: Option<Position>,
-    /// The seal behind it: who ended the epoch, and the epoch that follows.
-    pub seal: Option<Sealed>,
+    /// The last entry held; of an empty place the one that it begins after.
+    pub end: Position,
+    /// The epoch that the next entry here must be of: later than that of `end` if a seal lies behind it.
+    pub epoch: Epoch,
+    /// The seals, oldest first.
+    pub seals: Vec<Sealed>,
 }
 
 /// A seal that was found.

@@ -26,7 +26,9 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
     let mut source = Source::new();
-    assert_eq!(fence(&archive, 1).adopt().await.unwrap(), Held { last: None, seal: None });
+    let base = source.base().position;
+    let nothing = Held { end: base, epoch: base.epoch, seals: Vec::new() };
+    assert_eq!(fence(&archive, 1).adopt().await.unwrap(), nothing);
     // More slots than are asked for one by one.
     let mut end = source.base().position;
     for _ in 0..40 {
@@ -34,13 +36,13 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
     }
     fence(&archive, 1).seal(end, epoch(2, 20)).await.unwrap();
     let held = fence(&archive, 1).adopt().await.unwrap();
-    assert_eq!((held.last, held.seal.unwrap().next), (Some(end), epoch(2, 20)));
+    assert_eq!((held.end, held.epoch, held.seals[0].next), (end, epoch(2, 20), epoch(2, 20)));
     let mut next = source.taken_over(epoch(2, 20));
     let end = put(&store, &next.frames(1, 1)).await;
     // A list that shows nothing costs time, not truth.
     store.fail("log/", Fault::ListLags, usize::MAX);
     let held = fence(&archive, 1).adopt().await.unwrap();
-    assert_eq!((held.last, held.seal.unwrap().by), (Some(end), NodeId::from_bytes([1; 16])));
+    assert_eq!((held.end, held.seals[0].by), (end, NodeId::from_bytes([1; 16])));
 }
 
 #[tokio::test]
@@ -83,7 +85,7 @@ async fn a_seal_above_or_below_the_end_is_not_made() {
         let refused = fence(&archive, 1).seal(base, epoch(2, 10)).await;
         assert!(matches!(refused, Err(FenceError::Unavailable { .. })), "{refused:?}");
     }
-    assert_eq!(fence(&archive, 1).adopt().await.unwrap().seal, None);
+    assert!(fence(&archive, 1).adopt().await.unwrap().seals.is_empty());
 }
 
 #[tokio::test]
@@ -97,7 +99,7 @@ async fn a_put_that_landed_after_the_seal_is_ignored() {
     fence(&archive, 1).seal(end, epoch(2, 10)).await.unwrap();
     put(&store, &late).await;
     let held = fence(&archive, 1).adopt().await.unwrap();
-    assert_eq!((held.last, held.seal.unwrap().base), (Some(end), end));
+    assert_eq!((held.end, held.seals[0].base), (end, end));
 }
 
 /// slatedb lost flushed writes so: the name that a stale writer wins was taken, and its object deleted.
@@ -121,7 +123,7 @@ async fn a_stale_writer_does_not_win_a_name_below_the_floor() {
     let known = Some(Boundary::after(stale));
     let clock = Arc::new(ManualClock::new(LogTime::default()));
     let woken = ArchiveFence::new(archive.clone(), NodeId::default(), clock, known);
-    assert_eq!(woken.adopt().await.unwrap().last, Some(end));
+    assert_eq!(woken.adopt().await.unwrap().end, end);
     assert!(!store.names().await.contains(&layout::slot(1, second[0].first())));
 }
 

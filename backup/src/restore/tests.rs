@@ -2,13 +2,17 @@
 
 use jiff::tz::TimeZone;
 use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackBuilder, PackName, PackRow, SealedPack, WriterId};
-use murphy_log::{EpochId, ManualClock, NodeId};
+use std::time::Duration;
+
+use murphy_log::{Epoch, EpochId, NodeId};
 
 use super::*;
 use crate::{
     base::{NewBase, write_base},
+    fence::ArchiveFence,
     layout,
     plan::plan_restore,
+    take_over::{Successor, take_over_at},
     target::Target,
     testing::{Fault, FaultyStore, Source, append, archive, put},
 };
@@ -196,31 +200,6 @@ async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_
     }
 }
 
-#[tokio::test]
-async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let base = put(&store, &source.frames(2, 2)).await;
-    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
-    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::new(ManualClock::default()), None);
-    let fences = [fence];
-    let soon = source.now().after(Duration::from_secs(59));
-    let refused = take_over(&fences, base, next, source.now(), soon).await.unwrap_err();
-    assert_eq!(refused, TakeOverError::Alive { seconds: 59, wanted: 60 });
-    let later = source.now().after(Duration::from_secs(60));
-    put(&store, &source.frames(1, 1)).await;
-    let refused = take_over(&fences, base, next, source.now(), later).await.unwrap_err();
-    assert!(matches!(refused, TakeOverError::Alive { .. }), "{refused}");
-    let as_of = LogTime::from_nanos(source.now().as_nanos() - 1_000_000_000);
-    let refused = take_over(&fences, base, next, as_of, later).await.unwrap_err();
-    assert!(matches!(refused, TakeOverError::Behind { .. }), "{refused}");
-    take_over(&fences, source.state().position, next, as_of, later).await.unwrap();
-    take_over(&fences, source.state().position, next, as_of, later).await.unwrap();
-    let sealed = fences[0].adopt().await.unwrap().seal.unwrap();
-    assert_eq!(sealed.next, next);
-}
-
 fn is_send<T: Send>(future: T) -> T {
     future
 }
@@ -257,6 +236,7 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
             cursor: Arc::new(Forget),
             clock: Arc::clone(&clock) as Arc<dyn murphy_log::Clock>,
             limits: crate::ship::ShipLimits { slot_bytes: 3000, ..Default::default() },
+            lost: None,
         };
         let (shipper, handle) = crate::ship::Shipper::new(parts);
         let end = is_send(shipper.run_to(log.tail().position.lsn)).await;
@@ -271,7 +251,9 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
     let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::clone(&clock) as Arc<_>, None);
     let late = source.now().after(Duration::from_secs(100));
-    is_send(take_over(&[fence], source.state().position, next, source.now(), late)).await.unwrap();
+    let successor = Successor { node: NodeId::default(), attempts: vec![next], given_up: BTreeSet::new() };
+    let base = source.state().position;
+    is_send(take_over_at(&[fence], &successor, base, (source.now(), late))).await.unwrap();
     let mut successor = source.taken_over(next);
     log.claim(next).unwrap();
     append(&log, &successor.frames(30, 3));

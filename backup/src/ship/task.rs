@@ -166,12 +166,22 @@ impl SlotTask {
         let failed = |error: BlockStoreError| Outcome::Failed(error.to_string());
         // A pack that older entries named is there, unless it was made anew under this number.
         if pack.is_new || !has_pack(&pack.meta, &target).await.map_err(failed)? {
-            copy_pack(&pack.meta, &*self.parts.packs, &target).await.map_err(|error| match error {
-                CopyPackError::Store(BlockStoreError::Refused { object, refusal: Refusal::OtherContent }) => {
-                    Outcome::Failed(format!("{object} has other content than the source's"))
+            match copy_pack(&pack.meta, &*self.parts.packs, &target).await {
+                Ok(_) => {}
+                Err(CopyPackError::Store(BlockStoreError::NotFound { .. })) if self.may_be_lost(&pack) => {
+                    if !has_pack(&pack.meta, &target).await.map_err(failed)? {
+                        let (url, name) = (self.parts.archive.url(), pack.meta.name);
+                        tracing::warn!(url, %name, "a pack was lost with the source before; its slot goes without");
+                    }
                 }
-                error => Outcome::Failed(error.to_string()),
-            })?;
+                Err(CopyPackError::Store(BlockStoreError::Refused {
+                    object,
+                    refusal: Refusal::OtherContent,
+                })) => {
+                    return Err(Outcome::Failed(format!("{object} has other content than the source's")));
+                }
+                Err(error) => return Err(Outcome::Failed(error.to_string())),
+            }
         }
         let mut seen = self.seen.lock();
         if seen.len() >= SEEN_MAX {
@@ -179,6 +189,10 @@ impl SlotTask {
         }
         seen.insert(pack.meta.name);
         Ok(())
+    }
+
+    fn may_be_lost(&self, pack: &NamedPack) -> bool {
+        self.parts.lost.is_some_and(|lost| lost.may_have(pack.since))
     }
 
     fn url(&self) -> String {

@@ -37,6 +37,7 @@ fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperPar
         cursor: Arc::new(Forget),
         clock: Arc::new(SystemClock::new()),
         limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(20), in_flight: 4 },
+        lost: None,
     }
 }
 
@@ -318,6 +319,33 @@ async fn a_slot_waits_for_every_pack_that_it_names() {
     let copied = BlockStore::get(&archive.packs(), sealed.name).await.unwrap();
     assert_eq!(copied, sealed.bytes);
     running.abort();
+}
+
+/// The fear: a region is lost with the last packs, and no archive can be sealed or continued ever again.
+#[tokio::test]
+async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_any_other() {
+    let (store, blocks) = (FaultyStore::new(), FaultyStore::new());
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    source.frames(1, 1).iter().for_each(|frame| append(&log, std::slice::from_ref(frame)));
+    let frame = source.frame_with_pack(&pack(1).1);
+    append(&log, std::slice::from_ref(&frame));
+    let packs = ObjectBlockStore::new(blocks.archive_store().parts().0, "blocks".into(), "source".to_owned());
+    let with = |after: u64, upto: u64| {
+        let lost = Some(LostPacks { after: Lsn::new(after), upto: Lsn::new(upto) });
+        let packs = Arc::new(packs.clone());
+        let limits = ShipLimits { slot_bytes: 1, ..ShipLimits::default() };
+        ship_all(ShipperParts { packs, lost, limits, ..parts(&archive, &source, &log) })
+    };
+    let (named, patience) = (frame.last().get(), Duration::from_millis(300));
+    assert!(tokio::time::timeout(patience, with(named, named + 5)).await.is_err(), "it is named before");
+    assert!(tokio::time::timeout(patience, with(0, named - 1)).await.is_err(), "it is named after");
+    blocks.fail("", Fault::GetFails, usize::MAX);
+    assert!(tokio::time::timeout(patience, with(0, named)).await.is_err(), "the store does not answer");
+    blocks.heal();
+    assert_eq!(with(0, named).await, ShipEnd::Reached);
+    assert_eq!(walk(&archive, None).await.unwrap().end.position, frame.position());
 }
 
 #[tokio::test]

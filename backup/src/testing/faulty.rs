@@ -45,8 +45,32 @@ pub(crate) struct FaultyStore {
     state: Arc<Mutex<State>>,
 }
 
+/// The life of a process that uses stores: after so many requests it is dead, and nothing of it reaches any store.
+#[derive(Clone)]
+pub(crate) struct Life {
+    left: Arc<std::sync::atomic::AtomicIsize>,
+    /// Whether its last put still lands.
+    last_put_lands: bool,
+}
+
+impl Life {
+    pub(crate) fn of(requests: isize, last_put_lands: bool) -> Life {
+        Life { left: Arc::new(requests.into()), last_put_lands }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.left.load(std::sync::atomic::Ordering::SeqCst) <= 0
+    }
+
+    /// Spends one request; says how many were left before it.
+    fn spend(&self) -> isize {
+        self.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
 #[derive(Default)]
 struct State {
+    life: Option<Life>,
     faults: Vec<(String, Fault, usize)>,
     late: Vec<(Path, Bytes)>,
     log: Vec<String>,
@@ -68,6 +92,22 @@ impl FaultyStore {
 
     pub(crate) fn heal(&self) {
         self.state.lock().faults.clear();
+    }
+
+    /// Requests come from a process with this life; `None`: from one that does not die.
+    pub(crate) fn live(&self, life: Option<Life>) {
+        self.state.lock().life = life;
+    }
+
+    /// Whether a request of the process reaches the store, and whether its answer reaches the process.
+    fn reaches(&self, is_put: bool) -> (bool, bool) {
+        let life = self.state.lock().life.clone();
+        let Some(life) = life else { return (true, true) };
+        match life.spend() {
+            2.. => (true, true),
+            1 => (is_put && life.last_put_lands, false),
+            _ => (false, false),
+        }
     }
 
     /// The puts that were held back happen now, as puts of their mode.
@@ -116,6 +156,14 @@ impl FaultyStore {
 
     async fn put_faulty(&self, at: &Path, bytes: PutPayload, options: PutOptions) -> ObjectResult<PutResult> {
         self.record("put", at);
+        match self.reaches(true) {
+            (true, true) => {}
+            (true, false) => {
+                self.inner.put_opts(at, bytes, options).await?;
+                return Err(broken());
+            }
+            (false, _) => return Err(broken()),
+        }
         let faults = [
             Fault::PutAnswersError,
             Fault::PutFails,
@@ -144,6 +192,9 @@ impl FaultyStore {
 
     async fn get_faulty(&self, at: &Path, options: GetOptions) -> ObjectResult<GetResult> {
         self.record("get", at);
+        if self.reaches(false) != (true, true) {
+            return Err(broken());
+        }
         let fault = self.fault(at, &[Fault::WrongBytes, Fault::NoBytes, Fault::Lost, Fault::GetFails]);
         match fault {
             Some(Fault::Lost) => Err(ObjectError::NotFound { path: at.to_string(), source: "lost".into() }),

@@ -48,6 +48,7 @@ pub(super) async fn ship(
         cursor: Arc::new(cursor),
         clock: Arc::clone(&context.clock),
         limits: ShipLimits::default(),
+        lost: None,
     };
     let (shipper, handle) = Shipper::new(parts);
     let snapshots = handle.clone();

@@ -1,0 +1,338 @@
+//! Taking over, with a successor that dies at every request, and a source that does not know that it was given up.
+
+use murphy_fs::ObjectBlockStore;
+use murphy_log::{EpochId, ManualClock, SystemClock};
+
+use super::*;
+use crate::{
+    descriptor::Archive,
+    plan::plan_restore,
+    ship::{CursorError, SaveCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    target::Target,
+    testing::{FaultyStore, Life, Source, append, archive, put},
+    walk::Boundary,
+};
+
+const MIRROR: u8 = 5;
+
+fn node(byte: u8) -> NodeId {
+    NodeId::from_bytes([byte; 16])
+}
+
+fn fence(archive: &Archive, by: u8) -> ArchiveFence {
+    ArchiveFence::new(archive.clone(), node(by), Arc::new(ManualClock::new(LogTime::from_nanos(7))), None)
+}
+
+fn successor(by: u8, attempts: &[Epoch], given_up: &[u8]) -> Successor {
+    let given_up = given_up.iter().map(|byte| node(*byte)).collect();
+    Successor { node: node(by), attempts: attempts.to_vec(), given_up }
+}
+
+fn epoch(number: u32, byte: u8) -> Epoch {
+    Epoch { number, id: EpochId::from_bytes([byte; 16]) }
+}
+
+struct Forget;
+
+impl SaveCursor for Forget {
+    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
+        Ok(())
+    }
+}
+
+fn parts(archive: &Archive, log: &Arc<MemoryLog>, by: u8) -> ShipperParts {
+    ShipperParts {
+        archive: archive.clone(),
+        log: Arc::clone(log) as Arc<dyn Log>,
+        packs: Arc::new(ObjectBlockStore::in_memory()),
+        node: node(by),
+        epoch: log.tail().position.epoch,
+        known: None,
+        cursor: Arc::new(Forget),
+        clock: Arc::new(SystemClock::new()),
+        limits: ShipLimits { slot_bytes: 900, slot_age: Duration::ZERO, in_flight: 2 },
+        lost: None,
+    }
+}
+
+async fn ship(archive: &Archive, log: &Arc<MemoryLog>, by: u8) -> ShipEnd {
+    let last = log.tail().position.lsn;
+    Shipper::new(parts(archive, log, by)).0.run_to(last).await
+}
+
+/// A source, its archives, and a mirror; everything that a promotion meets.
+struct World {
+    stores: Vec<FaultyStore>,
+    archives: Vec<Archive>,
+    source: Source,
+    /// Of the source.
+    log: Arc<MemoryLog>,
+    /// Of the mirror, which is killed and comes back.
+    mirror: Arc<MemoryLog>,
+    /// What the mirror has remembered on its disk.
+    attempts: Vec<Epoch>,
+}
+
+impl World {
+    /// `shipped[i]` of twelve frames are in archive `i`; the mirror holds `mirrored`.
+    async fn new(shipped: &[usize], mirrored: usize) -> World {
+        let mut source = Source::new();
+        let frames = source.frames(12, 3);
+        let claimed = |frames: &[Frame]| {
+            let log = MemoryLog::new(Source::new().base());
+            log.claim(Source::new().base().position.epoch).unwrap();
+            append(&log, frames);
+            Arc::new(log)
+        };
+        let (mut stores, mut archives) = (Vec::new(), Vec::new());
+        for count in shipped {
+            let store = FaultyStore::new();
+            archives.push(archive(&store).await);
+            for slot in frames[..*count].chunks(3) {
+                put(&store, slot).await;
+            }
+            stores.push(store);
+        }
+        let (log, mirror) = (claimed(&frames), claimed(&frames[..mirrored]));
+        World { stores, archives, source, log, mirror, attempts: Vec::new() }
+    }
+
+    fn places(&self) -> TakeOverLog {
+        let supplies = Supplies {
+            log: Arc::clone(&self.mirror) as Arc<dyn Log>,
+            packs: Arc::new(ObjectBlockStore::in_memory()),
+            lost: None,
+        };
+        let places = self.archives.iter().map(|archive| {
+            Arc::new(fence(archive, MIRROR).with_supplies(supplies.clone())) as Arc<dyn Fence>
+        });
+        let (places, keys) = (places.collect(), self.source.keys().clone());
+        TakeOverLog { log: Arc::clone(&self.mirror) as Arc<dyn Log>, keys, places }
+    }
+
+    /// One life of the promoter.
+    async fn promote(&mut self, given_up: &[u8]) -> Result<State, TakeOverError> {
+        let places = self.places();
+        let mut known = vec![self.mirror.tail().position.epoch];
+        for place in &places.places {
+            known.push(place.adopt().await.map_err(|error| at(&**place, error))?.epoch);
+        }
+        let fresh = EpochId::from_bytes([40 + self.attempts.len() as u8; 16]);
+        let next = Successor::next_epoch(&self.attempts, &known, fresh);
+        if self.attempts.last() != Some(&next) {
+            self.attempts.push(next);
+        }
+        let successor = successor(MIRROR, &self.attempts, given_up);
+        places.fetch(&successor).await?;
+        places.seal(&successor).await?;
+        places.begin(&successor).await
+    }
+
+    fn restart(&mut self) {
+        self.mirror = Arc::new(self.mirror.reopened());
+    }
+
+    fn live(&self, life: Option<&Life>) {
+        for store in &self.stores {
+            store.live(life.cloned());
+        }
+    }
+
+    /// The new source goes on, ships, and its archives restore to one history, which has everything up to `kept` of the old one.
+    async fn assert_good(&mut self, state: State, kept: Position, context: &str) {
+        assert!(state.position.lsn >= kept.lsn, "{context}: {} is lost, it ends at {}", kept, state.position);
+        let next = *self.attempts.last().unwrap();
+        let mut appender = Appender::new(self.source.keys().clone(), next, self.mirror.tail());
+        let time = self.source.now();
+        for _ in 0..4 {
+            let entry = murphy_log::Entry::tick(appender.state().position.lsn.next(), time);
+            appender.push(&entry, state.digest, state.usage).unwrap();
+            append(&self.mirror, &[appender.close(time, state.position.lsn).unwrap()]);
+        }
+        let frames: Vec<Frame> = self.mirror.read(Lsn::FIRST).unwrap().map(Result::unwrap).collect();
+        let of_kept = frames.iter().find(|frame| frame.last() == kept.lsn).map(|frame| frame.position().hash);
+        assert_eq!(of_kept, Some(kept.hash), "{context}");
+        for archive in &self.archives {
+            assert_eq!(ship(archive, &self.mirror, MIRROR).await, ShipEnd::Reached, "{context}");
+        }
+        let end = self.mirror.tail().position;
+        let none = BTreeSet::new();
+        let zone = jiff::tz::TimeZone::UTC;
+        let alone = self.archives.iter().map(|archive| vec![archive.clone()]);
+        for archives in alone.chain([self.archives.clone()]) {
+            let plan = plan_restore(&archives, Target::Latest, &none, &zone).await.unwrap();
+            assert_eq!(plan.route.end, end, "{context}: {:?}", plan.problems);
+        }
+        // The source that was given up hears of it wherever it ships to.
+        let more = self.source.frames(2, 1);
+        append(&self.log, &more);
+        for archive in &self.archives {
+            let end = ship(archive, &self.log, 1).await;
+            assert!(
+                matches!(end, ShipEnd::Fenced(_) | ShipEnd::Ahead { .. } | ShipEnd::Forked { .. }),
+                "{end}"
+            );
+        }
+    }
+}
+
+/// The fear: a promoter dies between two requests, and nobody can take over any more, or two have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoter_that_dies_at_any_request_ends_well_when_it_runs_again() {
+    let cases = [(vec![6, 9], 12), (vec![12, 3], 6), (vec![9], 9), (vec![3, 12, 6], 9)];
+    for (shipped, mirrored) in cases {
+        let tries = (1..).map(|requests| (requests, requests % 2 == 0));
+        for (requests, last_put_lands) in tries {
+            let context = format!("{shipped:?} {mirrored}, dead at request {requests}");
+            let mut world = World::new(&shipped, mirrored).await;
+            let kept = world.log.read(Lsn::FIRST).unwrap().map(Result::unwrap).map(|frame| frame.position());
+            let kept: Vec<Position> = kept.collect();
+            let kept = kept[mirrored.max(*shipped.iter().max().unwrap()) - 1];
+            let life = Life::of(requests, last_put_lands);
+            world.live(Some(&life));
+            let first = world.promote(&[]).await;
+            world.live(None);
+            if !life.is_over() {
+                world.assert_good(first.unwrap(), kept, &context).await;
+                break;
+            }
+            world.restart();
+            let state = world.promote(&[]).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert_eq!(world.attempts.len(), 1, "{context}: what was remembered is used");
+            world.assert_good(state, kept, &context).await;
+        }
+    }
+}
+
+/// The fear: one archive is sealed, the source gets a slot into the other one and acknowledges it, and the promotion forgets it.
+#[tokio::test]
+async fn what_was_archived_between_two_seals_goes_on_in_the_new_epoch() {
+    for requests in 1.. {
+        let mut world = World::new(&[6, 6], 6).await;
+        let all = world.log.tail().position;
+        let places = world.places();
+        world.attempts.push(epoch(2, 40));
+        let promoter = successor(MIRROR, &world.attempts, &[]);
+        places.fetch(&promoter).await.unwrap();
+        let first = TakeOverLog { places: places.places[..1].to_vec(), ..places.clone() };
+        first.seal(&promoter).await.unwrap();
+        assert_eq!(ship(&world.archives[1], &world.log, 1).await, ShipEnd::Reached);
+        let life = Life::of(requests, requests % 2 == 0);
+        world.live(Some(&life));
+        let mut state = world.promote(&[]).await;
+        world.live(None);
+        if life.is_over() {
+            world.restart();
+            state = world.promote(&[]).await;
+        }
+        let state = state.unwrap();
+        assert_eq!((state.position.lsn, state.position.hash), (all.lsn, all.hash));
+        assert_eq!(state.position.epoch, epoch(2, 40), "the same entries, in the epoch of the successor");
+        world.assert_good(state, all, &format!("raced, dead at request {requests}")).await;
+        if !life.is_over() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_seal_of_somebody_else_stops_everything_and_is_named() {
+    let mut world = World::new(&[12, 12], 12).await;
+    let base = world.log.tail().position;
+    fence(&world.archives[1], 9).seal(base, epoch(2, 90)).await.unwrap();
+    let names = world.stores[0].names().await;
+    let refused = world.promote(&[]).await.unwrap_err().to_string();
+    assert!(refused.contains(&node(9).to_string()) && refused.contains("test://store"), "{refused}");
+    assert_eq!(world.stores[0].names().await, names, "nothing was sealed");
+    // It has sealed and died for good.
+    let state = world.promote(&[9]).await.unwrap();
+    assert_eq!(state.position.epoch.number, 1, "nothing was appended yet");
+    assert_eq!(world.attempts.last().unwrap().number, 3);
+    world.assert_good(state, base, "given up").await;
+}
+
+/// What a node holds beyond somebody's seal has lost, even if that somebody is given up.
+#[tokio::test]
+async fn a_lost_tail_does_not_become_history_again() {
+    let mut world = World::new(&[6], 12).await;
+    let held = fence(&world.archives[0], 9).adopt().await.unwrap();
+    fence(&world.archives[0], 9).seal(held.end, epoch(2, 90)).await.unwrap();
+    for given_up in [&[][..], &[9]] {
+        let refused = world.promote(given_up).await.unwrap_err();
+        assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }), "{refused}");
+    }
+}
+
+/// The successor of a successor that was given up has what that one archived.
+#[tokio::test]
+async fn what_a_given_up_successor_archived_is_kept() {
+    let mut world = World::new(&[12], 12).await;
+    let base = world.log.tail().position;
+    fence(&world.archives[0], 9).seal(base, epoch(2, 90)).await.unwrap();
+    let mut other = world.source.taken_over(epoch(2, 90));
+    let end = put(&world.stores[0], &other.frames(3, 2)).await;
+    let state = world.promote(&[9]).await.unwrap();
+    assert_eq!((state.position.lsn, state.position.hash), (end.lsn, end.hash));
+    world.assert_good(state, end, "of a successor").await;
+}
+
+#[tokio::test]
+async fn an_archive_that_does_not_answer_stops_everything() {
+    let mut world = World::new(&[12, 12], 12).await;
+    world.stores[1].live(Some(Life::of(0, false)));
+    world.promote(&[]).await.unwrap_err();
+    let untouched = world.stores[0].names().await.iter().all(|name| !name.contains("log/2"));
+    assert!(untouched && world.places().places[0].adopt().await.unwrap().seals.is_empty());
+}
+
+#[tokio::test]
+async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let base = put(&store, &source.frames(2, 2)).await;
+    let next = epoch(2, 9);
+    let (fences, who) = ([fence(&archive, 0)], successor(0, &[next], &[]));
+    let soon = source.now().after(Duration::from_secs(59));
+    let refused = take_over_at(&fences, &who, base, (source.now(), soon)).await.unwrap_err();
+    assert_eq!(refused, TakeOverError::Alive { seconds: 59, wanted: 60 });
+    let later = source.now().after(Duration::from_secs(60));
+    put(&store, &source.frames(1, 1)).await;
+    let refused = take_over_at(&fences, &who, base, (source.now(), later)).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::Alive { .. }), "{refused}");
+    let as_of = LogTime::from_nanos(source.now().as_nanos() - 1_000_000_000);
+    let refused = take_over_at(&fences, &who, base, (as_of, later)).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::Behind { .. }), "{refused}");
+    let end = source.state().position;
+    take_over_at(&fences, &who, end, (as_of, later)).await.unwrap();
+    take_over_at(&fences, &who, end, (as_of, later)).await.unwrap();
+    assert_eq!(fences[0].adopt().await.unwrap().seals[0].next, next);
+}
+
+/// The fear: one of two archives was a second behind when the region was lost, and no take-over of both is possible.
+#[tokio::test]
+async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
+    let mut requests = 1;
+    loop {
+        let world = World::new(&[12, 6], 0).await;
+        let (base, as_of) = (world.log.tail().position, world.source.now());
+        let late = as_of.after(Duration::from_secs(100));
+        let fences: Vec<ArchiveFence> = world.archives.iter().map(|archive| fence(archive, 8)).collect();
+        let who = successor(8, &[epoch(2, 80)], &[]);
+        let life = Life::of(requests, requests % 2 == 0);
+        world.live(Some(&life));
+        let first = take_over_at(&fences, &who, base, (as_of, late)).await;
+        world.live(None);
+        if life.is_over() {
+            take_over_at(&fences, &who, base, (as_of, late)).await.unwrap();
+        }
+        for fence in &fences {
+            let held = fence.adopt().await.unwrap();
+            assert_eq!((held.end, held.epoch, held.seals.len()), (base, epoch(2, 80), 1), "at {requests}");
+        }
+        if !life.is_over() {
+            return first.unwrap();
+        }
+        requests += 1;
+    }
+}
