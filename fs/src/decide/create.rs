@@ -71,6 +71,7 @@ impl Operation for MakeSymlink {
         }
         let new = NewInode { kind: Kind::Symlink, mode: 0o777, rdev: 0, size: self.target.len() as u64 };
         let (ino, row) = new.born(draft, self.parent, &self.name)?;
+        draft.mention(self.target.clone());
         draft.put_newborn(RowKey::symlink(ino), SymlinkRow { target: self.target.clone() }.encode());
         Ok(row.attr(ino, None))
     }
@@ -92,6 +93,7 @@ impl NewInode {
         if draft.find_name(parent, name)?.is_some() {
             return Err(Errno::EEXIST.into());
         }
+        draft.mention(name.name.to_bytes());
         let ino = draft.newborn();
         let cookie = draft.add_name(parent, name, ino, self.kind)?;
         let row = self.row(draft, parent, cookie)?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use murphy_log::Change;
+use murphy_log::{Change, MAX_NAMES};
 
 use super::{Moment, Refusal, RowState, Rows};
 use crate::{
@@ -85,9 +85,11 @@ impl<'a> Draft<'a> {
         PackNumber(self.moment.lsn.get())
     }
 
-    /// Notes a name for people.
-    pub(crate) fn mention(&mut self, name: &[u8]) {
-        self.decided.names.push(Bytes::copy_from_slice(name));
+    /// Notes a name for people, if the entry has room for one more: the changes say everything anyway.
+    pub(crate) fn mention(&mut self, name: Bytes) {
+        if self.decided.names.len() < MAX_NAMES {
+            self.decided.names.push(name);
+        }
     }
 
     /// The row at `key` as this decision leaves it so far.

@@ -84,7 +84,7 @@ impl Operation for ChangeSettings {
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
         for (name, text) in &self.settings {
-            draft.mention(name.as_bytes());
+            draft.mention(Bytes::copy_from_slice(name.as_bytes()));
             draft.put(RowKey::setting(name), text.as_deref().map(setting))?;
         }
         Ok(())

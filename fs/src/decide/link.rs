@@ -32,6 +32,7 @@ impl Operation for MakeLink {
         if row.nlink >= LINK_MAX {
             return Err(Errno::EMLINK.into());
         }
+        draft.mention(self.name.name.to_bytes());
         let cookie = draft.add_name(self.parent, &self.name, self.ino, row.kind)?;
         draft.put(RowKey::link(self.ino, self.parent, cookie.get()), Some(link_row()))?;
         row.nlink += 1;

@@ -1,5 +1,6 @@
 //! Members: who may follow the volume, and who has been invited to.
 
+use bytes::Bytes;
 use murphy_log::{LogTime, NodeId};
 
 use super::{Draft, EntryKind, Operation, Refusal};
@@ -32,7 +33,7 @@ where
         };
         for (node, row) in writes {
             if let Some(row) = &row {
-                draft.mention(row.name.as_bytes());
+                draft.mention(Bytes::copy_from_slice(row.name.as_bytes()));
             }
             draft.put(RowKey::member(node), row.map(|row| row.encode()))?;
         }

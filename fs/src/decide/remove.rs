@@ -40,7 +40,7 @@ impl Operation for Unlink {
         if found.kind == Kind::Directory {
             return Err(Errno::EISDIR.into());
         }
-        draft.mention(self.name.name.as_bytes());
+        draft.mention(self.name.name.to_bytes());
         draft.remove_name(self.parent, found.cookie)?;
         draft.touch_directory(self.parent, -1, 0)?;
         draft.drop_link(&self.victim, row, (self.parent, found.cookie))
@@ -141,7 +141,7 @@ impl Operation for RemoveDirectory {
         if draft.directory(found.ino)?.children > 0 {
             return Err(Errno::ENOTEMPTY.into());
         }
-        draft.mention(self.name.name.as_bytes());
+        draft.mention(self.name.name.to_bytes());
         draft.remove_name(self.parent, found.cookie)?;
         draft.touch_directory(self.parent, -1, -1)?;
         let fate = draft.erase_directory(found.ino, row)?;

@@ -47,8 +47,8 @@ impl Operation for Rename {
             draft.refuse_below_itself(target.ino, *from)?;
         }
         draft.may_remove(&draft.inode(*from)?, &source_row)?;
-        draft.mention(from_name.name.as_bytes());
-        draft.mention(to_name.name.as_bytes());
+        draft.mention(from_name.name.to_bytes());
+        draft.mention(to_name.name.to_bytes());
         let Some(target) = target else {
             self.take_free_name(draft, &source, source_row)?;
             return Ok(None);

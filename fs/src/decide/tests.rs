@@ -3,20 +3,21 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
-use murphy_log::{LogTime, Lsn, State};
+use murphy_log::{Entry, LogTime, Lsn, MAX_NAMES, Requester, State, encode_entry};
 use proptest::prelude::*;
 
-use super::*;
+use super::{draft::RowWrite, *};
 use crate::{
     Caller, DentryRow, IndexError, IndexSnapshot, Kind, Name, NameHasher, NewNode, RenameMode, RowIterator,
     XattrMode, XattrName, check_tree, table::Table,
 };
 
-/// All rows of a small tree, and how many entries there have been.
+/// All rows of a small tree, and the entries that made them.
 #[derive(Clone)]
 struct Tree {
     rows: BTreeMap<RowKey, Bytes>,
     lsn: Lsn,
+    entries: Vec<Entry>,
 }
 
 impl Rows for Tree {
@@ -50,17 +51,30 @@ impl IndexSnapshot for Tree {
 
 impl Tree {
     fn new() -> Tree {
-        let mut tree = Tree { rows: BTreeMap::new(), lsn: Lsn::ROOT };
+        let mut tree = Tree { rows: BTreeMap::new(), lsn: Lsn::ROOT, entries: Vec::new() };
         tree.decide(&Genesis { settings: Vec::new() }).unwrap();
         tree
     }
 
     fn decide<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Refusal> {
-        let moment = Moment { lsn: self.lsn.next(), time: LogTime::from_nanos(self.lsn.get()), epoch: 1 };
+        let moment = Moment {
+            lsn: self.lsn.next(),
+            time: LogTime::from_nanos(1_790_000_000_000_000_000 + self.lsn.get() * 10_007),
+            epoch: 1,
+        };
         let mut draft = Draft::new(self, moment, Caller::default());
         let reply = operation.decide(&mut draft)?;
         let decided = draft.finish();
         self.lsn = moment.lsn;
+        self.entries.push(Entry {
+            lsn: moment.lsn,
+            time: moment.time,
+            kind: O::KIND as u8,
+            caller: Some(Requester::default()),
+            request: None,
+            names: decided.names,
+            changes: decided.writes.iter().map(RowWrite::change).collect(),
+        });
         for write in decided.writes {
             assert_eq!(self.rows.get(&write.key), write.old.as_ref());
             match write.new {
@@ -74,6 +88,14 @@ impl Tree {
     fn find(&self, parent: Ino, name: &PlacedName) -> Option<Ino> {
         let row = |key: &RowKey| self.rows.get(key).map(DentryRow::decode).transpose();
         find(parent, name, row).unwrap().map(|found| found.ino)
+    }
+
+    /// Decides, and says which names the entry speaks of.
+    fn names_of<O: Operation>(&mut self, operation: &O) -> Vec<String> {
+        let decided = self.decide(operation);
+        assert!(decided.is_ok(), "refused: {:?}", decided.err());
+        let names = self.entries.last().unwrap().names.iter();
+        names.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect()
     }
 
     fn victim(&self, parent: Ino, name: &PlacedName) -> Option<Victim> {
@@ -225,5 +247,63 @@ fn a_tree_without_one_of_its_rows_is_found_out() {
         // That there may be attributes is all that an inode says.
         let is_found = !check_tree(&torn).unwrap().is_empty();
         assert!(is_found || key.table() == Table::Xattr.number(), "without {key:?}");
+    }
+}
+
+/// The fear: whoever reads the log, or subscribes to it, sees that something was made and not what.
+#[test]
+fn an_entry_speaks_of_the_names_that_its_request_spoke_of() {
+    let hasher = NameHasher::new([3; 32]);
+    let placed = |name: &'static str| PlacedName::new(&hasher, &Name::new(name).unwrap());
+    let mut tree = Tree::new();
+    let (parent, node) = (Ino::ROOT, NewNode { kind: Kind::File, mode: 0o644, rdev: 0 });
+    let fifo = NewNode { kind: Kind::Fifo, ..node };
+    assert_eq!(tree.names_of(&MakeNode { parent, name: placed("file"), node }), ["file"]);
+    let ino = tree.find(parent, &placed("file")).unwrap();
+    assert_eq!(tree.names_of(&MakeNode { parent, name: placed("fifo"), node: fifo }), ["fifo"]);
+    assert_eq!(tree.names_of(&MakeDirectory { parent, name: placed("dir"), mode: 0o755 }), ["dir"]);
+    let target = Bytes::from_static(b"target");
+    assert_eq!(tree.names_of(&MakeSymlink { parent, name: placed("sym"), target }), ["sym", "target"]);
+    assert_eq!(tree.names_of(&MakeLink { ino, parent, name: placed("link") }), ["link"]);
+    let name = XattrName::new("user.note").unwrap();
+    let set = SetXattr { ino, name: name.clone(), value: Bytes::new(), mode: XattrMode::Set };
+    assert_eq!(tree.names_of(&set), ["user.note"]);
+    assert_eq!(tree.names_of(&RemoveXattr { ino, name }), ["user.note"]);
+    let victim = tree.victim(parent, &placed("link")).unwrap();
+    assert_eq!(tree.names_of(&Unlink { parent, name: placed("link"), victim }), ["link"]);
+    let (from, to) = ((parent, placed("file")), (parent, placed("moved")));
+    let rename = Rename { from, to, mode: RenameMode::Replace, source: None, victim: None };
+    assert_eq!(tree.names_of(&rename), ["file", "moved"]);
+    assert_eq!(tree.names_of(&RemoveDirectory { parent, name: placed("dir") }), ["dir"]);
+}
+
+/// Names are for people: an operation that speaks of more of them than an entry may have is not refused for it.
+#[test]
+fn a_change_of_many_settings_is_an_entry() {
+    let mut tree = Tree::new();
+    let count = MAX_NAMES + 4;
+    let settings = (0..count).map(|number| (format!("setting.{number}"), Some("on".to_owned()))).collect();
+    assert_eq!(tree.names_of(&ChangeSettings { settings }).len(), MAX_NAMES);
+    assert_eq!(tree.entries.last().unwrap().changes.len(), count);
+}
+
+/// The fear: names for people double the log. A name that a row holds is a reference into it; only short and removed ones are spelt.
+#[test]
+fn the_names_of_a_created_file_cost_the_log_three_bytes() {
+    let hasher = NameHasher::new([3; 32]);
+    let mut tree = Tree::new();
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    for number in 0..100 {
+        let name = Name::new(format!("virtual_machine_{number:03}.rs")).unwrap();
+        tree.decide(&MakeNode { parent: Ino::ROOT, name: PlacedName::new(&hasher, &name), node }).unwrap();
+    }
+    let nameless = tree.entries.iter().map(|entry| Entry { names: Vec::new(), ..entry.clone() });
+    let bytes = |entry: &Entry| {
+        let mut stored = Vec::new();
+        encode_entry(entry, entry.time, &mut stored).unwrap();
+        stored.len()
+    };
+    for (entry, nameless) in tree.entries.iter().zip(nameless).skip(1) {
+        assert_eq!(bytes(entry), bytes(&nameless) + 3);
     }
 }

@@ -31,7 +31,7 @@ impl Operation for SetXattr {
             (false, XattrMode::Replace) => return Err(Errno::ENODATA.into()),
             _ => {}
         }
-        draft.mention(self.name.as_bytes());
+        draft.mention(self.name.to_bytes());
         draft.put(key, Some(XattrRow { value: self.value.clone() }.encode()))?;
         row.has_xattrs = true;
         row.ctime = draft.now();
@@ -57,7 +57,7 @@ impl Operation for RemoveXattr {
         if draft.row(&key)?.is_none() {
             return Err(Errno::ENODATA.into());
         }
-        draft.mention(self.name.as_bytes());
+        draft.mention(self.name.to_bytes());
         draft.put(key, None)?;
         row.ctime = draft.now();
         draft.put_inode(self.ino, &row)
