@@ -1,8 +1,8 @@
 //! Archives, restores and dumps as a user runs them, with a mount at both ends.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_for_ok, wait_until};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -35,25 +35,20 @@ fn archived() -> (Scratch, String) {
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
     sow(&scratch.path("mnt"));
     scratch.run(["flush", "mnt"]).expect_code(0).stdout();
-    for _ in 0..200 {
+    wait_for_ok("a tree that is archived", PATIENCE, || {
         let status = scratch.run(["status", "mnt", "--json"]).json();
-        if status["archives"][0]["lsn"].as_u64() >= Some(100) && status["danger"] == false {
-            return (scratch, archive);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    panic!("nothing is archived: {}", scratch.run(["status", "mnt"]));
+        let held = status["archives"][0]["lsn"].as_u64() >= Some(100) && status["danger"] == false;
+        held.then_some(()).ok_or(status)
+    });
+    (scratch, archive)
 }
 
 fn wait_archived(scratch: &Scratch, lsn: u64) {
-    for _ in 0..200 {
+    wait_for_ok(&format!("lsn {lsn} in the archive"), PATIENCE, || {
         let status = scratch.run(["status", "mnt", "--json"]).json();
-        if status["archives"][0]["lsn"].as_u64() >= Some(lsn) {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    panic!("lsn {lsn} is not archived: {}", scratch.run(["status", "mnt"]));
+        let held = status["archives"][0]["lsn"].as_u64() >= Some(lsn);
+        held.then_some(()).ok_or(status)
+    });
 }
 
 /// The machine and its whole account are gone; what was archived is all there is, and it is everything.
@@ -228,10 +223,14 @@ fn a_source_that_was_replaced_refuses_to_be_one() {
     scratch.run(with("other")).expect_code(2).stdout();
     scratch.run(&take_over[..6]).expect_code(2).stdout();
     scratch.run(with("home")).expect_error(1, "sign of life");
-    assert!(!scratch.path("next").exists());
     // A source ticks every 20 s, so a minute of silence means that it is gone.
-    std::thread::sleep(std::time::Duration::from_secs(61));
-    scratch.run(with("home")).expect_code(0).stdout();
+    wait_until("a minute of silence", 2 * PATIENCE, || {
+        assert!(!scratch.path("next").exists());
+        pause(Duration::from_secs(2));
+        let tried = scratch.run(with("home"));
+        assert!(tried.code() == Some(0) || tried.stderr().contains("sign of life"), "{tried}");
+        tried.code() == Some(0)
+    });
     scratch.run(["serve", "node"]).expect_error(1, "another source has taken over");
     fs::rename(scratch.path("archive"), scratch.path("out of reach")).unwrap();
     scratch.run(["serve", "node"]).expect_error(1, "another source has taken over");
