@@ -150,7 +150,7 @@ fn restore(
     let at = jiff::Timestamp::from_nanosecond(i128::from(moment.nanos)).unwrap().to_string();
     let blocks = scratch.url(&format!("blocks-{number}"));
     let mut arguments = vec!["restore", archive, &node, "--at", &at];
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         arguments.extend(["--blocks", &blocks]);
     }
     let restored = scratch.run(arguments).expect_code(0);
@@ -171,7 +171,7 @@ fn restore(
         differences = compare_directories(&shadow, &root, TreeRules::UNTIMED).unwrap();
         if differences.is_empty() {
             scratch.run(["umount", &mount]).expect_code(0);
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 scratch.run(["fsck", &node]).expect_code(0);
             }
             fs::remove_dir_all(shadow).unwrap();
