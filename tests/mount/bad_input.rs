@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{Random, Scratch, can_mount, skip};
+use murphy_tests::{PATIENCE, Random, Scratch, can_mount, skip, wait_for_ok};
 use rustix::{
     fs::XattrFlags,
     io::Errno,
@@ -448,13 +448,8 @@ fn write_one(mount: &Path, name: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn write_after_a_while(mount: &Path, name: &str, acknowledged: &mut Vec<(PathBuf, Vec<u8>)>) {
-    for attempt in 0.. {
-        match write_one(mount, Path::new(name)) {
-            Ok(value) => return acknowledged.push((PathBuf::from(name), value)),
-            Err(error) => assert!(attempt < 100, "there is room again, and still: {error}"),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    let value = wait_for_ok("room that was made", PATIENCE, || write_one(mount, Path::new(name)));
+    acknowledged.push((PathBuf::from(name), value));
 }
 
 fn assert_there(mount: &Path, acknowledged: &[(PathBuf, Vec<u8>)]) {

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_tests::{Found, Ledger, Random, Scratch, can_mount, number_from_env};
+use murphy_tests::{Found, Ledger, PATIENCE, Random, Scratch, can_mount, number_from_env, pause, wait_until};
 use rustix::process::Signal;
 
 /// What fsync acknowledged is there, whenever the process dies; and nothing is there that nobody wrote.
@@ -75,13 +75,13 @@ fn twenty_kills_lose_nothing_acknowledged_and_show_no_foreign_bytes() {
     assert_no_foreign_names(&writers, &mount);
 }
 
-/// Lets the writers work, and kills the process `pause` after operation `moment` has begun; returns how many operations were cut short.
+/// Lets the writers work, and kills the process `after` operation `moment` has begun; returns how many operations were cut short.
 fn work_until_killed(
     writers: &mut [Writer],
     mount: &Path,
     scratch: &Scratch,
     moment: usize,
-    pause: Duration,
+    after: Duration,
 ) -> usize {
     let (begun, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -96,10 +96,10 @@ fn work_until_killed(
                 })
             })
             .collect();
-        while begun.load(Ordering::Relaxed) < moment && !ended.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        std::thread::sleep(pause);
+        wait_until("the writers to get there", PATIENCE, || {
+            begun.load(Ordering::Relaxed) >= moment || ended.load(Ordering::Relaxed)
+        });
+        pause(after);
         assert_eq!(scratch.signal_all(Signal::KILL), 1, "nobody was killed");
         threads
             .into_iter()

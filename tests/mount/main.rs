@@ -9,4 +9,5 @@ mod cli;
 mod crash;
 mod mirror_cache;
 mod mirrors;
+mod moments;
 mod tree;

@@ -24,7 +24,7 @@ use std::{
 };
 
 use murphy_fs::{FileSystem, Lifetimes, Mount, MountError, MountOptions, RequestKind, VolumeOptions};
-use murphy_tests::{Pair, compare_directories};
+use murphy_tests::{Pair, TreeRules, compare_directories, pause, wait_for_ok};
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use tempfile::TempDir;
 
@@ -81,7 +81,7 @@ impl World {
     }
 
     fn differences(&self) -> Vec<String> {
-        match compare_directories(self.source.path(), self.mirror.path()) {
+        match compare_directories(self.source.path(), self.mirror.path(), TreeRules::COPY) {
             Ok(found) => found.iter().map(ToString::to_string).collect(),
             Err(error) => vec![error.to_string()],
         }
@@ -98,13 +98,10 @@ impl World {
     #[track_caller]
     fn soon_same(&self, step: &str) {
         self.arrive();
-        for _ in 0..100 {
-            if self.differences().is_empty() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        assert_eq!(self.differences(), Vec::<String>::new(), "after {step}, and long after");
+        wait_for_ok(&format!("one tree after {step}"), PATIENCE, || match self.differences() {
+            differences if differences.is_empty() => Ok(()),
+            differences => Err(differences),
+        });
     }
 
     fn end(self) {
@@ -205,7 +202,7 @@ fn what_does_not_change_costs_no_request_meanwhile() {
     world.same("making files");
     read();
     // What was looked up a moment ago is told again within a second.
-    thread::sleep(Duration::from_millis(2500));
+    pause(Duration::from_millis(2500));
     read();
     let before = world.mirror_mount.requests();
     for round in 0..20 {

@@ -5,10 +5,9 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{PATIENCE, Scratch, can_mount, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -82,14 +81,9 @@ impl Pair {
     }
 }
 
-fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    for _ in 0..600 {
-        if ready() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("waited a minute for {what}");
+#[track_caller]
+fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, ready);
 }
 
 fn sow(place: &Path) {

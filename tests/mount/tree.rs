@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{Random, Scratch, can_mount, compare_directories, number_from_env};
+use murphy_tests::{Random, Scratch, TreeRules, can_mount, compare_directories, number_from_env};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
 /// The first promise of a file system: what was put in comes out, whatever else happened to it in between.
@@ -53,7 +53,7 @@ fn prepare_volume(scratch: &Scratch) -> PathBuf {
 }
 
 fn assert_equal(a: &Path, b: &Path) {
-    let differences = compare_directories(a, b).unwrap();
+    let differences = compare_directories(a, b, TreeRules::COPY).unwrap();
     let told: Vec<_> = differences.iter().take(20).map(ToString::to_string).collect();
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), told.join("\n"));
 }

@@ -5,15 +5,18 @@
 
 mod compare;
 mod driver;
+mod history;
 mod ledger;
 mod ops;
 mod pair;
 mod program;
 mod random;
 mod reference;
+mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
+pub use history::{Change, History, Made};
 pub use ledger::{Found, Ledger};
 pub use ops::{
     AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
@@ -23,3 +26,4 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
+pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

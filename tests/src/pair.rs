@@ -15,7 +15,7 @@ use murphy_log::{
 };
 use parking_lot::Mutex;
 
-use crate::Driver;
+use crate::{Driver, wait_for};
 
 /// Two volumes of one history.
 pub struct Pair {
@@ -89,18 +89,16 @@ impl Pair {
         copied.lsn
     }
 
-    /// Waits at most `timeout` until the follower shows everything up to `lsn`. EIO if it does not.
+    /// Waits until the follower shows everything up to `lsn`. EIO if it ends before.
+    ///
+    /// # Panics
+    /// If it does not within `timeout`.
     pub fn wait_shown(&self, lsn: Lsn, timeout: Duration) -> Result<(), Errno> {
-        let mut left = timeout;
-        while self.follower.state().position.lsn < lsn {
-            if left.is_zero() || self.follower.ended().is_some() {
-                return Err(Errno::EIO);
+        wait_for(&format!("lsn {lsn} at the follower"), timeout, || {
+            if self.follower.state().position.lsn >= lsn {
+                return Some(Ok(()));
             }
-            std::thread::sleep(POLL);
-            left = left.saturating_sub(POLL);
-        }
-        Ok(())
+            self.follower.ended().map(|_| Err(Errno::EIO))
+        })
     }
 }
-
-const POLL: Duration = Duration::from_millis(1);

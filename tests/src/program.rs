@@ -11,9 +11,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use rustix::{mount::UnmountFlags, process::Signal};
+
+use crate::wait_until;
 
 /// A scratch directory, and the program that works in it.
 pub struct Scratch {
@@ -130,13 +133,7 @@ impl Scratch {
 
     /// Waits until no process serves a node here.
     pub fn wait_for_the_end(&self) {
-        for _ in 0..END_STEPS {
-            if self.processes().is_empty() {
-                return;
-            }
-            std::thread::sleep(END_PAUSE);
-        }
-        panic!("processes do not end: {:?}", self.processes());
+        wait_until("the processes to end", END_MAX, || self.processes().is_empty());
     }
 
     /// Every file below `name` with its bytes, apart from sockets: for seeing that nothing has changed.
@@ -252,6 +249,4 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// Twenty seconds in all.
-const END_STEPS: u32 = 400;
-const END_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+const END_MAX: Duration = Duration::from_secs(20);

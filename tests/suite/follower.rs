@@ -8,7 +8,7 @@ use murphy_fs::{
     SetAttr, VolumeOptions, XattrMode, XattrName,
 };
 use murphy_log::{Entry, Epoch, EpochId, Lsn};
-use murphy_tests::{Pair, TreeRules, compare_trees};
+use murphy_tests::{Pair, TreeRules, compare_trees, wait_until};
 use parking_lot::Mutex;
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -140,12 +140,7 @@ fn an_observer_hears_every_followed_entry_once_in_order_and_none_of_its_own_node
     pair.wait_shown(last, PATIENCE).unwrap();
     let expected: Vec<Lsn> = (Lsn::FIRST.get()..=last.get()).map(Lsn::new).collect();
     // The last frame is told a moment after it is visible.
-    for _ in 0..2000 {
-        if heard.0.lock().len() == expected.len() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until("the last frame to be told", PATIENCE, || heard.0.lock().len() == expected.len());
     assert_eq!(*heard.0.lock(), expected);
     assert!(own.0.lock().is_empty());
     drop(observation);

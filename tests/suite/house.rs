@@ -44,6 +44,17 @@ fn names_crate(text: &str, name: &str) -> bool {
     })
 }
 
+/// The fear: a test that is green because the machine was fast, or red because it was slow.
+#[test]
+fn tests_await_conditions_instead_of_sleeping() {
+    // The first is where waiting is done; the second tests that timers run.
+    let allowed = ["tests/src/wait.rs", "tests/src/driver.rs"];
+    for (file, text) in files("tests", ".rs") {
+        let sleeps = text.contains(concat!("sleep", "("));
+        assert!(!sleeps || allowed.contains(&file.as_str()), "{file} sleeps: use murphy_tests::wait_until");
+    }
+}
+
 /// The fear: a second way from the mirror to the archive grows, and one cannot be changed without the other.
 #[test]
 fn crates_import_downwards_only() {

@@ -22,13 +22,14 @@ use murphy_fs::{
     SetTime, Timespec, VolumeOptions, XattrMode, XattrName, check_tree,
 };
 use murphy_log::{Log, MemoryLog, Terminal};
+use murphy_tests::{stays, until};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 
 use crate::volume::origin;
 use world::{
-    CrampedLog, FaultyStore, Puts, READ_WRITE, ROOT, StuckIndex, World, alone, epoch, impatient, named, now,
-    soon, volume,
+    CrampedLog, FaultyStore, PATIENCE, Puts, READ_WRITE, ROOT, StuckIndex, World, alone, epoch, impatient,
+    named, now, soon, volume,
 };
 
 /// Two processes sync one file, the flush fails: both are told, or one of them believes in bytes that are nowhere.
@@ -57,8 +58,8 @@ fn a_close_does_not_take_the_error_from_an_fsync() {
         let mut fsync = Box::pin(world.fsync(file));
         assert!(poll!(&mut fsync).is_pending());
         world.store.begun(1).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(now(world.volume.flush(file.0, file.1)), Err(Errno::EIO), "the flush has failed");
+        let failed = || now(world.volume.flush(file.0, file.1)) == Err(Errno::EIO);
+        until("a close to hear of the failed flush", PATIENCE, failed).await;
         assert_eq!(fsync.await, Err(Errno::EIO));
     });
 }
@@ -147,12 +148,7 @@ fn a_volume_whose_log_has_ended_takes_no_bytes() {
         world.log.end(Terminal::Poisoned { message: "broken".into() });
         drop(world.volume.mkdir(&ROOT, Ino::ROOT, &named("d"), 0o755));
         assert_eq!(world.fsync(file).await, Err(Errno::EIO));
-        soon(async {
-            while world.volume.ended().is_none() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until("the volume to end", PATIENCE, || world.volume.ended().is_some()).await;
         assert_eq!(world.write(file, 0, b"bytes"), Err(Errno::EIO));
     });
 }
@@ -166,11 +162,11 @@ fn a_put_that_hangs_is_given_up_and_its_bytes_are_sent_again() {
         world.write(file, 0, b"bytes").unwrap();
         world.store.let_puts(Puts::Hang);
         assert_eq!(world.fsync(file).await, Err(Errno::EIO));
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        let begun = world.store.begun.load(Ordering::SeqCst);
+        let given_up = || world.store.given_up.load(Ordering::SeqCst);
+        until("the put to be given up", PATIENCE, || given_up() > 0).await;
         world.store.let_puts(Puts::Succeed);
         world.fsync(file).await.unwrap();
-        assert!(world.store.begun.load(Ordering::SeqCst) > begun, "the same put went on");
+        assert!(world.store.begun.load(Ordering::SeqCst) > given_up(), "nothing was sent again");
     });
 }
 
@@ -190,6 +186,22 @@ fn an_orphan_that_somebody_opens_late_is_purged() {
     });
 }
 
+/// A restored copy has only the packs that it refers to: whoever copies from it and asks for the others waits for ever.
+#[test]
+fn a_pack_of_which_nothing_is_referred_to_is_asked_of_nobody() {
+    alone(async {
+        let world = World::new(VolumeOptions::default());
+        let file = world.create("f");
+        world.write(file, 0, b"bytes").unwrap();
+        world.fsync(file).await.unwrap();
+        assert_eq!(world.volume.packs().count(), 1);
+        world.volume.release(file.0, file.1);
+        now(world.volume.unlink(&ROOT, Ino::ROOT, &named("f"))).unwrap();
+        world.without_orphans().await;
+        assert_eq!(world.volume.packs().count(), 0);
+    });
+}
+
 /// The source unlinks what a mirror has open; the mirror becomes the source; the last close purges.
 #[test]
 fn an_orphan_held_open_across_a_promotion_is_purged() {
@@ -201,12 +213,8 @@ fn an_orphan_held_open_across_a_promotion_is_purged() {
         let store = Arc::clone(&source.store);
         let mirror = World::beside(Arc::clone(&source.log), state, store, VolumeOptions::default());
         mirror.volume.follow().unwrap();
-        let reached = async |lsn| {
-            while mirror.volume.view().lsn() < lsn {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        soon(reached(source.volume.view().lsn())).await;
+        let lsn = source.volume.view().lsn();
+        until("the mirror to follow", PATIENCE, || mirror.volume.view().lsn() >= lsn).await;
         let read = OpenFlags { read: true, ..OpenFlags::default() };
         let held = now(mirror.volume.open(&ROOT, ino, read)).unwrap().handle;
         now(source.volume.unlink(&ROOT, Ino::ROOT, &named("f"))).unwrap();
@@ -215,8 +223,7 @@ fn an_orphan_held_open_across_a_promotion_is_purged() {
         let World { log, .. } = source;
         log.claim(epoch(2)).unwrap();
         mirror.volume.lead(epoch(2), None).unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(mirror.orphans(), 1, "somebody has it open");
+        stays("somebody has it open", Duration::from_millis(50), || mirror.orphans() == 1).await;
         mirror.volume.release(ino, held);
         mirror.without_orphans().await;
     });
@@ -232,12 +239,8 @@ fn a_mirror_takes_no_bytes() {
         let state = origin(epoch(1));
         let mirror = World::beside(Arc::clone(&source.log), state, store, VolumeOptions::default());
         mirror.volume.follow().unwrap();
-        soon(async {
-            while mirror.volume.view().lsn() < source.volume.view().lsn() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        let lsn = source.volume.view().lsn();
+        until("the mirror to follow", PATIENCE, || mirror.volume.view().lsn() >= lsn).await;
         let written = match mirror.volume.open(&ROOT, file.0, READ_WRITE).wait().await {
             Ok(opened) => mirror.write((file.0, opened.handle), 0, b"bytes").map(drop),
             Err(errno) => Err(errno),
@@ -353,12 +356,8 @@ fn the_last_clone_of_a_volume_stops_everything() {
         let clone = volume.clone();
         soon(volume.sync_all().wait()).await.unwrap();
         drop((volume, clone));
-        soon(async {
-            while Arc::strong_count(&index) > 1 || Arc::strong_count(&store) > 1 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
+        let alone = || Arc::strong_count(&index) == 1 && Arc::strong_count(&store) == 1;
+        until("threads and tasks to let go", PATIENCE, alone).await;
     });
 }
 
@@ -393,8 +392,8 @@ fn a_log_without_room_gathers_no_ticks_and_loses_nothing() {
         let refused = now(volume.mkdir(&ROOT, Ino::ROOT, &named("refused"), 0o755));
         assert_eq!(refused.unwrap_err(), Errno::ENOSPC);
         let stuck = volume.state();
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        assert_eq!(volume.state(), stuck);
+        let ticks = Duration::from_millis(2500);
+        stays("nothing is decided without room, ticks included", ticks, || volume.state() == stuck).await;
         log.is_full.store(false, Ordering::SeqCst);
         soon(volume.sync_all().wait()).await.unwrap();
         now(volume.mkdir(&ROOT, Ino::ROOT, &named("taken"), 0o755)).unwrap();
@@ -421,17 +420,11 @@ fn a_follower_whose_index_is_stuck_shows_no_more_than_the_overlay_holds() {
             now(source.volume.mkdir(&ROOT, Ino::ROOT, &named(&number.to_string()), 0o755)).unwrap();
             soon(source.volume.sync_all().wait()).await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let shown = mirror.view().lsn().get();
-        assert!(shown < 100, "{shown} entries in an overlay of 8000 bytes");
+        let small = || mirror.view().lsn().get() < 100;
+        stays("few entries in an overlay of 8000 bytes", Duration::from_millis(300), small).await;
         drop(stuck);
         let end = source.volume.view().lsn();
-        soon(async {
-            while mirror.view().lsn() < end {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until("the mirror to catch up", PATIENCE, || mirror.view().lsn() >= end).await;
     });
 }
 
@@ -463,7 +456,10 @@ fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
                 break;
             }
             world.store.let_puts(if turn % 2 == 0 { Puts::Fail } else { Puts::Succeed });
-            tokio::time::sleep(Duration::from_millis(3)).await;
+            let puts = || world.store.begun.load(Ordering::SeqCst);
+            let enough = puts() + PUTS_A_TURN;
+            let over = || puts() >= enough || writers.iter().all(tokio::task::JoinHandle::is_finished);
+            until("puts under either rule", PATIENCE, over).await;
         }
         for writer in writers {
             writer.await.unwrap();
@@ -486,5 +482,7 @@ fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
     });
 }
 
+/// So many puts begin before a store that fails works again, or the other way round.
+const PUTS_A_TURN: u64 = 2;
 /// How often a name is replaced under its readers.
 const REPLACEMENTS: u32 = 20_000;

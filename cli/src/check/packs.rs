@@ -1,4 +1,7 @@
-//! The packs: every one that the tree knows is in the store, and, if asked, every cell of it is intact.
+//! The packs: every one that the tree refers to is in the store, and, if asked, every cell of it is intact.
+//!
+//! Invariants:
+//! - A pack of which nothing is referred to any more need not be there: a restore copies only what somebody can read.
 
 use std::sync::Arc;
 
@@ -14,7 +17,7 @@ use crate::{
     node::Node,
 };
 
-/// Checks every pack of the tree; returns how many bytes of objects were read and verified.
+/// Checks every pack that the tree refers to; returns how many bytes of objects were read and verified.
 pub(super) fn check_packs(
     node: &Node,
     view: &View,
@@ -27,6 +30,7 @@ pub(super) fn check_packs(
         let (key, value) = row.map_err(failed)?;
         PackRow::decode(&value).map_err(|error| failed(format!("{key:?}: {error}")))
     });
+    let packs = packs.filter(|row| row.as_ref().map_or(true, |row| row.live_bytes > 0));
     let checks = futures::stream::iter(packs).map(|row| {
         let store = Arc::clone(&node.blocks);
         async move { Ok::<_, CliError>(check_pack(&*store, meta(&row?), data).await) }

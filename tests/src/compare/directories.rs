@@ -20,19 +20,19 @@ use murphy_fs::{Kind, Timespec};
 
 use super::{Difference, NodeImage, TreeRules, join, missing};
 
-/// Compares everything below two directories, and the directories themselves: names, kinds, modes, owners, sizes, mtimes to the
-/// nanosecond, hard links, symbolic links, `user.*` attributes, contents by their BLAKE3.
+/// Compares everything below two directories, and the directories themselves: names, kinds, modes, owners, sizes, times to the
+/// nanosecond as `rules` say, hard links, symbolic links, `user.*` attributes, contents by their BLAKE3.
 ///
 /// # Errors
 /// The first path that cannot be read; its text names the path.
-pub fn compare_directories(a: &Path, b: &Path) -> io::Result<Vec<Difference>> {
+pub fn compare_directories(a: &Path, b: &Path, rules: TreeRules) -> io::Result<Vec<Difference>> {
     let mut sides = [Side::new(a), Side::new(b)];
     let mut found = Vec::new();
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         let [first, second] = &mut sides;
         let (one, other) = (first.node(&path)?, second.node(&path)?);
-        one.compare(&other, &path, TreeRules::COPY, &mut found);
+        one.compare(&other, &path, rules, &mut found);
         if one.kind != Kind::Directory || other.kind != Kind::Directory {
             continue;
         }
@@ -181,7 +181,7 @@ mod tests {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         build(a.path());
         build(b.path());
-        assert_eq!(compare_directories(a.path(), b.path()).unwrap(), []);
+        assert_eq!(compare_directories(a.path(), b.path(), TreeRules::COPY).unwrap(), []);
 
         let modified = fs::metadata(b.path().join("other")).unwrap().modified().unwrap();
         fs::remove_file(b.path().join("other")).unwrap();
@@ -189,8 +189,11 @@ mod tests {
         let later = modified + std::time::Duration::from_nanos(1);
         fs::File::open(b.path().join("other")).unwrap().set_modified(later).unwrap();
         fs::write(b.path().join("d/extra"), b"").unwrap();
-        let told: Vec<String> =
-            compare_directories(a.path(), b.path()).unwrap().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = compare_directories(a.path(), b.path(), TreeRules::COPY)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let told = told.join("\n");
         for expected in
             ["/d/extra: is missing on the first side", "/other: contents", "/other: mtime", "nlink 2, not 1"]

@@ -16,6 +16,7 @@ use super::{
     choose::{pool_name, xattr_name},
     contest::{Contest, Open, Side, Twin, Verdict},
 };
+use crate::pause;
 
 impl Contest<'_> {
     pub(super) fn perform(&mut self, step: &Step) -> Verdict {
@@ -49,7 +50,7 @@ impl Contest<'_> {
             O::Wait { duration } => {
                 self.pass(*duration);
                 // The candidate's own tasks get a chance to run.
-                self.driver.handle().block_on(async { tokio::time::sleep(Duration::from_micros(100)).await });
+                pause(Duration::from_micros(100));
                 Ok(())
             }
             O::Getattr { .. }

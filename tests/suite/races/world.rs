@@ -25,6 +25,7 @@ use murphy_log::{
     AppendError, ClaimError, Clock, DurableWatch, Epoch, EpochId, Frame, FrameReader, Log, Lsn, MemoryLog,
     Position, ReadError, State, SystemClock, TrimError, VolumeId, VolumeKeys,
 };
+use murphy_tests::until;
 use parking_lot::Mutex;
 use tokio::{runtime::Builder, sync::watch};
 
@@ -36,6 +37,22 @@ pub(super) struct FaultyStore {
     below: ObjectBlockStore,
     puts: watch::Sender<Puts>,
     pub(super) begun: AtomicU64,
+    /// Puts that nobody waits for any more.
+    pub(super) given_up: AtomicU64,
+}
+
+/// A put under way; dropped before it is done it counts as given up.
+struct UnderWay<'a> {
+    given_up: &'a AtomicU64,
+    is_done: bool,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.given_up.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// What becomes of puts; one that hangs goes by what is said next.
@@ -50,7 +67,8 @@ pub(super) enum Puts {
 impl FaultyStore {
     pub(super) fn new() -> Arc<FaultyStore> {
         let below = ObjectBlockStore::in_memory();
-        Arc::new(FaultyStore { below, puts: watch::Sender::new(Puts::Succeed), begun: AtomicU64::new(0) })
+        let puts = watch::Sender::new(Puts::Succeed);
+        Arc::new(FaultyStore { below, puts, begun: AtomicU64::new(0), given_up: AtomicU64::new(0) })
     }
 
     pub(super) fn let_puts(&self, puts: Puts) {
@@ -59,12 +77,7 @@ impl FaultyStore {
 
     /// Returns when so many puts have begun.
     pub(super) async fn begun(&self, count: u64) {
-        soon(async {
-            while self.begun.load(Ordering::SeqCst) < count {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until("puts to begin", PATIENCE, || self.begun.load(Ordering::SeqCst) >= count).await;
     }
 }
 
@@ -77,7 +90,9 @@ impl BlockStore for FaultyStore {
         Box::pin(async move {
             self.begun.fetch_add(1, Ordering::SeqCst);
             let mut puts = self.puts.subscribe();
+            let mut under_way = UnderWay { given_up: &self.given_up, is_done: false };
             let told = *puts.wait_for(|puts| *puts != Puts::Hang).await.unwrap();
+            under_way.is_done = true;
             assert!(told != Puts::Panic, "as told");
             if told == Puts::Fail {
                 let object = name.to_string();
@@ -174,12 +189,7 @@ impl World {
 
     /// Returns when no orphan is left.
     pub(super) async fn without_orphans(&self) {
-        soon(async {
-            while self.orphans() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        until("the orphans to be purged", PATIENCE, || self.orphans() == 0).await;
         assert_eq!(check_tree(&self.volume.view()).unwrap(), Vec::new());
     }
 }
