@@ -278,7 +278,7 @@ async fn upload(
     let (sender, receiver) = mpsc::channel(1);
     let (source, keys) = (Arc::clone(&base.source), archive.keys().clone());
     let origin = SnapshotOrigin { branch: archive.lineage().branch, created: base.now };
-    let writing = tokio::task::spawn_blocking(move || {
+    let writing = murphy_log::spawn_blocking(move || {
         let mut out = PartWriter { parts: sender, current: BytesMut::new() };
         let summary = write_snapshot(&*source, &keys, origin, &mut out, &|_| {})?;
         out.finish()?;
@@ -371,7 +371,7 @@ pub(crate) fn live_packs(
 ) -> impl futures::Stream<Item = Result<PackRow, PackRowError>> + use<> {
     let (sender, receiver) = mpsc::channel(ROWS_AHEAD);
     let source = Arc::clone(source);
-    tokio::task::spawn_blocking(move || {
+    murphy_log::spawn_blocking(move || {
         let end = RowKey::from_parts(Table::Pack.number() + 1, &[]);
         for row in source.scan(RowKey::range_start(Table::Pack, 0)..end) {
             let row = row.map_err(PackRowError::from).and_then(|(key, value)| {

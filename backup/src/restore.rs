@@ -65,7 +65,7 @@ pub async fn restore_tree(
     let producer =
         Frames { archives, plan, at: Boundary::after(start.position), sender, progress: &progress };
     let target = Arc::clone(&index);
-    let replaying = tokio::task::spawn_blocking(move || {
+    let replaying = murphy_log::spawn_blocking(move || {
         let frames = Received { receiver, current: Vec::new().into_iter() };
         replay(&*target, start, frames, ReplayBudget::default())
     });
@@ -80,7 +80,7 @@ pub async fn restore_tree(
         return Err(RestoreError::Elsewhere { found: state.position, planned: route.end });
     }
     let keys = first.keys().clone();
-    let check = tokio::task::spawn_blocking(move || check_digest(&*index.snapshot(), &keys)).await;
+    let check = murphy_log::spawn_blocking(move || check_digest(&*index.snapshot(), &keys)).await;
     let check = check.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     if check.digest != state.digest {
         return Err(RestoreError::Digest { found: check.digest, expected: state.digest });
@@ -96,7 +96,7 @@ async fn load_base(
 ) -> Result<State, RestoreError> {
     let reader = read_base(archive, base);
     let lineage = archive.lineage();
-    let loading = tokio::task::spawn_blocking(move || {
+    let loading = murphy_log::spawn_blocking(move || {
         let reader = SnapshotReader::open(reader)?;
         let header = *reader.header();
         let state = reader.load_into(&*index, &|done| {
@@ -216,7 +216,7 @@ async fn fetch(archives: &[Archive], step: &Step) -> Result<Vec<Frame>, RestoreE
     let slot = read_slot(archive, &name).await;
     let slot = slot.map_err(|error| RestoreError::Slot { reason: error.to_string() })?;
     let keys = archive.keys().clone();
-    let verified = tokio::task::spawn_blocking(move || slot.verify_alone(&keys)).await;
+    let verified = murphy_log::spawn_blocking(move || slot.verify_alone(&keys)).await;
     let verified = verified.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     let object = || archive.store().object(&name);
     verified.map_err(|error| RestoreError::Slot { reason: format!("{} is damaged: {error}", object()) })

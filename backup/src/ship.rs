@@ -292,7 +292,7 @@ impl Shipper {
         match action {
             Action::Read { from, bytes } => {
                 let log = Arc::clone(&self.parts.log);
-                let read = tokio::task::spawn_blocking(move || read_frames(&*log, from, bytes));
+                let read = murphy_log::spawn_blocking(move || read_frames(&*log, from, bytes));
                 work.push(Box::pin(async move {
                     Event::Frames(
                         read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
@@ -312,7 +312,7 @@ impl Shipper {
             }
             Action::Archived { boundary, time } => {
                 let cursor = Arc::clone(&self.parts.cursor);
-                let saved = tokio::task::spawn_blocking(move || cursor.save(&boundary)).await;
+                let saved = murphy_log::spawn_blocking(move || cursor.save(&boundary)).await;
                 // Without the cursor the archive still holds it, and a restart finds that out by walking.
                 if let Ok(Err(error)) = saved {
                     tracing::error!(url = self.parts.archive.url(), %error, "the archive cursor is not saved");

@@ -361,7 +361,7 @@ impl Verifier<'_> {
         let reader = read_base(self.archive, base);
         let lineage = self.archive.lineage();
         let state = base.state;
-        let verified = tokio::task::spawn_blocking(move || {
+        let verified = murphy_log::spawn_blocking(move || {
             let reader = SnapshotReader::open(reader)?;
             let header = *reader.header();
             let mut packs = Vec::new();

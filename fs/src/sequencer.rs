@@ -52,6 +52,8 @@ pub(crate) struct Sequencer {
     limits: Limits,
     /// Wakes those who wait for room in the overlay.
     room: tokio::sync::Notify,
+    /// Told when a frame begins to wait for being closed, or a generation was sealed.
+    work: tokio::sync::Notify,
     /// Whether the disk of the index is not nearly full.
     index_room: AtomicBool,
     /// Signalled when a generation was sealed.
@@ -159,6 +161,7 @@ impl Sequencer {
             keys,
             limits,
             room: tokio::sync::Notify::new(),
+            work: tokio::sync::Notify::new(),
             index_room: AtomicBool::new(true),
             sealed: (Mutex::new(0), Condvar::new()),
         }
@@ -353,6 +356,7 @@ impl Sequencer {
             self.close_frames(core);
         } else if was_empty {
             self.opened.notify_one();
+            self.work.notify_one();
         }
         Ok(())
     }
@@ -397,6 +401,12 @@ impl Sequencer {
         self.basis.store(Arc::new(self.basis.load().sealed(core.state)));
         *self.sealed.0.lock() += 1;
         self.sealed.1.notify_all();
+        self.work.notify_one();
+    }
+
+    /// What there is to do is told here too, for those who do not block.
+    pub(crate) fn work(&self) -> &tokio::sync::Notify {
+        &self.work
     }
 
     fn end(&self, core: &mut Core, reason: String) {

@@ -156,7 +156,7 @@ impl Volume {
             limits,
         );
         let sequencer = Arc::new(sequencer);
-        let workers = Workers::start(&sequencer, &parts.index);
+        let workers = Workers::start(&parts.runtime, &sequencer, &parts.index);
         let shared = Shared {
             sequencer,
             hasher,
@@ -373,7 +373,7 @@ impl Volume {
         // What was decided meanwhile, too.
         self.make_durable().await?;
         let volume = self.clone();
-        let settled = tokio::task::spawn_blocking(move || volume.settle_index()).await;
+        let settled = murphy_log::spawn_blocking(move || volume.settle_index()).await;
         settled.map_err(|_| Errno::EIO)?
     }
 

@@ -6,6 +6,7 @@
 
 mod admit;
 mod append;
+mod aside;
 mod chain;
 mod clock;
 pub mod conformance;
@@ -20,6 +21,7 @@ mod position;
 mod segment;
 mod watch;
 
+pub use aside::{InPlace, spawn_blocking, works_in_place};
 pub use append::{Appender, PushError};
 pub use chain::VolumeKeys;
 pub use clock::{Clock, LogTime, ManualClock, SystemClock};

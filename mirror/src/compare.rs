@@ -114,7 +114,7 @@ async fn search(
         step = match step {
             SearchStep::Own(lsn) => {
                 let log = Arc::clone(log);
-                let found = tokio::task::spawn_blocking(move || look_up(&*log, lsn)).await;
+                let found = murphy_log::spawn_blocking(move || look_up(&*log, lsn)).await;
                 let found = found.map_err(|error| ExchangeError::Protocol(error.to_string()))?;
                 search.own(found.map_err(|error| ExchangeError::Protocol(error.to_string()))?)
             }

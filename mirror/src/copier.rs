@@ -153,7 +153,7 @@ impl Copier {
         reader: &mut Option<murphy_log::FrameReader>,
     ) -> Result<bool, CopyError> {
         let (log, from, kept) = (Arc::clone(&self.log), plan.next_lsn(), reader.take());
-        let read = tokio::task::spawn_blocking(move || -> Result<_, ReadError> {
+        let read = murphy_log::spawn_blocking(move || -> Result<_, ReadError> {
             let mut reader = match kept {
                 Some(reader) => reader,
                 None => log.read(from)?,
@@ -207,7 +207,7 @@ impl Copier {
             Err(error) => return Err(PackCopyError::Store(error.to_string())),
         }
         let bytes = self.source.fetch(meta.name).await?;
-        let verify = tokio::task::spawn_blocking(move || -> Result<Bytes, murphy_fs::PackError> {
+        let verify = murphy_log::spawn_blocking(move || -> Result<Bytes, murphy_fs::PackError> {
             PackReader::open(&meta, bytes.clone())?.verify()?;
             Ok(bytes)
         });

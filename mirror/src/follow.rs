@@ -299,7 +299,7 @@ async fn seeded(seed: &mut Option<Seeding>) -> Result<murphy_log::State, String>
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, crate::ReplicaError> + Send + 'static,
 ) -> Result<T, String> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
+    let done = murphy_log::spawn_blocking(work).await.map_err(|error| error.to_string())?;
     done.map_err(|error| error.to_string())
 }
 

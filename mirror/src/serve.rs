@@ -330,7 +330,7 @@ async fn promise(services: &Services, role: MemberRole, seal: Seal) -> Message {
         return refused(Refusal::Protocol, "this node is not a mirror".to_owned());
     };
     let replica = Arc::clone(&mirror.replica);
-    let promised = tokio::task::spawn_blocking(move || replica.promise(seal.epoch)).await;
+    let promised = murphy_log::spawn_blocking(move || replica.promise(seal.epoch)).await;
     match promised {
         Ok(Ok(state)) => {
             tracing::warn!(epoch = %seal.epoch, "promised: older epochs are refused from now on");

@@ -25,7 +25,7 @@ fn new_base(source: &Source) -> NewBase {
 
 async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, MemoryIndex), String> {
     let reader = read_base(archive, manifest);
-    let loaded = tokio::task::spawn_blocking(move || {
+    let loaded = murphy_log::spawn_blocking(move || {
         let index = MemoryIndex::new();
         let reader = SnapshotReader::open(reader).map_err(|error| error.to_string())?;
         let state = reader.load_into(&index, &|_| {}).map_err(|error| error.to_string())?;
@@ -49,7 +49,7 @@ async fn a_snapshot_comes_back_from_its_parts() {
     }
     let reader = read_base(&archive, &manifest);
     let verified =
-        tokio::task::spawn_blocking(move || verify_snapshot(reader, &|_| {}).unwrap()).await.unwrap();
+        murphy_log::spawn_blocking(move || verify_snapshot(reader, &|_| {}).unwrap()).await.unwrap();
     assert_eq!(verified.rows, manifest.rows);
 }
 

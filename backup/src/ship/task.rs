@@ -53,7 +53,7 @@ impl SlotTask {
         if lsn < log.first() {
             // Trimmed, or the base of everything: the frame behind it tells what its hash must be.
             let next =
-                tokio::task::spawn_blocking(move || log.read(lsn.next()).map(|mut frames| frames.next()));
+                murphy_log::spawn_blocking(move || log.read(lsn.next()).map(|mut frames| frames.next()));
             return match next.await {
                 Ok(Ok(Some(Ok(frame)))) if frame.previous_hash() == position.hash => Ok(()),
                 Ok(Ok(Some(Ok(_)))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
@@ -65,7 +65,7 @@ impl SlotTask {
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             };
         }
-        let found = tokio::task::spawn_blocking(move || log.read(lsn).map(|mut frames| frames.next()));
+        let found = murphy_log::spawn_blocking(move || log.read(lsn).map(|mut frames| frames.next()));
         match found.await {
             Ok(Ok(Some(Ok(frame)))) if (frame.last(), frame.position().hash) == (lsn, position.hash) => {
                 Ok(())
@@ -83,7 +83,7 @@ impl SlotTask {
             self.copy_packs(frames).await?;
         }
         let (lineage, node, owned) = (archive.lineage(), self.parts.node, frames.to_vec());
-        let encoded = tokio::task::spawn_blocking(move || encode_slot(lineage, node, &owned)).await;
+        let encoded = murphy_log::spawn_blocking(move || encode_slot(lineage, node, &owned)).await;
         let encoded = encoded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let bytes = encoded.map_err(|error| Outcome::Failed(error.to_string()))?;
         match archive.store().create(&at.slot_name(), bytes).await.map_err(failed)? {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, mpsc::error::TrySendError};
 
 use super::{
     Shared, Volume,
@@ -273,7 +273,7 @@ impl Batch {
         let pieces: Vec<_> =
             self.flights.iter_mut().map(|flight| std::mem::take(&mut flight.pieces)).collect();
         let packer = self.volume.clone();
-        let packing = tokio::task::spawn_blocking(move || cut(&packer.shared, &pieces, &sender));
+        let packing = murphy_log::spawn_blocking(move || cut(&packer.shared, &pieces, &sender));
         let store = Arc::clone(&self.volume.shared.blocks);
         let patience = self.volume.shared.options.io_timeout;
         let puts = futures::stream::unfold(receiver, |mut receiver| async {
@@ -486,7 +486,11 @@ impl Cutter<'_> {
     fn send(&mut self) -> bool {
         let placed = std::mem::take(&mut self.placed);
         match self.builder.take().and_then(PackBuilder::finish) {
-            Some(pack) => self.packs.blocking_send(Load { pack, placed }).is_ok(),
+            Some(pack) => match self.packs.try_send(Load { pack, placed }) {
+                Ok(()) => true,
+                Err(TrySendError::Full(load)) => self.packs.blocking_send(load).is_ok(),
+                Err(TrySendError::Closed(_)) => false,
+            },
             None => true,
         }
     }

@@ -1,5 +1,7 @@
 //! The threads of a volume: one closes frames and appends ticks, one applies generations; while the volume follows a source, one shows
-//! what has become durable in its log.
+//! what has become durable in its log. Where work is done in place they are tasks.
+
+mod in_place;
 
 use std::{
     io,
@@ -11,9 +13,11 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::Lsn;
+use murphy_log::{Frame, Lsn};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
+use self::in_place::Tasks;
 use crate::{
     Index,
     applier::Applier,
@@ -26,26 +30,37 @@ pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     sequencer: Arc<Sequencer>,
     threads: Vec<JoinHandle<()>>,
+    /// Instead of threads, where work is done in place.
+    tasks: Option<Tasks>,
     follower: Mutex<Option<Follower>>,
     observers: Arc<Observers>,
 }
 
-/// The thread that shows what has become durable.
-struct Follower {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+/// What shows what has become durable.
+enum Follower {
+    Thread { stop: Arc<AtomicBool>, thread: JoinHandle<()> },
+    Task(tokio::task::JoinHandle<()>),
 }
 
 impl Workers {
-    pub(super) fn start(sequencer: &Arc<Sequencer>, index: &Arc<dyn Index>) -> io::Result<Workers> {
+    pub(super) fn start(
+        runtime: &Handle,
+        sequencer: &Arc<Sequencer>,
+        index: &Arc<dyn Index>,
+    ) -> io::Result<Workers> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = Workers {
             stop: Arc::clone(&stop),
             sequencer: Arc::clone(sequencer),
             threads: Vec::new(),
+            tasks: None,
             follower: Mutex::default(),
             observers: Arc::default(),
         };
+        if murphy_log::works_in_place() {
+            workers.tasks = Some(Tasks::start(runtime, sequencer, index));
+            return Ok(workers);
+        }
         let (closer, closing) = (Arc::clone(sequencer), Arc::clone(&stop));
         workers.spawn("murphy-frames", move || {
             while !closing.load(Ordering::Relaxed) {
@@ -66,17 +81,22 @@ impl Workers {
     /// Begins to show every entry that becomes durable in the log, whoever appends it.
     pub(super) fn follow(&self) -> io::Result<()> {
         let mut follower = self.follower.lock();
-        if follower.is_none() {
-            let stop = Arc::new(AtomicBool::new(false));
-            let (sequencer, stopping) = (Arc::clone(&self.sequencer), Arc::clone(&stop));
-            let observers = Arc::clone(&self.observers);
-            let thread = thread::Builder::new().name("murphy-follow".to_owned()).spawn(move || {
-                if let Err(error) = show_durable(&sequencer, &observers, &stopping) {
-                    sequencer.fail(format!("the log cannot be followed: {error}"));
-                }
-            })?;
-            *follower = Some(Follower { stop, thread });
+        if follower.is_some() {
+            return Ok(());
         }
+        if let Some(tasks) = &self.tasks {
+            *follower = Some(Follower::Task(tasks.follow(&self.sequencer, &self.observers)));
+            return Ok(());
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sequencer, stopping) = (Arc::clone(&self.sequencer), Arc::clone(&stop));
+        let observers = Arc::clone(&self.observers);
+        let thread = thread::Builder::new().name("murphy-follow".to_owned()).spawn(move || {
+            if let Err(error) = show_durable(&sequencer, &observers, &stopping) {
+                sequencer.fail(format!("the log cannot be followed: {error}"));
+            }
+        })?;
+        *follower = Some(Follower::Thread { stop, thread });
         Ok(())
     }
 
@@ -87,10 +107,19 @@ impl Workers {
 
     /// Shows what is durable by now and stops following.
     pub(super) fn stop_following(&self) {
-        if let Some(follower) = self.follower.lock().take() {
-            follower.stop.store(true, Ordering::Relaxed);
-            // A thread that panicked has said so; there is nobody left to tell.
-            let _panicked = follower.thread.join();
+        match self.follower.lock().take() {
+            Some(Follower::Thread { stop, thread }) => {
+                stop.store(true, Ordering::Relaxed);
+                // A thread that panicked has said so; there is nobody left to tell.
+                let _panicked = thread.join();
+            }
+            Some(Follower::Task(task)) => {
+                task.abort();
+                if let Err(error) = show_frames(&self.sequencer, &self.observers) {
+                    self.sequencer.fail(format!("the log cannot be followed: {error}"));
+                }
+            }
+            None => {}
         }
     }
 
@@ -108,7 +137,10 @@ impl Workers {
             if !self.sequencer.has_index_room() {
                 return Ok(());
             }
-            thread::sleep(POLL);
+            match &self.tasks {
+                Some(tasks) => drop(tasks.apply()?),
+                None => thread::sleep(POLL),
+            }
             waited += POLL;
         }
         Ok(())
@@ -137,10 +169,7 @@ fn show_durable(sequencer: &Sequencer, observers: &Observers, stop: &AtomicBool)
             while sequencer.is_full() && !stop.load(Ordering::Relaxed) {
                 thread::sleep(POLL);
             }
-            let entries = frame.entries()?;
-            observers.announce(&entries);
-            sequencer.follow(&frame, &entries)?;
-            observers.tell(&entries);
+            show(sequencer, observers, &frame)?;
         }
         if stopping {
             return Ok(());
@@ -148,6 +177,22 @@ fn show_durable(sequencer: &Sequencer, observers: &Observers, stop: &AtomicBool)
         // Whether it came or not, the frames say what is there.
         let _reached = durable.wait_blocking(sequencer.state().position.lsn.next(), FOLLOW_WAIT);
     }
+}
+
+/// Shows the frames that are durable now.
+fn show_frames(sequencer: &Sequencer, observers: &Observers) -> Result<(), FollowError> {
+    for frame in sequencer.log().read(sequencer.state().position.lsn.next())? {
+        show(sequencer, observers, &frame?)?;
+    }
+    Ok(())
+}
+
+fn show(sequencer: &Sequencer, observers: &Observers, frame: &Frame) -> Result<(), FollowError> {
+    let entries = frame.entries()?;
+    observers.announce(&entries);
+    sequencer.follow(frame, &entries)?;
+    observers.tell(&entries);
+    Ok(())
 }
 
 /// How long a follower waits before it looks whether to stop.

@@ -205,7 +205,7 @@ impl SourceSession<'_> {
 
     fn look_up(&self, lsn: Lsn) {
         let log = Arc::clone(&self.source.log);
-        let job = tokio::task::spawn_blocking(move || look_up(&*log, lsn));
+        let job = murphy_log::spawn_blocking(move || look_up(&*log, lsn));
         self.jobs.push(
             job.map(move |found| Done::Found(lsn, found.unwrap_or_else(|e| Err(panicked(&e))))).boxed(),
         );
@@ -214,7 +214,7 @@ impl SourceSession<'_> {
     fn read(&mut self, from: Lsn, max_bytes: usize) {
         let log = Arc::clone(&self.source.log);
         let reader = self.reader.take().filter(|(next, _)| *next == from);
-        let job = tokio::task::spawn_blocking(move || {
+        let job = murphy_log::spawn_blocking(move || {
             let read = read_run(&*log, from, reader.map(|(_, reader)| reader), max_bytes);
             Done::Read(log.durable().state(), read)
         });
@@ -229,7 +229,7 @@ impl SourceSession<'_> {
         let job = async move {
             let permit = Arc::clone(&services.seeds).acquire_owned().await;
             let permit = permit.map_err(|error| error.to_string())?;
-            let opened = tokio::task::spawn_blocking(move || snapshots.open()).await;
+            let opened = murphy_log::spawn_blocking(move || snapshots.open()).await;
             let seed = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
             Ok(OpenedSnapshot { seed, permit })
         };
@@ -277,7 +277,7 @@ async fn send_snapshot(
     let mut sending = FuturesUnordered::new();
     let (mut index, mut total) = (0, 0);
     loop {
-        let read = tokio::task::spawn_blocking(move || {
+        let read = murphy_log::spawn_blocking(move || {
             let mut part = Vec::with_capacity(SEED_PART_BYTES);
             let read = reader.by_ref().take(SEED_PART_BYTES as u64).read_to_end(&mut part);
             (read.map(|_| part), reader)

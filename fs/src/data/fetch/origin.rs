@@ -208,7 +208,7 @@ impl Origins {
         let (Origin::Store(..), Some(disk)) = (origin, &self.disk) else { return };
         let Ok(permit) = Arc::clone(&self.disk_writes).try_acquire_owned() else { return };
         let (disk, name, bytes) = (Arc::clone(disk), meta.name, bytes.clone());
-        tokio::task::spawn_blocking(move || {
+        murphy_log::spawn_blocking(move || {
             disk.put(name, start, &bytes);
             drop(permit);
         });
@@ -293,7 +293,7 @@ impl Failures {
 
 /// Runs `work` on a thread that may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    match murphy_log::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
