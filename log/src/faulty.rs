@@ -23,7 +23,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{DirectoryLock, Files, SegmentFile};
+use crate::{DirectoryLock, Files, SegmentFile, files::create_directories};
 use content::Content;
 use names::{NameChange, Names, Node, NodeId};
 
@@ -308,13 +308,10 @@ impl Disk {
 
 impl Files for FaultyDisk {
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
-        let mut missing: Vec<&Path> = directory.ancestors().take_while(|above| !self.exists(above)).collect();
-        missing.reverse();
-        for made in missing {
-            self.change(|disk| disk.now.names.change(NameChange::Add(made.to_owned(), Node::Directory)))?;
-            self.sync_dir(made.parent().unwrap_or(Path::new("/")))?;
-        }
-        Ok(())
+        let create = |made: &Path| {
+            self.change(|disk| disk.now.names.change(NameChange::Add(made.to_owned(), Node::Directory)))
+        };
+        create_directories(directory, |path| self.exists(path), create, |above| self.sync_dir(above))
     }
 
     fn lock(&self, directory: &Path) -> io::Result<Option<DirectoryLock>> {
@@ -331,8 +328,10 @@ impl Files for FaultyDisk {
 
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
         let disk = self.0.lock();
-        if disk.now.names.find(directory) != Some(Node::Directory) {
-            return Err(io::ErrorKind::NotFound.into());
+        match disk.now.names.find(directory) {
+            Some(Node::Directory) => {}
+            Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
+            None => return Err(io::ErrorKind::NotFound.into()),
         }
         let inside = disk.now.names.visible().filter(|(path, _)| path.parent() == Some(directory));
         Ok(inside.filter_map(|(path, _)| Some(path.file_name()?.to_str()?.to_owned())).collect())

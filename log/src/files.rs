@@ -16,7 +16,8 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 
 /// A file system, as far as a node needs one for what must survive.
 pub trait Files: Send + Sync + fmt::Debug {
-    /// Creates a directory and those above it; it may exist. What was created is durable when it returns.
+    /// Creates a directory and those above it; it may exist, left there by a process that was killed before it could sync. Durable
+    /// when it returns.
     fn create_dir(&self, directory: &Path) -> io::Result<()>;
     /// Locks a directory against other processes and other logs of this one, until the guard is dropped; `None` if it is
     /// locked already.
@@ -84,6 +85,31 @@ pub fn rename_durably(files: &dyn Files, from: &Path, to: &Path) -> io::Result<(
     let (from, to) = (folder(from), folder(to));
     files.sync_dir(to)?;
     if from == to { Ok(()) } else { files.sync_dir(from) }
+}
+
+/// Creates a directory and those above it, from the top down: one that is there was synced with the one above it, except the last.
+pub(crate) fn create_directories(
+    directory: &Path,
+    exists: impl Fn(&Path) -> bool,
+    create: impl Fn(&Path) -> io::Result<()>,
+    sync: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut missing: Vec<&Path> = directory.ancestors().take_while(|above| !exists(above)).collect();
+    if missing.is_empty() {
+        // Where nobody may list names, nobody can sync them, and we have made none.
+        return sync(folder(directory)).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Ok(()),
+            _ => Err(error),
+        });
+    }
+    missing.reverse();
+    for made in missing {
+        match create(made) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => sync(folder(made))?,
+        }
+    }
+    Ok(())
 }
 
 /// Where a file is written before it gets the name `path`.
@@ -169,10 +195,7 @@ pub struct OsFiles;
 
 impl Files for OsFiles {
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
-        let missing: Vec<&Path> = directory.ancestors().take_while(|above| !exists(above)).collect();
-        fs::create_dir_all(directory)?;
-        // A directory is durable when the one above it is synced.
-        missing.iter().try_for_each(|made| self.sync_dir(folder(made)))
+        create_directories(directory, exists, |missing| fs::create_dir(missing), |above| self.sync_dir(above))
     }
 
     fn lock(&self, directory: &Path) -> io::Result<Option<DirectoryLock>> {

@@ -90,3 +90,35 @@ fn every_moment_is_recorded_and_a_write_has_a_middle() {
         .collect();
     assert_eq!(lengths, [None, Some(0), Some(50), Some(100)]);
 }
+
+/// The way in which every small file of a node is written: configuration, key, cursor, promise, record of the index.
+#[test]
+fn a_replaced_file_is_the_old_one_or_the_new_one_at_every_moment() {
+    let disk = disk();
+    let (old, new) = (vec![1; 3000], vec![2; 5000]);
+    crate::replace_file(&disk, &path("f"), &old).unwrap();
+    disk.record();
+    crate::replace_file(&disk, &path("f"), &new).unwrap();
+    let moments = disk.take_recorded();
+    let last = moments.len() - 1;
+    for (at, moment) in moments.iter().enumerate() {
+        for crashed in (0..50).map(|seed| moment.after_power_cut(seed)).chain([moment.after_kill()]) {
+            let found = read(&crashed, "f").unwrap();
+            assert!(found == new || (found == old && at < last), "moment {at}: {} bytes", found.len());
+            crate::replace_private_file(&crashed, &path("f"), &old).unwrap();
+            assert_eq!(read(&crashed.after_power_cut(0), "f").unwrap(), old, "what was left is in the way");
+        }
+    }
+    for (fault, failing) in [(Fault::Full, 0..5), (Fault::Broken, 0..5)]
+        .into_iter()
+        .flat_map(|(fault, at)| at.map(move |at| (fault, at)))
+    {
+        let disk = disk.after_kill();
+        disk.fail_at(disk.operations() + failing, fault);
+        assert!(crate::replace_file(&disk, &path("f"), &old).is_err(), "{fault:?} at {failing}");
+        for crashed in (0..20).map(|seed| disk.after_power_cut(seed)).chain([disk.after_kill()]) {
+            let found = read(&crashed, "f").unwrap();
+            assert!(found == old || found == new, "{fault:?} at {failing}");
+        }
+    }
+}
