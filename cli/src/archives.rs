@@ -20,7 +20,7 @@ use murphy_backup::{
     ShipEnd, ShipHandle, write_base,
 };
 use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
-use murphy_log::{Clock, Log, LogTime, Lsn, Position, SystemClock};
+use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -96,7 +96,7 @@ impl Archives {
     /// The same, with the URL by which this node reaches it.
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
         let folder = self.context.directory.join(CURSORS);
-        std::fs::create_dir_all(&folder).map_err(crate::error::at(&folder))?;
+        OsFiles.create_dir(&folder).map_err(crate::error::at(&folder))?;
         let state = Arc::new(Mutex::new(ShipState::default()));
         let shipping =
             shipping::ship(Arc::clone(&self.context), shared.clone(), url.clone(), Arc::clone(&state));

@@ -5,13 +5,12 @@
 //! - A file of another format version is refused before anything else in it is looked at, an unknown key too.
 
 use std::{
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
 };
 
 use murphy_fs::StoreUrl;
-use murphy_log::{BranchId, VolumeId};
+use murphy_log::{BranchId, OsFiles, VolumeId, replace_file};
 use murphy_mirror::PublicKey;
 use serde::{Deserialize, Serialize};
 
@@ -197,16 +196,8 @@ impl NodeConfig {
     /// Replaces the file in `directory`; durable when it returns.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), CliError> {
         let text = toml::to_string_pretty(self).map_err(CliError::new)?;
-        let (path, temporary) = (directory.join(FILE), directory.join(TEMPORARY));
-        let written = (|| {
-            let mut file = File::create(&temporary)?;
-            file.write_all(HEADER.as_bytes())?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(directory)?.sync_all()
-        })();
-        written.map_err(at(&path))
+        let path = directory.join(FILE);
+        replace_file(&OsFiles, &path, format!("{HEADER}{text}").as_bytes()).map_err(at(&path))
     }
 }
 
@@ -252,7 +243,6 @@ mod texts {
 /// The version of a node's directory that is read and written.
 pub(crate) const FORMAT: u32 = 0;
 const FILE: &str = "murphy.toml";
-const TEMPORARY: &str = "murphy.toml.new";
 const HEADER: &str = "# What is local to this node. Shared settings are in the volume's log.\n\n";
 
 #[cfg(test)]

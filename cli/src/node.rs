@@ -31,7 +31,7 @@ use crate::{
     config::NodeConfig,
     error::{CliError, at, failed},
 };
-pub(crate) use base::{base_file, write_base_file};
+pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, Staging, begin_copy, create, random};
 pub(crate) use open::open_log;
 

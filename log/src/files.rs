@@ -1,4 +1,5 @@
-//! The file layer: the few operations that a log needs from an operating system, injectable.
+//! The file layer: the few operations that a log, and whatever else must survive a power cut, needs from an operating system;
+//! injectable.
 //!
 //! Invariants:
 //! - What is not synced may be lost in a power cut, in any order and in parts; the log relies on nothing more.
@@ -6,23 +7,27 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-/// A file system, as far as a log needs one.
+/// A file system, as far as a node needs one for what must survive.
 pub trait Files: Send + Sync + fmt::Debug {
-    /// Creates a directory and those above it; it may exist.
+    /// Creates a directory and those above it; it may exist, left there by a process that was killed before it could sync. Durable
+    /// when it returns.
     fn create_dir(&self, directory: &Path) -> io::Result<()>;
     /// Locks a directory against other processes and other logs of this one, until the guard is dropped; `None` if it is
     /// locked already.
     fn lock(&self, directory: &Path) -> io::Result<Option<DirectoryLock>>;
-    /// The names of the files in a directory; names that are not UTF-8 are left out.
+    /// The names in a directory; names that are not UTF-8 are left out.
     fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
     /// Creates an empty file, or empties the one that is there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+    /// The same for a file that only its owner may read.
+    fn create_private(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Renames a file, replacing the one that has the name.
@@ -47,6 +52,124 @@ pub trait SegmentFile: Send + Sync + fmt::Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// The length of the file, in bytes.
     fn length(&self) -> io::Result<u64>;
+    /// When it was written last.
+    fn modified(&self) -> io::Result<SystemTime>;
+}
+
+/// Replaces a file as a whole: after a crash at any moment it is the old one or the new one. Durable when it returns.
+///
+/// What it writes first has the same name and [`UNFINISHED`] behind it; one that a crash left there is overwritten by the next call.
+pub fn replace_file(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    finish_replacement(files, path, &*files.create(&unfinished(path))?, bytes)
+}
+
+/// The same for a file that only its owner may read.
+pub fn replace_private_file(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    finish_replacement(files, path, &*files.create_private(&unfinished(path))?, bytes)
+}
+
+fn finish_replacement(
+    files: &dyn Files,
+    path: &Path,
+    file: &dyn SegmentFile,
+    bytes: &[u8],
+) -> io::Result<()> {
+    file.write_at(0, bytes)?;
+    file.sync_data()?;
+    rename_durably(files, &unfinished(path), path)
+}
+
+/// Renames a file, or a directory, whose contents are durable. Durable when it returns.
+pub fn rename_durably(files: &dyn Files, from: &Path, to: &Path) -> io::Result<()> {
+    files.rename(from, to)?;
+    let (from, to) = (folder(from), folder(to));
+    files.sync_dir(to)?;
+    if from == to { Ok(()) } else { files.sync_dir(from) }
+}
+
+/// Creates a directory and those above it, from the top down: one that is there was synced with the one above it, except the last.
+pub(crate) fn create_directories(
+    directory: &Path,
+    exists: impl Fn(&Path) -> bool,
+    create: impl Fn(&Path) -> io::Result<()>,
+    sync: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut missing: Vec<&Path> = directory.ancestors().take_while(|above| !exists(above)).collect();
+    if missing.is_empty() {
+        // Where nobody may list names, nobody can sync them, and we have made none.
+        return sync(folder(directory)).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Ok(()),
+            _ => Err(error),
+        });
+    }
+    missing.reverse();
+    for made in missing {
+        match create(made) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => sync(folder(made))?,
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is written before it gets the name `path`.
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(UNFINISHED);
+    PathBuf::from(name)
+}
+
+/// Writes a file from its beginning, as [`io::Write`].
+#[derive(Debug)]
+pub struct FileWriter {
+    file: Box<dyn SegmentFile>,
+    written: u64,
+}
+
+impl FileWriter {
+    /// Writes to `file`, which is empty.
+    pub fn new(file: Box<dyn SegmentFile>) -> FileWriter {
+        FileWriter { file, written: 0 }
+    }
+
+    /// Makes everything written durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+impl io::Write for FileWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(self.written, bytes)?;
+        self.written += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a file from its beginning, as [`io::Read`].
+#[derive(Debug)]
+pub struct FileReader {
+    file: Box<dyn SegmentFile>,
+    read: u64,
+}
+
+impl FileReader {
+    /// Reads `file`.
+    pub fn new(file: Box<dyn SegmentFile>) -> FileReader {
+        FileReader { file, read: 0 }
+    }
+}
+
+impl io::Read for FileReader {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(self.read, bytes)?;
+        self.read += count as u64;
+        Ok(count)
+    }
 }
 
 /// Holds a directory's lock until it is dropped.
@@ -72,7 +195,7 @@ pub struct OsFiles;
 
 impl Files for OsFiles {
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)
+        create_directories(directory, exists, |missing| fs::create_dir(missing), |above| self.sync_dir(above))
     }
 
     fn lock(&self, directory: &Path) -> io::Result<Option<DirectoryLock>> {
@@ -95,6 +218,14 @@ impl Files for OsFiles {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
         let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
+        Ok(Box::new(OsFile(file)))
+    }
+
+    fn create_private(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(true).read(true).write(true).mode(PRIVATE).open(path)?;
+        // The mode of an open counts only for a file that it creates.
+        file.set_permissions(fs::Permissions::from_mode(PRIVATE))?;
         Ok(Box::new(OsFile(file)))
     }
 
@@ -155,6 +286,10 @@ impl SegmentFile for OsFile {
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
+
+    fn modified(&self) -> io::Result<SystemTime> {
+        self.0.metadata()?.modified()
+    }
 }
 
 impl OsFile {
@@ -171,5 +306,22 @@ impl OsFile {
     }
 }
 
+/// The folder that a name is in.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.exists()
+}
+
+/// Behind the name of a file that is being written, until it gets its own.
+pub const UNFINISHED: &str = ".new";
+/// Read and written by its owner alone.
+const PRIVATE: u32 = 0o600;
 /// The file that is locked; it is never removed.
 pub(crate) const LOCK_NAME: &str = "lock";

@@ -12,6 +12,7 @@ mod clock;
 pub mod conformance;
 mod disk;
 mod entry;
+pub mod faulty;
 mod files;
 mod frame;
 mod log;
@@ -30,7 +31,10 @@ pub use entry::{
     Change, DecodeError, EncodeError, Entry, ForwardedRequest, KIND_TICK, MAX_CHANGES, MAX_ENTRY_BYTES,
     MAX_NAMES, Requester, decode_entry, encode_entry,
 };
-pub use files::{DirectoryLock, Files, OsFiles, SegmentFile};
+pub use files::{
+    DirectoryLock, FileReader, FileWriter, Files, OsFiles, SegmentFile, UNFINISHED, rename_durably,
+    replace_file, replace_private_file, unfinished,
+};
 pub use frame::{
     Entries, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader,
     MAX_FRAME_BYTES, UnverifiedFrame,

@@ -13,7 +13,7 @@ use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow, StoredPack, WriterId};
-use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, ReadError};
+use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, OsFiles, ReadError, replace_file};
 use tokio::sync::watch;
 
 pub use plan::{CopyPlan, PackNeed, ScanError};
@@ -21,7 +21,6 @@ pub use plan::{CopyPlan, PackNeed, ScanError};
 use crate::{
     dial::{PackFetchError, RemotePacks},
     history::{Lookup, Point, look_up},
-    identity::write_durably,
     message::MAX_PACK_BYTES,
 };
 
@@ -325,7 +324,7 @@ impl CursorFile {
         bytes.extend_from_slice(&point.lsn.get().to_le_bytes());
         bytes.extend_from_slice(point.hash.as_bytes());
         bytes.extend_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
-        write_durably(&self.0, &bytes, 0o644).map_err(|error| self.failed(&error))
+        replace_file(&OsFiles, &self.0, &bytes).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &io::Error) -> CursorError {

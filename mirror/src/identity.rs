@@ -8,13 +8,12 @@
 
 use std::{
     fmt, fs, io,
-    io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use murphy_log::NodeId;
+use murphy_log::{Files, NodeId, OsFiles, replace_file, replace_private_file};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -102,11 +101,11 @@ impl Identity {
             Ok(key) => Identity::load(&key_path, key, &cert_path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let identity = Identity::generate()?;
-                fs::create_dir_all(&folder).map_err(failed(&folder))?;
+                OsFiles.create_dir(&folder).map_err(failed(&folder))?;
                 // The key last: a node with a key is complete.
-                write_durably(&cert_path, &identity.certificate, 0o644).map_err(failed(&cert_path))?;
+                replace_file(&OsFiles, &cert_path, &identity.certificate).map_err(failed(&cert_path))?;
                 let key = identity.key.secret_pkcs8_der();
-                write_durably(&key_path, key, 0o600).map_err(failed(&key_path))?;
+                replace_private_file(&OsFiles, &key_path, key).map_err(failed(&key_path))?;
                 Ok(identity)
             }
             Err(error) => Err(failed(&key_path)(error)),
@@ -309,19 +308,6 @@ pub enum IdentityError {
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> IdentityError + '_ {
     |error| IdentityError::Io { path: path.to_owned(), error }
-}
-
-/// Writes a file that is either absent (or as it was) or complete, and survives a power cut.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -135,6 +135,28 @@ fn every_dependency_has_its_line() {
     }
 }
 
+/// The fear: a file is replaced in a way that no crash test has seen: a sync forgotten, of the file or of its directory.
+#[test]
+fn files_are_replaced_by_the_one_helper() {
+    // The disk of the log is the helper. A node that is made gets its name from `Staging`; the demonstration renames what it tests.
+    let exempt = ["log/src/files.rs", "cli/src/node/create.rs", "cli/src/demo/operations.rs"];
+    for folder in ["log/src", "fs/src", "mirror/src", "backup/src", "cli/src"] {
+        for (file, text) in files(folder, ".rs")
+            .into_iter()
+            .filter(|(file, _)| !exempt.contains(&&file[..]) && !file.contains("tests"))
+        {
+            let product = text.split("#[cfg(test)]").next().unwrap();
+            for call in ["fs::rename(", "fs::create_dir_all("] {
+                let is_demo = file.starts_with("cli/src/demo") && call == "fs::create_dir_all(";
+                assert!(
+                    is_demo || !product.contains(call),
+                    "{file} calls {call}: see murphy_log::replace_file"
+                );
+            }
+        }
+    }
+}
+
 /// The fear: a file that eats the project.
 #[test]
 fn no_file_of_the_product_is_longer_than_the_rule() {

@@ -4,13 +4,9 @@
 //! - What a cursor says was archived, and durable in the log, when it was saved: recovery takes it as known durable.
 //! - A file is replaced whole: after a crash there is the old cursor or the new one.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
-use murphy_log::Epoch;
+use murphy_log::{Epoch, OsFiles, replace_file};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,16 +43,6 @@ impl CursorFile {
         parsed.map(Some).map_err(|reason| CursorError::Damaged { path: self.path.clone(), reason })
     }
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-    }
-
     fn io(&self, source: io::Error) -> CursorError {
         CursorError::Io { path: self.path.clone(), source }
     }
@@ -70,7 +56,7 @@ impl SaveCursor for CursorFile {
             next_epoch_id: boundary.epoch.id.to_string(),
         };
         let bytes = document::encode(CURSOR_KIND, &text).map_err(|error| self.io(error.into()))?;
-        self.replace(&bytes).map_err(|error| self.io(error))
+        replace_file(&OsFiles, &self.path, &bytes).map_err(|error| self.io(error))
     }
 }
 

@@ -4,10 +4,11 @@ use std::{
     fs::File,
     io::{self, BufReader, Read, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use murphy_fs::{FjallIndex, FjallOptions, SnapshotReader, adopt_prefix};
-use murphy_log::{BranchId, Epoch, EpochId};
+use murphy_log::{BranchId, Epoch, EpochId, OsFiles};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
@@ -15,7 +16,7 @@ use crate::{
     check,
     config::{FORMAT, MountDefaults, NodeConfig, Role},
     error::{CliError, Code, at, failed},
-    node::{CopyOf, Staging, base_file, begin_copy, index_directory, random},
+    node::{BaseWriter, CopyOf, Staging, begin_copy, index_directory, random},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::parse_name,
@@ -47,10 +48,8 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     let blocks = parse_url("--blocks", &args.blocks)?;
     let runtime = Runtime::new().map_err(failed)?;
     let staging = Staging::beside(&args.directory)?;
-    let base = base_file(&staging.path);
-    let folder = base.parent().unwrap_or(&staging.path);
-    std::fs::create_dir_all(folder).map_err(at(folder))?;
-    let tee = Tee { input: open(&args.file)?, copy: File::create(&base).map_err(at(&base))? };
+    let base = Arc::new(Mutex::new(BaseWriter::begin(&OsFiles, &staging.path)?));
+    let tee = Tee { input: open(&args.file)?, copy: Arc::clone(&base) };
     let reader = SnapshotReader::open(BufReader::with_capacity(BUFFER_BYTES, tee)).map_err(failed)?;
     let header = *reader.header();
     let state = {
@@ -63,7 +62,8 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         };
         reader.load_into(&index, &progress).map_err(failed)?
     };
-    File::open(&base).and_then(|copy| copy.sync_all()).map_err(at(&base))?;
+    let base = Arc::into_inner(base).expect("the reader, which had the other half, is gone");
+    base.into_inner().unwrap_or_else(PoisonError::into_inner).publish()?;
     let name = args.name.clone().or_else(|| {
         let last = args.directory.file_name().and_then(|name| name.to_str());
         last.and_then(|last| parse_name(last).ok())
@@ -120,13 +120,13 @@ fn open(path: &Path) -> Result<Box<dyn Read + Send>, CliError> {
 /// Keeps a copy of everything that is read.
 struct Tee {
     input: Box<dyn Read + Send>,
-    copy: File,
+    copy: Arc<Mutex<BaseWriter<'static>>>,
 }
 
 impl Read for Tee {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let count = self.input.read(bytes)?;
-        self.copy.write_all(&bytes[..count])?;
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner).write_all(&bytes[..count])?;
         Ok(count)
     }
 }

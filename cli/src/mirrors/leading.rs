@@ -12,10 +12,10 @@ use std::{
 };
 
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
-use murphy_log::{Epoch, Log, NodeId};
+use murphy_log::{Epoch, Log, NodeId, OsFiles, replace_file};
 use murphy_mirror::{MirrorAcknowledger, Part, SourcePart};
 
-use super::{Mirroring, lock, replica::write_durably, snapshots::VolumeSnapshots};
+use super::{Mirroring, lock, snapshots::VolumeSnapshots};
 use crate::{
     error::{CliError, failed},
     settings::Ack,
@@ -141,7 +141,8 @@ fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, CliError> {
 pub(super) fn write_set(directory: &Path, members: &BTreeSet<NodeId>) -> Result<(), CliError> {
     let names: Vec<String> = members.iter().map(ToString::to_string).collect();
     let path = directory.join(SET);
-    write_durably(&path, &serde_json::to_vec(&names).map_err(failed)?).map_err(crate::error::at(&path))
+    replace_file(&OsFiles, &path, &serde_json::to_vec(&names).map_err(failed)?)
+        .map_err(crate::error::at(&path))
 }
 
 /// Whether the volume's fsync waits for mirrors.

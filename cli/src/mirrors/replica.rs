@@ -14,7 +14,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, Write},
+    io::{self, BufReader},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,8 +23,8 @@ use std::{
 
 use murphy_fs::{SnapshotReader, verify_snapshot};
 use murphy_log::{
-    AppendError, BranchId, DiskLog, DiskOptions, DurableWatch, Epoch, EpochId, Frame, Log, Lsn, Position,
-    State, VolumeKeys,
+    AppendError, BranchId, DiskLog, DiskOptions, DurableWatch, Epoch, EpochId, Files, Frame, Log, Lsn,
+    OsFiles, Position, State, VolumeKeys, rename_durably, replace_file,
 };
 use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, look_up};
 use serde::{Deserialize, Serialize};
@@ -180,7 +180,7 @@ impl Replica for DiskReplica {
         }
         let path = seed_file(&self.directory, PARTIAL);
         let made = (|| -> io::Result<File> {
-            fs::create_dir_all(path.parent().unwrap_or(&self.directory))?;
+            OsFiles.create_dir(path.parent().unwrap_or(&self.directory))?;
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)
         })();
         Ok(Box::new(Seed {
@@ -255,7 +255,7 @@ impl SeedWriter for Seed {
             let order = SetAside { kept: kept_branch(None, tail) };
             write_order(&self.directory, &order).map_err(|error| storage(&error))?;
         }
-        rename_durably(&self.path, &ready).map_err(|error| storage(&error))?;
+        rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
         if in_use {
             self.restart.send_replace(Some("a snapshot has replaced what it held".to_owned()));
             return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));
@@ -276,7 +276,7 @@ pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliErr
         // What was held has been put aside.
         remove_tree(&log)?;
         remove_tree(&index_directory(directory))?;
-        rename_durably(&ready, &base).map_err(at(&base))?;
+        rename_durably(&OsFiles, &ready, &base).map_err(at(&base))?;
     }
     if base.exists() && !log.exists() {
         let file = File::open(&base).map_err(at(&base))?;
@@ -284,7 +284,7 @@ pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliErr
         let new = directory.join(NEW_LOG);
         remove_tree(&new)?;
         drop(DiskLog::create(DiskOptions::new(&new, config.volume, config.branch), state).map_err(failed)?);
-        rename_durably(&new, &log).map_err(at(&log))?;
+        rename_durably(&OsFiles, &new, &log).map_err(at(&log))?;
     }
     Ok(())
 }
@@ -299,10 +299,10 @@ fn settle_aside(directory: &Path) -> Result<(), CliError> {
     let SetAside { kept } = serde_json::from_slice(&text)
         .map_err(|error| CliError::new(format!("{}: {error}", order.display())))?;
     let place = directory.join(&kept.place);
-    fs::create_dir_all(&place).map_err(at(&place))?;
+    OsFiles.create_dir(&place).map_err(at(&place))?;
     for held in [log_directory(directory), base_file(directory)] {
         if let (true, Some(name)) = (held.exists(), held.file_name()) {
-            rename_durably(&held, &place.join(name)).map_err(at(&held))?;
+            rename_durably(&OsFiles, &held, &place.join(name)).map_err(at(&held))?;
         }
     }
     remove_tree(&index_directory(directory))?;
@@ -312,7 +312,8 @@ fn settle_aside(directory: &Path) -> Result<(), CliError> {
         config.branches.push(kept);
         config.write(directory)?;
     }
-    fs::remove_file(&order).map_err(at(&order))
+    // An order that came back after a power cut would put aside what has taken its place since.
+    fs::remove_file(&order).and_then(|()| OsFiles.sync_dir(directory)).map_err(at(&order))
 }
 
 /// What is to be put aside at the next start.
@@ -332,7 +333,7 @@ fn kept_branch(ancestor: Option<Point>, tail: Position) -> KeptBranch {
 }
 
 fn write_order(directory: &Path, order: &SetAside) -> io::Result<()> {
-    write_durably(&directory.join(SET_ASIDE), &serde_json::to_vec(order)?)
+    replace_file(&OsFiles, &directory.join(SET_ASIDE), &serde_json::to_vec(order)?)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -359,24 +360,7 @@ fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
 
 fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
     let promise = Promise { number: epoch.number, id: epoch.id.to_string() };
-    write_durably(&directory.join(PROMISED), &serde_json::to_vec(&promise)?)
-}
-
-/// Replaces a file; durable when it returns.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = File::create(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    rename_durably(&partial, path)
-}
-
-fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    for folder in [to.parent(), from.parent()].into_iter().flatten() {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+    replace_file(&OsFiles, &directory.join(PROMISED), &serde_json::to_vec(&promise)?)
 }
 
 fn remove_tree(path: &Path) -> Result<(), CliError> {

@@ -8,7 +8,7 @@
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{FjallIndex, FjallOptions, Index, OpenIndexError, ReplayBudget, ReplayError, replay};
-use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, Position, State, Usage};
+use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, OsFiles, Position, State, Usage};
 
 use super::{base::load_base_file, index_directory};
 use crate::error::{CliError, failed};
@@ -96,7 +96,7 @@ fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, Cat
 /// Gives an empty index the state before the first entry of the log.
 fn begin(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
     let fatal = |error: &dyn std::fmt::Display| CatchUpError::Fatal(failed(error));
-    if let Some(state) = load_base_file(node, index, log.first()).map_err(CatchUpError::Fatal)? {
+    if let Some(state) = load_base_file(&OsFiles, node, index, log.first()).map_err(CatchUpError::Fatal)? {
         return Ok(state);
     }
     if log.first() != Lsn::FIRST {

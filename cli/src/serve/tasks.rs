@@ -8,7 +8,7 @@ use std::{
 };
 
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl, write_snapshot};
-use murphy_log::{Clock, Lsn, SystemClock, WaitError};
+use murphy_log::{Clock, Lsn, OsFiles, SystemClock, WaitError, rename_durably};
 use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
@@ -85,9 +85,8 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
         let partial = std::path::PathBuf::from(partial);
         let written =
             File::create(&partial).map_err(at(&partial)).and_then(write).and_then(|(file, summary)| {
-                file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(at(path))?;
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
+                let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
+                synced.map_err(at(path))?;
                 Ok(summary)
             });
         if written.is_err()

@@ -30,7 +30,7 @@ use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
     config::{BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry},
 };
-use murphy_log::{Lsn, State};
+use murphy_log::{Files, Lsn, OsFiles, State};
 use parking_lot::Mutex;
 
 use super::{
@@ -429,7 +429,7 @@ impl OpenIndexError {
 
 fn lock(dir: &Path) -> Result<File, OpenIndexError> {
     let io = |source| OpenIndexError::io(dir, source);
-    fs::create_dir_all(dir).map_err(io)?;
+    OsFiles.create_dir(dir).map_err(io)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(io)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),

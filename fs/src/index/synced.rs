@@ -15,13 +15,11 @@
 //! Invariants:
 //! - The record is written only after everything that it speaks of is on disk, and is either the old or the new one after a crash.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
-use murphy_log::{ChainHash, Digest, Epoch, EpochId, Lsn, Position, State, Usage};
+use murphy_log::{
+    ChainHash, Digest, Epoch, EpochId, Files, Lsn, OsFiles, Position, State, Usage, replace_file,
+};
 
 /// What is known to be on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,12 +48,7 @@ impl SyncedRecord {
 
     /// Replaces the record in `dir`; durable when it returns.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let temporary = dir.join(TEMPORARY);
-        let mut file = File::create(&temporary)?;
-        file.write_all(&self.encode())?;
-        file.sync_all()?;
-        fs::rename(&temporary, dir.join(FILE))?;
-        sync_directory(dir)
+        replace_file(&OsFiles, &dir.join(FILE), &self.encode())
     }
 
     /// Removes the record in `dir`, if there is one; durable when it returns.
@@ -125,7 +118,7 @@ pub(super) fn decode_state(bytes: &[u8]) -> Option<State> {
 
 /// Makes the names in `dir` durable.
 pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    OsFiles.sync_dir(dir)
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -135,7 +128,6 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 const FILE: &str = "synced";
-const TEMPORARY: &str = "synced.new";
 const MAGIC: &[u8; 8] = b"murphyix";
 const VERSION: u32 = 1;
 const STATE_BYTES: usize = 92;

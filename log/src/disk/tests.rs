@@ -5,7 +5,6 @@
 
 mod crash;
 mod damage;
-mod faulty;
 
 use std::path::Path;
 
@@ -13,11 +12,18 @@ use super::*;
 use crate::{
     OpenError, Terminal,
     conformance::{BRANCH, History, Subject, VOLUME, conforms, epoch},
+    faulty::FaultyDisk,
 };
-use faulty::FaultyFiles;
+
+/// A faulty disk with the directory of the log.
+fn disk() -> FaultyDisk {
+    let disk = FaultyDisk::new();
+    disk.create_dir(Path::new("/log")).unwrap();
+    disk
+}
 
 /// Options for a log that fits the tests: small segments, stepped by hand, on a faulty disk.
-fn options(files: &FaultyFiles) -> DiskOptions {
+fn options(files: &FaultyDisk) -> DiskOptions {
     DiskOptions {
         segment_bytes: 8192,
         drive: Drive::Steps,
@@ -46,12 +52,12 @@ fn assert_same(read: &[Frame], expected: &[Frame]) {
 /// A log on the faulty disk with its own thread, for the conformance suite.
 struct OnFaultyDisk {
     log: Arc<DiskLog>,
-    files: FaultyFiles,
+    files: FaultyDisk,
     recent_bytes: usize,
 }
 
 impl OnFaultyDisk {
-    fn options(files: &FaultyFiles, recent_bytes: usize) -> DiskOptions {
+    fn options(files: &FaultyDisk, recent_bytes: usize) -> DiskOptions {
         DiskOptions { segment_bytes: 48 << 10, drive: Drive::Thread, recent_bytes, ..options(files) }
     }
 }
@@ -77,7 +83,7 @@ impl Subject for OnFaultyDisk {
 fn the_log_on_disk_conforms() {
     for recent_bytes in [0, 8 << 20] {
         conforms(&|base| {
-            let files = FaultyFiles::new();
+            let files = disk();
             let log = DiskLog::create(OnFaultyDisk::options(&files, recent_bytes), base).unwrap();
             Box::new(OnFaultyDisk { log: Arc::new(log), files, recent_bytes })
         });
@@ -115,7 +121,7 @@ fn a_log_of_real_files_survives_restarts_and_rolls() {
 
 #[test]
 fn a_new_log_is_not_made_where_one_is_and_none_is_opened_where_none_is() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let refused = DiskLog::open(options(&files)).unwrap_err();
     assert!(matches!(refused, OpenError::Empty { .. }), "{refused}");
     drop(DiskLog::create(options(&files), History::origin()).unwrap());
@@ -127,7 +133,7 @@ fn a_new_log_is_not_made_where_one_is_and_none_is_opened_where_none_is() {
 
 #[test]
 fn a_group_is_one_write_and_one_sync() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     append(&log, &mut history, 1).unwrap();
@@ -144,7 +150,7 @@ fn a_group_is_one_write_and_one_sync() {
 
 #[test]
 fn a_full_disk_is_met_before_anything_is_queued_and_not_for_ever() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     files.set_capacity(Some(2 * 8192));
@@ -176,7 +182,7 @@ fn a_full_disk_is_met_before_anything_is_queued_and_not_for_ever() {
 
 #[test]
 fn a_frame_larger_than_a_segment_is_refused() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     let refused = append(&log, &mut history, 1000).unwrap_err();
@@ -185,7 +191,7 @@ fn a_frame_larger_than_a_segment_is_refused() {
 
 #[test]
 fn a_segment_of_another_volume_branch_or_version_is_named() {
-    let files = FaultyFiles::new();
+    let files = disk();
     drop(DiskLog::create(options(&files), History::origin()).unwrap());
     let before = files.contents();
     let other = DiskOptions { volume: VolumeId::from_bytes([1; 16]), ..options(&files) };
@@ -204,7 +210,7 @@ fn a_segment_of_another_volume_branch_or_version_is_named() {
 
 #[test]
 fn a_poisoned_log_says_why() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     append(&log, &mut history, 1).unwrap();
@@ -218,7 +224,7 @@ fn a_poisoned_log_says_why() {
 
 #[test]
 fn an_entry_of_the_largest_size_goes_through() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let options = || DiskOptions { segment_bytes: 4 << 20, ..options(&files) };
     let log = DiskLog::create(options(), History::origin()).unwrap();
     let state = log.claim(epoch(1)).unwrap();
@@ -245,7 +251,7 @@ fn an_entry_of_the_largest_size_goes_through() {
 /// Readers on other threads, far behind and close to the tail, while the log rolls and is claimed.
 #[test]
 fn readers_and_waiters_keep_up_with_a_busy_writer() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let busy =
         DiskOptions { drive: Drive::Thread, recent_bytes: 2000, segment_bytes: 16 << 10, ..options(&files) };
     let log = DiskLog::create(busy, History::origin()).unwrap();

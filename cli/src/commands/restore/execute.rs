@@ -17,7 +17,7 @@ use murphy_backup::{
 use murphy_fs::{
     BlockStore, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin, StoreUrl, adopt_prefix,
 };
-use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, NodeId, State, SystemClock};
+use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, NodeId, OsFiles, State, SystemClock};
 use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -65,7 +65,7 @@ impl Restore {
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
-        write_base_file(&staging.path, &*index.snapshot(), first.keys(), origin)?;
+        write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
         drop(index);
         let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };

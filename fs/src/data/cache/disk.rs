@@ -10,14 +10,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{self, Write as _},
+    io,
     ops::Range,
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
+use murphy_log::{Files, OsFiles};
 use parking_lot::Mutex;
 
 use crate::data::name::PackName;
@@ -25,6 +27,7 @@ use crate::data::name::PackName;
 /// Runs of stored bytes of packs in a directory of their own. Its methods block on the disk.
 #[derive(Debug)]
 pub struct DiskCache {
+    files: Arc<dyn Files>,
     root: PathBuf,
     limit: u64,
     runs: Mutex<Runs>,
@@ -46,11 +49,17 @@ impl DiskCache {
     /// The cache in `root`, which is created if it is missing, with at most `limit` bytes of runs. Only one process may have
     /// it open. What an interrupted process left half-written is removed.
     pub fn open(root: PathBuf, limit: u64) -> Result<DiskCache, DiskCacheError> {
+        DiskCache::open_on(Arc::new(OsFiles), root, limit)
+    }
+
+    /// The same on a disk that is given.
+    pub fn open_on(files: Arc<dyn Files>, root: PathBuf, limit: u64) -> Result<DiskCache, DiskCacheError> {
         let mut found = Vec::new();
-        scan(&root, &mut found).map_err(|source| DiskCacheError { path: root.clone(), source })?;
+        scan(&*files, &root, &mut found).map_err(|source| DiskCacheError { path: root.clone(), source })?;
         // The order of last use is not kept; that of writing is the best guess.
         found.sort_by_key(|(written, _, _)| *written);
         let cache = DiskCache {
+            files,
             root,
             limit,
             runs: Mutex::default(),
@@ -74,7 +83,7 @@ impl DiskCache {
         let run = self.runs.lock().touch(pack, range)?;
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
         let path = self.path(pack, &run);
-        match File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, range.start - run.start)) {
+        match self.read(&path, range.start - run.start, &mut bytes) {
             Ok(()) => Some(bytes),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a cache file cannot be read; discarded");
@@ -111,18 +120,24 @@ impl DiskCache {
         self.remove_files(damaged);
     }
 
+    fn read(&self, path: &Path, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let read = self.files.open(path)?.read_at(offset, bytes)?;
+        if read < bytes.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
     fn write(&self, pack: PackName, run: &Range<u64>, bytes: &[u8]) -> io::Result<()> {
         let temporary = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(format!("{TEMPORARY}{temporary}"));
         let path = self.path(pack, run);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let written = File::create(&temporary).and_then(|mut file| file.write_all(bytes));
-        let renamed = written.and_then(|()| fs::rename(&temporary, &path));
+        let written = self.files.create(&temporary).and_then(|file| file.write_at(0, bytes));
+        let renamed = written.and_then(|()| self.files.rename(&temporary, &path)).or_else(|error| {
+            let folder = path.parent().filter(|_| error.kind() == io::ErrorKind::NotFound).ok_or(error)?;
+            self.files.create_dir(folder)?;
+            self.files.rename(&temporary, &path)
+        });
         if renamed.is_err() {
             // The next open removes what cannot be removed now.
-            fs::remove_file(&temporary).or_else(ignore_missing)?;
+            self.files.remove(&temporary).or_else(ignore_missing)?;
         }
         renamed
     }
@@ -130,7 +145,7 @@ impl DiskCache {
     fn remove_files(&self, runs: Vec<(PackName, Range<u64>)>) {
         for (pack, run) in runs {
             let path = self.path(pack, &run);
-            if let Err(error) = fs::remove_file(&path).or_else(ignore_missing) {
+            if let Err(error) = self.files.remove(&path).or_else(ignore_missing) {
                 tracing::warn!(path = %path.display(), %error, "a cache file cannot be removed");
             }
         }
@@ -217,23 +232,24 @@ impl Runs {
 type Found = (Option<std::time::SystemTime>, PackName, Range<u64>);
 
 /// Collects the runs in `root` and removes half-written files. Files of other names are left alone.
-fn scan(root: &Path, found: &mut Vec<Found>) -> io::Result<()> {
-    fs::create_dir_all(root)?;
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
+fn scan(files: &dyn Files, root: &Path, found: &mut Vec<Found>) -> io::Result<()> {
+    files.create_dir(root)?;
+    for name in files.list(root)? {
+        let path = root.join(&name);
         if name.starts_with(TEMPORARY) {
-            fs::remove_file(entry.path())?;
-        } else if name.len() == 2 && entry.file_type()?.is_dir() {
-            for file in fs::read_dir(entry.path())? {
-                let file = file?;
-                let meta = file.metadata()?;
-                let run = file.file_name().to_str().and_then(parse_run);
-                match run {
-                    Some((_, run)) if meta.len() != run.end - run.start => fs::remove_file(file.path())?,
-                    Some((pack, run)) => found.push((meta.modified().ok(), pack, run)),
-                    None => {}
+            files.remove(&path)?;
+        } else if name.len() == 2 {
+            let inside = match files.list(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => continue,
+                inside => inside?,
+            };
+            for name in inside {
+                let Some((pack, run)) = parse_run(&name) else { continue };
+                let file = files.open(&path.join(&name))?;
+                if file.length()? == run.end - run.start {
+                    found.push((file.modified().ok(), pack, run));
+                } else {
+                    files.remove(&path.join(&name))?;
                 }
             }
         }
@@ -257,6 +273,8 @@ const TEMPORARY: &str = "tmp-";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::data::name::WriterId;
 

@@ -4,9 +4,10 @@
 //! - Every request has a time-out, and retries end after [`RETRY_TIMEOUT`]: nothing hangs because a store does.
 //! - A credentials file that cannot be used for the moment (it is being written) leaves the last good one in force.
 
-use std::{fmt, fs::File, future::Future, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
+use murphy_log::{Files, OsFiles};
 use object_store::{
     BackoffConfig, ClientConfigKey, CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult,
     MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
@@ -42,7 +43,7 @@ impl StoreUrl {
         match &self.place {
             Place::File(directory) => {
                 let failed = |source| OpenStoreError::Directory { path: directory.clone(), source };
-                create_directory(directory).map_err(failed)?;
+                OsFiles.create_dir(directory).map_err(failed)?;
                 let store =
                     LocalFileSystem::new_with_prefix(directory).map_err(|source| self.refused(source))?;
                 Ok(OpenedStore { store: Arc::new(store.with_fsync(true)), prefix: Path::default() })
@@ -200,14 +201,6 @@ pub enum OpenStoreError {
         /// The store.
         url: String,
     },
-}
-
-/// Creates a directory and those above it, durably.
-fn create_directory(directory: &std::path::Path) -> io::Result<()> {
-    let missing: Vec<_> = directory.ancestors().take_while(|above| !above.exists()).collect();
-    std::fs::create_dir_all(directory)?;
-    // A directory is durable when the one above it is synced.
-    missing.iter().filter_map(|made| made.parent()).try_for_each(|above| File::open(above)?.sync_all())
 }
 
 fn client_defaults() -> [(ClientConfigKey, String); 3] {

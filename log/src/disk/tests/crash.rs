@@ -14,7 +14,7 @@ struct Life {
 }
 
 /// Runs a process on `files`, until its end or until the disk stops it.
-fn live(files: &FaultyFiles, number: u32, mut queued: Vec<Frame>, durable: State) -> Life {
+fn live(files: &FaultyDisk, number: u32, mut queued: Vec<Frame>, durable: State) -> Life {
     let opened = DiskLog::open(options(files));
     let opened = match opened {
         Err(OpenError::Empty { .. }) if queued.is_empty() => {
@@ -44,7 +44,7 @@ fn live(files: &FaultyFiles, number: u32, mut queued: Vec<Frame>, durable: State
 }
 
 /// Opens the log after a crash and checks that it keeps its promises.
-fn check(files: &FaultyFiles, life: &Life, what: &str) -> Vec<Frame> {
+fn check(files: &FaultyDisk, life: &Life, what: &str) -> Vec<Frame> {
     let log = match DiskLog::open(options(files)) {
         Ok(log) => log,
         Err(OpenError::Empty { .. }) if life.durable == History::origin() => return Vec::new(),
@@ -64,12 +64,12 @@ fn check(files: &FaultyFiles, life: &Life, what: &str) -> Vec<Frame> {
 
 #[test]
 fn a_kill_at_any_operation_loses_nothing_durable() {
-    let whole = FaultyFiles::new();
+    let whole = disk();
     live(&whole, 1, Vec::new(), History::origin());
     let operations = whole.operations();
     assert!(operations > 40, "the workload has many steps, not {operations}");
     for stop_at in 0..operations {
-        let files = FaultyFiles::new();
+        let files = disk();
         files.stop_at(stop_at);
         let life = live(&files, 1, Vec::new(), History::origin());
         check(&files.after_kill(), &life, &format!("killed at operation {stop_at}"));
@@ -86,7 +86,7 @@ fn a_crash_during_recovery_loses_nothing_durable() {
     let operations = 60;
     for stop_at in (0..operations).step_by(3) {
         for seed in 0..4 {
-            let files = FaultyFiles::new();
+            let files = disk();
             files.stop_at(stop_at);
             let first = live(&files, 1, Vec::new(), History::origin());
             let files = files.after_power_cut(seed);
@@ -107,10 +107,10 @@ fn a_crash_during_recovery_loses_nothing_durable() {
 /// written them anew, or a mirror would have them and the next power cut would not.
 #[test]
 fn what_survived_a_failed_sync_in_memory_is_written_anew_before_it_counts() {
-    let whole = FaultyFiles::new();
+    let whole = disk();
     live(&whole, 1, Vec::new(), History::origin());
     for break_at in 0..whole.operations() {
-        let files = FaultyFiles::new();
+        let files = disk();
         files.break_at(break_at);
         let life = live(&files, 1, Vec::new(), History::origin());
         let files = files.after_kill();
@@ -132,7 +132,7 @@ fn what_survived_a_failed_sync_in_memory_is_written_anew_before_it_counts() {
 #[test]
 #[should_panic(expected = "less than was durable")]
 fn a_disk_that_forgets_what_was_synced_is_noticed() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let life = live(&files, 1, Vec::new(), History::origin());
     let newest =
         files.names().into_iter().rfind(|name| name.extension().is_some_and(|end| end == "seg")).unwrap();

@@ -7,8 +7,8 @@ use super::*;
 use crate::Recovery;
 
 /// A log of one segment with three groups, of two frames each.
-fn three_groups() -> (FaultyFiles, Vec<Frame>) {
-    let files = FaultyFiles::new();
+fn three_groups() -> (FaultyDisk, Vec<Frame>) {
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     let mut frames = Vec::new();
@@ -26,7 +26,7 @@ fn group_bytes(frames: &[Frame]) -> usize {
     MARK_BYTES + frames.iter().map(|frame| frame.bytes().len()).sum::<usize>()
 }
 
-fn recovered(files: &FaultyFiles) -> Result<(Recovery, Vec<Frame>), OpenError> {
+fn recovered(files: &FaultyDisk) -> Result<(Recovery, Vec<Frame>), OpenError> {
     let log = DiskLog::open(options(files))?;
     Ok((log.recovery().clone(), read_all(&log)))
 }
@@ -108,7 +108,7 @@ fn a_group_whose_first_frame_is_lost_is_torn() {
 /// A later frame tells what was durable when it was made, whatever became of the marks.
 #[test]
 fn a_later_frame_proves_what_was_durable() {
-    let files = FaultyFiles::new();
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
     let first = append(&log, &mut history, 1).unwrap();
@@ -128,8 +128,8 @@ fn a_later_frame_proves_what_was_durable() {
 }
 
 /// Many segments: `claims` claims with enough frames for several segments each.
-fn many_segments() -> (FaultyFiles, Vec<Frame>) {
-    let files = FaultyFiles::new();
+fn many_segments() -> (FaultyDisk, Vec<Frame>) {
+    let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut frames = Vec::new();
     for number in 1..4 {
