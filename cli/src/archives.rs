@@ -15,23 +15,22 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{
-    Archive, ArchiveKind, ArchiveStore, Boundary, CursorFile, Descriptor, Lineage, NewBase, OpenArchiveError,
-    ShipEnd, ShipHandle, write_base,
-};
+use murphy_backup::{Archive, Boundary, NewBase, ShipEnd, ShipHandle, write_base};
 use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
 
 use crate::{
+    archive_notes::{cursor, cursors},
     config::NodeConfig,
     error::{CliError, failed},
     node::Node,
+    places::{create_archive, local_url, open_archive},
     settings::{SharedArchive, shared_form},
     status::ArchiveStatus,
 };
 pub(crate) use acknowledge::acknowledge_as_set;
-pub(crate) use fence::{check_fences, fenced_before, remember_fence};
+pub(crate) use fence::check_fences;
 
 /// The archives that a node ships to.
 pub(crate) struct Archives {
@@ -74,7 +73,7 @@ impl Archives {
             directory: node.directory.clone(),
             volume: node.volume.clone(),
             log: Arc::clone(&node.log) as Arc<dyn Log>,
-            packs: Arc::clone(&node.blocks),
+            packs: node.blocks.clone(),
             node: node.identity.public_key().node(),
             clock: Arc::new(SystemClock::new()),
             runtime,
@@ -95,7 +94,7 @@ impl Archives {
 
     /// The same, with the URL by which this node reaches it.
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
-        let folder = self.context.directory.join(CURSORS);
+        let folder = cursors(&self.context.directory);
         OsFiles.create_dir(&folder).map_err(crate::error::at(&folder))?;
         let state = Arc::new(Mutex::new(ShipState::default()));
         let shipping =
@@ -244,98 +243,3 @@ pub(crate) fn status_at_rest(node: &Node, shared: &[SharedArchive]) -> Result<Ve
         })
         .collect()
 }
-
-/// The furthest position that any saved cursor in a node's directory vouches for.
-pub(crate) fn known_durable(directory: &std::path::Path) -> Result<Option<Position>, CliError> {
-    let folder = directory.join(CURSORS);
-    let entries = match std::fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(crate::error::at(&folder)(error)),
-    };
-    let mut furthest: Option<Position> = None;
-    for entry in entries {
-        let path = entry.map_err(crate::error::at(&folder))?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        match CursorFile::new(path).load() {
-            Ok(held) => {
-                let held = held.map(|held| held.position);
-                furthest = furthest.into_iter().chain(held).max_by_key(|position| position.lsn);
-            }
-            // The archive itself is asked when it is shipped to.
-            Err(error) => tracing::warn!(%error, "a cursor cannot be read; the archive is walked"),
-        }
-    }
-    Ok(furthest)
-}
-
-/// Where a node remembers how far an archive is.
-fn cursor(directory: &std::path::Path, shared: &SharedArchive) -> CursorFile {
-    let name = blake3::hash(shared.url.as_bytes()).to_hex();
-    CursorFile::new(directory.join(CURSORS).join(format!("{}.json", &name[..CURSOR_NAME_CHARS])))
-}
-
-/// The URL by which this node reaches an archive: credentials are a local matter.
-pub(crate) fn local_url(config: &NodeConfig, shared: &SharedArchive) -> Result<StoreUrl, CliError> {
-    let own = config.archives.iter().find(|url| shared_form(url) == shared.url);
-    match own {
-        Some(url) => Ok(url.clone()),
-        None => shared.url.parse().map_err(|error| failed(format!("archive {}: {error}", shared.url))),
-    }
-}
-
-/// Makes the archive at `url`, which begins after `base`.
-pub(crate) async fn create_archive(
-    config: &NodeConfig,
-    url: &StoreUrl,
-    log_only: bool,
-    base: Position,
-    now: LogTime,
-) -> Result<Archive, CliError> {
-    let descriptor = Descriptor {
-        lineage: Lineage { volume: config.volume, branch: config.branch },
-        name: config.name.clone(),
-        kind: if log_only { ArchiveKind::Log } else { ArchiveKind::Full },
-        failure_domain: url.failure_domain().to_string(),
-        created: now,
-        base,
-    };
-    let archive = Archive::create(open_store(url)?, descriptor).await.map_err(failed)?;
-    let kind = if log_only { ArchiveKind::Log } else { ArchiveKind::Full };
-    if archive.descriptor().kind != kind {
-        return Err(CliError::new(format!("{url} is an archive of the other kind already")));
-    }
-    Ok(archive)
-}
-
-/// The store of an archive.
-pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
-    let opened = url.open().map_err(failed)?;
-    Ok(ArchiveStore::new(opened.store, opened.prefix, &shared_form(url)))
-}
-
-async fn open_archive(config: &NodeConfig, url: &StoreUrl) -> Result<Archive, ArchiveNotOpen> {
-    // Opening a file store makes its directory, and an empty archive in place of a disk that is not mounted is none.
-    if url.directory().is_some_and(|directory| !directory.is_dir()) {
-        return Err(ArchiveNotOpen::Store(format!("{url} is not there")));
-    }
-    let store = open_store(url).map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
-    let lineage = Lineage { volume: config.volume, branch: config.branch };
-    Ok(Archive::open_for(store, lineage).await?)
-}
-
-/// Why an archive cannot be used for now.
-#[derive(Debug, thiserror::Error)]
-enum ArchiveNotOpen {
-    /// Its store cannot be opened.
-    #[error("{0}")]
-    Store(String),
-    /// It is not the archive that it should be, or does not answer.
-    #[error(transparent)]
-    Archive(#[from] OpenArchiveError),
-}
-
-const CURSORS: &str = "archives";
-const CURSOR_NAME_CHARS: usize = 16;

@@ -32,7 +32,7 @@ pub(crate) struct NodeConfig {
     /// Where new packs go, and where packs are read first.
     #[serde(with = "text")]
     pub(crate) blocks: StoreUrl,
-    /// Where packs are read that are not there: the archives that this copy was made of.
+    /// Where packs are read that are not there: the archives that this copy was made of, or that had more than a promoted mirror.
     #[serde(default, with = "texts", skip_serializing_if = "Vec::is_empty")]
     pub(crate) packs_from: Vec<StoreUrl>,
     /// Archives that this node reaches by another URL than the shared one: with credentials of its own.

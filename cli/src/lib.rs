@@ -3,8 +3,10 @@
 //! [`main_with`] is the whole program. A command is a file in `commands`; what serves a node is `serve`, what a running node answers is
 //! `control`, and a node's directory is `node`.
 
+mod archive_notes;
 mod archives;
 mod args;
+mod attempts;
 mod background;
 mod check;
 mod commands;
@@ -15,6 +17,7 @@ mod error;
 mod mirrors;
 mod node;
 mod output;
+mod places;
 mod progress;
 mod serve;
 mod settings;

@@ -38,7 +38,7 @@ use crate::{
     archives::check_fences,
     config::{NodeConfig, Role},
     error::{CliError, failed},
-    node::{MirrorOpening, Node, NodeOptions},
+    node::{Layered, MirrorOpening, Node, NodeOptions},
     settings::Settings,
     status::{MirrorStatus, SourceStatus, Status},
 };
@@ -46,7 +46,6 @@ use book::VolumeBook;
 use following::Followed;
 pub(crate) use promotion::PromoteOrder;
 use replica::DiskReplica;
-pub(crate) use replica::settle;
 
 /// A node's part among others.
 pub(crate) struct Mirroring {
@@ -60,6 +59,7 @@ pub(crate) struct Mirroring {
     book: Arc<VolumeBook>,
     volume: Volume,
     log: Arc<DiskLog>,
+    blocks: Arc<Layered>,
     config: Mutex<NodeConfig>,
     listen: Option<SocketAddr>,
     replica: Option<Arc<DiskReplica>>,
@@ -165,7 +165,7 @@ impl Mirroring {
         let (keys, branch) = (node.keys.clone(), node.config.branch);
         let members = Arc::clone(&book) as Arc<dyn MemberBook>;
         let mut services = Services::new(keys.clone(), branch, identity.node(), Arc::clone(&clock), members);
-        services.packs = Some(Arc::clone(&node.blocks));
+        services.packs = Some(node.blocks.clone());
         let services = Arc::new(services);
         if let (Some(replica), Some(followed)) = (&replica, &followed) {
             let part = MirrorPart { replica: replica.clone(), heard: followed.heard.clone() };
@@ -192,6 +192,7 @@ impl Mirroring {
             book,
             volume: node.volume.clone(),
             log: Arc::clone(&node.log),
+            blocks: Arc::clone(&node.blocks),
             config: Mutex::new(node.config.clone()),
             listen: bound,
             replica,

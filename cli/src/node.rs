@@ -16,6 +16,7 @@ mod blocks;
 mod create;
 mod index;
 mod open;
+mod settle;
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{BlockStore, FailureDomain, StoreUrl, Volume};
+use murphy_fs::{FailureDomain, StoreUrl, Volume};
 use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
 use murphy_mirror::{Identity, RemotePacks};
 
@@ -32,8 +33,10 @@ use crate::{
     error::{CliError, at, failed},
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
+pub(crate) use blocks::Layered;
 pub(crate) use create::{CopyOf, NewNode, Staging, begin_copy, create, random};
 pub(crate) use open::open_log;
+pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
 
 /// An open node. Dropping it stops its threads and then gives its lock back.
 pub(crate) struct Node {
@@ -42,7 +45,7 @@ pub(crate) struct Node {
     pub(crate) volume: Volume,
     pub(crate) log: Arc<DiskLog>,
     pub(crate) keys: VolumeKeys,
-    pub(crate) blocks: Arc<dyn BlockStore>,
+    pub(crate) blocks: Arc<Layered>,
     pub(crate) identity: Identity,
     /// Held until everything else is gone.
     _lock: DirectoryLock,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    archives::fenced_before,
+    archive_notes::fenced_before,
     error::{CliError, failed},
     node::Node,
     settings::Settings,

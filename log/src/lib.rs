@@ -22,8 +22,8 @@ mod position;
 mod segment;
 mod watch;
 
-pub use aside::{InPlace, spawn_blocking, works_in_place};
 pub use append::{Appender, PushError};
+pub use aside::{InPlace, spawn_blocking, works_in_place};
 pub use chain::VolumeKeys;
 pub use clock::{Clock, LogTime, ManualClock, SystemClock};
 pub use disk::{DiskLog, DiskOptions, Drive};

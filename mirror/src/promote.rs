@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_log::{Epoch, EpochId, Lsn, NodeId, Position, State};
+use murphy_log::{Epoch, Lsn, NodeId, Position, State};
 
 /// What the volume's log says about acknowledging.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,10 +61,9 @@ pub struct Standing {
 pub struct PromoteRequest {
     /// The mirror that is to take over.
     pub own: NodeId,
-    /// The random id of the epoch that it would begin.
-    pub epoch_id: EpochId,
-    /// The latest epoch that it knows of, promises included.
-    pub known_epoch: Epoch,
+    /// The epoch that it would begin: later than every one that it knows of, promises included. A promotion that was cut short is tried
+    /// again with the same one.
+    pub next: Epoch,
     /// Who may acknowledge.
     pub policy: AckPolicy,
     /// Members that are given up: they count as sealed, and never come back with what only they hold.
@@ -72,11 +71,6 @@ pub struct PromoteRequest {
 }
 
 impl PromoteRequest {
-    /// The epoch that would begin.
-    pub fn next_epoch(&self) -> Epoch {
-        Epoch { number: self.known_epoch.number.saturating_add(1), id: self.epoch_id }
-    }
-
     /// The members that must be asked: all that could acknowledge, without this node and those given up.
     pub fn to_seal(&self) -> BTreeSet<NodeId> {
         let mut members = self.policy.members();
@@ -117,7 +111,7 @@ impl PromoteRequest {
         let base = longest.map_or(own.state, |(_, standing)| standing.state);
         let heard = standings.iter().map(|(_, standing)| standing.heard_lsn).fold(own.heard_lsn, Lsn::max);
         Ok(PromotePlan {
-            epoch: self.next_epoch(),
+            epoch: self.next,
             base,
             data_lsn: own.data_lsn.min(base.position.lsn),
             heard_lsn: heard.max(base.position.lsn),
@@ -234,7 +228,7 @@ impl fmt::Display for Missing {
 
 /// The acts of a promotion.
 pub trait TakeOver: Send + Sync {
-    /// Promises `epoch` on this node, durably, and says where it stands for good.
+    /// Promises `epoch` on this node, durably, fetches what archives hold beyond it, and says where it stands then.
     fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>>;
 
     /// Has a member promise `epoch`; `None` if it holds nothing.
@@ -243,13 +237,14 @@ pub trait TakeOver: Send + Sync {
     /// Fetches what `member` holds beyond this node, up to `to`.
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>>;
 
-    /// Seals the archives, if there are any, and claims `epoch` in the own log after `base`.
-    fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<(), String>>;
+    /// Seals the archives, if there are any, and claims `epoch` in the own log after `base`. Says after which state it begins: a later
+    /// one if an archive had got more entries meanwhile.
+    fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<State, String>>;
 }
 
 /// Takes over: promise, seal, catch up, claim. What was sealed stays sealed if it fails later; it may be tried again.
 pub async fn promote(request: &PromoteRequest, acts: &dyn TakeOver) -> Result<PromotePlan, PromoteError> {
-    let epoch = request.next_epoch();
+    let epoch = request.next;
     let own = acts.promise(epoch).await.map_err(PromoteError::Promise)?;
     let mut sealing: FuturesUnordered<_> = request
         .to_seal()
@@ -260,7 +255,7 @@ pub async fn promote(request: &PromoteRequest, acts: &dyn TakeOver) -> Result<Pr
     while let Some((member, answer)) = sealing.next().await {
         answers.insert(member, answer);
     }
-    let plan = request.plan(own, &answers)?;
+    let mut plan = request.plan(own, &answers)?;
     if let Some((member, to)) = plan.catch_up {
         let reached = acts.catch_up(member, to).await.map_err(PromoteError::CatchUp)?;
         if reached.state != plan.base {
@@ -268,7 +263,8 @@ pub async fn promote(request: &PromoteRequest, acts: &dyn TakeOver) -> Result<Pr
             return Err(PromoteError::CatchUp(found));
         }
     }
-    acts.claim(epoch, plan.base).await.map_err(PromoteError::Claim)?;
+    plan.base = acts.claim(epoch, plan.base).await.map_err(PromoteError::Claim)?;
+    plan.heard_lsn = plan.heard_lsn.max(plan.base.position.lsn);
     Ok(plan)
 }
 
@@ -310,8 +306,7 @@ mod tests {
     fn request(wanted: usize, members: u8, lost: &[u8]) -> PromoteRequest {
         PromoteRequest {
             own: node(1),
-            epoch_id: epoch(2).id,
-            known_epoch: epoch(1),
+            next: epoch(2),
             policy: AckPolicy::Mirrors { wanted, members: (1..=members).map(node).collect() },
             assume_lost: lost.iter().map(|byte| node(*byte)).collect(),
         }
@@ -388,9 +383,9 @@ mod tests {
             Box::pin(async move { Ok(standing) })
         }
 
-        fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<(), String>> {
+        fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
             self.done.lock().push(format!("claim {} after {}", epoch.number, base.position.lsn));
-            Box::pin(async { Ok(()) })
+            Box::pin(async move { Ok(base) })
         }
     }
 

@@ -4,14 +4,19 @@
 //! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
 //! - An archive that does not answer in time does not keep a source from starting; its shipper asks on.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use murphy_backup::{Boundary, Walk, walk};
 use murphy_log::Log;
 use tokio::runtime::Handle;
 
-use super::{CliError, cursor, failed, local_url, open_archive};
-use crate::{error::at, node::Node, settings::SharedArchive};
+use crate::{
+    archive_notes::{cursor, fenced_before, remember_fence},
+    error::{CliError, failed},
+    node::Node,
+    places::{local_url, open_archive},
+    settings::SharedArchive,
+};
 
 /// Refuses to go on as the source if an archive says that another one does, or holds entries that this node has lost.
 pub(crate) fn check_fences(
@@ -74,23 +79,4 @@ fn refused(reason: &str) -> CliError {
         .hint("what this node has beyond that point is kept; make a new node of the successor's archive")
 }
 
-/// Why this node is not the source any more, if that has been found out before.
-pub(crate) fn fenced_before(directory: &Path) -> Result<Option<String>, CliError> {
-    let path = directory.join(FENCED);
-    match fs::read_to_string(&path) {
-        Ok(reason) => Ok(Some(reason.trim().to_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(at(&path)(error)),
-    }
-}
-
-/// Notes why this node is not the source any more. Without the note the archive says so again.
-pub(crate) fn remember_fence(directory: &Path, reason: &str) {
-    if let Err(error) = fs::write(directory.join(FENCED), format!("{reason}\n")) {
-        tracing::warn!(%error, "that another source has taken over is not noted down");
-    }
-}
-
-/// In a node's directory: why it is not the source any more.
-const FENCED: &str = "fenced";
 const ANSWER_MAX: Duration = Duration::from_secs(10);

@@ -2,11 +2,11 @@
 
 use std::{sync::PoisonError, time::Duration};
 
-use murphy_backup::{Boundary, ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
+use murphy_backup::{Boundary, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
 use murphy_fs::View;
 
 use super::{
-    Arc, Archive, CliError, Context, IndexSnapshot, Log, LogTime, Lsn, Mutex, NewBase, Position,
+    Arc, Archive, CliError, Context, IndexSnapshot, Log, LogTime, Lsn, Mutex, NewBase, NodeConfig, Position,
     SharedArchive, ShipHandle, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
 };
 
@@ -48,7 +48,7 @@ pub(super) async fn ship(
         cursor: Arc::new(cursor),
         clock: Arc::clone(&context.clock),
         limits: ShipLimits::default(),
-        lost: None,
+        lost: lost_packs(&context),
     };
     let (shipper, handle) = Shipper::new(parts);
     let snapshots = handle.clone();
@@ -58,6 +58,16 @@ pub(super) async fn ship(
         _end = shipper.run() => {}
         () = take_snapshots(&context, &archive, &snapshots) => {}
     }
+}
+
+/// What a promotion said may be gone.
+fn lost_packs(context: &Context) -> Option<LostPacks> {
+    // The file as it is now: the node may have been promoted after it was opened.
+    let config = NodeConfig::read(&context.directory);
+    let config =
+        config.inspect_err(|error| tracing::warn!(%error, "a lost pack would be waited for")).ok()?;
+    let promoted = config.promoted.filter(|promoted| promoted.data_lsn < promoted.metadata_lsn)?;
+    Some(LostPacks { after: Lsn::new(promoted.data_lsn), upto: Lsn::new(promoted.metadata_lsn) })
 }
 
 /// Takes snapshots for as long as the archive is shipped to: a first one if it has none to begin with, later ones when a replay would take

@@ -20,7 +20,8 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Make a mirror the source, after its source is gone\n\nPrints what the mirror holds and what would be lost, asks for the \
-                  volume's name, seals what could still acknowledge to the old source, and begins the next epoch. \
+                  volume's name, seals the archives and whoever could still acknowledge to the old source, and begins the \
+                  next epoch. \
                   Mounts stay and take writes. An old source that comes back stops.",
     after_help = "Example:\n  murphy promote /srv/home --dry-run"
 )]
@@ -34,8 +35,8 @@ pub(crate) struct PromoteArgs {
     /// The volume's name, instead of asking for it
     #[arg(long, value_name = "NAME")]
     confirm: Option<String>,
-    /// Give up a member that does not answer: what only it has acknowledged is lost
-    #[arg(long, value_name = "MEMBER")]
+    /// Give up a member, or an archive by its URL, that does not answer: what only it has acknowledged is lost
+    #[arg(long, value_name = "MEMBER|URL")]
     assume_lost: Vec<String>,
 }
 

@@ -12,9 +12,9 @@ use tokio::runtime::Runtime;
 
 use super::{format::parse_url, source::check_there};
 use crate::{
-    archives::open_store,
     error::{CliError, Code, failed},
     output::Output,
+    places::open_store,
     units::bytes_text,
 };
 

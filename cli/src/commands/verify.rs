@@ -6,10 +6,10 @@ use tokio::runtime::Runtime;
 
 use super::format::parse_url;
 use crate::{
-    archives::open_store,
     error::{CliError, Code, failed},
     node::random,
     output::Output,
+    places::open_store,
     progress::{Progress, ProgressLine},
 };
 

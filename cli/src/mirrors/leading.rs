@@ -38,17 +38,23 @@ impl Mirroring {
             snapshots: Arc::new(snapshots),
             heartbeat: HEARTBEAT,
         }));
-        if let Ack::Mirrors(wanted) = self.settings()?.ack {
-            let members = read_set(&self.directory)?;
-            let members = members.unwrap_or_default();
-            let board = Arc::clone(&self.services.board);
-            let acknowledger = Arc::new(MirrorAcknowledger::new(board, wanted as usize, members.clone()));
-            *lock(&self.acknowledger) = Some(Arc::clone(&acknowledger));
-            self.volume.acknowledge_with(Arc::clone(&acknowledger) as Arc<dyn Acknowledger>);
+        if lock(&self.acknowledger).is_none() {
+            self.acknowledge_by_mirrors()?;
         }
         self.watch_members();
         self.register();
         self.tell_predecessor();
+        Ok(())
+    }
+
+    /// Lets fsync wait for mirrors if that is set.
+    pub(super) fn acknowledge_by_mirrors(&self) -> Result<(), CliError> {
+        let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
+        let members = read_set(&self.directory)?.unwrap_or_default();
+        let board = Arc::clone(&self.services.board);
+        let acknowledger = Arc::new(MirrorAcknowledger::new(board, wanted as usize, members));
+        *lock(&self.acknowledger) = Some(Arc::clone(&acknowledger));
+        self.volume.acknowledge_with(acknowledger as Arc<dyn Acknowledger>);
         Ok(())
     }
 

@@ -2,25 +2,25 @@
 //!
 //! Invariants:
 //! - Nothing is changed by a plan. A source that is heard of is not replaced.
+//! - The next epoch is remembered before anybody promises it or any archive is sealed for it.
 //! - The epoch is claimed in the own log before the node's file says that it is the source: a process killed in between is a mirror that
 //!   takes nothing older, and may be promoted again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+mod acts;
+mod places;
 
-use futures::future::BoxFuture;
-use murphy_fs::MemberState;
-use murphy_log::{Epoch, EpochId, Log, NodeId, Position, State};
-use murphy_mirror::{
-    AckPolicy, MemberBook, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing, TakeOver,
-    compare, promote,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use murphy_backup::{LostPacks, Successor};
+use murphy_log::{Epoch, EpochId, Log};
+use murphy_mirror::{AckPolicy, PromotePlan, PromoteRequest, Replica, Standing, compare, promote};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::{
+    acts::Acts,
+    places::{GivenUp, Outlook, Places},
+};
 use super::{
     Mirroring,
     following::SILENCE,
@@ -29,9 +29,11 @@ use super::{
     replica::DiskReplica,
 };
 use crate::{
+    attempts,
     config::{Promoted, Role},
     error::{CliError, failed},
-    node::random,
+    node::{failure_domain, random},
+    places::local_url,
     settings::{Ack, Settings},
 };
 
@@ -40,14 +42,19 @@ use crate::{
 pub(crate) struct PromoteOrder {
     /// Only say what it would cost.
     pub(crate) dry_run: bool,
-    /// Members that are given up.
+    /// Members, and URLs of archives, that are given up.
     pub(crate) assume_lost: Vec<String>,
 }
 
 impl Mirroring {
-    /// Makes this mirror the source, or says what that would cost.
-    pub(crate) fn promote(self: &Arc<Mirroring>, order: &PromoteOrder) -> Result<Value, CliError> {
-        let name = self.settings()?.name;
+    /// Makes this mirror the source, or says what that would cost. `before_leading` is told what the volume waits for, right before
+    /// anybody can wait for it.
+    pub(crate) fn promote(
+        self: &Arc<Mirroring>,
+        order: &PromoteOrder,
+        before_leading: &dyn Fn(Ack) -> Result<(), CliError>,
+    ) -> Result<Value, CliError> {
+        let settings = self.settings()?;
         let replica = match &self.replica {
             Some(replica) if self.is_mirror() => Arc::clone(replica),
             _ => {
@@ -55,16 +62,14 @@ impl Mirroring {
                     .hint("murphy status shows what each node is"));
             }
         };
-        let request = self.request(&replica, order)?;
+        let given_up = GivenUp::parse(&order.assume_lost, &settings.archives)?;
         if order.dry_run {
-            let plan = self.plan(&request, &replica)?;
-            let note = self.ack_note()?;
-            return Ok(described(&plan, &name, self.hears_source(), (&request, note)));
+            return self.outlook(&replica, &settings, &given_up);
         }
         self.wait_for_silence()?;
         self.wait_for_bytes(&replica);
-        let acts =
-            Acts { mirroring: Arc::clone(self), replica: Arc::clone(&replica), request: request.clone() };
+        // A mirror that is not served shows only what it held when it was opened.
+        self.volume.follow().map_err(failed)?;
         let followed = lock(&self.followed).take();
         let was_following = followed.is_some();
         if let Some(followed) = followed {
@@ -72,38 +77,99 @@ impl Mirroring {
             lock(&self.heard).replace(heard);
             followed.stop(&self.runtime);
         }
-        let data = replica.data().borrow().get();
-        let plan = match self.runtime.block_on(promote(&request, &acts)) {
-            Ok(plan) => plan,
+        let taken = self.take_over(&replica, &settings, given_up);
+        let (plan, places, request) = match taken {
+            Ok(taken) => taken,
             Err(error) => {
                 if was_following {
                     self.follow_again()?;
                 }
-                return Err(failed(error));
+                return Err(error);
             }
         };
         let note = self.ack_note()?;
-        self.lead(&plan, data)?;
-        Ok(described(&plan, &name, false, (&request, note)))
+        let data = replica.data().borrow().get();
+        self.lead(&plan, data, &places, before_leading)?;
+        let outlooks = places.shared.iter().map(|archive| archive.url.clone()).collect::<Vec<_>>();
+        let mut said = described(&plan, &settings.name, false, (&request, note));
+        said["archives"] = json!(outlooks);
+        Ok(said)
     }
 
-    fn request(&self, replica: &DiskReplica, order: &PromoteOrder) -> Result<PromoteRequest, CliError> {
-        let mut assume_lost = BTreeSet::new();
-        for text in &order.assume_lost {
-            let node = text.parse::<NodeId>();
-            assume_lost.insert(node.map_err(|error| {
-                CliError::usage(format!("--assume-lost {text}: {error}"))
-                    .hint("murphy promote --dry-run names the members")
-            })?);
+    /// What it would cost, and what every archive has to do with it.
+    fn outlook(
+        &self,
+        replica: &DiskReplica,
+        settings: &Settings,
+        given_up: &GivenUp,
+    ) -> Result<Value, CliError> {
+        let attempts = attempts::load(&self.attempts_path())?;
+        let known: Vec<Epoch> = [self.known_epoch()].into_iter().chain(replica.promised()).collect();
+        let fresh = EpochId::from_bytes(random()?);
+        let request = self.request(Successor::next_epoch(&attempts, &known, fresh), given_up)?;
+        let successor = Successor { node: request.own, attempts, given_up: given_up.nodes.clone() };
+        let promoted = self.promoted(replica);
+        let look = Outlook::of(&promoted, &settings.archives, given_up, &successor);
+        let outlooks = self.runtime.block_on(look);
+        let plan = self.plan(&request, replica)?;
+        let mut said = described(&plan, &settings.name, self.hears_source(), (&request, self.ack_note()?));
+        let lines: Vec<String> = outlooks.iter().map(Outlook::line).collect();
+        said["text"] = json!([plan.to_string()].into_iter().chain(lines).collect::<Vec<_>>().join("\n"));
+        said["archives"] = json!(outlooks);
+        Ok(said)
+    }
+
+    /// Seals everybody and claims the next epoch, which is remembered first.
+    fn take_over(
+        self: &Arc<Mirroring>,
+        replica: &Arc<DiskReplica>,
+        settings: &Settings,
+        given_up: GivenUp,
+    ) -> Result<(PromotePlan, Arc<Places>, PromoteRequest), CliError> {
+        let promoted = self.promoted(replica);
+        let places = self.runtime.block_on(Places::open(&promoted, &settings.archives, &given_up))?;
+        let places = Arc::new(places);
+        let mut attempts = attempts::load(&self.attempts_path())?;
+        let known = [self.known_epoch()].into_iter().chain(replica.promised()).chain(places.epochs.clone());
+        let fresh = EpochId::from_bytes(random()?);
+        let next = Successor::next_epoch(&attempts, &known.collect::<Vec<_>>(), fresh);
+        if attempts.last() != Some(&next) {
+            attempts.push(next);
+            attempts::remember(&self.attempts_path(), &attempts)?;
         }
-        let known = self.known_epoch();
-        Ok(PromoteRequest {
-            own: self.identity.node(),
-            epoch_id: EpochId::from_bytes(random()?),
-            known_epoch: replica.promised().map_or(known, |promised| promised.max(known)),
-            policy: self.policy()?,
-            assume_lost,
-        })
+        let request = self.request(next, &given_up)?;
+        let acts = Acts {
+            mirroring: Arc::clone(self),
+            replica: Arc::clone(replica),
+            request: request.clone(),
+            places: Arc::clone(&places),
+            successor: Successor { node: request.own, attempts, given_up: given_up.nodes },
+        };
+        let plan = self.runtime.block_on(promote(&request, &acts)).map_err(failed)?;
+        Ok((plan, places, request))
+    }
+
+    /// This node as the archives meet it. Bytes that it lacks may be gone with the source.
+    fn promoted(&self, replica: &DiskReplica) -> places::Promoted {
+        let (after, upto) = (*replica.data().borrow(), self.log.durable().state().position.lsn);
+        places::Promoted {
+            config: self.config().clone(),
+            node: self.identity.node(),
+            log: Arc::clone(&self.log) as Arc<dyn Log>,
+            keys: self.keys.clone(),
+            blocks: Arc::clone(&self.blocks),
+            clock: Arc::clone(&self.clock),
+            lost: (after < upto).then_some(LostPacks { after, upto }),
+        }
+    }
+
+    fn attempts_path(&self) -> std::path::PathBuf {
+        self.directory.join(ATTEMPTS)
+    }
+
+    fn request(&self, next: Epoch, given_up: &GivenUp) -> Result<PromoteRequest, CliError> {
+        let (own, policy) = (self.identity.node(), self.policy()?);
+        Ok(PromoteRequest { own, next, policy, assume_lost: given_up.nodes.clone() })
     }
 
     fn policy(&self) -> Result<AckPolicy, CliError> {
@@ -162,12 +228,34 @@ impl Mirroring {
         Ok(())
     }
 
-    /// What becomes of `--ack mirror=W` when fewer than W mirrors are left: every fsync would fail until somebody joins.
+    /// What becomes of `--ack mirror=W` when fewer than W mirrors are left, and of `--ack archive` when no archive is left that may
+    /// acknowledge: every fsync would fail until somebody joins, or an archive is added.
     fn ack_note(&self) -> Result<Option<String>, CliError> {
         let left = self.mirrors().len();
-        Ok(waits_for_mirrors(&self.volume)?.filter(|wanted| left < *wanted).map(|wanted| {
-            format!("fsync waits         for this node only from then on (ack local): {left} of {wanted} mirrors are left")
-        }))
+        let settings = self.settings()?;
+        let why = match settings.ack {
+            Ack::Local => None,
+            Ack::Mirrors(wanted) => {
+                (left < wanted as usize).then(|| format!("{left} of {wanted} mirrors are left"))
+            }
+            Ack::Archive => {
+                let outside = self.has_archive_outside(&settings)?;
+                (!outside).then(|| "no full archive is outside this node's failure domain".to_owned())
+            }
+        };
+        let text = "fsync waits         for this node only from then on (ack local)";
+        Ok(why.map(|why| format!("{text}: {why}")))
+    }
+
+    fn has_archive_outside(&self, settings: &Settings) -> Result<bool, CliError> {
+        let config = self.config().clone();
+        let own = [failure_domain(&self.directory)?, config.blocks.failure_domain()];
+        for shared in settings.archives.iter().filter(|shared| !shared.log_only) {
+            if !own.contains(&local_url(&config, shared)?.failure_domain()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Lets the copier look at everything that has arrived. What only the lost source's store holds does not come any more.
@@ -187,8 +275,15 @@ impl Mirroring {
     }
 
     /// Becomes the source; the epoch has been claimed.
-    fn lead(self: &Arc<Mirroring>, plan: &PromotePlan, data_lsn: u64) -> Result<(), CliError> {
+    fn lead(
+        self: &Arc<Mirroring>,
+        plan: &PromotePlan,
+        data_lsn: u64,
+        places: &Places,
+        before_leading: &dyn Fn(Ack) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
         let data_lsn = data_lsn.max(plan.data_lsn.get()).min(plan.base.position.lsn.get());
+        let lacks_bytes = data_lsn < plan.base.position.lsn.get();
         self.change_config(|config| {
             let from = config.source.take();
             config.role = Role::Source;
@@ -199,18 +294,32 @@ impl Mirroring {
                 data_lsn,
                 from,
             });
+            let full = places.full.iter().filter(|_| lacks_bytes).map(|(url, _)| url.clone());
+            config.packs_from.extend(full);
         })?;
+        if lacks_bytes {
+            self.blocks.also(places.full.iter().map(|(_, packs)| Arc::clone(packs)).collect());
+        }
         // Every member of the set is sealed or given up: the new source begins with all of them.
         write_set(&self.directory, &self.mirrors())?;
+        let falls_back = self.ack_note()?.is_some();
+        if !falls_back {
+            // An fsync that comes right after must not be answered by this node alone.
+            self.acknowledge_by_mirrors()?;
+            before_leading(self.settings()?.ack)?;
+        }
         let _entered = self.runtime.enter();
         self.volume.lead(plan.epoch, None).map_err(failed)?;
-        if self.ack_note()?.is_some() {
+        if falls_back {
             let change = vec![Settings::set_ack(Ack::Local)];
             let changed = self.runtime.block_on(self.volume.change_settings(change).wait());
             changed
                 .map_err(|errno| CliError::new(format!("the setting ack cannot be changed: {errno:?}")))?;
         }
         tracing::warn!(epoch = plan.epoch.number, "this node is the source now");
+        if let Err(error) = std::fs::remove_file(self.attempts_path()) {
+            tracing::debug!(%error, "what was remembered of the promotion stays, and means nothing any more");
+        }
         self.begin_leading(plan.epoch)
     }
 }
@@ -238,92 +347,9 @@ fn described(
     })
 }
 
-/// The acts of a promotion on this node.
-struct Acts {
-    mirroring: Arc<Mirroring>,
-    replica: Arc<DiskReplica>,
-    request: PromoteRequest,
-}
-
-impl Acts {
-    fn standing(&self) -> Result<Standing, String> {
-        self.mirroring.standing(&self.replica).map_err(|error| error.to_string())
-    }
-}
-
-impl TakeOver for Acts {
-    fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
-        let replica = Arc::clone(&self.replica);
-        Box::pin(async move {
-            let promised = tokio::task::spawn_blocking(move || replica.promise(epoch)).await;
-            promised.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            self.standing()
-        })
-    }
-
-    fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
-        Box::pin(async move {
-            let row = self.mirroring.book.row(member).ok_or("it is no member")?;
-            let MemberState::Joined { public_key } = row.state else {
-                return Err("it is no member any more".to_owned());
-            };
-            if row.addresses.is_empty() {
-                return Err("nobody knows where it listens: serve it with --listen".to_owned());
-            }
-            let config = self.mirroring.config().clone();
-            let seal = Seal { volume: config.volume, branch: config.branch, epoch };
-            let key = PublicKey::from_bytes(public_key);
-            let sealed = self.mirroring.dialer.seal(&row.addresses, key, seal).await;
-            let sealed = sealed.map_err(|error| error.to_string())?;
-            Ok(sealed.state.map(|state| Standing {
-                state,
-                data_lsn: sealed.data_lsn,
-                heard_lsn: sealed.heard_lsn,
-            }))
-        })
-    }
-
-    fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
-        Box::pin(
-            async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) },
-        )
-    }
-
-    fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async move {
-            let (mirroring, log) = (&self.mirroring, Arc::clone(&self.mirroring.log));
-            // What this node holds may change who had to be sealed.
-            mirroring.shown(base).await?;
-            let policy = mirroring.policy().map_err(|error| error.to_string())?;
-            if policy != self.request.policy {
-                return Err("the members have changed meanwhile: try again".to_owned());
-            }
-            let claimed = tokio::task::spawn_blocking(move || log.claim(epoch)).await;
-            let state = claimed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-            if state != base {
-                return Err(format!("the log ends at {} instead of {}", state.position, base.position));
-            }
-            Ok(())
-        })
-    }
-}
-
-impl Mirroring {
-    /// Returns when the volume shows everything up to `base`.
-    async fn shown(&self, base: State) -> Result<(), String> {
-        for _ in 0..SHOWN_STEPS {
-            if self.volume.state().position.lsn >= base.position.lsn {
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Err("the tree does not catch up with the log".to_owned())
-    }
-}
-
+/// In the node's directory: the epochs that it has made up its mind to begin.
+const ATTEMPTS: &str = "promoting.json";
 const LOOK: Duration = Duration::from_millis(20);
-/// A minute in all.
-const SHOWN_STEPS: u32 = 3000;
 const BYTES_MAX: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(3);
 const ASK_MAX: Duration = Duration::from_secs(3);

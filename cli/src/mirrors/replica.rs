@@ -21,19 +21,19 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{SnapshotReader, verify_snapshot};
+use murphy_fs::verify_snapshot;
 use murphy_log::{
-    AppendError, BranchId, DiskLog, DiskOptions, DurableWatch, Epoch, EpochId, Files, Frame, Log, Lsn,
-    OsFiles, Position, State, VolumeKeys, rename_durably, replace_file,
+    AppendError, BranchId, DiskLog, DurableWatch, Epoch, EpochId, Files, Frame, Log, Lsn, OsFiles, Position,
+    State, VolumeKeys, rename_durably, replace_file,
 };
 use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, look_up};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    config::{KeptBranch, NodeConfig},
-    error::{CliError, at, failed},
-    node::{base_file, index_directory, log_directory, open_log},
+    config::NodeConfig,
+    error::{CliError, at},
+    node::{SEED_READY, keep_aside, log_directory, open_log, seed_file, settle},
 };
 
 /// A mirror's node on disk.
@@ -196,9 +196,8 @@ impl Replica for DiskReplica {
     }
 
     fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
-        let order = SetAside { kept: kept_branch(ancestor, tail) };
-        write_order(&self.directory, &order).map_err(|error| storage(&error))?;
-        let why = format!("its history differs from the source's: kept {}", order.kept);
+        let kept = keep_aside(&self.directory, ancestor, tail).map_err(|error| storage(&error))?;
+        let why = format!("its history differs from the source's: kept {kept}");
         self.restart.send_replace(Some(why));
         Ok(())
     }
@@ -240,7 +239,7 @@ impl SeedWriter for Seed {
         if header.state != self.state {
             return Err(bad(&format!("it holds {}", header.state.position)));
         }
-        let ready = seed_file(&self.directory, READY);
+        let ready = seed_file(&self.directory, SEED_READY);
         // The lock is not held meanwhile: whoever talks to the source asks for it often.
         let (held, in_use, config) = {
             let mut shared = lock(&self.shared);
@@ -252,8 +251,7 @@ impl SeedWriter for Seed {
         };
         if let Some(tail) = held {
             // Nobody could compare it with the source's history: it is kept.
-            let order = SetAside { kept: kept_branch(None, tail) };
-            write_order(&self.directory, &order).map_err(|error| storage(&error))?;
+            keep_aside(&self.directory, None, tail).map_err(|error| storage(&error))?;
         }
         rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
         if in_use {
@@ -265,75 +263,6 @@ impl SeedWriter for Seed {
         lock(&self.shared).log = Some(Arc::new(log));
         Ok(self.state)
     }
-}
-
-/// Finishes what an earlier process has begun: puts a log aside, puts a snapshot in place. The caller holds the node's lock, and its log is
-/// not open.
-pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
-    settle_aside(directory)?;
-    let (ready, base, log) = (seed_file(directory, READY), base_file(directory), log_directory(directory));
-    if ready.exists() {
-        // What was held has been put aside.
-        remove_tree(&log)?;
-        remove_tree(&index_directory(directory))?;
-        rename_durably(&OsFiles, &ready, &base).map_err(at(&base))?;
-    }
-    if base.exists() && !log.exists() {
-        let file = File::open(&base).map_err(at(&base))?;
-        let state = SnapshotReader::open(BufReader::new(file)).map_err(failed)?.header().state;
-        let new = directory.join(NEW_LOG);
-        remove_tree(&new)?;
-        drop(DiskLog::create(DiskOptions::new(&new, config.volume, config.branch), state).map_err(failed)?);
-        rename_durably(&OsFiles, &new, &log).map_err(at(&log))?;
-    }
-    Ok(())
-}
-
-fn settle_aside(directory: &Path) -> Result<(), CliError> {
-    let order = directory.join(SET_ASIDE);
-    let text = match fs::read(&order) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(at(&order)(error)),
-    };
-    let SetAside { kept } = serde_json::from_slice(&text)
-        .map_err(|error| CliError::new(format!("{}: {error}", order.display())))?;
-    let place = directory.join(&kept.place);
-    OsFiles.create_dir(&place).map_err(at(&place))?;
-    for held in [log_directory(directory), base_file(directory)] {
-        if let (true, Some(name)) = (held.exists(), held.file_name()) {
-            rename_durably(&OsFiles, &held, &place.join(name)).map_err(at(&held))?;
-        }
-    }
-    remove_tree(&index_directory(directory))?;
-    // The file as it is now: other steps may have written it since this process read it.
-    let mut config = NodeConfig::read(directory)?;
-    if !config.branches.contains(&kept) {
-        config.branches.push(kept);
-        config.write(directory)?;
-    }
-    // An order that came back after a power cut would put aside what has taken its place since.
-    fs::remove_file(&order).and_then(|()| OsFiles.sync_dir(directory)).map_err(at(&order))
-}
-
-/// What is to be put aside at the next start.
-#[derive(Serialize, Deserialize)]
-struct SetAside {
-    kept: KeptBranch,
-}
-
-fn kept_branch(ancestor: Option<Point>, tail: Position) -> KeptBranch {
-    KeptBranch {
-        epoch: tail.epoch.number,
-        after_lsn: ancestor.map_or(0, |point| point.lsn.get()),
-        last_lsn: tail.lsn.get(),
-        hash: tail.hash.to_string(),
-        place: format!("branches/{}-{}", tail.epoch.number, tail.lsn),
-    }
-}
-
-fn write_order(directory: &Path, order: &SetAside) -> io::Result<()> {
-    replace_file(&OsFiles, &directory.join(SET_ASIDE), &serde_json::to_vec(order)?)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -363,17 +292,6 @@ fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
     replace_file(&OsFiles, &directory.join(PROMISED), &serde_json::to_vec(&promise)?)
 }
 
-fn remove_tree(path: &Path) -> Result<(), CliError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn seed_file(directory: &Path, name: &str) -> PathBuf {
-    base_file(directory).with_file_name(name)
-}
-
 fn is_older(epoch: Epoch, promised: Epoch) -> bool {
     epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
 }
@@ -396,9 +314,6 @@ fn append_error(error: AppendError) -> ReplicaError {
 }
 
 const PARTIAL: &str = "seed.partial";
-const READY: &str = "seed.ready";
-const NEW_LOG: &str = "log.new";
-const SET_ASIDE: &str = "set-aside.json";
 const PROMISED: &str = "promised.json";
 const DURABLE_MAX: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 1 << 20;

@@ -3,35 +3,47 @@
 //! Invariants:
 //! - The others are never written to, and nothing is deleted there.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use murphy_fs::{BlockStore, BlockStoreError, PackName, StoredPack, WriterId};
 
-/// The store of a copy that was made without copying the packs.
+/// The store of a node, and others that may have what it lacks: archives, for a copy that was made without copying the packs, and for a
+/// mirror that became the source before it had every pack.
 #[derive(Debug)]
-pub(super) struct Layered {
+pub(crate) struct Layered {
     own: Arc<dyn BlockStore>,
-    others: Vec<Arc<dyn BlockStore>>,
+    others: RwLock<Vec<Arc<dyn BlockStore>>>,
 }
 
 impl Layered {
-    pub(super) fn new(own: Arc<dyn BlockStore>, others: Vec<Arc<dyn BlockStore>>) -> Layered {
-        Layered { own, others }
+    pub(crate) fn new(own: Arc<dyn BlockStore>, others: Vec<Arc<dyn BlockStore>>) -> Layered {
+        Layered { own, others: RwLock::new(others) }
+    }
+
+    /// Reads from these too, from now on.
+    pub(crate) fn also(&self, others: Vec<Arc<dyn BlockStore>>) {
+        // A list is whole after every operation on it.
+        self.others.write().unwrap_or_else(PoisonError::into_inner).extend(others);
     }
 
     /// Asks one store after the other. The error is that of the first that did not say that it has no such pack.
-    async fn first<'a, T, F>(&'a self, ask: F) -> Result<T, BlockStoreError>
+    async fn first<T, F, A>(&self, ask: F) -> Result<T, BlockStoreError>
     where
-        F: Fn(&'a dyn BlockStore) -> BoxFuture<'a, Result<T, BlockStoreError>>,
+        F: Fn(Arc<dyn BlockStore>) -> A + Send,
+        A: Future<Output = Result<T, BlockStoreError>> + Send,
     {
-        let mut failed = match ask(&*self.own).await {
+        let mut failed = match ask(Arc::clone(&self.own)).await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        for other in &self.others {
-            match ask(&**other).await {
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for other in others {
+            match ask(other).await {
                 Ok(found) => return Ok(found),
                 Err(error) if matches!(failed, BlockStoreError::NotFound { .. }) => failed = error,
                 Err(_) => {}
@@ -51,15 +63,18 @@ impl BlockStore for Layered {
     }
 
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        Box::pin(self.first(move |store| store.get_range(name, range.clone())))
+        Box::pin(self.first(move |store| {
+            let range = range.clone();
+            async move { store.get_range(name, range).await }
+        }))
     }
 
     fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        Box::pin(self.first(move |store| store.get(name)))
+        Box::pin(self.first(move |store| async move { store.get(name).await }))
     }
 
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        Box::pin(self.first(move |store| store.size(name)))
+        Box::pin(self.first(move |store| async move { store.size(name).await }))
     }
 
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {

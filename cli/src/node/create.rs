@@ -16,9 +16,9 @@ use tokio::runtime::Handle;
 
 use super::{Node, NodeOptions, index::origin, lock, log_directory, open};
 use crate::{
-    archives::create_archive,
     config::{FORMAT, MountDefaults, NodeConfig, Role},
     error::{CliError, at, failed},
+    places::create_archive,
     settings::{Settings, shared_form},
 };
 

@@ -13,12 +13,11 @@ use murphy_log::{
 use murphy_mirror::{FallbackStore, Identity, RemotePacks};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, blocks::Layered, index::open_index, log_directory};
+use super::{Node, NodeOptions, blocks::Layered, index::open_index, log_directory, settle::settle};
 use crate::{
-    archives::known_durable,
+    archive_notes::known_durable,
     config::{NodeConfig, Role},
     error::{CliError, failed},
-    mirrors,
     settings::SYNC,
     units::{parse_bytes, parse_duration},
 };
@@ -31,7 +30,7 @@ pub(super) fn open(
     runtime: &Handle,
 ) -> Result<Node, CliError> {
     if config.role == Role::Mirror {
-        mirrors::settle(directory, &config)?;
+        settle(directory, &config)?;
         if !log_directory(directory).exists() {
             return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
                 .hint("murphy serve or murphy mount lets its source seed it"));
@@ -71,8 +70,8 @@ pub(super) fn assemble_above(
     let volume_options = volume_options(&config, options, &*index)?;
     let cache = open_cache(directory, &config, options)?;
     let readable = match packs {
-        Some(packs) => Arc::new(FallbackStore::new(Arc::clone(&blocks), packs)) as Arc<dyn BlockStore>,
-        None => Arc::clone(&blocks),
+        Some(packs) => Arc::new(FallbackStore::new(blocks.clone(), packs)) as Arc<dyn BlockStore>,
+        None => blocks.clone(),
     };
     let fetcher = PackFetcher::new(vec![readable], CellCache::default(), cache);
     let parts = VolumeParts {
@@ -82,7 +81,7 @@ pub(super) fn assemble_above(
         last_time,
         keys: keys.clone(),
         clock,
-        blocks: Arc::clone(&blocks),
+        blocks: blocks.clone(),
         fetcher,
         runtime: runtime.clone(),
         options: volume_options,
@@ -150,7 +149,7 @@ fn last_time(log: &DiskLog, state: &State) -> Result<Option<LogTime>, CliError> 
 
 /// Opens the block store. A directory that is not there is refused: it may be a disk that is not mounted, and what is written in its place
 /// would be on another one. A cloud that does not answer is no reason not to start.
-fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<dyn BlockStore>, CliError> {
+fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<Layered>, CliError> {
     let url = &config.blocks;
     if let Some(directory) = url.directory() {
         if !directory.is_dir() {
@@ -161,9 +160,6 @@ fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<dyn BlockSto
         runtime.block_on(check_prefix(&opened, config.volume)).map_err(failed)?;
     }
     let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(url).map_err(failed)?);
-    if config.packs_from.is_empty() {
-        return Ok(own);
-    }
     let others = config.packs_from.iter().map(|url| {
         let store = ObjectBlockStore::open(url).map_err(failed)?;
         Ok(Arc::new(store) as Arc<dyn BlockStore>)

@@ -12,10 +12,11 @@ use tokio::runtime::Handle;
 
 use super::tasks;
 use crate::{
-    archives::{self, Archives, acknowledge_as_set, check_fences, remember_fence},
+    archive_notes::remember_fence,
+    archives::{self, Archives, acknowledge_as_set, check_fences},
     control::{Handler, MountRequest, Replies, Request},
     error::{CliError, failed},
-    mirrors::Mirroring,
+    mirrors::{Mirroring, PromoteOrder},
     node::Node,
     progress::Progress,
     settings::Settings,
@@ -70,12 +71,10 @@ impl Host {
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
         if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
-            let outside =
-                vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()];
             for shared in settings.archives {
                 archives.start(shared)?;
             }
-            acknowledge_as_set(&node.volume, settings.ack, &archives, outside);
+            acknowledge_as_set(&node.volume, settings.ack, &archives, outside(&node)?);
         }
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts: Mutex::default(), options })
     }
@@ -170,6 +169,24 @@ impl Host {
             .hint("the process that serves the node has logged what failed")
     }
 
+    /// Makes a mirror the source; it ships to its archives from then on.
+    fn promote(&self, order: &PromoteOrder) -> Result<Value, CliError> {
+        let outside = outside(&self.node)?;
+        let answer = self.mirroring.promote(order, &|ack| {
+            acknowledge_as_set(self.volume(), ack, &self.archives, outside.clone());
+            Ok(())
+        })?;
+        if self.ships() && !order.dry_run {
+            for shared in Settings::of(self.volume())?.archives {
+                if let Err(error) = self.archives.start(shared.clone()) {
+                    // The node is the source all the same.
+                    tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
+                }
+            }
+        }
+        Ok(answer)
+    }
+
     fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
         let mount = self.mounts().iter().find(|mount| mount.path() == path).cloned();
         let Some(mount) = mount else {
@@ -223,13 +240,18 @@ impl Handler for Host {
                 let token = self.mirroring.invite(role, &addresses, Duration::from_secs(expires_secs))?;
                 Ok(serde_json::json!({ "token": token }))
             }
-            Request::Promote(order) => self.mirroring.promote(&order),
+            Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),
             Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
             Request::ArchiveRemove { url } => tasks::remove_archive(self, &url),
             Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
         }
     }
+}
+
+/// The failure domains that an archive must be outside of to acknowledge.
+fn outside(node: &Node) -> Result<Vec<String>, CliError> {
+    Ok(vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()])
 }
 
 const LOOK: Duration = Duration::from_millis(50);

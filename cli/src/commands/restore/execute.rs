@@ -12,7 +12,7 @@ use std::{
 
 use murphy_backup::{
     Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestoreError, RestorePlan,
-    RestoreProgress, restore_packs, restore_tree, take_over,
+    RestoreProgress, Successor, restore_packs, restore_tree, take_over_at,
 };
 use murphy_fs::{
     BlockStore, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin, StoreUrl, adopt_prefix,
@@ -221,7 +221,8 @@ impl Restore {
                 ArchiveFence::new(archive.clone(), node, Arc::clone(&clock) as Arc<dyn Clock>, None)
             })
             .collect();
-        let taken = take_over(&fences, state.position, next, as_of, clock.wall()).await;
+        let successor = Successor { node, attempts: vec![next], given_up: BTreeSet::new() };
+        let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
         taken.map_err(|error| failed(error).hint("nothing was changed; the old source may still be alive"))
     }
 }

@@ -1,0 +1,65 @@
+//! The epochs that a node has made up its mind to begin, remembered before the first seal names one: a process that was killed while it took
+//! over finds its own seals again.
+//!
+//! Invariants:
+//! - An epoch is on the disk before any archive hears of it.
+
+use std::{fs, io, path::Path};
+
+use murphy_log::{Epoch, EpochId, OsFiles, replace_file};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CliError, at, failed};
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Attempt {
+    number: u32,
+    id: String,
+}
+
+/// The epochs in the file at `path`, oldest first; none if there is no file.
+pub(crate) fn load(path: &Path) -> Result<Vec<Epoch>, CliError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at(path)(error)),
+    };
+    let damaged = |error: &dyn std::fmt::Display| {
+        CliError::new(format!("{} is damaged: {error}", path.display()))
+            .hint("it names the epochs that this node may have sealed archives for; restore it from a copy")
+    };
+    let attempts: Vec<Attempt> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    let epoch = |attempt: Attempt| {
+        let id: EpochId = attempt.id.parse().map_err(|error| damaged(&error))?;
+        Ok(Epoch { number: attempt.number, id })
+    };
+    attempts.into_iter().map(epoch).collect()
+}
+
+/// Remembers `epochs` in the file at `path`; durable when it returns.
+pub(crate) fn remember(path: &Path, epochs: &[Epoch]) -> Result<(), CliError> {
+    let attempt = |epoch: &Epoch| Attempt { number: epoch.number, id: epoch.id.to_string() };
+    let attempts: Vec<Attempt> = epochs.iter().map(attempt).collect();
+    replace_file(&OsFiles, path, &serde_json::to_vec(&attempts).map_err(failed)?).map_err(at(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_remembered_is_known_and_damage_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("promoting.json");
+        assert_eq!(load(&path), Ok(Vec::new()));
+        let epochs: Vec<Epoch> =
+            (2..4).map(|number| Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }).collect();
+        remember(&path, &epochs).unwrap();
+        assert_eq!(load(&path), Ok(epochs));
+        for text in ["", "[{\"number\":2}]", "[{\"number\":2,\"id\":\"x\"}]"] {
+            fs::write(&path, text).unwrap();
+            assert!(load(&path).unwrap_err().to_string().contains("promoting.json is damaged"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What an earlier process has begun with a mirror's directory, and the next start finishes: a log that is put aside, a snapshot that is put
+//! in place.
+//!
+//! Invariants:
+//! - A process that is killed between any two steps leaves a directory that [`settle`] finishes.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader},
+    path::{Path, PathBuf},
+};
+
+use murphy_fs::SnapshotReader;
+use murphy_log::{DiskLog, DiskOptions, Files, OsFiles, Position, rename_durably, replace_file};
+use murphy_mirror::Point;
+use serde::{Deserialize, Serialize};
+
+use super::{base_file, index_directory, log_directory};
+use crate::{
+    config::{KeptBranch, NodeConfig},
+    error::{CliError, at, failed},
+};
+
+/// Finishes what an earlier process has begun: puts a log aside, puts a snapshot in place. The caller holds the node's lock, and its log is
+/// not open.
+pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
+    settle_aside(directory)?;
+    let (ready, base, log) =
+        (seed_file(directory, SEED_READY), base_file(directory), log_directory(directory));
+    if ready.exists() {
+        // What was held has been put aside.
+        remove_tree(&log)?;
+        remove_tree(&index_directory(directory))?;
+        rename_durably(&OsFiles, &ready, &base).map_err(at(&base))?;
+    }
+    if base.exists() && !log.exists() {
+        let file = File::open(&base).map_err(at(&base))?;
+        let state = SnapshotReader::open(BufReader::new(file)).map_err(failed)?.header().state;
+        let new = directory.join(NEW_LOG);
+        remove_tree(&new)?;
+        drop(DiskLog::create(DiskOptions::new(&new, config.volume, config.branch), state).map_err(failed)?);
+        rename_durably(&OsFiles, &new, &log).map_err(at(&log))?;
+    }
+    Ok(())
+}
+
+fn settle_aside(directory: &Path) -> Result<(), CliError> {
+    let order = directory.join(SET_ASIDE);
+    let text = match fs::read(&order) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(&order)(error)),
+    };
+    let SetAside { kept } = serde_json::from_slice(&text)
+        .map_err(|error| CliError::new(format!("{}: {error}", order.display())))?;
+    let place = directory.join(&kept.place);
+    OsFiles.create_dir(&place).map_err(at(&place))?;
+    for held in [log_directory(directory), base_file(directory)] {
+        if let (true, Some(name)) = (held.exists(), held.file_name()) {
+            rename_durably(&OsFiles, &held, &place.join(name)).map_err(at(&held))?;
+        }
+    }
+    remove_tree(&index_directory(directory))?;
+    // The file as it is now: other steps may have written it since this process read it.
+    let mut config = NodeConfig::read(directory)?;
+    if !config.branches.contains(&kept) {
+        config.branches.push(kept);
+        config.write(directory)?;
+    }
+    // An order that came back after a power cut would put aside what has taken its place since.
+    fs::remove_file(&order).and_then(|()| OsFiles.sync_dir(directory)).map_err(at(&order))
+}
+
+/// What is to be put aside at the next start.
+#[derive(Serialize, Deserialize)]
+struct SetAside {
+    kept: KeptBranch,
+}
+
+/// Orders that the log up to `tail`, with its base, is put aside at the next start; durable when it returns. `ancestor` is the last entry
+/// that it has in common with the volume, if that is known.
+pub(crate) fn keep_aside(
+    directory: &Path,
+    ancestor: Option<Point>,
+    tail: Position,
+) -> io::Result<KeptBranch> {
+    let kept = kept_branch(ancestor, tail);
+    let order = SetAside { kept: kept.clone() };
+    replace_file(&OsFiles, &directory.join(SET_ASIDE), &serde_json::to_vec(&order)?)?;
+    Ok(kept)
+}
+
+fn kept_branch(ancestor: Option<Point>, tail: Position) -> KeptBranch {
+    KeptBranch {
+        epoch: tail.epoch.number,
+        after_lsn: ancestor.map_or(0, |point| point.lsn.get()),
+        last_lsn: tail.lsn.get(),
+        hash: tail.hash.to_string(),
+        place: format!("branches/{}-{}", tail.epoch.number, tail.lsn),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), CliError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Where a snapshot is while it arrives, or waits to be put in place.
+pub(crate) fn seed_file(directory: &Path, name: &str) -> PathBuf {
+    base_file(directory).with_file_name(name)
+}
+
+/// A snapshot that is complete and verified.
+pub(crate) const SEED_READY: &str = "seed.ready";
+const NEW_LOG: &str = "log.new";
+const SET_ASIDE: &str = "set-aside.json";

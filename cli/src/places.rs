@@ -1,0 +1,75 @@
+//! Archives as places: by which URL a node reaches them, and opening and making them.
+//!
+//! Invariants:
+//! - An archive is opened only for the branch that the node is of.
+
+use murphy_backup::{Archive, ArchiveKind, ArchiveStore, Descriptor, Lineage, OpenArchiveError};
+use murphy_fs::StoreUrl;
+use murphy_log::{LogTime, Position};
+
+use crate::{
+    config::NodeConfig,
+    error::{CliError, failed},
+    settings::{SharedArchive, shared_form},
+};
+
+/// The URL by which this node reaches an archive: credentials are a local matter.
+pub(crate) fn local_url(config: &NodeConfig, shared: &SharedArchive) -> Result<StoreUrl, CliError> {
+    let own = config.archives.iter().find(|url| shared_form(url) == shared.url);
+    match own {
+        Some(url) => Ok(url.clone()),
+        None => shared.url.parse().map_err(|error| failed(format!("archive {}: {error}", shared.url))),
+    }
+}
+
+/// Makes the archive at `url`, which begins after `base`.
+pub(crate) async fn create_archive(
+    config: &NodeConfig,
+    url: &StoreUrl,
+    log_only: bool,
+    base: Position,
+    now: LogTime,
+) -> Result<Archive, CliError> {
+    let descriptor = Descriptor {
+        lineage: Lineage { volume: config.volume, branch: config.branch },
+        name: config.name.clone(),
+        kind: if log_only { ArchiveKind::Log } else { ArchiveKind::Full },
+        failure_domain: url.failure_domain().to_string(),
+        created: now,
+        base,
+    };
+    let archive = Archive::create(open_store(url)?, descriptor).await.map_err(failed)?;
+    let kind = if log_only { ArchiveKind::Log } else { ArchiveKind::Full };
+    if archive.descriptor().kind != kind {
+        return Err(CliError::new(format!("{url} is an archive of the other kind already")));
+    }
+    Ok(archive)
+}
+
+/// The store of an archive.
+pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
+    let opened = url.open().map_err(failed)?;
+    Ok(ArchiveStore::new(opened.store, opened.prefix, &shared_form(url)))
+}
+
+/// Opens the archive at `url`, which must be one of this volume's branch.
+pub(crate) async fn open_archive(config: &NodeConfig, url: &StoreUrl) -> Result<Archive, ArchiveNotOpen> {
+    // Opening a file store makes its directory, and an empty archive in place of a disk that is not mounted is none.
+    if url.directory().is_some_and(|directory| !directory.is_dir()) {
+        return Err(ArchiveNotOpen::Store(format!("{url} is not there")));
+    }
+    let store = open_store(url).map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
+    let lineage = Lineage { volume: config.volume, branch: config.branch };
+    Ok(Archive::open_for(store, lineage).await?)
+}
+
+/// Why an archive cannot be used for now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArchiveNotOpen {
+    /// Its store cannot be opened.
+    #[error("{0}")]
+    Store(String),
+    /// It is not the archive that it should be, or does not answer.
+    #[error(transparent)]
+    Archive(#[from] OpenArchiveError),
+}
