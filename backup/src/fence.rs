@@ -100,7 +100,7 @@ impl ArchiveFence {
         let read = read_slot(&self.archive, &name).await;
         let slot = read.map_err(|error| self.unavailable(error.to_string()))?;
         let keys = self.archive.keys().clone();
-        let frames = tokio::task::spawn_blocking(move || slot.verify_alone(&keys)).await;
+        let frames = murphy_log::spawn_blocking(move || slot.verify_alone(&keys)).await;
         let frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let frames = frames.map_err(|error| self.unavailable(format!("{name} is damaged: {error}")))?;
         let behind: Vec<Frame> = frames.into_iter().filter(|frame| frame.last() > after.lsn).collect();
