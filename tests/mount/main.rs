@@ -7,6 +7,7 @@ mod archives;
 mod bad_input;
 mod cli;
 mod crash;
+mod dumps;
 mod mirror_cache;
 mod mirrors;
 mod moments;

@@ -3,11 +3,13 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Command, Stdio},
 };
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, wait_until};
+use murphy_fs::{FjallIndex, FjallOptions, Index, Ino, InodeRow, RowKey};
+use murphy_tests::{PATIENCE, Scratch, can_mount, wait_for_ok, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -308,3 +310,55 @@ fn a_subscriber_hears_of_every_entry() {
 
 /// `heard-of`, as a row holds it.
 const HEARD_OF: &str = "68656172642d6f66";
+
+/// Changes the mode of an inode in the index of a node that nobody serves, and nothing else: a tree that is sound, and another.
+fn change_a_row(index: &Path, ino: Ino) {
+    // A process that has just ended gives its locks back one after the other.
+    let open = || FjallIndex::open(index, FjallOptions::default());
+    let index = wait_for_ok("the index", PATIENCE, open);
+    let snapshot = index.snapshot();
+    let state = snapshot.state().unwrap();
+    let mut row = InodeRow::decode(&snapshot.get(&RowKey::inode(ino)).unwrap().unwrap()).unwrap();
+    row.mode ^= 0o7;
+    index.ingest(&mut std::iter::once((RowKey::inode(ino), Some(row.encode()))), &state).unwrap();
+    index.sync().unwrap();
+}
+
+/// A mirror that shows another tree than its source, and says nothing, is worse than none.
+#[test]
+fn a_row_that_changed_behind_a_mirrors_back_is_found_by_its_digest() {
+    if !can_mount("a_row_that_changed_behind_a_mirrors_back_is_found_by_its_digest") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
+    sow(&ma);
+    pair.settle();
+    let small = fs::metadata(ma.join("small")).unwrap();
+    pair.scratch.run(["fsck", "b"]).expect_code(0);
+    pair.scratch.run(["umount", "mb"]).expect_code(0);
+    change_a_row(&pair.scratch.path("b/index"), Ino::new(small.ino()));
+    let assert_found = || {
+        let found = pair.scratch.run(["fsck", "b", "--json"]).expect_code(3).stdout();
+        let digest = pair.status("a")["digest"].as_str().unwrap().to_owned();
+        let lines: Vec<Value> = found.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [finding, summary] = &lines[..] else { panic!("{found}") };
+        let text = finding["finding"].as_str().unwrap();
+        assert!(text.contains("index") && text.contains("digest") && text.contains(&digest), "{text}");
+        assert_eq!(summary["findings"], 1, "{found}");
+    };
+    assert_found();
+    // The process that shows it finds it too, while it follows.
+    pair.mount("b", "127.0.0.1:0");
+    assert_ne!(fs::metadata(mb.join("small")).unwrap().mode(), small.mode());
+    pair.settle();
+    assert_found();
+    pair.scratch.run(["fsck", "a"]).expect_code(0);
+    // The index is derived: without it the tree is the source's again.
+    pair.scratch.run(["umount", "mb"]).expect_code(0);
+    fs::remove_dir_all(pair.scratch.path("b/index")).unwrap();
+    pair.mount("b", "127.0.0.1:0");
+    pair.settle();
+    pair.scratch.run(["fsck", "b"]).expect_code(0);
+    assert_eq!(fs::metadata(mb.join("small")).unwrap().mode(), small.mode());
+}

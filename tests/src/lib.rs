@@ -5,6 +5,7 @@
 
 mod compare;
 mod driver;
+mod dump_file;
 mod history;
 mod ledger;
 mod ops;
@@ -16,6 +17,7 @@ mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
+pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};
 pub use ledger::{Found, Ledger};
 pub use ops::{

@@ -10,7 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_fs::{OpenedStore, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix, remove_object};
+use murphy_fs::{
+    MemberRow, OpenedStore, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix, remove_object,
+};
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
@@ -134,9 +136,30 @@ pub(crate) fn begin_copy(
         changed.map_err(|errno| {
             CliError::new(format!("the settings of the copy cannot be written: {errno:?}"))
         })?;
+        forget_members(&node, runtime)?;
     }
     close(&node, runtime)?;
     Ok(node)
+}
+
+/// Whoever follows the source, or was invited to, has no part in a copy of it.
+fn forget_members(node: &Node, runtime: &Handle) -> Result<(), CliError> {
+    let members = node.volume.members().map_err(failed)?;
+    for some in members.chunks(MEMBERS_AT_ONCE) {
+        let gone: Vec<_> = some.iter().map(|(member, _)| (*member, None)).collect();
+        let Some((first, _)) = gone.first().cloned() else { continue };
+        let change = move |_: Option<&MemberRow>, _| Ok::<_, std::convert::Infallible>(gone.clone());
+        let changed = runtime.block_on(node.volume.change_members(first, change).wait());
+        match changed {
+            Ok(Ok(())) => {}
+            Ok(Err(never)) => match never {},
+            Err(errno) => {
+                let text = format!("the members of the source cannot be removed from the copy: {errno:?}");
+                return Err(CliError::new(text));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A directory that becomes `target` when it is complete, and is removed when it is not.
@@ -201,6 +224,8 @@ fn check_unused(target: &Path) -> Result<(), CliError> {
     }
 }
 
+/// Members that one entry forgets; an entry has room for several times as many.
+const MEMBERS_AT_ONCE: usize = 1000;
 /// What makes a prefix an archive.
 const ARCHIVE_DESCRIPTOR: &str = "murphy.json";
 
