@@ -11,6 +11,7 @@ mod pair;
 mod program;
 mod random;
 mod reference;
+mod simulation;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
@@ -23,3 +24,4 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
+pub use simulation::{Canary, Outcome, simulate};
