@@ -14,6 +14,7 @@ mod program;
 mod random;
 mod reference;
 mod wait;
+mod simulation;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
@@ -29,3 +30,4 @@ pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};
+pub use simulation::{Canary, Outcome, simulate};

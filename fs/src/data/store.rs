@@ -4,7 +4,7 @@
 //! - A put that returned is durable, and the object under that name has exactly those bytes.
 //! - A name never changes its content: the same bytes again are accepted, other bytes are refused, loudly.
 //! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
-//! - No answer larger than a pack is read into memory.
+//! - No answer larger than a pack is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
@@ -72,6 +72,8 @@ pub struct ObjectBlockStore {
     prefix: Path,
     label: String,
     settle: Settle,
+    /// No request waits longer.
+    patience: Duration,
 }
 
 /// What proves that an object which could be read back is durable.
@@ -95,7 +97,7 @@ impl ObjectBlockStore {
     /// The packs below `prefix` of `store`, which is not a file system: see [`ObjectBlockStore::open`]. `label` stands in
     /// messages.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: String) -> ObjectBlockStore {
-        ObjectBlockStore { store, prefix, label, settle: Settle::Read }
+        ObjectBlockStore { store, prefix, label, settle: Settle::Read, patience: REQUEST_TIMEOUT }
     }
 
     /// A store that dies with the process.
@@ -115,10 +117,9 @@ impl ObjectBlockStore {
         let path = self.path(name);
         let mut attempt = 1;
         loop {
-            let put =
-                self.store.put_opts(&path, bytes.clone().into(), PutOptions::from(PutMode::Create)).await;
+            let options = PutOptions::from(PutMode::Create);
+            let put = self.timed(name, self.store.put_opts(&path, bytes.clone().into(), options)).await;
             let Err(error) = put else { return Ok(()) };
-            let error = self.convert(name, error);
             match error {
                 // Ambiguous: our own first attempt may have arrived, or none, or the bytes of somebody else.
                 BlockStoreError::Unavailable { .. } => {}
@@ -146,16 +147,16 @@ impl ObjectBlockStore {
         match self.settle {
             Settle::Read => Ok(()),
             Settle::Rewrite => {
-                let rewritten =
-                    self.store.put_opts(&self.path(name), bytes.into(), PutMode::Overwrite.into()).await;
-                rewritten.map(drop).map_err(|error| self.convert(name, error))
+                let path = self.path(name);
+                let rewriting = self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into());
+                self.timed(name, rewriting).await.map(drop)
             }
         }
     }
 
     async fn read(&self, name: PackName, range: Option<Range<u64>>) -> Result<Bytes, BlockStoreError> {
         let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-        let result = match self.store.get_opts(&self.path(name), options).await {
+        let result = match self.timed(name, self.store.get_opts(&self.path(name), options)).await {
             Ok(result) => result,
             Err(error) => return Err(self.explain(name, range, error).await),
         };
@@ -164,7 +165,7 @@ impl ObjectBlockStore {
         if found != expected || found > MAX_PACK_STORED as u64 {
             return Err(self.damaged(name, expected.min(MAX_PACK_STORED as u64), found));
         }
-        let bytes = result.bytes().await.map_err(|error| self.convert(name, error))?;
+        let bytes = self.timed(name, result.bytes()).await?;
         if bytes.len() as u64 != expected {
             return Err(self.damaged(name, expected, bytes.len() as u64));
         }
@@ -177,9 +178,8 @@ impl ObjectBlockStore {
         &self,
         name: PackName,
         range: Option<Range<u64>>,
-        error: ObjectError,
+        error: BlockStoreError,
     ) -> BlockStoreError {
-        let error = self.convert(name, error);
         match (&error, range) {
             (BlockStoreError::Unavailable { .. }, Some(range)) => match self.size(name).await {
                 Ok(size) if size < range.end => self.damaged(name, range.end, size),
@@ -193,8 +193,22 @@ impl ObjectBlockStore {
         BlockStoreError::Damaged { object: self.object(name), expected, found }
     }
 
-    fn convert(&self, name: PackName, error: ObjectError) -> BlockStoreError {
-        BlockStoreError::from_object_store(self.object(name), error)
+    /// The answer, or that there is none: whoever waits for a store has something else to do.
+    async fn timed<T>(
+        &self,
+        name: PackName,
+        request: impl Future<Output = Result<T, ObjectError>>,
+    ) -> Result<T, BlockStoreError> {
+        match tokio::time::timeout(self.patience, request).await {
+            Ok(answer) => {
+                answer.map_err(|error| BlockStoreError::from_object_store(self.object(name), error))
+            }
+            Err(late) => Err(BlockStoreError::Unavailable {
+                object: self.object(name),
+                retryable: true,
+                source: Arc::new(late),
+            }),
+        }
     }
 }
 
@@ -217,16 +231,17 @@ impl BlockStore for ObjectBlockStore {
 
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
         Box::pin(async move {
-            let meta = self.store.head(&self.path(name)).await;
-            meta.map(|meta| meta.size).map_err(|error| self.convert(name, error))
+            let path = self.path(name);
+            self.timed(name, self.store.head(&path)).await.map(|meta| meta.size)
         })
     }
 
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
         Box::pin(async move {
-            match self.store.delete(&self.path(name)).await {
-                Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
-                Err(error) => Err(self.convert(name, error)),
+            let path = self.path(name);
+            match self.timed(name, self.store.delete(&path)).await {
+                Ok(()) | Err(BlockStoreError::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
             }
         })
     }
@@ -347,6 +362,9 @@ pub enum Refusal {
     #[error("the store cannot do it: {0}")]
     Unsupported(String),
 }
+
+/// No request waits longer; the clients of clouds have made their own retries by then.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a put is tried whose object turns out not to be there.
 const PUT_ATTEMPTS: u32 = 3;

@@ -31,6 +31,8 @@ enum PutFault {
     Unsupported,
     /// The store takes conditional puts and overwrites.
     Overwrites,
+    /// Nobody ever answers, gets neither.
+    NoAnswer,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl ObjectStore for FaultyPuts {
             }
             let path = at.to_string();
             Err(match self.fault {
+                PutFault::NoAnswer => std::future::pending().await,
                 PutFault::AnswerLost => {
                     self.inner.put_opts(at, bytes, options).await?;
                     ObjectError::Generic { store: "test", source: "time-out".into() }
@@ -115,7 +118,10 @@ impl ObjectStore for FaultyPuts {
         'l: 'a,
         Self: 'a,
     {
-        self.inner.get_opts(at, options)
+        match self.fault {
+            PutFault::NoAnswer => Box::pin(std::future::pending()),
+            _ => self.inner.get_opts(at, options),
+        }
     }
 
     fn delete_stream(
@@ -289,4 +295,16 @@ async fn a_listing_has_the_packs_of_the_prefix_and_nothing_else() {
     all.sort();
     assert_eq!(all, [(name(1), 4), (name(2), 4), (other, 4)]);
     assert_eq!(list(Some(other.writer)).await.unwrap(), [(other, 4)]);
+}
+
+/// The fear: a store that never answers holds up a shipper, a copier or a reader for ever, and everything behind it.
+#[tokio::test]
+async fn a_store_that_never_answers_is_given_up() {
+    let (_, store) = faulty(PutFault::NoAnswer, u32::MAX);
+    let store = ObjectBlockStore { patience: Duration::from_millis(20), ..store };
+    let unanswered = |error: BlockStoreError| matches!(error, BlockStoreError::Unavailable { .. });
+    assert!(unanswered(store.put(name(1), Bytes::from_static(b"pack")).await.unwrap_err()));
+    assert!(unanswered(store.get(name(1)).await.unwrap_err()));
+    assert!(unanswered(store.get_range(name(1), 0..1).await.unwrap_err()));
+    assert!(unanswered(store.size(name(1)).await.unwrap_err()));
 }

@@ -1,0 +1,187 @@
+//! Simulated disasters: `cargo run -p murphy-tests --bin simulate -- --seeds N [--first-seed S] [--canary NAME]`.
+//!
+//! Each seed is simulated in a process of its own, so that one seed is one exact schedule, and so that one that hangs or aborts is no more
+//! than a finding.
+
+use std::{
+    io::Write,
+    process::{Command, ExitCode, Stdio},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+};
+
+use murphy_log::{Clock, SystemClock};
+use murphy_tests::{Canary, Outcome, simulate};
+use parking_lot::Mutex;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match Order::parse(&arguments) {
+        Ok(order) => order.run(),
+        Err(error) => {
+            say(&format!("Error: {error}\n{USAGE}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+struct Order {
+    seeds: u64,
+    first: u64,
+    canary: Option<Canary>,
+    jobs: u64,
+    /// Prints every line of the only seed.
+    print: bool,
+    /// Simulates the first seed here, and prints what came of it for the process that asked.
+    here: bool,
+}
+
+impl Order {
+    fn parse(arguments: &[String]) -> Result<Order, String> {
+        let mut order = Order { seeds: 1, first: 0, canary: None, jobs: 1, print: false, here: false };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            let mut value = || rest.next().ok_or_else(|| format!("{argument} needs a value"));
+            let number = |text: &String| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
+            match argument.as_str() {
+                "--seeds" => order.seeds = number(value()?)?,
+                "--first-seed" => order.first = number(value()?)?,
+                "--jobs" => order.jobs = number(value()?)?.max(1),
+                "--canary" => order.canary = Some(value()?.parse()?),
+                "--trace" => order.print = true,
+                "--here" => order.here = true,
+                other => return Err(format!("unknown argument {other}")),
+            }
+        }
+        Ok(order)
+    }
+
+    fn run(&self) -> ExitCode {
+        if self.here {
+            let outcome = simulate(self.first, self.canary, self.print);
+            print(&report(&outcome));
+            return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        let clock = SystemClock::new();
+        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let sums = Mutex::new(Sums::default());
+        thread::scope(|scope| {
+            for _ in 0..self.jobs {
+                scope.spawn(|| self.work(&next, &failed, &sums));
+            }
+        });
+        let (sums, took) = (sums.lock(), clock.monotonic());
+        print(&format!(
+            "{} seeds, {} disasters, {} operations, {} fsyncs acknowledged, {} s simulated in {:.1} s\n",
+            sums.seeds,
+            sums.disasters,
+            sums.operations,
+            sums.acknowledged,
+            sums.virtual_ms / 1000,
+            took.as_secs_f64()
+        ));
+        if failed.load(Ordering::SeqCst) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+
+    /// Takes seeds until there are none, or one has failed.
+    fn work(&self, next: &AtomicU64, failed: &AtomicBool, sums: &Mutex<Sums>) {
+        while !failed.load(Ordering::SeqCst) {
+            let number = next.fetch_add(1, Ordering::SeqCst);
+            if number >= self.seeds {
+                return;
+            }
+            let seed = self.first + number;
+            match self.simulate_apart(seed) {
+                Ok(counts) => {
+                    let mut sums = sums.lock();
+                    sums.add(&counts);
+                    if sums.seeds % PROGRESS_EVERY == 0 {
+                        say(&format!("{} seeds, up to {seed}", sums.seeds));
+                    }
+                }
+                Err(what) => {
+                    failed.store(true, Ordering::SeqCst);
+                    print(&format!("{what}\nseed {seed} has failed; again: {}\n", self.again(seed)));
+                }
+            }
+        }
+    }
+
+    /// Simulates a seed in a process of its own.
+    fn simulate_apart(&self, seed: u64) -> Result<Vec<u64>, String> {
+        let own = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+        let mut command = Command::new(own);
+        command.args(["--here", "--first-seed", &seed.to_string()]);
+        if let Some(canary) = self.canary {
+            command.args(["--canary", canary.name()]);
+        }
+        if self.print {
+            command.arg("--trace");
+        }
+        let errors = if self.print { Stdio::inherit() } else { Stdio::piped() };
+        let ran = command.stdin(Stdio::null()).stderr(errors).output();
+        let ran = ran.map_err(|error| format!("cannot start a simulation: {error}"))?;
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        if ran.status.success() {
+            let counts = said.lines().find_map(|line| line.strip_prefix("counts "));
+            let counts = counts.ok_or_else(|| format!("the simulation said nothing: {said}"))?;
+            return Ok(counts.split(' ').filter_map(|count| count.parse().ok()).collect());
+        }
+        Err(format!("{said}{}", String::from_utf8_lossy(&ran.stderr)))
+    }
+
+    fn again(&self, seed: u64) -> String {
+        let canary = self.canary.map_or_else(String::new, |canary| format!(" --canary {canary}"));
+        format!("cargo run -p murphy-tests --bin simulate -- --first-seed {seed} --seeds 1 --trace{canary}")
+    }
+}
+
+/// What happened in all seeds.
+#[derive(Default)]
+struct Sums {
+    seeds: u64,
+    disasters: u64,
+    operations: u64,
+    acknowledged: u64,
+    virtual_ms: u64,
+}
+
+impl Sums {
+    fn add(&mut self, counts: &[u64]) {
+        let sums = [&mut self.disasters, &mut self.operations, &mut self.acknowledged, &mut self.virtual_ms];
+        for (sum, count) in sums.into_iter().zip(counts) {
+            *sum += count;
+        }
+        self.seeds += 1;
+    }
+}
+
+fn report(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    if let Some(violation) = &outcome.violation {
+        for line in &outcome.tail {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push_str(&format!("violation {violation}\n"));
+    }
+    let Outcome { disasters, operations, acknowledged, virtual_ms, .. } = outcome;
+    text.push_str(&format!("counts {disasters} {operations} {acknowledged} {virtual_ms}\n"));
+    text.push_str(&format!("trace {}\n", outcome.trace));
+    text
+}
+
+/// To standard output; a reader that has gone away does not matter.
+fn print(text: &str) {
+    let _gone = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn say(text: &str) {
+    let _gone = writeln!(std::io::stderr(), "{text}");
+}
+
+const USAGE: &str = "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--canary NAME] [--trace]";
+/// Progress is told after so many seeds.
+const PROGRESS_EVERY: u64 = 500;

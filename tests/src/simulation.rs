@@ -1,0 +1,182 @@
+//! The simulation: sources, archives, stores and clients in one process, from one seed, in virtual time.
+//!
+//! ```text
+//!   clients -> Volume -> NodeLog over a disk that syncs late, fills up, fails and forgets
+//!                 |          |
+//!                 |          +-> Shipper -> archive-a, archive-b     accounts that fail, hang, lie, lose objects, and die
+//!                 +-> packs  -> store-0
+//!   judge: sees every frame that becomes durable, every object that lands, every fsync that returns
+//! ```
+//!
+//! Everything between clients and accounts is the product's own code: the volume with its sequencer, applier and flusher, the shippers,
+//! fences and restores. Simulated are time, disks, stores and processes.
+//!
+//! Invariants:
+//! - One seed is one exact schedule: a process that simulates nothing else gives the same trace, bit for bit.
+//! - Nothing here sleeps in real time.
+
+mod account;
+mod client;
+mod disasters;
+mod disk;
+mod entropy;
+mod gate;
+mod judge;
+mod node;
+mod restores;
+mod stage;
+mod trace;
+mod world;
+
+use std::{fmt, str::FromStr, sync::Arc, sync::atomic::Ordering, thread};
+
+use murphy_log::InPlace;
+use tokio::sync::watch;
+
+use self::{stage::Stage, world::World};
+
+/// What `--ack` says in a world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Level {
+    Local,
+    Archive,
+}
+
+/// A deliberate bug, one for each thing that the judge must be able to find.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Canary {
+    /// A disk says synced and has not: something acknowledged is lost.
+    LyingDisk,
+    /// A shipper does not wait for the disk: an archive is ahead of its source.
+    ShipBeforeDurable,
+    /// Somebody deletes a pack that a retained moment needs.
+    EarlyCollector,
+    /// A shipper stops without a word.
+    SilentShipper,
+}
+
+impl Canary {
+    /// All of them.
+    pub const ALL: [Canary; 4] =
+        [Canary::LyingDisk, Canary::ShipBeforeDurable, Canary::EarlyCollector, Canary::SilentShipper];
+
+    /// What it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Canary::LyingDisk => "lying-disk",
+            Canary::ShipBeforeDurable => "ship-before-durable",
+            Canary::EarlyCollector => "early-collector",
+            Canary::SilentShipper => "silent-shipper",
+        }
+    }
+
+    /// How the violation begins that it must lead to.
+    pub fn expected(self) -> &'static str {
+        match self {
+            Canary::LyingDisk => "lost",
+            Canary::ShipBeforeDurable => "ahead",
+            Canary::EarlyCollector => "a restore",
+            Canary::SilentShipper => "silent stall",
+        }
+    }
+}
+
+impl fmt::Display for Canary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Canary {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Canary, String> {
+        let found = Canary::ALL.into_iter().find(|canary| canary.name() == text);
+        found.ok_or_else(|| format!("no canary is called {text}"))
+    }
+}
+
+/// What became of one seed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// The invariant that did not hold, if one did not.
+    pub violation: Option<String>,
+    /// The hash of everything that happened.
+    pub trace: String,
+    /// The last things that happened.
+    pub tail: Vec<String>,
+    /// How many disasters befell it.
+    pub disasters: u64,
+    /// How many operations clients began.
+    pub operations: u64,
+    /// How many fsyncs returned without an error.
+    pub acknowledged: u64,
+    /// How long it took in its own time, in milliseconds.
+    pub virtual_ms: u64,
+}
+
+/// Simulates `seed`. For the same trace in every run this must be the first simulation of its process: tokio counts its runtimes.
+///
+/// # Panics
+/// If the product panics, or the world cannot be set up.
+pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
+    let running = thread::Builder::new().name(format!("seed-{seed}")).stack_size(STACK_BYTES).spawn(move || {
+        entropy::begin(seed);
+        let _in_place = InPlace::begin();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime without a driver can be built").block_on(run(seed, canary, print))
+    });
+    let running = running.expect("a thread can be started");
+    running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
+    let stage = Arc::new(Stage::new(seed, canary, print));
+    let level = if stage.once_in(2) { Level::Local } else { Level::Archive };
+    stage.note(format!("seed {seed}, {level:?}"));
+    tokio::select! {
+        () = live(&stage, level) => {}
+        () = stage.broken() => {}
+    }
+    Outcome {
+        seed,
+        violation: stage.violation(),
+        trace: stage.hash(),
+        tail: stage.tail(),
+        disasters: stage.disasters.load(Ordering::Relaxed),
+        operations: stage.operations.load(Ordering::Relaxed),
+        acknowledged: stage.acknowledged.load(Ordering::Relaxed),
+        virtual_ms: u64::try_from(stage.now().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// A world from its beginning to its end.
+async fn live(stage: &Arc<Stage>, level: Level) {
+    let world = match World::new(stage, level, 1).await {
+        Ok(world) => world,
+        Err(error) => return stage.violated(&format!("the world does not begin: {error}")),
+    };
+    world.start_source(0).await;
+    let (stop, stopped) = watch::channel(false);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone())))
+        .collect();
+    let end = stage.ms(8_000, 25_000);
+    disasters::strike(&world, end).await;
+    world.heal().await;
+    stop.send_replace(true);
+    for client in clients {
+        if let Err(error) = client.await {
+            return stage.violated(&format!("a client has panicked: {error}"));
+        }
+    }
+    world.settle().await;
+    if stage.violation().is_none() {
+        world.conclude().await;
+    }
+}
+
+const CLIENTS: u64 = 3;
+const STACK_BYTES: usize = 16 << 20;

@@ -1,0 +1,177 @@
+//! What befalls a world: one disaster after another, drawn from its seed.
+//!
+//! Invariants:
+//! - What no copy can survive together does not happen together: of the archives at most one is damaged or dies.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Canary,
+    account::{Account, Damage, Weather},
+    disk::SLOW_MS_MAX,
+    gate::Life,
+    world::World,
+};
+
+/// Disasters until `end`.
+pub(super) async fn strike(world: &Arc<World>, end: Duration) {
+    let stage = Arc::clone(world.stage());
+    let victim = stage.below(world.ground.archives.len() as u64) as usize;
+    while stage.now() < end {
+        stage.pause(100, 3500).await;
+        strike_once(world, victim).await;
+    }
+    if stage.has(Canary::LyingDisk) {
+        lie(world);
+    }
+    if stage.has(Canary::EarlyCollector) {
+        collect(world).await;
+    }
+}
+
+async fn strike_once(world: &Arc<World>, victim: usize) {
+    let stage = world.stage();
+    let host = stage.below(world.hosts.len() as u64) as usize;
+    match stage.below(13) {
+        0..=2 => crash(world, host),
+        3..=5 => bad_weather(world),
+        6 => {
+            let lag = stage.ms(1000, 30_000);
+            let account = any_account(world);
+            account.change_weather(|weather| weather.list_lag = lag);
+            stage.disaster(format!("listings of {} lag by {lag:?}", account.name));
+        }
+        7 => damage(world, victim).await,
+        8 if stage.once_in(4) => {
+            let account = &world.ground.archives[victim];
+            account.change_weather(|weather| weather.gone = true);
+            stage.disaster(format!("{} is gone for ever", account.name));
+        }
+        9 => slow_disk(world, host),
+        10 => full_disk(world, host),
+        11 => step_clock(world, host),
+        12 => pause(world, host),
+        _ => {}
+    }
+}
+
+fn crash(world: &Arc<World>, host: usize) {
+    if world.hosts[host].lock().process.is_none() {
+        return;
+    }
+    world.stage().disaster(format!("host {host} crashes"));
+    world.crash(host);
+    world.restart_later(host);
+}
+
+fn any_account(world: &World) -> &Arc<Account> {
+    let (archives, stores) = (&world.ground.archives, &world.ground.stores);
+    let at = world.stage().below((archives.len() + stores.len()) as u64) as usize;
+    archives.get(at).unwrap_or_else(|| &stores[at - archives.len()])
+}
+
+/// An account fails for a while.
+fn bad_weather(world: &Arc<World>) {
+    let stage = Arc::clone(world.stage());
+    let account = Arc::clone(any_account(world));
+    let (per_mille, slow_per_mille) = (stage.below(700), stage.below(120));
+    let how_long = stage.ms(500, 15_000);
+    stage.disaster(format!(
+        "{}: {per_mille} of 1000 requests fail, {slow_per_mille} hang, for {how_long:?}",
+        account.name
+    ));
+    account.change_weather(|weather| *weather = Weather { per_mille, slow_per_mille, ..*weather });
+    tokio::spawn(async move {
+        tokio::time::sleep(how_long).await;
+        account.change_weather(|weather| *weather = Weather { per_mille: 0, slow_per_mille: 0, ..*weather });
+    });
+}
+
+/// An object of one archive is lost, cut or changed.
+async fn damage(world: &Arc<World>, victim: usize) {
+    let stage = world.stage();
+    let account = &world.ground.archives[victim];
+    let names = account.names().await;
+    if names.is_empty() {
+        return;
+    }
+    let at = &names[stage.below(names.len() as u64) as usize];
+    let how = match stage.below(3) {
+        0 => Damage::Lost,
+        1 => Damage::Truncated,
+        _ => Damage::Flipped(stage.below(1 << 20)),
+    };
+    stage.disaster(format!("{}: {at}: {how:?}", account.name));
+    if let Err(error) = account.damage(at, how, true).await {
+        stage.note(format!("not damaged: {error}"));
+    }
+}
+
+fn slow_disk(world: &Arc<World>, host: usize) {
+    let stage = world.stage();
+    let home = world.hosts[host].lock();
+    let Some(process) = &home.process else { return };
+    let fails = stage.once_in(3);
+    stage.disaster(format!("the disk of host {host} is slow{}", if fails { ", and a sync fails" } else { "" }));
+    let slow_ms = stage.below(SLOW_MS_MAX);
+    process.log.trouble(|trouble| (trouble.slow_ms, trouble.fails) = (slow_ms, fails));
+}
+
+fn full_disk(world: &Arc<World>, host: usize) {
+    let stage = Arc::clone(world.stage());
+    let home = world.hosts[host].lock();
+    let Some(process) = &home.process else { return };
+    stage.disaster(format!("the disk of host {host} is full"));
+    let log = Arc::clone(&process.log);
+    log.trouble(|trouble| trouble.full = true);
+    tokio::spawn(async move {
+        stage.pause(300, 8000).await;
+        log.trouble(|trouble| trouble.full = false);
+    });
+}
+
+fn step_clock(world: &Arc<World>, host: usize) {
+    let stage = world.stage();
+    let home = world.hosts[host].lock();
+    let Some(process) = &home.process else { return };
+    let hour = 3_600_000i64;
+    let step = [hour, -hour, 365 * 24 * hour, -365 * 24 * hour, 90_000, -90_000, 0][stage.below(7) as usize];
+    stage.disaster(format!("the clock of host {host} steps by {step} ms"));
+    process.clock.step(step);
+}
+
+fn pause(world: &Arc<World>, host: usize) {
+    let stage = Arc::clone(world.stage());
+    let home = world.hosts[host].lock();
+    let Some(process) = &home.process else { return };
+    let gate = Arc::clone(&process.gate);
+    if gate.life() != Life::Runs {
+        return;
+    }
+    stage.disaster(format!("host {host} stands still"));
+    gate.set(Life::Paused);
+    tokio::spawn(async move {
+        stage.pause(200, 12_000).await;
+        gate.set(Life::Runs);
+    });
+}
+
+/// The bug: a disk that says synced and has not.
+fn lie(world: &Arc<World>) {
+    let Some(host) = world.leader() else { return };
+    world.crash(host);
+    let origin = world.ground.origin;
+    world.hosts[host].lock().disk.forget(origin, 5);
+    world.restart_later(host);
+}
+
+/// The bug: somebody deletes what a retained moment needs.
+async fn collect(world: &Arc<World>) {
+    for account in &world.ground.archives {
+        let names = account.names().await;
+        let packs: Vec<_> = names.iter().filter(|name| name.as_ref().contains("/packs/")).collect();
+        if let Some(pack) = packs.first() {
+            account.damage(pack, Damage::Lost, false).await.unwrap_or_default();
+        }
+    }
+}

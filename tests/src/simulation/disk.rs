@@ -1,0 +1,323 @@
+//! The disk of a node: a log that is synced when the disk gets round to it, what a node remembers beside it, and how both fail.
+//!
+//! Invariants:
+//! - After a crash there is what was synced, and nothing else.
+//! - The judge sees a frame when it is durable at a source, and when it is queued anywhere else, before anybody can read it there.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::Duration,
+};
+
+use murphy_backup::{Boundary, CursorError, SaveCursor};
+use murphy_fs::{Index, MemoryIndex};
+use murphy_log::{
+    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
+    ReadError, State, Terminal, TrimError,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Canary, gate::Gate, stage::Stage};
+
+/// What survives the process.
+#[derive(Clone)]
+pub(super) struct Disk {
+    /// The log, as far as it is synced.
+    pub(super) log: Arc<MemoryLog>,
+    pub(super) index: Arc<MemoryIndex>,
+    pub(super) cursors: Arc<Mutex<HashMap<String, Boundary>>>,
+    /// The epoch that was promised to a successor.
+    pub(super) promised: Option<Epoch>,
+    /// The epoch that the node decides in, if it is a source.
+    pub(super) leads: Option<Epoch>,
+    /// Why it must not be a source any more.
+    pub(super) fenced: Option<String>,
+    /// How many tails were set aside.
+    pub(super) branches: u32,
+}
+
+impl Disk {
+    pub(super) fn new(origin: State) -> Disk {
+        Disk {
+            log: Arc::new(MemoryLog::held(origin)),
+            index: Arc::new(MemoryIndex::new()),
+            cursors: Arc::default(),
+            promised: None,
+            leads: None,
+            fenced: None,
+            branches: 0,
+        }
+    }
+
+    /// What is left after the process has ended, however it did.
+    pub(super) fn crash(&mut self) {
+        let left = Arc::new(self.log.reopened());
+        self.log.end(Terminal::Poisoned { message: "the process is gone".into() });
+        self.log = left;
+    }
+
+    /// Loses the last durable frames, as a disk does that lies about syncs.
+    pub(super) fn forget(&mut self, origin: State, frames: usize) {
+        let mut kept: Vec<Frame> =
+            self.log.read(Lsn::FIRST).into_iter().flatten().map_while(Result::ok).collect();
+        kept.truncate(kept.len().saturating_sub(frames));
+        self.log = Arc::new(log_of(origin, &kept));
+        self.index = Arc::new(MemoryIndex::new());
+    }
+
+    /// The same disk once more, in a directory of its own.
+    pub(super) fn copy(&self) -> Disk {
+        Disk {
+            log: Arc::new(self.log.reopened()),
+            index: Arc::new(MemoryIndex::new()),
+            cursors: Arc::new(Mutex::new(self.cursors.lock().clone())),
+            ..self.clone()
+        }
+    }
+}
+
+/// A synced log with these frames.
+pub(super) fn log_of(origin: State, frames: &[Frame]) -> MemoryLog {
+    let log = MemoryLog::held(origin);
+    for frame in frames {
+        append_any(&log, frame).expect("frames of a log continue each other");
+    }
+    log.sync();
+    log
+}
+
+/// Appends a frame of whatever epoch.
+pub(super) fn append_any(log: &dyn Log, frame: &Frame) -> Result<(), AppendError> {
+    let tail = log.tail().position;
+    match log.append(&tail, frame.clone()) {
+        Err(AppendError::NotClaimed | AppendError::WrongEpoch { .. }) => {
+            let claimed = log.claim(frame.epoch());
+            claimed.map_err(|_| AppendError::WrongEpoch { lsn: frame.first(), claimed: frame.epoch() })?;
+            log.append(&tail, frame.clone())
+        }
+        other => other,
+    }
+}
+
+/// The log of a running node.
+#[derive(Debug)]
+pub(super) struct NodeLog {
+    below: Arc<MemoryLog>,
+    /// The same, but everything is durable in it at once: what a shipper would follow that does not wait for the disk.
+    eager: Option<MemoryLog>,
+    stage: Arc<Stage>,
+    host: usize,
+    queued: Notify,
+    /// What is queued and not synced.
+    waiting: Mutex<Vec<Frame>>,
+    trouble: Mutex<Trouble>,
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stage")
+    }
+}
+
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trouble {
+    /// It is full.
+    pub(super) full: bool,
+    /// A sync takes up to so many milliseconds more.
+    pub(super) slow_ms: u64,
+    /// The next sync fails.
+    pub(super) fails: bool,
+}
+
+impl NodeLog {
+    /// The log of `host`, which decides or follows.
+    pub(super) fn new(stage: &Arc<Stage>, host: usize, below: Arc<MemoryLog>) -> Arc<NodeLog> {
+        let eager = stage.has(Canary::ShipBeforeDurable).then(|| MemoryLog::new(below.durable().state()));
+        Arc::new(NodeLog {
+            below,
+            eager,
+            stage: Arc::clone(stage),
+            host,
+            queued: Notify::new(),
+            waiting: Mutex::default(),
+            trouble: Mutex::default(),
+        })
+    }
+
+    pub(super) fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
+        change(&mut self.trouble.lock());
+    }
+
+    /// What a shipper follows.
+    pub(super) fn shipped(self: &Arc<Self>) -> Arc<dyn Log> {
+        if self.eager.is_some() { Arc::new(Eager(Arc::clone(self))) } else { Arc::clone(self) as Arc<dyn Log> }
+    }
+
+    /// Syncs what is queued, for as long as the process lives.
+    pub(super) async fn sync_on(self: Arc<Self>, gate: Arc<Gate>) {
+        loop {
+            if self.waiting.lock().is_empty() {
+                self.queued.notified().await;
+            }
+            let slow = self.trouble.lock().slow_ms;
+            self.stage.pause(1, 6 + slow).await;
+            gate.pass().await;
+            if std::mem::take(&mut self.trouble.lock().fails) {
+                self.stage.note(format!("host {}: a sync fails", self.host));
+                return self.below.end(Terminal::Poisoned { message: "the sync failed".into() });
+            }
+            self.sync();
+        }
+    }
+
+    /// Makes everything queued durable, and shows it to the judge before.
+    pub(super) fn sync(&self) {
+        let frames = std::mem::take(&mut *self.waiting.lock());
+        if self.below.durable().current().terminal.is_some() {
+            return;
+        }
+        for frame in &frames {
+            self.stage.judge(|judge, _| judge.durable(self.host, frame));
+        }
+        self.below.sync();
+    }
+}
+
+impl Log for NodeLog {
+    fn claim(&self, epoch: Epoch) -> Result<State, ClaimError> {
+        self.sync();
+        let state = self.below.claim(epoch)?;
+        if let Some(eager) = &self.eager {
+            eager.claim(epoch)?;
+        }
+        Ok(state)
+    }
+
+    fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError> {
+        if self.trouble.lock().full {
+            return Err(AppendError::NoSpace { message: "the disk is full".to_owned() });
+        }
+        self.below.append(previous, frame.clone())?;
+        if let Some(eager) = &self.eager {
+            eager.append(previous, frame.clone())?;
+        }
+        self.waiting.lock().push(frame);
+        self.queued.notify_one();
+        Ok(())
+    }
+
+    fn durable(&self) -> DurableWatch {
+        self.below.durable()
+    }
+
+    fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
+        self.below.read(from)
+    }
+
+    fn tail(&self) -> State {
+        self.below.tail()
+    }
+
+    fn first(&self) -> Lsn {
+        self.below.first()
+    }
+
+    fn trim(&self, below: Lsn) -> Result<Lsn, TrimError> {
+        self.below.trim(below)
+    }
+
+    fn max_frame(&self) -> usize {
+        self.below.max_frame()
+    }
+}
+
+/// A log that does not wait for its disk.
+#[derive(Debug)]
+struct Eager(Arc<NodeLog>);
+
+impl Eager {
+    fn log(&self) -> &dyn Log {
+        match &self.0.eager {
+            Some(eager) => eager,
+            None => &*self.0.below,
+        }
+    }
+}
+
+impl Log for Eager {
+    fn claim(&self, epoch: Epoch) -> Result<State, ClaimError> {
+        self.log().claim(epoch)
+    }
+
+    fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError> {
+        self.log().append(previous, frame)
+    }
+
+    fn durable(&self) -> DurableWatch {
+        self.log().durable()
+    }
+
+    fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
+        // What was there before this process began is only in the log itself.
+        if from < self.log().first() { self.0.below.read(from) } else { self.log().read(from) }
+    }
+
+    fn tail(&self) -> State {
+        self.log().tail()
+    }
+
+    fn first(&self) -> Lsn {
+        self.0.below.first()
+    }
+
+    fn trim(&self, below: Lsn) -> Result<Lsn, TrimError> {
+        self.log().trim(below)
+    }
+
+    fn max_frame(&self) -> usize {
+        self.log().max_frame()
+    }
+}
+
+/// Remembers how far an archive is.
+pub(super) struct DiskCursor {
+    pub(super) cursors: Arc<Mutex<HashMap<String, Boundary>>>,
+    pub(super) archive: String,
+}
+
+impl SaveCursor for DiskCursor {
+    fn save(&self, boundary: &Boundary) -> Result<(), CursorError> {
+        self.cursors.lock().insert(self.archive.clone(), *boundary);
+        Ok(())
+    }
+}
+
+/// Brings `index` to the durable end of `log`, as a start does; a new one if it is of another history.
+pub(super) fn open_index(disk: &mut Disk, origin: State) -> Result<State, String> {
+    let log = Arc::clone(&disk.log);
+    let fits = |state: &State| {
+        state.position == origin.position
+            || log.read(state.position.lsn).ok().and_then(|mut frames| frames.next()).is_some_and(|frame| {
+                frame.is_ok_and(|frame| frame.state().position == state.position)
+            })
+    };
+    let start = match disk.index.snapshot().state().filter(fits) {
+        Some(state) => state,
+        None => {
+            disk.index = Arc::new(MemoryIndex::new());
+            let begun = disk.index.ingest(&mut std::iter::empty(), &origin);
+            begun.map_err(|error| error.to_string())?;
+            origin
+        }
+    };
+    let frames = log.read(start.position.lsn.next()).map_err(|error| error.to_string())?;
+    let replayed = murphy_fs::replay(&*disk.index, start, frames, murphy_fs::ReplayBudget::default());
+    replayed.map_err(|error| error.to_string())
+}
+
+/// After so long a disk that is slow is reported by nobody: it is only slow.
+pub(super) const SLOW_MS_MAX: u64 = 400;
+const _: () = assert!(Duration::from_millis(SLOW_MS_MAX).as_secs() == 0);

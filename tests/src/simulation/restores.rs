@@ -1,0 +1,149 @@
+//! Restores: to moments of the past, from what the archives hold at the end, compared with what was there.
+//!
+//! Invariants:
+//! - A restore is done outside of the world's time, by the product's own code, from the objects as they are.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use jiff::tz::TimeZone;
+use murphy_backup::{Archive, ArchiveStore, Target, plan_restore, restore_packs, restore_tree};
+use murphy_fs::{
+    BlockStore, CellCache, Index, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
+    VolumeParts,
+};
+use murphy_log::{Digest, InPlace, Log, LogTime, MemoryLog, Position, SystemClock, VolumeKeys};
+use object_store::{memory::InMemory, path::Path};
+
+use super::{client::compare, judge::Certain, world::World};
+
+/// Restores moments of the history that ends at `tip` and compares them.
+pub(super) async fn judge(world: &Arc<World>, tip: Position) {
+    let stage = world.stage();
+    let alive: Vec<_> = world.ground.archives.iter().filter(|account| !account.is_gone()).cloned().collect();
+    let intact: Vec<_> = alive.iter().filter(|account| !account.is_damaged()).cloned().collect();
+    if intact.is_empty() {
+        return stage.note("no archive is left intact");
+    }
+    let objects: Vec<_> = alive.iter().map(|account| (account.name.clone(), account.objects())).collect();
+    let held = in_own_time({
+        let intact: Vec<_> = intact.iter().map(|account| (account.name.clone(), account.objects())).collect();
+        move || async move { furthest(&intact).await }
+    });
+    let held = match held {
+        Ok(held) => held,
+        Err(error) => return stage.violated(&format!("an intact archive cannot be walked: {error}")),
+    };
+    let held_by = stage.judge(|judge, _| Ok(judge.is_on(&held, &tip)));
+    if held_by != Some(true) {
+        return stage.note("the archives end on another history");
+    }
+    let (ends, files) =
+        stage.judge(|judge, _| Ok((judge.ends(&held), judge.files()))).unwrap_or_default();
+    let files: Vec<_> = files
+        .into_iter()
+        .filter(|(_, certain)| stage.judge(|judge, _| Ok(judge.is_on(&certain.position, &held))) == Some(true))
+        .collect();
+    let mut moments: Vec<(Position, Digest)> = ends.first().into_iter().copied().collect();
+    for _ in 0..MOMENTS {
+        moments.extend(ends.get(stage.below(ends.len().max(1) as u64) as usize).copied());
+    }
+    for (at, (position, digest)) in moments.into_iter().enumerate() {
+        let (objects, keys) = (objects.clone(), world.ground.keys.clone());
+        // Nothing was done to a certain file since it became certain: the newest moment has it.
+        let files = if at == 0 && held == tip { files.clone() } else { Vec::new() };
+        let restored = in_own_time(move || async move { restore(objects, keys, position, digest, files).await });
+        match restored {
+            Ok(()) => stage.note(format!("restored lsn {}", position.lsn)),
+            Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),
+        }
+    }
+}
+
+/// How far the furthest archive goes.
+async fn furthest(accounts: &[(String, Arc<InMemory>)]) -> Result<Position, String> {
+    let mut furthest: Option<Position> = None;
+    for archive in open(accounts).await? {
+        let walked = murphy_backup::walk(&archive, None).await.map_err(|error| error.to_string())?;
+        furthest = furthest.into_iter().chain([walked.end.position]).max_by_key(|position| position.lsn);
+    }
+    furthest.ok_or_else(|| "there is none".to_owned())
+}
+
+async fn open(accounts: &[(String, Arc<InMemory>)]) -> Result<Vec<Archive>, String> {
+    let mut archives = Vec::new();
+    for (name, objects) in accounts {
+        let store = ArchiveStore::new(Arc::clone(objects) as _, Path::from("archive"), name);
+        // A damaged descriptor is a dead archive.
+        archives.extend(Archive::open(store).await.ok());
+    }
+    if archives.is_empty() { Err("no archive can be opened".to_owned()) } else { Ok(archives) }
+}
+
+/// Restores one moment with its bytes, and looks at it.
+async fn restore(
+    accounts: Vec<(String, Arc<InMemory>)>,
+    keys: VolumeKeys,
+    position: Position,
+    digest: Digest,
+    files: Vec<(String, Certain)>,
+) -> Result<(), String> {
+    let archives = open(&accounts).await?;
+    let plan = plan_restore(&archives, Target::Lsn(position.lsn), &BTreeSet::new(), &TimeZone::UTC).await;
+    let plan = plan.map_err(|error| format!("is not planned: {error}"))?;
+    let index = Arc::new(MemoryIndex::new());
+    let target = Arc::clone(&index) as Arc<dyn Index>;
+    let state = restore_tree(&archives, &plan, target, Arc::new(|_| {})).await;
+    let state = state.map_err(|error| format!("fails: {error}"))?;
+    if (state.position, state.digest) != (position, digest) {
+        return Err(format!("digest: it ends at {} with {}, it was {digest}", state.position, state.digest));
+    }
+    let sources: Vec<Arc<dyn BlockStore>> = accounts
+        .iter()
+        .map(|(name, objects)| {
+            let store = ObjectBlockStore::new(Arc::clone(objects) as _, Path::from("archive"), name.clone());
+            Arc::new(store) as Arc<dyn BlockStore>
+        })
+        .collect();
+    let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    let packs = restore_packs(&sources, &index.snapshot(), Arc::clone(&blocks), Arc::new(|_| {})).await;
+    let packs = packs.map_err(|error| format!("packs: {error}"))?;
+    if !packs.is_complete() {
+        return Err(format!("deleted: {} packs are missing: {:?}", packs.missing, packs.examples));
+    }
+    // A volume's threads would have to be waited for at its end.
+    let _in_place = InPlace::begin();
+    let log = Arc::new(MemoryLog::new(state));
+    let parts = VolumeParts {
+        log: log as Arc<dyn Log>,
+        index,
+        state,
+        last_time: LogTime::default(),
+        keys,
+        clock: Arc::new(SystemClock::new()),
+        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(1 << 20), None),
+        blocks,
+        runtime: tokio::runtime::Handle::current(),
+        options: VolumeOptions::default(),
+    };
+    let volume = Volume::open(parts).map_err(|error| error.to_string())?;
+    for (name, certain) in &files {
+        compare(&volume, name, certain).await?;
+    }
+    Ok(())
+}
+
+/// Runs `work` on a thread with a runtime and time of its own, while the world stands still.
+fn in_own_time<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, String>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, String>>,
+{
+    let running = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        runtime.map_err(|error| error.to_string())?.block_on(work())
+    });
+    running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// So many moments beside the newest are restored.
+const MOMENTS: u64 = 2;
