@@ -4,6 +4,7 @@
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
 mod compare;
+mod disk_objects;
 mod driver;
 mod ledger;
 mod ops;
@@ -13,6 +14,7 @@ mod random;
 mod reference;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
+pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use ledger::{Found, Ledger};
 pub use ops::{
