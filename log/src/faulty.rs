@@ -195,6 +195,11 @@ impl FaultyDisk {
         })
     }
 
+    /// Creates one directory and syncs nothing.
+    pub fn make_dir(&self, directory: &Path) -> io::Result<()> {
+        self.change(|disk| disk.now.names.change(NameChange::Add(directory.to_owned(), Node::Directory)))
+    }
+
     /// Whether a file or directory has the name.
     pub fn exists(&self, path: &Path) -> bool {
         self.0.lock().now.names.find(path).is_some()
@@ -308,10 +313,8 @@ impl Disk {
 
 impl Files for FaultyDisk {
     fn create_dir(&self, directory: &Path) -> io::Result<()> {
-        let create = |made: &Path| {
-            self.change(|disk| disk.now.names.change(NameChange::Add(made.to_owned(), Node::Directory)))
-        };
-        create_directories(directory, |path| self.exists(path), create, |above| self.sync_dir(above))
+        let exists = |path: &Path| self.exists(path);
+        create_directories(directory, exists, |made| self.make_dir(made), |above| self.sync_dir(above))
     }
 
     fn lock(&self, directory: &Path) -> io::Result<Option<DirectoryLock>> {

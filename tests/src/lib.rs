@@ -4,6 +4,7 @@
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
 mod compare;
+mod disk_objects;
 mod driver;
 mod dump_file;
 mod history;
@@ -17,6 +18,7 @@ mod wait;
 mod simulation;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
+pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};

@@ -20,6 +20,7 @@
 
 mod claim;
 mod credentials;
+mod durable_folders;
 mod open;
 mod probe;
 
@@ -35,6 +36,7 @@ use url::Url;
 pub use claim::{ClaimPrefixError, adopt_prefix, check_prefix, claim_prefix, release_prefix, remove_object};
 pub use credentials::CredentialsError;
 use credentials::CredentialsSource;
+pub use durable_folders::DurableFolders;
 pub use open::{OpenStoreError, OpenedStore};
 pub use probe::{PROBE_FOLDER, ProbeError, probe_put_if_absent};
 

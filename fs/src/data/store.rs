@@ -100,6 +100,11 @@ impl ObjectBlockStore {
         ObjectBlockStore { store, prefix, label, settle: Settle::Read, patience: REQUEST_TIMEOUT }
     }
 
+    /// The same for a store in a directory: an object that can be read there may still be lost.
+    pub fn in_directory(store: Arc<dyn ObjectStore>, prefix: Path, label: String) -> ObjectBlockStore {
+        ObjectBlockStore { settle: Settle::Rewrite, ..ObjectBlockStore::new(store, prefix, label) }
+    }
+
     /// A store that dies with the process.
     pub fn in_memory() -> ObjectBlockStore {
         ObjectBlockStore::new(Arc::new(InMemory::new()), Path::default(), "memory".to_owned())

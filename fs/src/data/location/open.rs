@@ -21,7 +21,7 @@ use object_store::{
 use parking_lot::Mutex;
 
 use super::{
-    Cloud, Place, StoreUrl,
+    Cloud, DurableFolders, Place, StoreUrl,
     credentials::{CredentialsError, CredentialsSource, Settings, Stamp},
 };
 
@@ -46,7 +46,9 @@ impl StoreUrl {
                 OsFiles.create_dir(directory).map_err(failed)?;
                 let store =
                     LocalFileSystem::new_with_prefix(directory).map_err(|source| self.refused(source))?;
-                Ok(OpenedStore { store: Arc::new(store.with_fsync(true)), prefix: Path::default() })
+                let store = Arc::new(store.with_fsync(true));
+                let store = DurableFolders::new(store, Arc::new(OsFiles), directory.clone());
+                Ok(OpenedStore { store: Arc::new(store), prefix: Path::default() })
             }
             Place::Cloud { prefix, .. } => {
                 let store = self.connect()?;

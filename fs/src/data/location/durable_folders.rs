@@ -1,0 +1,176 @@
+//! A store in a directory whose folders are durable before anything in them is acknowledged.
+//!
+//! `LocalFileSystem` (object_store 0.14.2, with fsync) syncs the folders that it creates, after it has created them. Who finds a folder
+//! there relies on that: another put that is a little faster, or the next process after a kill. A power cut then takes the folder, and
+//! with it an object whose put has returned.
+//!
+//! Invariants:
+//! - A put begins after every folder above its object, up to the root of the store, has been synced with the folder above it, by this
+//!   process.
+
+use std::{collections::BTreeSet, fmt, future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
+
+use futures::stream::BoxStream;
+use murphy_log::Files;
+use object_store::{
+    CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult, path::Path,
+};
+use parking_lot::Mutex;
+
+/// A store in a directory of `files`, whose folders are made here.
+#[derive(Clone)]
+pub struct DurableFolders {
+    below: Arc<dyn ObjectStore>,
+    folders: Arc<Folders>,
+}
+
+struct Folders {
+    files: Arc<dyn Files>,
+    root: PathBuf,
+    /// Those that are certain.
+    known: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl DurableFolders {
+    /// Makes the folders in `root`, which is durable, of the objects that `below` keeps there.
+    pub fn new(below: Arc<dyn ObjectStore>, files: Arc<dyn Files>, root: PathBuf) -> DurableFolders {
+        let known = Mutex::new(BTreeSet::from([root.clone()]));
+        DurableFolders { below, folders: Arc::new(Folders { files, root, known }) }
+    }
+
+    async fn ensure(&self, object: &Path) -> ObjectResult<()> {
+        let mut folder = self.folders.root.clone();
+        folder.extend(object.parts().map(|part| part.as_ref().to_owned()));
+        folder.pop();
+        if self.folders.known.lock().contains(&folder) {
+            return Ok(());
+        }
+        let folders = Arc::clone(&self.folders);
+        let made = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn_blocking(move || folders.ensure(folder)).await.map_err(io::Error::other)
+            }
+            Err(_) => Ok(folders.ensure(folder)),
+        };
+        made.flatten().map_err(|source| ObjectError::Generic { store: "directory", source: Box::new(source) })
+    }
+}
+
+impl Folders {
+    /// Under one lock: who waits for it finds the folder certain.
+    fn ensure(&self, folder: PathBuf) -> io::Result<()> {
+        let mut known = self.known.lock();
+        let unknown = folder.ancestors().take_while(|above| !known.contains(*above));
+        let mut unknown: Vec<PathBuf> = unknown.map(PathBuf::from).collect();
+        while let Some(next) = unknown.pop() {
+            self.files.create_dir(&next)?;
+            known.insert(next);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for DurableFolders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.below.fmt(f)
+    }
+}
+
+impl fmt::Debug for DurableFolders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DurableFolders({})", self.folders.root.display())
+    }
+}
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
+
+impl ObjectStore for DurableFolders {
+    fn put_opts<'s, 'l, 'a>(
+        &'s self,
+        at: &'l Path,
+        bytes: PutPayload,
+        options: PutOptions,
+    ) -> Answer<'a, PutResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        Box::pin(async move {
+            self.ensure(at).await?;
+            self.below.put_opts(at, bytes, options).await
+        })
+    }
+
+    fn put_multipart_opts<'s, 'l, 'a>(
+        &'s self,
+        at: &'l Path,
+        options: PutMultipartOptions,
+    ) -> Answer<'a, Box<dyn MultipartUpload>>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        Box::pin(async move {
+            self.ensure(at).await?;
+            self.below.put_multipart_opts(at, options).await
+        })
+    }
+
+    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        self.below.get_opts(at, options)
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, ObjectResult<Path>>,
+    ) -> BoxStream<'static, ObjectResult<Path>> {
+        self.below.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
+        self.below.list(prefix)
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
+        self.below.list_with_offset(prefix, offset)
+    }
+
+    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
+    where
+        's: 'a,
+        'l: 'a,
+        Self: 'a,
+    {
+        self.below.list_with_delimiter(prefix)
+    }
+
+    fn copy_opts<'s, 'f, 't, 'a>(
+        &'s self,
+        from: &'f Path,
+        to: &'t Path,
+        options: CopyOptions,
+    ) -> Answer<'a, ()>
+    where
+        's: 'a,
+        'f: 'a,
+        't: 'a,
+        Self: 'a,
+    {
+        Box::pin(async move {
+            self.ensure(to).await?;
+            self.below.copy_opts(from, to, options).await
+        })
+    }
+}
