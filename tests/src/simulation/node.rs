@@ -256,6 +256,7 @@ impl Ship {
             known,
             cursor: Arc::new(DiskCursor { cursors: self.cursors, archive: account.name.clone() }),
             clock: self.clock,
+            lost: None,
             limits: ShipLimits::default(),
         };
         let (shipper, handle) = Shipper::new(parts);
