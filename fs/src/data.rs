@@ -20,9 +20,9 @@ pub use cache::{CellCache, DiskCache, DiskCacheError};
 pub use cell::CellFault;
 pub use fetch::{FetchStats, PackFetcher, ReadError};
 pub use location::{
-    ClaimPrefixError, CredentialsError, DurableFolders, FailureDomain, OpenStoreError, OpenedStore,
-    PROBE_FOLDER, ParseStoreUrlError, ProbeError, StoreUrl, adopt_prefix, check_prefix, claim_prefix,
-    probe_put_if_absent, release_prefix, remove_object,
+    ClaimPrefixError, CredentialsError, DurableFolders, FailureDomain, LayeredStore, OpenStoreError,
+    OpenedStore, PROBE_FOLDER, ParseStoreUrlError, ProbeError, StoreLayer, StoreUrl, adopt_prefix,
+    check_prefix, claim_prefix, probe_put_if_absent, release_prefix, remove_object,
 };
 pub use name::{PackName, ParsePackNameError, WriterId};
 pub use pack::{

@@ -242,14 +242,14 @@ impl ObjectStore for DiskObjects {
 mod tests {
     use std::sync::Arc;
 
-    use murphy_fs::{BlockStore, DurableFolders, ObjectBlockStore, PackName, WriterId};
+    use murphy_fs::{BlockStore, DurableFolders, LayeredStore, ObjectBlockStore, PackName, WriterId};
 
     use super::*;
 
     fn packs(disk: &FaultyDisk) -> ObjectBlockStore {
         let store = Arc::new(DiskObjects::new(disk.clone(), "/packs"));
         let store = DurableFolders::new(store, Arc::new(disk.clone()), "/packs".into());
-        ObjectBlockStore::in_directory(Arc::new(store), Path::default(), "disk".to_owned())
+        ObjectBlockStore::in_directory(Arc::new(LayeredStore(store)), Path::default(), "disk".to_owned())
     }
 
     fn name(number: u64) -> PackName {

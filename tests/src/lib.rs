@@ -14,8 +14,8 @@ mod pair;
 mod program;
 mod random;
 mod reference;
-mod wait;
 mod simulation;
+mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use disk_objects::DiskObjects;
@@ -31,5 +31,5 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
-pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};
 pub use simulation::{Canary, Outcome, simulate};
+pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

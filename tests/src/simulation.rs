@@ -122,12 +122,14 @@ pub struct Outcome {
 /// # Panics
 /// If the product panics, or the world cannot be set up.
 pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
-    let running = thread::Builder::new().name(format!("seed-{seed}")).stack_size(STACK_BYTES).spawn(move || {
-        entropy::begin(seed);
-        let _in_place = InPlace::begin();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.expect("a runtime without a driver can be built").block_on(run(seed, canary, print))
-    });
+    let running =
+        thread::Builder::new().name(format!("seed-{seed}")).stack_size(STACK_BYTES).spawn(move || {
+            entropy::begin(seed);
+            let _in_place = InPlace::begin();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.expect("a runtime without a driver can be built").block_on(run(seed, canary, print))
+        });
     let running = running.expect("a thread can be started");
     running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -160,9 +162,8 @@ async fn live(stage: &Arc<Stage>, level: Level) {
     };
     world.start_source(0).await;
     let (stop, stopped) = watch::channel(false);
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone())))
-        .collect();
+    let clients: Vec<_> =
+        (0..CLIENTS).map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone()))).collect();
     let end = stage.ms(8_000, 25_000);
     disasters::strike(&world, end).await;
     world.heal().await;

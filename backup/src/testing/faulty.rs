@@ -1,13 +1,13 @@
 //! An object store that does what stores were seen to do: lie about puts, lag in lists, lose objects, answer wrong bytes.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use murphy_fs::{LayeredStore, StoreLayer};
 use object_store::{
-    CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result as ObjectResult, memory::InMemory, path::Path,
+    Error as ObjectError, GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload, PutResult, Result as ObjectResult, memory::InMemory, path::Path,
 };
 use parking_lot::Mutex;
 
@@ -82,7 +82,7 @@ impl FaultyStore {
     }
 
     pub(crate) fn archive_store(&self) -> ArchiveStore {
-        ArchiveStore::new(Arc::new(self.clone()), Path::from("bucket/prefix"), "test://store")
+        ArchiveStore::new(Arc::new(LayeredStore(self.clone())), Path::from("bucket/prefix"), "test://store")
     }
 
     /// The next `times` requests of its kind about a path that contains `part` have this fault.
@@ -231,50 +231,22 @@ impl fmt::Debug for FaultyStore {
     }
 }
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
+impl StoreLayer for FaultyStore {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        self.inner.clone()
+    }
 
-impl ObjectStore for FaultyStore {
-    fn put_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
+    fn put<'a>(
+        &'a self,
+        at: &'a Path,
         bytes: PutPayload,
         options: PutOptions,
-    ) -> Answer<'a, PutResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        Box::pin(self.put_faulty(at, bytes, options))
+    ) -> BoxFuture<'a, ObjectResult<PutResult>> {
+        self.put_faulty(at, bytes, options).boxed()
     }
 
-    fn put_multipart_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        options: PutMultipartOptions,
-    ) -> Answer<'a, Box<dyn MultipartUpload>>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.inner.put_multipart_opts(at, options)
-    }
-
-    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        Box::pin(self.get_faulty(at, options))
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, ObjectResult<Path>>,
-    ) -> BoxStream<'static, ObjectResult<Path>> {
-        self.inner.delete_stream(paths)
+    fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
+        self.get_faulty(at, options).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
@@ -286,29 +258,5 @@ impl ObjectStore for FaultyStore {
             futures::future::ready(!hidden)
         });
         shown.boxed()
-    }
-
-    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.inner.list_with_delimiter(prefix)
-    }
-
-    fn copy_opts<'s, 'f, 't, 'a>(
-        &'s self,
-        from: &'f Path,
-        to: &'t Path,
-        options: CopyOptions,
-    ) -> Answer<'a, ()>
-    where
-        's: 'a,
-        'f: 'a,
-        't: 'a,
-        Self: 'a,
-    {
-        self.inner.copy_opts(from, to, options)
     }
 }

@@ -21,6 +21,7 @@
 mod claim;
 mod credentials;
 mod durable_folders;
+mod layer;
 mod open;
 mod probe;
 
@@ -37,6 +38,7 @@ pub use claim::{ClaimPrefixError, adopt_prefix, check_prefix, claim_prefix, rele
 pub use credentials::CredentialsError;
 use credentials::CredentialsSource;
 pub use durable_folders::DurableFolders;
+pub use layer::{LayeredStore, StoreLayer};
 pub use open::{OpenStoreError, OpenedStore};
 pub use probe::{PROBE_FOLDER, ProbeError, probe_put_if_absent};
 

@@ -8,17 +8,16 @@
 //! - A put begins after every folder above its object, up to the root of the store, has been synced with the folder above it, by this
 //!   process.
 
-use std::{collections::BTreeSet, fmt, future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
+use std::{collections::BTreeSet, fmt, io, path::PathBuf, sync::Arc};
 
-use futures::stream::BoxStream;
+use futures::{FutureExt, future::BoxFuture};
 use murphy_log::Files;
-use object_store::{
-    CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as ObjectResult, path::Path,
-};
+use object_store::{Error as ObjectError, ObjectStore, Result as ObjectResult, path::Path};
 use parking_lot::Mutex;
 
-/// A store in a directory of `files`, whose folders are made here.
+use super::layer::StoreLayer;
+
+/// The layer of a store in a directory of `files`, which makes its folders.
 #[derive(Clone)]
 pub struct DurableFolders {
     below: Arc<dyn ObjectStore>,
@@ -83,94 +82,12 @@ impl fmt::Debug for DurableFolders {
     }
 }
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
-
-impl ObjectStore for DurableFolders {
-    fn put_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        bytes: PutPayload,
-        options: PutOptions,
-    ) -> Answer<'a, PutResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        Box::pin(async move {
-            self.ensure(at).await?;
-            self.below.put_opts(at, bytes, options).await
-        })
+impl StoreLayer for DurableFolders {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.below)
     }
 
-    fn put_multipart_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        options: PutMultipartOptions,
-    ) -> Answer<'a, Box<dyn MultipartUpload>>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        Box::pin(async move {
-            self.ensure(at).await?;
-            self.below.put_multipart_opts(at, options).await
-        })
-    }
-
-    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.below.get_opts(at, options)
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, ObjectResult<Path>>,
-    ) -> BoxStream<'static, ObjectResult<Path>> {
-        self.below.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.below.list(prefix)
-    }
-
-    fn list_with_offset(
-        &self,
-        prefix: Option<&Path>,
-        offset: &Path,
-    ) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.below.list_with_offset(prefix, offset)
-    }
-
-    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.below.list_with_delimiter(prefix)
-    }
-
-    fn copy_opts<'s, 'f, 't, 'a>(
-        &'s self,
-        from: &'f Path,
-        to: &'t Path,
-        options: CopyOptions,
-    ) -> Answer<'a, ()>
-    where
-        's: 'a,
-        'f: 'a,
-        't: 'a,
-        Self: 'a,
-    {
-        Box::pin(async move {
-            self.ensure(to).await?;
-            self.below.copy_opts(from, to, options).await
-        })
+    fn before_write<'a>(&'a self, at: &'a Path) -> BoxFuture<'a, ObjectResult<()>> {
+        self.ensure(at).boxed()
     }
 }

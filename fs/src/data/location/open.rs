@@ -4,14 +4,11 @@
 //! - Every request has a time-out, and retries end after [`RETRY_TIMEOUT`]: nothing hangs because a store does.
 //! - A credentials file that cannot be used for the moment (it is being written) leaves the last good one in force.
 
-use std::{fmt, future::Future, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
-use futures::stream::BoxStream;
 use murphy_log::{Files, OsFiles};
 use object_store::{
-    BackoffConfig, ClientConfigKey, CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult,
-    MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result as ObjectResult, RetryConfig,
+    BackoffConfig, ClientConfigKey, Error as ObjectError, ObjectStore, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut},
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
@@ -23,6 +20,7 @@ use parking_lot::Mutex;
 use super::{
     Cloud, DurableFolders, Place, StoreUrl,
     credentials::{CredentialsError, CredentialsSource, Settings, Stamp},
+    layer::{LayeredStore, StoreLayer},
 };
 
 /// A store that was opened, and the prefix that everything in it has.
@@ -48,13 +46,13 @@ impl StoreUrl {
                     LocalFileSystem::new_with_prefix(directory).map_err(|source| self.refused(source))?;
                 let store = Arc::new(store.with_fsync(true));
                 let store = DurableFolders::new(store, Arc::new(OsFiles), directory.clone());
-                Ok(OpenedStore { store: Arc::new(store), prefix: Path::default() })
+                Ok(OpenedStore { store: Arc::new(LayeredStore(store)), prefix: Path::default() })
             }
             Place::Cloud { prefix, .. } => {
                 let store = self.connect()?;
                 let store = match self.credentials {
                     CredentialsSource::Environment(_) => store,
-                    CredentialsSource::File(_) => Arc::new(Reopening::new(self.clone(), store)),
+                    CredentialsSource::File(_) => Arc::new(LayeredStore(Reopening::new(self.clone(), store))),
                 };
                 Ok(OpenedStore { store, prefix: prefix.clone() })
             }
@@ -259,91 +257,9 @@ impl fmt::Debug for Reopening {
     }
 }
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
-
-impl ObjectStore for Reopening {
-    fn put_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        bytes: PutPayload,
-        options: PutOptions,
-    ) -> Answer<'a, PutResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        let store = self.current();
-        Box::pin(async move { store.put_opts(at, bytes, options).await })
-    }
-
-    fn put_multipart_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        options: PutMultipartOptions,
-    ) -> Answer<'a, Box<dyn MultipartUpload>>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        let store = self.current();
-        Box::pin(async move { store.put_multipart_opts(at, options).await })
-    }
-
-    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        let store = self.current();
-        Box::pin(async move { store.get_opts(at, options).await })
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, ObjectResult<Path>>,
-    ) -> BoxStream<'static, ObjectResult<Path>> {
-        self.current().delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.current().list(prefix)
-    }
-
-    fn list_with_offset(
-        &self,
-        prefix: Option<&Path>,
-        offset: &Path,
-    ) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.current().list_with_offset(prefix, offset)
-    }
-
-    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        let store = self.current();
-        Box::pin(async move { store.list_with_delimiter(prefix).await })
-    }
-
-    fn copy_opts<'s, 'f, 't, 'a>(
-        &'s self,
-        from: &'f Path,
-        to: &'t Path,
-        options: CopyOptions,
-    ) -> Answer<'a, ()>
-    where
-        's: 'a,
-        'f: 'a,
-        't: 'a,
-        Self: 'a,
-    {
-        let store = self.current();
-        Box::pin(async move { store.copy_opts(from, to, options).await })
+impl StoreLayer for Reopening {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        self.current()
     }
 }
 

@@ -1,18 +1,12 @@
 //! What a block store must make of the answers of an object store.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use futures::TryStreamExt;
-use object_store::{
-    CopyOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutPayload,
-    PutResult, Result as ObjectResult,
-};
+use futures::{FutureExt, TryStreamExt, future::BoxFuture};
+use object_store::{GetResult, PutPayload, PutResult, Result as ObjectResult};
 
 use super::*;
+use crate::data::{LayeredStore, StoreLayer};
 
 fn name(number: u64) -> PackName {
     PackName::new(WriterId::from_u64(0xaa), number)
@@ -37,7 +31,7 @@ enum PutFault {
 
 #[derive(Debug)]
 struct FaultyPuts {
-    inner: InMemory,
+    inner: Arc<InMemory>,
     fault: PutFault,
     times: AtomicU32,
     puts: AtomicU32,
@@ -48,9 +42,9 @@ pub(in crate::data) fn overwriting() -> Arc<dyn ObjectStore> {
     faulty(PutFault::Overwrites, u32::MAX).0
 }
 
-fn faulty(fault: PutFault, times: u32) -> (Arc<FaultyPuts>, ObjectBlockStore) {
-    let objects = FaultyPuts { inner: InMemory::new(), fault, times: times.into(), puts: 0.into() };
-    let objects = Arc::new(objects);
+fn faulty(fault: PutFault, times: u32) -> (Arc<LayeredStore<FaultyPuts>>, ObjectBlockStore) {
+    let objects = FaultyPuts { inner: Arc::default(), fault, times: times.into(), puts: 0.into() };
+    let objects = Arc::new(LayeredStore(objects));
     (Arc::clone(&objects), ObjectBlockStore::new(objects, Path::from("v"), "test".to_owned()))
 }
 
@@ -60,21 +54,18 @@ impl fmt::Display for FaultyPuts {
     }
 }
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
+impl StoreLayer for FaultyPuts {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        self.inner.clone()
+    }
 
-impl ObjectStore for FaultyPuts {
-    fn put_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
+    fn put<'a>(
+        &'a self,
+        at: &'a Path,
         bytes: PutPayload,
         options: PutOptions,
-    ) -> Answer<'a, PutResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        Box::pin(async move {
+    ) -> BoxFuture<'a, ObjectResult<PutResult>> {
+        let put = async move {
             self.puts.fetch_add(1, Ordering::SeqCst);
             let left = self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             if left.is_err() {
@@ -96,67 +87,15 @@ impl ObjectStore for FaultyPuts {
                     ObjectError::NotImplemented { operation: "create".into(), implementer: "test".into() }
                 }
             })
-        })
+        };
+        put.boxed()
     }
 
-    fn put_multipart_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        options: PutMultipartOptions,
-    ) -> Answer<'a, Box<dyn MultipartUpload>>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.inner.put_multipart_opts(at, options)
-    }
-
-    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
+    fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         match self.fault {
-            PutFault::NoAnswer => Box::pin(std::future::pending()),
+            PutFault::NoAnswer => std::future::pending().boxed(),
             _ => self.inner.get_opts(at, options),
         }
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, ObjectResult<Path>>,
-    ) -> BoxStream<'static, ObjectResult<Path>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.inner.list_with_delimiter(prefix)
-    }
-
-    fn copy_opts<'s, 'f, 't, 'a>(
-        &'s self,
-        from: &'f Path,
-        to: &'t Path,
-        options: CopyOptions,
-    ) -> Answer<'a, ()>
-    where
-        's: 'a,
-        'f: 'a,
-        't: 'a,
-        Self: 'a,
-    {
-        self.inner.copy_opts(from, to, options)
     }
 }
 
@@ -164,7 +103,7 @@ impl ObjectStore for FaultyPuts {
 async fn a_put_whose_answer_was_lost_is_settled_by_reading_back() {
     let (objects, store) = faulty(PutFault::AnswerLost, 1);
     store.put(name(1), Bytes::from_static(b"mine")).await.unwrap();
-    assert_eq!(objects.puts.load(Ordering::SeqCst), 1);
+    assert_eq!(objects.0.puts.load(Ordering::SeqCst), 1);
     assert_eq!(store.get(name(1)).await.unwrap(), "mine");
 }
 
@@ -173,7 +112,7 @@ async fn a_put_that_did_not_arrive_is_repeated_whatever_the_answer_says() {
     for fault in [PutFault::RequestLost, PutFault::FalseExists] {
         let (objects, store) = faulty(fault, PUT_ATTEMPTS - 1);
         store.put(name(1), Bytes::from_static(b"mine")).await.unwrap();
-        assert_eq!(objects.puts.load(Ordering::SeqCst), PUT_ATTEMPTS);
+        assert_eq!(objects.0.puts.load(Ordering::SeqCst), PUT_ATTEMPTS);
         assert_eq!(store.get(name(1)).await.unwrap(), "mine");
     }
 }
@@ -184,7 +123,7 @@ async fn a_put_that_never_arrives_ends_as_unavailable() {
         let (objects, store) = faulty(fault, u32::MAX);
         let error = store.put(name(1), Bytes::from_static(b"mine")).await.unwrap_err();
         assert!(matches!(error, BlockStoreError::Unavailable { retryable: true, .. }), "{error}");
-        assert_eq!(objects.puts.load(Ordering::SeqCst), PUT_ATTEMPTS);
+        assert_eq!(objects.0.puts.load(Ordering::SeqCst), PUT_ATTEMPTS);
     }
     let (_, store) = faulty(PutFault::Unsupported, 1);
     let error = store.put(name(1), Bytes::from_static(b"mine")).await.unwrap_err();
@@ -211,7 +150,7 @@ async fn on_a_file_system_reading_back_is_not_taken_for_durable() {
         let (objects, store) = faulty(fault, 1);
         let store = ObjectBlockStore { settle: Settle::Rewrite, ..store };
         store.put(name(1), Bytes::from_static(b"mine")).await.unwrap();
-        assert_eq!(objects.puts.load(Ordering::SeqCst), puts, "{fault:?}");
+        assert_eq!(objects.0.puts.load(Ordering::SeqCst), puts, "{fault:?}");
         assert_eq!(store.get(name(1)).await.unwrap(), "mine");
         let error = store.put(name(1), Bytes::from_static(b"hers")).await.unwrap_err();
         assert!(matches!(error, BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }), "{error}");
