@@ -10,4 +10,5 @@ mod crash;
 mod mirror_cache;
 mod mirrors;
 mod moments;
+mod take_over;
 mod tree;
