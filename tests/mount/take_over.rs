@@ -5,10 +5,10 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -114,14 +114,8 @@ impl Region {
     }
 }
 
-fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    for _ in 0..600 {
-        if ready() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("waited a minute for {what}");
+fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, ready);
 }
 
 fn sow(place: &Path) {
@@ -241,7 +235,7 @@ fn a_mirror_does_not_take_over_from_a_successor() {
     region.scratch.run(["umount", "mb"]).expect_code(0);
     // A clone of the mirror's directory with a key of its own would be such a successor; so is a restore.
     region.kill("a");
-    std::thread::sleep(Duration::from_secs(61));
+    pause(SILENCE);
     let [one, two] = &region.archives;
     let blocks = region.scratch.url("bn");
     let take_over = ["restore", one, two, "next", "--take-over", "--confirm", "vol", "--blocks", &blocks];
@@ -283,13 +277,10 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let began = Instant::now();
-        while moment.iter().zip(&before).any(|(place, before)| count(place) == *before) {
-            assert!(began.elapsed() < Duration::from_secs(60), "nothing happens in {moment:?}");
-            if promoting.try_wait().unwrap().is_some() {
-                break;
-            }
-        }
+        wait_for("the moment of the kill", || {
+            let has_come = moment.iter().zip(&before).all(|(place, before)| count(place) != *before);
+            has_come || promoting.try_wait().unwrap().is_some()
+        });
         kill_process(pid, Signal::KILL).unwrap();
         promoting.wait().unwrap();
         wait_for("the mount to die", || fs::read_dir(region.path("mb")).is_err());
@@ -302,4 +293,107 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
         region.assert_archives_are_those_of_b();
         region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
     }
+}
+
+/// A source that ticked so long ago is taken for gone.
+const SILENCE: Duration = Duration::from_secs(61);
+
+/// The fear: the successor dies between its seal and its rename, and its archives are sealed for ever by nobody.
+#[test]
+fn a_restore_that_takes_over_and_is_killed_is_run_again() {
+    if !can_mount("a_restore_that_takes_over_and_is_killed_is_run_again") {
+        return;
+    }
+    let region = Region::start("local");
+    sow(&region.path("ma"));
+    region.settle();
+    // The second archive is behind when the region is lost.
+    fs::rename(region.path("two"), region.path("away")).unwrap();
+    write_safely(&region.path("ma/last"), b"in the first archive only");
+    region.wait_archived("a", &[0]);
+    region.kill("a");
+    fs::remove_dir_all(region.path("two")).unwrap_or_default();
+    fs::rename(region.path("away"), region.path("two")).unwrap();
+    pause(SILENCE);
+    // Successors ship to the places that the log names: what each case begins with is out of their reach.
+    let silent = region.scratch.make_dir("silent");
+    for name in ["one", "two"] {
+        fs::rename(region.path(name), silent.join(name)).unwrap();
+    }
+    let (one, two) = (silent.join("one"), silent.join("two"));
+    // What is there when the restore is killed: in the hidden directory, or in an archive.
+    let moments = ["index", "base", "taking-over", "one/log/0000000001", "two/log/0000000001", "log", "next"];
+    for (number, moment) in moments.into_iter().enumerate() {
+        let place = region.scratch.make_dir(&format!("case{number}"));
+        for archive in [&one, &two] {
+            assert!(Command::new("cp").arg("-a").args([archive, &place]).status().unwrap().success());
+        }
+        let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
+        let (one, two) = (url("one", "first"), url("two", "second"));
+        let blocks = format!("file://{}/blocks", place.display());
+        let target = format!("case{number}/next");
+        let take_over: [&str; 8] =
+            ["restore", &one, &two, &target, "--take-over", "--confirm", "vol", "--blocks"];
+        let take_over: Vec<&str> = take_over.into_iter().chain([blocks.as_str()]).collect();
+        let count = || match moment {
+            "one/log/0000000001" | "two/log/0000000001" => fs::read_dir(place.join(moment)).unwrap().count(),
+            "next" => usize::from(place.join("next/murphy.toml").exists()),
+            inner => hidden(&place).map_or(0, |hidden| usize::from(hidden.join(inner).exists())),
+        };
+        let before = count();
+        let mut restoring = Command::new(env!("CARGO_BIN_EXE_murphy-program"))
+            .args(&take_over)
+            .current_dir(region.path("."))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the moment of the kill", || count() != before || restoring.try_wait().unwrap().is_some());
+        restoring.kill().unwrap();
+        restoring.wait().unwrap();
+        let ran = region.scratch.run(&take_over);
+        match ran.code() {
+            Some(0) => {}
+            _ => assert!(ran.stderr().contains("is not empty"), "killed at {moment}: {ran}"),
+        }
+        assert_eq!(fs::read_dir(&place).unwrap().count() - 4, leftovers(&place, &target), "{moment}");
+        for archive in [&one, &two] {
+            let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+            assert_eq!(verified.json()["seals"], 1, "killed at {moment}: {archive}");
+        }
+        let mount = region.scratch.make_dir(&format!("m{number}"));
+        region.scratch.run(["mount", &target, &format!("m{number}"), "-d"]).expect_code(0);
+        assert_eq!(fs::read(mount.join("last")).unwrap(), b"in the first archive only");
+        assert_eq!(fs::read_dir(mount.join("deep")).unwrap().count(), 41, "killed at {moment}");
+        region.scratch.run(["umount", &format!("m{number}")]).expect_code(0);
+        let checked = region.scratch.run(["fsck", &target, "--data", "--json"]).expect_code(0).json();
+        assert_eq!(checked["findings"], 0, "killed at {moment}");
+        // Another successor is told who it was, and leaves what is there.
+        let other = format!("case{number}/other");
+        let again: Vec<&str> =
+            take_over.iter().map(|part| if *part == target { other.as_str() } else { part }).collect();
+        let refused = region.scratch.run(again).expect_error(1, "sealed at");
+        assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
+    }
+}
+
+/// The directory in which a restore is at work.
+fn hidden(place: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap());
+    let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".new");
+    entries.map(|entry| entry.path()).find(|path| path.file_name().is_some_and(is_hidden))
+}
+
+/// How many directories are left behind of restores that were killed before they had remembered anything.
+fn leftovers(place: &Path, target: &str) -> usize {
+    let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path());
+    let left: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "new")).collect();
+    let has_remembered = |path: &PathBuf| {
+        let kept = fs::read_dir(path.join("taking-over")).into_iter().flatten();
+        kept.flatten().any(|kept| kept.path().extension().is_some_and(|extension| extension == "json"))
+    };
+    assert!(!left.iter().any(has_remembered), "{target}: {left:?}");
+    left.len()
 }
