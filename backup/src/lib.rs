@@ -53,7 +53,7 @@ pub use slot::{
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
 pub use survey::{FrameEnd, ReadSlotError, Survey, SurveyError};
-pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, take_over_at};
+pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};
 pub use walk::{Boundary, Walk, WalkError, walk};

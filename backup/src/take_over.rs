@@ -257,10 +257,7 @@ pub async fn take_over_at(
     base: Position,
     (as_of, now): (LogTime, LogTime),
 ) -> Result<(), TakeOverError> {
-    let silence = now.since(as_of);
-    if silence < SILENCE {
-        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
-    }
+    check_silence(as_of, now)?;
     let mut standings = Vec::new();
     for place in places {
         let standing = successor.look(place, &base).await?;
@@ -281,6 +278,15 @@ pub async fn take_over_at(
             .seal(Position { epoch: standing.held.end.epoch, ..base }, successor.next()?)
             .await
             .map_err(|error| at(place, error))?;
+    }
+    Ok(())
+}
+
+/// Refuses while the source shows life: its newest entry, of log time `as_of`, is younger than a minute at `now`.
+pub fn check_silence(as_of: LogTime, now: LogTime) -> Result<(), TakeOverError> {
+    let silence = now.since(as_of);
+    if silence < SILENCE {
+        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod create;
 mod index;
 mod open;
 mod settle;
+mod staging;
 
 use std::{
     path::{Path, PathBuf},
@@ -34,9 +35,10 @@ use crate::{
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use blocks::Layered;
-pub(crate) use create::{CopyOf, NewNode, Staging, begin_copy, create, random};
+pub(crate) use create::{CopyOf, NewNode, begin_copy, create, random};
 pub(crate) use open::open_log;
 pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
+pub(crate) use staging::Staging;
 
 /// An open node. Dropping it stops its threads and then gives its lock back.
 pub(crate) struct Node {

@@ -4,11 +4,7 @@
 //! - The wanted directory is not there, or empty, until the node in it is complete and durable.
 //! - What was begun and failed is removed again, in the store too.
 
-use std::{
-    ffi::OsString,
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use murphy_fs::{
     MemberRow, OpenedStore, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix, remove_object,
@@ -16,10 +12,10 @@ use murphy_fs::{
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, index::origin, lock, log_directory, open};
+use super::{Node, NodeOptions, index::origin, lock, log_directory, open, staging::Staging};
 use crate::{
     config::{FORMAT, MountDefaults, NodeConfig, Role},
-    error::{CliError, at, failed},
+    error::{CliError, failed},
     places::create_archive,
     settings::{Settings, shared_form},
 };
@@ -160,68 +156,6 @@ fn forget_members(node: &Node, runtime: &Handle) -> Result<(), CliError> {
         }
     }
     Ok(())
-}
-
-/// A directory that becomes `target` when it is complete, and is removed when it is not.
-pub(crate) struct Staging {
-    pub(crate) path: PathBuf,
-    target: PathBuf,
-    published: std::cell::Cell<bool>,
-}
-
-impl Staging {
-    /// Begins a directory beside `target`, which must not be there, or be empty.
-    pub(crate) fn beside(target: &Path) -> Result<Staging, CliError> {
-        let target = std::path::absolute(target).map_err(at(target))?;
-        check_unused(&target)?;
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-            return Err(CliError::usage(format!("{} cannot become a node", target.display())));
-        };
-        fs::create_dir_all(parent).map_err(at(parent))?;
-        let suffix: [u8; 16] = random()?;
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{:02x}{:02x}{:02x}{:02x}.new", suffix[0], suffix[1], suffix[2], suffix[3]));
-        let path = parent.join(hidden);
-        fs::create_dir(&path).map_err(at(&path))?;
-        // The control socket in it takes orders from whoever can reach it.
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(at(&path))?;
-        Ok(Staging { path, target, published: std::cell::Cell::new(false) })
-    }
-
-    /// Gives the directory its name, durably.
-    pub(crate) fn publish(&self) -> Result<(), CliError> {
-        File::open(&self.path).and_then(|made| made.sync_all()).map_err(at(&self.path))?;
-        // A rename replaces an empty directory, and nothing else.
-        fs::rename(&self.path, &self.target).map_err(at(&self.target))?;
-        self.published.set(true);
-        let parent = self.target.parent().unwrap_or(Path::new("/"));
-        File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if self.published.get() {
-            return;
-        }
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "an unfinished node is left behind");
-        }
-    }
-}
-
-/// Refuses a directory in which something is.
-fn check_unused(target: &Path) -> Result<(), CliError> {
-    match fs::read_dir(target) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(at(target)(error)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(CliError::new(format!("{} is not empty", target.display()))
-                .hint("give a directory that does not exist yet")),
-        },
-    }
 }
 
 /// Members that one entry forgets; an entry has room for several times as many.

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A copy writes nothing into the archives but the record that its branch reads their packs.
-//! - A successor seals after everything else has succeeded, right before it is published.
+//! - A successor seals after everything else has succeeded, right before it is published. Which epoch it begins was remembered durably
+//!   before; killed at any moment, the same command goes on, as the same node.
 
 use std::{
     collections::BTreeSet,
@@ -12,10 +13,11 @@ use std::{
 
 use murphy_backup::{
     Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestoreError, RestorePlan,
-    RestoreProgress, Successor, restore_packs, restore_tree, take_over_at,
+    RestoreProgress, Successor, TakeOverError, check_silence, restore_packs, restore_tree, take_over_at,
 };
 use murphy_fs::{
-    BlockStore, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin, StoreUrl, adopt_prefix,
+    BlockStore, Fence, FenceError, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin,
+    StoreUrl, adopt_prefix,
 };
 use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, NodeId, OsFiles, State, SystemClock};
 use murphy_mirror::Identity;
@@ -24,6 +26,7 @@ use tokio::runtime::Runtime;
 
 use super::Restore;
 use crate::{
+    attempts,
     config::{FORMAT, MountDefaults, NodeConfig, Role},
     error::{CliError, failed},
     node::{CopyOf, Staging, begin_copy, index_directory, random, write_base_file},
@@ -53,10 +56,14 @@ impl Restore {
         runtime: &Runtime,
         output: &Output,
     ) -> Result<Restored, CliError> {
-        let staging = Staging::beside(&self.directory)?;
-        let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
         let first = self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))?;
         let lineage = first.lineage();
+        // A take-over that was cut short may have sealed: it is gone on with, by the node that has.
+        let staging = match self.take_over {
+            true => Staging::resume(&self.directory, &remembered(lineage.branch))?,
+            false => Staging::beside(&self.directory)?,
+        };
+        let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
         let branch = if self.take_over { lineage.branch } else { BranchId::from_bytes(random()?) };
         if !self.take_over && self.blocks.is_none() {
             runtime.block_on(self.register(branch, identity.node()));
@@ -68,13 +75,13 @@ impl Restore {
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
         drop(index);
-        let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
-        let copy = CopyOf { state, epoch, is_successor: self.take_over };
         let published = NodeConfig { blocks: self.final_blocks()?, ..config.clone() };
         published.write(&staging.path)?;
-        if self.take_over {
-            runtime.block_on(self.seal(state, epoch, as_of, identity.node()))?;
-        }
+        let epoch = match self.take_over {
+            true => runtime.block_on(self.seal(&staging, state, as_of, identity.node()))?,
+            false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
+        };
+        let copy = CopyOf { state, epoch, is_successor: self.take_over };
         drop(begin_copy(&staging.path, &config, &copy, runtime.handle())?);
         staging.publish()?;
         for example in &packs.examples {
@@ -211,20 +218,48 @@ impl Restore {
         Ok((config, copied.map_err(failed)?))
     }
 
-    /// Ends the epoch of the old source in every archive.
-    async fn seal(&self, state: State, next: Epoch, as_of: LogTime, node: NodeId) -> Result<(), CliError> {
-        let clock = Arc::new(SystemClock::new());
-        let fences: Vec<ArchiveFence> = self
-            .archives
-            .iter()
-            .map(|archive| {
-                ArchiveFence::new(archive.clone(), node, Arc::clone(&clock) as Arc<dyn Clock>, None)
-            })
-            .collect();
-        let successor = Successor { node, attempts: vec![next], given_up: BTreeSet::new() };
+    /// Ends the epoch of the old source in every archive, for an epoch that was remembered before.
+    async fn seal(
+        &self,
+        staging: &Staging,
+        state: State,
+        as_of: LogTime,
+        node: NodeId,
+    ) -> Result<Epoch, CliError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        check_silence(as_of, clock.wall())
+            .map_err(|error| failed(error).hint("nothing was changed; the old source may still be alive"))?;
+        let fence = |archive: &Archive| ArchiveFence::new(archive.clone(), node, Arc::clone(&clock), None);
+        let fences: Vec<ArchiveFence> = self.archives.iter().map(fence).collect();
+        let path = staging.keep(&remembered(self.archives[0].lineage().branch))?;
+        let mut attempts = attempts::load(&path)?;
+        let mut known = vec![state.position.epoch];
+        for fence in &fences {
+            known.push(fence.adopt().await.map_err(failed)?.epoch);
+        }
+        let next = Successor::next_epoch(&attempts, &known, EpochId::from_bytes(random()?));
+        if attempts.last() != Some(&next) {
+            attempts.push(next);
+            attempts::remember(&path, &attempts)?;
+        }
+        let successor = Successor { node, attempts, given_up: BTreeSet::new() };
         let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
-        taken.map_err(|error| failed(error).hint("nothing was changed; the old source may still be alive"))
+        taken.map_err(|error| {
+            let unfinished = staging.path.display();
+            failed(&error).hint(match error {
+                TakeOverError::Fence { error: FenceError::Sealed(_), .. } => format!(
+                    "if that was an attempt of your own, go on with the DIR that it was given; what this one has is kept in {unfinished}"
+                ),
+                _ => format!("run it again with the same DIR: it goes on with {unfinished}"),
+            })
+        })?;
+        Ok(next)
     }
+}
+
+/// The file in which a take-over of `branch` remembers which epoch it begins.
+fn remembered(branch: BranchId) -> String {
+    format!("{branch}.json")
 }
 
 fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {

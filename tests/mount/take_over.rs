@@ -1,0 +1,399 @@
+//! Taking over when a volume has archives: what a promotion seals and fetches, who is shut out, and what a kill in the middle leaves.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// A source `a` at `ma` with two archives, and a mirror `b` at `mb` that nobody can call.
+struct Region {
+    scratch: Scratch,
+    archives: [String; 2],
+}
+
+impl Region {
+    fn start(ack: &str) -> Region {
+        let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+        let url = |name: &str, domain: &str| format!("{}?domain={domain}", scratch.url(name));
+        let archives = [url("one", "first"), url("two", "second")];
+        let blocks = scratch.url("ba");
+        let format = ["format", "a", "--blocks", &blocks, "--name", "vol", "--ack", ack];
+        let with = ["--archive", &archives[0], "--archive", &archives[1]];
+        scratch.run(format.iter().chain(&with)).expect_code(0);
+        let region = Region { scratch, archives };
+        region.mount("a", &["--listen", "127.0.0.1:0"]);
+        let token = region.scratch.run(["invite", "a"]).expect_code(0).stdout();
+        fs::write(region.path("token"), token).unwrap();
+        let url = region.scratch.url("bb");
+        region.scratch.run(["join", "b", "--token-file", "token", "--blocks", &url]).expect_code(0);
+        region.mount("b", &[]);
+        region
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path(name)
+    }
+
+    fn mount(&self, node: &str, more: &[&str]) {
+        let place = format!("m{node}");
+        // The mount of a process that was killed is still there; the next one replaces it.
+        let _there_already = fs::create_dir(self.path(&place));
+        let mount = ["mount", node, &place, "-d", "--io-timeout", "20s"];
+        self.scratch.run(mount.iter().chain(more)).expect_code(0);
+    }
+
+    fn status(&self, node: &str) -> Value {
+        self.scratch.run(["status", node, "--json"]).json()
+    }
+
+    fn pid(&self, node: &str) -> Pid {
+        Pid::from_raw(self.status(node)["running"]["pid"].as_i64().unwrap() as i32).unwrap()
+    }
+
+    fn kill(&self, node: &str) {
+        kill_process(self.pid(node), Signal::KILL).unwrap();
+        let place = self.path(&format!("m{node}"));
+        wait_for("the mount to die", || fs::read_dir(&place).is_err());
+    }
+
+    /// The source, its store and its whole machine are gone.
+    fn lose_source(&self) {
+        self.kill("a");
+        rustix::mount::unmount(self.path("ma"), rustix::mount::UnmountFlags::DETACH).unwrap();
+        fs::remove_dir_all(self.path("a")).unwrap();
+        fs::remove_dir_all(self.path("ba")).unwrap();
+    }
+
+    /// Waits until the mirror and both archives have everything.
+    fn settle(&self) {
+        self.scratch.run(["flush", "ma"]).expect_code(0);
+        let wanted = self.status("a")["durable_lsn"].as_u64();
+        wait_for("the mirror to have every byte", || self.status("b")["data_lsn"].as_u64() >= wanted);
+        self.wait_archived("a", &[0, 1]);
+    }
+
+    /// Waits until these archives hold everything that is durable on `node` now.
+    fn wait_archived(&self, node: &str, archives: &[usize]) {
+        let wanted = self.status(node)["durable_lsn"].as_u64();
+        let held = |status: &Value, at: &usize| status["archives"][*at]["lsn"].as_u64() >= wanted;
+        wait_for("the archives", || {
+            let status = self.status(node);
+            archives.iter().all(|at| held(&status, at))
+        });
+    }
+
+    fn plan(&self) -> Value {
+        self.scratch.run(["promote", "b", "--dry-run", "--json"]).expect_code(0).json()
+    }
+
+    fn promote(&self) -> Value {
+        self.scratch.run(["promote", "b", "--confirm", "vol", "--json"]).expect_code(0).json()
+    }
+
+    /// Both archives are whole, were sealed once, and restore to what the mount of `b` shows.
+    fn assert_archives_are_those_of_b(&self) {
+        self.scratch.run(["flush", "mb"]).expect_code(0);
+        self.wait_archived("b", &[0, 1]);
+        for (number, archive) in self.archives.iter().enumerate() {
+            let verified = self.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+            assert_eq!(verified.json()["seals"], 1, "{archive}");
+            let (copy, place) = (format!("copy{number}"), format!("mcopy{number}"));
+            self.scratch.run(["restore", archive, &copy]).expect_code(0);
+            self.scratch.make_dir(&place);
+            self.scratch.run(["mount", &copy, &place, "-d"]).expect_code(0);
+            assert_same(&self.path("mb"), &self.path(&place));
+            self.scratch.run(["umount", &place]).expect_code(0);
+        }
+    }
+}
+
+fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, ready);
+}
+
+fn sow(place: &Path) {
+    fs::create_dir_all(place.join("deep")).unwrap();
+    let large: Vec<u8> = (0..1_500_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(place.join("deep/large"), large).unwrap();
+    for i in 0..40 {
+        fs::write(place.join(format!("deep/{i}")), format!("file {i}\n").repeat(i)).unwrap();
+    }
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+}
+
+fn write_safely(path: &Path, bytes: &[u8]) {
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(bytes).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Two sources on one archive would be two histories: the seal decides, without a word between the two nodes.
+#[test]
+fn a_promotion_seals_the_archives_and_ships_to_them_at_once() {
+    if !can_mount("a_promotion_seals_the_archives_and_ships_to_them_at_once") {
+        return;
+    }
+    let region = Region::start("local");
+    sow(&region.path("ma"));
+    region.settle();
+    region.kill("a");
+    let plan = region.plan();
+    for at in [0, 1] {
+        assert_eq!(plan["archives"][at]["act"], "seal", "{plan}");
+        assert!(plan["text"].as_str().unwrap().contains(plan["archives"][at]["url"].as_str().unwrap()));
+    }
+    let promoted = region.promote();
+    assert_eq!((&promoted["lost_entries"], &promoted["epoch"]), (&0.into(), &2.into()), "{promoted}");
+    fs::write(region.path("mb/new"), b"in the new epoch").unwrap();
+    region.assert_archives_are_those_of_b();
+    let status = region.status("b");
+    assert!(status["archives"][0]["lag_ms"].is_u64() && status["archives"][0]["error"].is_null(), "{status}");
+    // Nobody can call the successor: the old source hears of it from its archives.
+    let stopped = region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
+    assert!(stopped.stderr().contains("was sealed at"), "{}", stopped.stderr());
+}
+
+/// With `--ack archive` what an fsync was answered for may be in one archive only, its bytes too.
+#[test]
+fn what_only_an_archive_holds_is_fetched_by_a_promotion() {
+    if !can_mount("what_only_an_archive_holds_is_fetched_by_a_promotion") {
+        return;
+    }
+    let region = Region::start("archive");
+    sow(&region.path("ma"));
+    region.settle();
+    region.kill("b");
+    let large: Vec<u8> = (0..900_000u32).map(|i| (i.wrapping_mul(2_246_822_519) >> 11) as u8).collect();
+    write_safely(&region.path("ma/precious"), b"precious");
+    write_safely(&region.path("ma/large"), &large);
+    region.lose_source();
+    region.mount("b", &[]);
+    assert!(!region.path("mb/precious").exists());
+    let acts: Vec<Value> = (0..2).map(|at| region.plan()["archives"][at]["act"].clone()).collect();
+    assert!(acts.contains(&"fetch and seal".into()), "{acts:?}");
+    region.promote();
+    let read = || {
+        assert_eq!(fs::read(region.path("mb/precious")).unwrap(), b"precious");
+        assert!(fs::read(region.path("mb/large")).unwrap() == large);
+    };
+    read();
+    write_safely(&region.path("mb/later"), b"acknowledged by an archive");
+    region.assert_archives_are_those_of_b();
+    region.scratch.run(["umount", "mb"]).expect_code(0);
+    region.mount("b", &[]);
+    read();
+    assert_eq!(region.scratch.run(["fsck", "mb", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+}
+
+/// An archive that does not answer could go on with the old source: it is named, and given up only by name.
+#[test]
+fn an_archive_that_does_not_answer_is_given_up_by_its_url_only() {
+    if !can_mount("an_archive_that_does_not_answer_is_given_up_by_its_url_only") {
+        return;
+    }
+    let region = Region::start("local");
+    sow(&region.path("ma"));
+    region.settle();
+    region.kill("a");
+    fs::rename(region.path("two"), region.path("away")).unwrap();
+    let plan = region.plan();
+    assert!(plan["archives"][1]["error"].is_string(), "{plan}");
+    let promote = ["promote", "b", "--confirm", "vol"];
+    let refused = region.scratch.run(promote).expect_error(1, "two?domain=second cannot be sealed");
+    assert!(refused.stderr().contains("--assume-lost"), "{}", refused.stderr());
+    let with = |lost: &'static str| promote.iter().copied().chain(["--assume-lost", lost]);
+    region.scratch.run(with("file:///nowhere")).expect_error(2, "neither a member nor an archive");
+    let other = region.archives[1].clone();
+    region.scratch.run(promote.iter().copied().chain(["--assume-lost", &other])).expect_code(0);
+    write_safely(&region.path("mb/new"), b"without the second archive");
+    // It comes back: the new source seals it and goes on with it, before the old one can.
+    fs::rename(region.path("away"), region.path("two")).unwrap();
+    region.assert_archives_are_those_of_b();
+    region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
+}
+
+/// The seal of a successor that nobody knows of stops a promotion, and names it.
+#[test]
+fn a_mirror_does_not_take_over_from_a_successor() {
+    if !can_mount("a_mirror_does_not_take_over_from_a_successor") {
+        return;
+    }
+    let region = Region::start("local");
+    sow(&region.path("ma"));
+    region.settle();
+    region.scratch.run(["umount", "mb"]).expect_code(0);
+    // A clone of the mirror's directory with a key of its own would be such a successor; so is a restore.
+    region.kill("a");
+    pause(SILENCE);
+    let [one, two] = &region.archives;
+    let blocks = region.scratch.url("bn");
+    let take_over = ["restore", one, two, "next", "--take-over", "--confirm", "vol", "--blocks", &blocks];
+    region.scratch.run(take_over).expect_code(0);
+    let plan = region.plan();
+    assert!(plan["archives"][0]["error"].as_str().unwrap().contains("sealed"), "{plan}");
+    let refused = region.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "sealed at");
+    assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
+    region.mount("next", &[]);
+    fs::write(region.path("mnext/new"), b"of the successor").unwrap();
+    region.scratch.run(["umount", "mnext"]).expect_code(0);
+    region.scratch.run(["verify", one]).expect_code(0);
+}
+
+/// The promoter is killed as soon as it has remembered its epoch, and as soon as it has sealed one archive, and both.
+#[test]
+fn a_promoter_that_is_killed_in_between_is_promoted_again() {
+    if !can_mount("a_promoter_that_is_killed_in_between_is_promoted_again") {
+        return;
+    }
+    let seal = |place: &str| format!("{place}/log/0000000001");
+    let moments = [vec!["b/promoting.json".to_owned()], vec![seal("one")], vec![seal("one"), seal("two")]];
+    for moment in moments {
+        let region = Region::start("local");
+        sow(&region.path("ma"));
+        region.settle();
+        region.kill("a");
+        let count = |place: &String| match fs::read_dir(region.path(place)) {
+            Ok(entries) => entries.count(),
+            Err(_) => usize::from(region.path(place).exists()),
+        };
+        let before: Vec<usize> = moment.iter().map(count).collect();
+        let pid = region.pid("b");
+        let mut promoting = Command::new(env!("CARGO_BIN_EXE_murphy-program"))
+            .args(["promote", "b", "--confirm", "vol"])
+            .current_dir(region.path("."))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the moment of the kill", || {
+            let has_come = moment.iter().zip(&before).all(|(place, before)| count(place) != *before);
+            has_come || promoting.try_wait().unwrap().is_some()
+        });
+        kill_process(pid, Signal::KILL).unwrap();
+        promoting.wait().unwrap();
+        wait_for("the mount to die", || fs::read_dir(region.path("mb")).is_err());
+        region.mount("b", &[]);
+        if region.status("b")["role"] == "mirror" {
+            region.promote();
+        }
+        assert_eq!(region.status("b")["position"]["epoch"], 2, "the epoch that was remembered");
+        fs::write(region.path("mb/new"), b"in the new epoch").unwrap();
+        region.assert_archives_are_those_of_b();
+        region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
+    }
+}
+
+/// A source that ticked so long ago is taken for gone.
+const SILENCE: Duration = Duration::from_secs(61);
+
+/// The fear: the successor dies between its seal and its rename, and its archives are sealed for ever by nobody.
+#[test]
+fn a_restore_that_takes_over_and_is_killed_is_run_again() {
+    if !can_mount("a_restore_that_takes_over_and_is_killed_is_run_again") {
+        return;
+    }
+    let region = Region::start("local");
+    sow(&region.path("ma"));
+    region.settle();
+    // The second archive is behind when the region is lost.
+    fs::rename(region.path("two"), region.path("away")).unwrap();
+    write_safely(&region.path("ma/last"), b"in the first archive only");
+    region.wait_archived("a", &[0]);
+    region.kill("a");
+    fs::remove_dir_all(region.path("two")).unwrap_or_default();
+    fs::rename(region.path("away"), region.path("two")).unwrap();
+    pause(SILENCE);
+    // Successors ship to the places that the log names: what each case begins with is out of their reach.
+    let silent = region.scratch.make_dir("silent");
+    for name in ["one", "two"] {
+        fs::rename(region.path(name), silent.join(name)).unwrap();
+    }
+    let (one, two) = (silent.join("one"), silent.join("two"));
+    // What is there when the restore is killed: in the hidden directory, or in an archive.
+    let moments = ["index", "base", "taking-over", "one/log/0000000001", "two/log/0000000001", "log", "next"];
+    for (number, moment) in moments.into_iter().enumerate() {
+        let place = region.scratch.make_dir(&format!("case{number}"));
+        for archive in [&one, &two] {
+            assert!(Command::new("cp").arg("-a").args([archive, &place]).status().unwrap().success());
+        }
+        let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
+        let (one, two) = (url("one", "first"), url("two", "second"));
+        let blocks = format!("file://{}/blocks", place.display());
+        let target = format!("case{number}/next");
+        let take_over: [&str; 8] =
+            ["restore", &one, &two, &target, "--take-over", "--confirm", "vol", "--blocks"];
+        let take_over: Vec<&str> = take_over.into_iter().chain([blocks.as_str()]).collect();
+        let count = || match moment {
+            "one/log/0000000001" | "two/log/0000000001" => fs::read_dir(place.join(moment)).unwrap().count(),
+            "next" => usize::from(place.join("next/murphy.toml").exists()),
+            inner => hidden(&place).map_or(0, |hidden| usize::from(hidden.join(inner).exists())),
+        };
+        let before = count();
+        let mut restoring = Command::new(env!("CARGO_BIN_EXE_murphy-program"))
+            .args(&take_over)
+            .current_dir(region.path("."))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("the moment of the kill", || count() != before || restoring.try_wait().unwrap().is_some());
+        restoring.kill().unwrap();
+        restoring.wait().unwrap();
+        let ran = region.scratch.run(&take_over);
+        match ran.code() {
+            Some(0) => {}
+            _ => assert!(ran.stderr().contains("is not empty"), "killed at {moment}: {ran}"),
+        }
+        assert_eq!(fs::read_dir(&place).unwrap().count() - 4, leftovers(&place, &target), "{moment}");
+        for archive in [&one, &two] {
+            let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+            assert_eq!(verified.json()["seals"], 1, "killed at {moment}: {archive}");
+        }
+        let mount = region.scratch.make_dir(&format!("m{number}"));
+        region.scratch.run(["mount", &target, &format!("m{number}"), "-d"]).expect_code(0);
+        assert_eq!(fs::read(mount.join("last")).unwrap(), b"in the first archive only");
+        assert_eq!(fs::read_dir(mount.join("deep")).unwrap().count(), 41, "killed at {moment}");
+        region.scratch.run(["umount", &format!("m{number}")]).expect_code(0);
+        let checked = region.scratch.run(["fsck", &target, "--data", "--json"]).expect_code(0).json();
+        assert_eq!(checked["findings"], 0, "killed at {moment}");
+        // Another successor is told who it was, and leaves what is there.
+        let other = format!("case{number}/other");
+        let again: Vec<&str> =
+            take_over.iter().map(|part| if *part == target { other.as_str() } else { part }).collect();
+        let refused = region.scratch.run(again).expect_error(1, "sealed at");
+        assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
+    }
+}
+
+/// The directory in which a restore is at work.
+fn hidden(place: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap());
+    let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".new");
+    entries.map(|entry| entry.path()).find(|path| path.file_name().is_some_and(is_hidden))
+}
+
+/// How many directories are left behind of restores that were killed before they had remembered anything.
+fn leftovers(place: &Path, target: &str) -> usize {
+    let entries = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path());
+    let left: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "new")).collect();
+    let has_remembered = |path: &PathBuf| {
+        let kept = fs::read_dir(path.join("taking-over")).into_iter().flatten();
+        kept.flatten().any(|kept| kept.path().extension().is_some_and(|extension| extension == "json"))
+    };
+    assert!(!left.iter().any(has_remembered), "{target}: {left:?}");
+    left.len()
+}
