@@ -12,7 +12,7 @@
 //! - After the log has ended nothing is decided any more.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -56,6 +56,9 @@ pub(crate) struct Sequencer {
     index_room: AtomicBool,
     /// Signalled when a generation was sealed.
     sealed: (Mutex<u64>, Condvar),
+    /// How often something was decided, anew or not.
+    #[cfg(test)]
+    pub(crate) decisions: AtomicU64,
 }
 
 /// How much the sequencer may hold.
@@ -161,6 +164,8 @@ impl Sequencer {
             room: tokio::sync::Notify::new(),
             index_room: AtomicBool::new(true),
             sealed: (Mutex::new(0), Condvar::new()),
+            #[cfg(test)]
+            decisions: AtomicU64::new(0),
         }
     }
 
@@ -245,6 +250,8 @@ impl Sequencer {
                 let mut core = self.core.lock();
                 self.may_append(&core)?;
                 let moment = self.moment(&mut core);
+                #[cfg(test)]
+                self.decisions.fetch_add(1, Ordering::Relaxed);
                 let rows = Newest { sequencer: self, loaded: &loaded };
                 let mut draft = Draft::new(&rows, moment, caller.copied().unwrap_or_default());
                 match operation.decide(&mut draft) {
@@ -258,10 +265,12 @@ impl Sequencer {
             match refusal {
                 Refusal::Errno(errno) => return Err(errno.into()),
                 Refusal::Stale => return Err(SubmitError::Stale),
-                Refusal::Need(key) => {
+                Refusal::Need(keys) => {
                     let view = self.view();
-                    let row = view.row(&key).map_err(|error| unreadable(&error.into()))?;
-                    loaded.rows.push((key, row, view.indexed()));
+                    for key in keys {
+                        let row = view.row(&key).map_err(|error| unreadable(&error.into()))?;
+                        loaded.rows.insert(key, (row, view.indexed()));
+                    }
                 }
                 Refusal::NeedLink(ino) => loaded.link = Some(self.find_link(ino)?),
                 Refusal::Damaged(key) => {
@@ -557,8 +566,8 @@ impl Sequencer {
 /// What a request had loaded for it, so that it gets on however small the cache is.
 #[derive(Default)]
 struct Loaded {
-    /// Rows, and the LSN of the index that they were read above.
-    rows: Vec<(RowKey, Option<Bytes>, Lsn)>,
+    /// Rows, each with the LSN of the index that it was read above.
+    rows: HashMap<RowKey, (Option<Bytes>, Lsn)>,
     link: Option<RowKey>,
 }
 
@@ -578,10 +587,8 @@ impl Rows for Newest<'_> {
             return RowState::Known(row);
         }
         // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
-        let is_it =
-            |(loaded, _, indexed): &&(RowKey, Option<Bytes>, Lsn)| loaded == key && *indexed == basis.indexed;
-        match self.loaded.rows.iter().rev().find(is_it) {
-            Some((_, row, indexed)) => {
+        match self.loaded.rows.get(key).filter(|(_, indexed)| *indexed == basis.indexed) {
+            Some((row, indexed)) => {
                 self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: row.clone() });
                 RowState::Known(row.clone())
             }
