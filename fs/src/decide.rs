@@ -1,7 +1,8 @@
 //! Decide: from the rows of the tree and a request, the rows that an entry writes, or a refusal.
 //!
-//! Deciding is pure: it reads rows through [`Rows`], is given the moment, and touches nothing. A row that is not in memory makes it
-//! return [`Refusal::Need`]; the caller loads the row outside the critical section and asks again.
+//! Deciding is pure: it reads rows through [`Rows`], is given the moment, and touches nothing. Rows that are not in memory make it
+//! return [`Refusal::Need`]; the caller loads them outside the critical section and asks again. What names many rows asks for all of
+//! them at once: how often an entry is decided does not grow with it.
 //!
 //! Invariants:
 //! - What was decided applies without reading anything: every change is a whole row.
@@ -72,8 +73,8 @@ pub(crate) struct Moment {
 pub(crate) enum Refusal {
     /// The request fails.
     Errno(Errno),
-    /// Rows are needed that are not in memory.
-    Need(RowKey),
+    /// These rows are needed and not in memory.
+    Need(Vec<RowKey>),
     /// The key of a further link of this inode is needed.
     NeedLink(Ino),
     /// What the caller prepared does not fit the rows any more; prepare again.

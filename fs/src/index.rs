@@ -16,6 +16,7 @@ mod crash_tests;
 mod digest_check;
 mod fjall_files;
 mod fjall_index;
+mod fjall_snapshot;
 mod fold;
 mod memory;
 mod replay;
@@ -90,6 +91,11 @@ pub trait IndexSnapshot: Send + Sync {
     /// The rows of a range of keys in order; after an error nothing follows. Rows share memory with the block that they were read in:
     /// whoever keeps a few of them for long copies them.
     fn scan(&self, range: Range<RowKey>) -> RowIterator;
+
+    /// The last row of a range of keys. As costly as a scan, unless an implementation reads backwards.
+    fn last(&self, range: Range<RowKey>) -> Result<Option<(RowKey, Bytes)>, IndexError> {
+        self.scan(range).last().transpose()
+    }
 }
 
 /// Rows in key order.

@@ -115,6 +115,17 @@ impl Generation {
         part
     }
 
+    /// The last row from `start` on, below `end`, as of `lsn`; `None` within it if it was removed.
+    pub(crate) fn last(&self, start: &RowKey, end: &RowKey, lsn: Lsn) -> Option<(RowKey, Option<Bytes>)> {
+        if start >= end {
+            return None;
+        }
+        let rows = self.rows.read();
+        let mut range = rows.range((Bound::Included(start), Bound::Excluded(end))).rev();
+        let (key, value) = range.find_map(|(key, versions)| Some((key, versions.at(lsn)?)))?;
+        Some((key.clone(), value.clone()))
+    }
+
     /// Every row as the generation leaves it, in key order. To be called on a sealed generation.
     pub(crate) fn folded(&self, mut each: impl FnMut(&mut dyn Iterator<Item = (RowKey, Option<Bytes>)>)) {
         let rows = self.rows.read();

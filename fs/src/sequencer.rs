@@ -4,17 +4,17 @@
 //! it, into the row cache that every append writes through, and the request is decided again.
 //!
 //! Invariants:
-//! - A cached row is the newest of its key, always: appends write through, and a row loaded from the index is admitted only while nothing
-//!   later than that index can exist for it.
 //! - An entry is visible to every view on this node before its caller has the answer, and durable only later.
-//! - Frames go to the log in order, from inside the critical section; a frame that the log has no room for is kept and tried again, and
-//!   meanwhile every request fails with ENOSPC, as it does while the disk of the index is nearly full.
+//! - Frames go to the log from inside the critical section. While the log has no room for one every request fails with ENOSPC, as it does
+//!   while the disk of the index is nearly full.
 //! - After the log has ended nothing is decided any more.
 
+mod frames;
+mod memory;
+
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,23 +23,27 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use murphy_log::{
-    AppendError, Appender, Clock, Entry, Epoch, Frame, Log, LogTime, Lsn, Position, Requester, State,
-    VolumeKeys,
+    Appender, Clock, Entry, Epoch, Frame, Log, LogTime, Lsn, Position, Requester, State, VolumeKeys,
 };
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use quick_cache::sync::Cache;
 
 use crate::{
     Caller, Errno, IndexSnapshot, Ino, RowKey,
-    decide::{Decided, Draft, EntryKind, Moment, Operation, Refusal, RowState, Rows},
+    decide::{Decided, Draft, EntryKind, Moment, Operation, Refusal},
     log_time::LogClock,
     table::Table,
     view::{Basis, View, ViewError, decode_row},
 };
+use frames::{Due, Frames, IDLE};
+use memory::{Cached, Loaded, Newest};
 
 /// Sequences entries and publishes what they change.
 pub(crate) struct Sequencer {
     core: Mutex<Core>,
+    clock: LogClock,
+    /// Why nothing is decided any more.
+    ended: OnceLock<String>,
     /// Signalled when a frame begins to wait for being closed.
     opened: Condvar,
     basis: ArcSwap<Basis>,
@@ -54,10 +58,15 @@ pub(crate) struct Sequencer {
     room: tokio::sync::Notify,
     /// Told when a frame begins to wait for being closed, or a generation was sealed.
     work: tokio::sync::Notify,
+    /// Whether the log has taken every frame that was closed.
+    log_room: AtomicBool,
     /// Whether the disk of the index is not nearly full.
     index_room: AtomicBool,
     /// Signalled when a generation was sealed.
     sealed: (Mutex<u64>, Condvar),
+    /// How often something was decided, anew or not.
+    #[cfg(test)]
+    pub(crate) decisions: AtomicU64,
 }
 
 /// How much the sequencer may hold.
@@ -77,27 +86,11 @@ impl Default for Limits {
     }
 }
 
+/// What the critical section protects.
 struct Core {
-    /// `None` while this node follows another source.
-    appender: Option<Appender>,
-    clock: LogClock,
+    frames: Frames,
+    /// The state after the last entry.
     state: State,
-    /// The end of what the log has taken.
-    logged: Position,
-    /// Frames that the log had no room for.
-    waiting: VecDeque<Frame>,
-    /// When the last entry was sequenced, and whether it was a tick.
-    last_entry: LogTime,
-    ticking: bool,
-    ended: Option<String>,
-}
-
-/// A row in the cache.
-#[derive(Clone)]
-struct Cached {
-    /// The entry that wrote it, or the LSN of the index that it was loaded from.
-    lsn: Lsn,
-    value: Option<Bytes>,
 }
 
 /// Why a request was not sequenced.
@@ -139,19 +132,12 @@ impl Sequencer {
         last_time: LogTime,
         limits: Limits,
     ) -> Sequencer {
-        let core = Core {
-            appender: None,
-            clock: LogClock::new(clock, last_time),
-            state,
-            logged: state.position,
-            waiting: VecDeque::new(),
-            last_entry: last_time,
-            ticking: false,
-            ended: None,
-        };
+        let frames = Frames::new(Arc::clone(&log), state.position, last_time);
         let lsn = state.position.lsn;
         Sequencer {
-            core: Mutex::new(core),
+            core: Mutex::new(Core { frames, state }),
+            clock: LogClock::new(clock, last_time),
+            ended: OnceLock::new(),
             opened: Condvar::new(),
             basis: ArcSwap::from_pointee(Basis::new(index, lsn)),
             visible: AtomicU64::new(lsn.get()),
@@ -162,18 +148,20 @@ impl Sequencer {
             limits,
             room: tokio::sync::Notify::new(),
             work: tokio::sync::Notify::new(),
+            log_room: AtomicBool::new(true),
             index_room: AtomicBool::new(true),
             sealed: (Mutex::new(0), Condvar::new()),
+            #[cfg(test)]
+            decisions: AtomicU64::new(0),
         }
     }
 
     /// Begins to decide, in `epoch`, no earlier than the last entry that it followed.
     pub(crate) fn lead(&self, epoch: Epoch) {
         let mut core = self.core.lock();
-        let last = core.last_entry;
-        core.clock.not_before(last);
+        self.clock.not_before(core.frames.last_entry());
         let appender = Appender::new(self.keys.clone(), epoch, core.state);
-        core.appender = Some(appender);
+        core.frames.lead(appender);
         self.leads.store(true, Ordering::Release);
     }
 
@@ -186,7 +174,7 @@ impl Sequencer {
     pub(crate) fn retire(&self) {
         let mut core = self.core.lock();
         self.close_frames(&mut core);
-        core.appender = None;
+        core.frames.retire();
         self.leads.store(false, Ordering::Release);
     }
 
@@ -246,8 +234,10 @@ impl Sequencer {
         loop {
             let refusal = {
                 let mut core = self.core.lock();
-                self.may_append(&core)?;
-                let moment = self.moment(&mut core);
+                self.may_append()?;
+                let moment = self.moment(&core);
+                #[cfg(test)]
+                self.decisions.fetch_add(1, Ordering::Relaxed);
                 let rows = Newest { sequencer: self, loaded: &loaded };
                 let mut draft = Draft::new(&rows, moment, caller.copied().unwrap_or_default());
                 match operation.decide(&mut draft) {
@@ -261,10 +251,8 @@ impl Sequencer {
             match refusal {
                 Refusal::Errno(errno) => return Err(errno.into()),
                 Refusal::Stale => return Err(SubmitError::Stale),
-                Refusal::Need(key) => {
-                    let view = self.view();
-                    let row = view.row(&key).map_err(|error| unreadable(&error.into()))?;
-                    loaded.rows.push((key, row, view.indexed()));
+                Refusal::Need(keys) => {
+                    loaded.load(&self.view(), keys).map_err(|error| unreadable(&error))?;
                 }
                 Refusal::NeedLink(ino) => loaded.link = Some(self.find_link(ino)?),
                 Refusal::Damaged(key) => {
@@ -275,14 +263,15 @@ impl Sequencer {
         }
     }
 
-    fn may_append(&self, core: &Core) -> Result<(), SubmitError> {
-        if core.ended.is_some() {
+    /// What refuses every entry at the moment.
+    fn may_append(&self) -> Result<(), SubmitError> {
+        if self.ended.get().is_some() {
             return Err(Errno::EIO.into());
         }
-        if core.appender.is_none() {
+        if !self.leads() {
             return Err(Errno::EROFS.into());
         }
-        if !core.waiting.is_empty() || !self.has_index_room() {
+        if !self.log_room.load(Ordering::Relaxed) || !self.has_index_room() {
             return Err(Errno::ENOSPC.into());
         }
         if self.is_full() {
@@ -296,10 +285,10 @@ impl Sequencer {
         self.basis.load().weight() > self.limits.overlay_bytes
     }
 
-    fn moment(&self, core: &mut Core) -> Moment {
+    fn moment(&self, core: &Core) -> Moment {
         let position = core.state.position;
-        let epoch = core.appender.as_ref().map_or(position.epoch.number, |appender| appender.epoch().number);
-        Moment { lsn: position.lsn.next(), time: core.clock.now(), epoch }
+        let epoch = core.frames.epoch().unwrap_or(position.epoch).number;
+        Moment { lsn: position.lsn.next(), time: self.clock.now(), epoch }
     }
 
     fn find_link(&self, ino: Ino) -> Result<RowKey, SubmitError> {
@@ -342,17 +331,15 @@ impl Sequencer {
             names: decided.names,
             changes: decided.writes.iter().map(|write| write.change()).collect(),
         };
-        let appender = core.appender.as_mut().ok_or(Errno::EROFS)?;
-        let was_empty = appender.is_empty();
-        state.position = appender.push(&entry, state.digest, state.usage).map_err(|error| {
+        let was_empty = core.frames.is_empty();
+        let pushed = core.frames.push(&entry, state.digest, state.usage).ok_or(Errno::EROFS)?;
+        state.position = pushed.map_err(|error| {
             tracing::error!(%error, ?kind, "an entry could not be encoded");
             Errno::EIO
         })?;
-        let due = appender.should_close(moment.time);
         self.show(moment.lsn, decided.writes.into_iter().map(|write| (write.key, write.new)));
         core.state = state;
-        (core.last_entry, core.ticking) = (moment.time, kind == EntryKind::Tick);
-        if due {
+        if core.frames.due(moment.time) == Due::Close {
             self.close_frames(core);
         } else if was_empty {
             self.opened.notify_one();
@@ -371,28 +358,14 @@ impl Sequencer {
         self.visible.store(lsn.get(), Ordering::Release);
     }
 
-    /// Hands every closed frame to the log, and seals the growing generation if it is large.
+    /// Hands what is open to the log, and seals the growing generation if it is large.
     fn close_frames(&self, core: &mut Core) {
-        let durable = self.log.durable().state().position.lsn;
-        let wall = core.clock.wall();
-        while let Some(frame) = core.appender.as_mut().and_then(|appender| appender.close(wall, durable)) {
-            core.waiting.push_back(frame);
+        let closed = core.frames.close(self.clock.wall());
+        self.log_room.store(!core.frames.is_stuck(), Ordering::Relaxed);
+        if let Err(error) = closed {
+            return self.fail(error.to_string());
         }
-        while let Some(frame) = core.waiting.front() {
-            let end = frame.position();
-            match self.log.append(&core.logged, frame.clone()) {
-                Ok(()) => {
-                    core.waiting.pop_front();
-                    core.logged = end;
-                }
-                Err(AppendError::NoSpace { message }) => {
-                    tracing::warn!(message, "the log has no room; changes are refused until it has");
-                    return;
-                }
-                Err(error) => return self.end(core, error.to_string()),
-            }
-        }
-        if self.basis.load().growing().weight() >= self.limits.generation_bytes {
+        if !core.frames.is_stuck() && self.basis.load().growing().weight() >= self.limits.generation_bytes {
             self.seal(core);
         }
     }
@@ -409,21 +382,21 @@ impl Sequencer {
         &self.work
     }
 
-    fn end(&self, core: &mut Core, reason: String) {
-        if core.ended.is_none() {
-            tracing::error!(reason, "the log has ended; nothing more is decided");
-            core.ended = Some(reason);
-        }
-    }
-
     /// Stops deciding for good.
     pub(crate) fn fail(&self, reason: String) {
-        self.end(&mut self.core.lock(), reason);
+        let mut is_first = false;
+        let reason = self.ended.get_or_init(|| {
+            is_first = true;
+            reason
+        });
+        if is_first {
+            tracing::error!(reason, "nothing more is decided");
+        }
     }
 
     /// Why nothing is decided any more, if so.
     pub(crate) fn ended(&self) -> Option<String> {
-        self.core.lock().ended.clone()
+        self.ended.get().cloned()
     }
 
     /// Says whether the index has disk space for what is to be applied; changes are refused while it has none.
@@ -448,37 +421,33 @@ impl Sequencer {
     /// Does what is due: closes a frame that is old enough, appends the idle tick. Returns how long nothing will be due.
     pub(crate) fn step(&self) -> Duration {
         let mut core = self.core.lock();
-        let now = core.clock.now();
-        if core.ended.is_some() || core.appender.is_none() {
+        if self.ended.get().is_some() {
             return IDLE;
         }
-        let is_due = core.appender.as_ref().is_some_and(|appender| appender.should_close(now));
-        if is_due || !core.waiting.is_empty() {
+        if core.frames.due(self.clock.now()) == Due::Close {
             self.close_frames(&mut core);
         }
-        if !core.waiting.is_empty() {
+        if core.frames.is_stuck() {
             return IDLE;
         }
-        if let Some(due) = core.appender.as_ref().and_then(Appender::close_due) {
-            return due.since(now).max(Duration::from_micros(100));
+        match core.frames.due(self.clock.now()) {
+            Due::In(patience) => patience,
+            Due::Close => Duration::ZERO,
+            Due::Tick => {
+                let moment = self.moment(&core);
+                match self.sequence(&mut core, EntryKind::Tick, None, moment, Decided::default()) {
+                    Ok(()) => self.close_frames(&mut core),
+                    Err(error) => tracing::error!(?error, "the idle tick was not appended"),
+                }
+                IDLE
+            }
         }
-        let quiet = if core.ticking { TICK_INTERVAL } else { FIRST_TICK };
-        let idle = now.since(core.last_entry);
-        if idle < quiet {
-            return (quiet - idle).min(IDLE);
-        }
-        let moment = self.moment(&mut core);
-        match self.sequence(&mut core, EntryKind::Tick, None, moment, Decided::default()) {
-            Ok(()) => self.close_frames(&mut core),
-            Err(error) => tracing::error!(?error, "the idle tick was not appended"),
-        }
-        IDLE
     }
 
     /// Waits at most `timeout`, or until a frame is opened.
     pub(crate) fn wait_for_work(&self, timeout: Duration) {
         let mut core = self.core.lock();
-        if core.appender.as_ref().is_none_or(Appender::is_empty) {
+        if core.frames.is_empty() {
             self.opened.wait_for(&mut core, timeout);
         } else {
             drop(core);
@@ -490,7 +459,7 @@ impl Sequencer {
     pub(crate) fn seal_now(&self) -> Lsn {
         let mut core = self.core.lock();
         self.close_frames(&mut core);
-        if core.waiting.is_empty() && self.basis.load().growing().weight() > 0 {
+        if !core.frames.is_stuck() && self.basis.load().growing().weight() > 0 {
             self.seal(&core);
         }
         core.state.position.lsn
@@ -529,7 +498,9 @@ impl Sequencer {
     pub(crate) fn follow(&self, frame: &Frame, entries: &[Entry]) -> Result<(), FollowError> {
         let mut core = self.core.lock();
         let shown = core.state.position;
-        if core.appender.is_some() || frame.first() != shown.lsn.next() || frame.previous_hash() != shown.hash
+        if core.frames.epoch().is_some()
+            || frame.first() != shown.lsn.next()
+            || frame.previous_hash() != shown.hash
         {
             return Err(FollowError::NotNext { shown, found: frame.first() });
         }
@@ -537,11 +508,11 @@ impl Sequencer {
             let rows = entry.changes.iter();
             let rows =
                 rows.map(|change| (RowKey::from_parts(change.table, &change.key), change.value.clone()));
-            core.last_entry = entry.time;
             self.show(entry.lsn, rows);
         }
         core.state = frame.state();
-        core.logged = core.state.position;
+        let last_entry = entries.last().map_or(core.frames.last_entry(), |entry| entry.time);
+        core.frames.followed(frame.position(), last_entry);
         if self.basis.load().growing().weight() >= self.limits.generation_bytes {
             self.seal(&core);
         }
@@ -549,11 +520,10 @@ impl Sequencer {
     }
 
     /// The time that an entry would have now, for the times of written data. What an entry would be refused for refuses the data too,
-    /// except a full overlay.
+    /// except a full overlay. Takes no lock.
     pub(crate) fn time_of_write(&self) -> Result<LogTime, SubmitError> {
-        let mut core = self.core.lock();
-        match self.may_append(&core) {
-            Ok(()) | Err(SubmitError::Full) => Ok(core.clock.now()),
+        match self.may_append() {
+            Ok(()) | Err(SubmitError::Full) => Ok(self.clock.now()),
             Err(refused) => Err(refused),
         }
     }
@@ -564,55 +534,8 @@ impl Sequencer {
     }
 }
 
-/// What a request had loaded for it, so that it gets on however small the cache is.
-#[derive(Default)]
-struct Loaded {
-    /// Rows, and the LSN of the index that they were read above.
-    rows: Vec<(RowKey, Option<Bytes>, Lsn)>,
-    link: Option<RowKey>,
-}
-
-/// What memory knows, inside the critical section.
-struct Newest<'a> {
-    sequencer: &'a Sequencer,
-    loaded: &'a Loaded,
-}
-
-impl Rows for Newest<'_> {
-    fn newest(&self, key: &RowKey) -> RowState {
-        if let Some(cached) = self.sequencer.cache.get(key) {
-            return RowState::Known(cached.value);
-        }
-        let basis = self.sequencer.basis.load();
-        if let Some(row) = basis.overlaid(key, Lsn::MAX) {
-            return RowState::Known(row);
-        }
-        // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
-        let is_it =
-            |(loaded, _, indexed): &&(RowKey, Option<Bytes>, Lsn)| loaded == key && *indexed == basis.indexed;
-        match self.loaded.rows.iter().rev().find(is_it) {
-            Some((_, row, indexed)) => {
-                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: row.clone() });
-                RowState::Known(row.clone())
-            }
-            None => RowState::Unknown,
-        }
-    }
-
-    fn link_hint(&self, _ino: Ino) -> Option<RowKey> {
-        self.loaded.link.clone()
-    }
-}
-
 /// A row that cannot be read becomes EIO here, and is logged here.
 pub(crate) fn unreadable(error: &ViewError) -> SubmitError {
     tracing::error!(%error, "the tree cannot be read");
     SubmitError::Errno(Errno::EIO)
 }
-
-/// The first idle tick comes after this much quiet, ...
-const FIRST_TICK: Duration = Duration::from_secs(1);
-/// ... and the further ones at this interval.
-const TICK_INTERVAL: Duration = Duration::from_secs(20);
-/// The longest that nothing is looked at.
-const IDLE: Duration = Duration::from_millis(500);

@@ -154,18 +154,47 @@ impl View {
         self.decoded(&RowKey::directory(ino), |row| DirectoryRow::decode(row))
     }
 
-    /// The extents of `ino` that touch `from..to`, in order.
+    /// The last row of a range of keys.
+    pub fn last_row(&self, range: Range<RowKey>) -> Result<Option<(RowKey, Bytes)>, IndexError> {
+        let Range { start, mut end } = range;
+        loop {
+            let overlaid = self.basis.generations.iter().filter_map(|one| one.last(&start, &end, self.lsn));
+            // Of equal keys the one of the latest generation counts, which comes last.
+            let overlaid = overlaid.max_by(|(one, _), (other, _)| one.cmp(other));
+            let indexed = self.basis.index.last(start.clone()..end)?;
+            match (overlaid, indexed) {
+                (Some((key, _)), Some(indexed)) if indexed.0 > key => return Ok(Some(indexed)),
+                (Some((key, Some(value))), _) => return Ok(Some((key, value))),
+                (Some((removed, None)), _) => end = removed,
+                (None, indexed) => return Ok(indexed),
+            }
+        }
+    }
+
+    /// The extents of `ino` that touch `from..to`, in order. No others are looked at, except the one before them.
     pub fn extents(
         &self,
         ino: Ino,
         from: u64,
         to: u64,
     ) -> impl Iterator<Item = Result<Extent, ViewError>> + use<> {
-        let start = RowKey::extent(ino, from - from % SLOT_BYTES);
-        self.rows(start..RowKey::extent(ino, to)).filter_map(move |row| match decode_extent(row) {
-            Ok(extent) if extent.end() <= from => None,
-            extent => Some(extent),
-        })
+        let before = self.extent_before(ino, from).filter(|before| match before {
+            Ok(extent) => extent.end() > from,
+            Err(_) => true,
+        });
+        let is_all = matches!(before, Some(Ok(extent)) if extent.end() >= to) || from >= to;
+        let rest = (!is_all).then(|| self.rows(RowKey::extent(ino, from)..RowKey::extent(ino, to)));
+        before.into_iter().chain(rest.into_iter().flatten().map(decode_extent))
+    }
+
+    /// The last extent of `ino` that begins before `offset` in the same slot.
+    fn extent_before(&self, ino: Ino, offset: u64) -> Option<Result<Extent, ViewError>> {
+        let slot = offset - offset % SLOT_BYTES;
+        if slot == offset {
+            return None;
+        }
+        let last = self.last_row(RowKey::extent(ino, slot)..RowKey::extent(ino, offset));
+        last.transpose().map(decode_extent)
     }
 
     /// The rows of `table` whose key begins with `number`.
@@ -201,6 +230,10 @@ impl IndexSnapshot for View {
 
     fn scan(&self, range: Range<RowKey>) -> RowIterator {
         self.rows(range)
+    }
+
+    fn last(&self, range: Range<RowKey>) -> Result<Option<(RowKey, Bytes)>, IndexError> {
+        self.last_row(range)
     }
 }
 
@@ -294,3 +327,72 @@ fn after(key: &RowKey) -> RowKey {
 
 /// How many rows of each generation a scan takes at a time.
 const CHUNK: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use murphy_log::{ChainHash, Digest, Epoch, EpochId, Position, Usage};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Index, MemoryIndex};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, bool),
+        Seal,
+        Ingest,
+        Look,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (0..40u64, any::<bool>()).prop_map(|(number, there)| Step::Write(number, there)),
+            1 => Just(Step::Seal),
+            1 => Just(Step::Ingest),
+            1 => Just(Step::Look),
+        ]
+    }
+
+    fn state(lsn: Lsn) -> State {
+        let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
+        let position = Position { epoch, lsn, hash: ChainHash::default() };
+        State { position, digest: Digest::default(), usage: Usage::default() }
+    }
+
+    proptest! {
+        /// The fear: a row that was removed, in whichever layer, hides the one before it, or comes back.
+        #[test]
+        fn the_last_row_of_a_range_is_the_last_that_a_scan_gives(
+            steps in proptest::collection::vec(step(), 1..150)
+        ) {
+            let index = MemoryIndex::new();
+            let mut basis = Arc::new(Basis::new(index.snapshot(), Lsn::ROOT));
+            let (mut lsn, mut views) = (Lsn::ROOT, Vec::new());
+            for step in steps {
+                match step {
+                    Step::Write(number, there) => {
+                        lsn = lsn.next();
+                        let value = there.then(|| Bytes::copy_from_slice(&lsn.get().to_be_bytes()));
+                        basis.growing().add(lsn, std::iter::once((RowKey::inode(Ino::new(number)), value)));
+                    }
+                    Step::Seal => basis = Arc::new(basis.sealed(state(lsn))),
+                    Step::Ingest if basis.generations.len() > 1 => {
+                        let oldest = &basis.generations[0];
+                        let end = oldest.end().unwrap();
+                        oldest.folded(|mut rows| index.ingest(&mut rows, &end).unwrap());
+                        basis = Arc::new(basis.indexed(index.snapshot(), end.position.lsn));
+                    }
+                    Step::Ingest => {}
+                    Step::Look => views.push(View::new(Arc::clone(&basis), lsn)),
+                }
+            }
+            for view in &views {
+                for (start, end) in (0..40).flat_map(|start| [(start, start), (0, start), (start, 40)]) {
+                    let range = RowKey::inode(Ino::new(start))..RowKey::inode(Ino::new(end));
+                    let last = view.rows(range.clone()).last().transpose().unwrap();
+                    prop_assert_eq!(view.last_row(range).unwrap(), last);
+                }
+            }
+        }
+    }
+}

@@ -19,11 +19,16 @@ mod flush;
 mod io;
 mod members;
 mod purge;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod workers;
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -270,7 +275,7 @@ impl Volume {
 
     /// How many bytes have been written and are in no stored pack yet.
     pub fn dirty_bytes(&self) -> u64 {
-        self.shared.files.dirty_bytes.load(std::sync::atomic::Ordering::Relaxed)
+        self.shared.files.dirty_bytes.load(Ordering::Relaxed)
     }
 
     /// The log below.

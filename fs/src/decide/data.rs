@@ -33,6 +33,13 @@ pub(crate) struct Piece {
     pub(crate) pack_offset: u32,
 }
 
+impl Piece {
+    /// The offset in the file after its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + u64::from(self.length)
+    }
+}
+
 /// Makes stored bytes part of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -55,9 +62,16 @@ impl Operation for Store {
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<PackNumber, Refusal> {
         let mut row = file_row(draft, self.ino)?;
-        for offset in &self.overlapped {
-            let old = take_extent(draft, &mut row, self.ino, *offset)?;
-            let kept = self.kept_of(old);
+        let replaced: Vec<(Extent, Vec<Extent>)> = draft
+            .extents(self.ino, &self.overlapped)?
+            .into_iter()
+            .map(|extent| (extent, self.kept_of(extent)))
+            .collect();
+        let kept = replaced.iter().flat_map(|(_, kept)| kept).map(|part| part.offset);
+        let begins = self.pieces.iter().map(|piece| piece.offset).chain(kept);
+        draft.need(begins.map(|offset| RowKey::extent(self.ino, offset)))?;
+        for (old, kept) in replaced {
+            take_extent(draft, &mut row, self.ino, old)?;
             let kept_bytes: u64 = kept.iter().map(|part| u64::from(part.row.length)).sum();
             draft.release_bytes(old.row.target, u64::from(old.row.length) - kept_bytes)?;
             // What is kept was uncounted with the rest of the old extent; `put_extent` counts it again.
@@ -91,9 +105,10 @@ impl Store {
     fn kept_of(&self, old: Extent) -> Vec<Extent> {
         let mut kept = Vec::new();
         let mut from = old.offset;
-        for piece in self.pieces.iter().filter(|piece| piece.offset < old.end()) {
+        let first = self.pieces.partition_point(|piece| piece.end() <= old.offset);
+        for piece in self.pieces[first..].iter().take_while(|piece| piece.offset < old.end()) {
             kept.extend(old.clipped(from, piece.offset));
-            from = from.max(piece.offset + u64::from(piece.length));
+            from = from.max(piece.end());
         }
         kept.extend(old.clipped(from, old.end()));
         kept
@@ -120,8 +135,8 @@ impl Operation for Truncate {
             return Err(Errno::EFBIG.into());
         }
         let mut row = file_row(draft, self.ino)?;
-        for offset in &self.beyond {
-            let old = take_extent(draft, &mut row, self.ino, *offset)?;
+        for old in draft.extents(self.ino, &self.beyond)? {
+            take_extent(draft, &mut row, self.ino, old)?;
             let kept = old.clipped(0, self.size);
             let kept_bytes = kept.map_or(0, |part| u64::from(part.row.length));
             draft.release_bytes(old.row.target, u64::from(old.row.length) - kept_bytes)?;
@@ -150,13 +165,11 @@ fn file_row(draft: &Draft<'_>, ino: Ino) -> Result<InodeRow, Refusal> {
 }
 
 /// Takes an extent out of the file, row and counts, without giving its bytes back to the pack.
-fn take_extent(draft: &mut Draft<'_>, row: &mut InodeRow, ino: Ino, offset: u64) -> Result<Extent, Refusal> {
-    let key = RowKey::extent(ino, offset);
-    let extent = draft.decoded(&key, |row| ExtentRow::decode(row))?.ok_or(Refusal::Stale)?;
-    draft.put(key, None)?;
+fn take_extent(draft: &mut Draft<'_>, row: &mut InodeRow, ino: Ino, extent: Extent) -> Result<(), Refusal> {
+    draft.put(RowKey::extent(ino, extent.offset), None)?;
     row.extents = row.extents.saturating_sub(1);
-    row.allocated = row.allocated.saturating_sub(u64::from(extent.length));
-    Ok(Extent { offset, row: extent })
+    row.allocated = row.allocated.saturating_sub(u64::from(extent.row.length));
+    Ok(())
 }
 
 fn put_extent(draft: &mut Draft<'_>, row: &mut InodeRow, ino: Ino, extent: Extent) -> Result<(), Refusal> {

@@ -1,13 +1,14 @@
 //! The draft: rows as a decision sees them, and the changes that it has made so far.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use murphy_log::{Change, MAX_NAMES};
 
 use super::{Moment, Refusal, RowState, Rows};
 use crate::{
-    Caller, DirectoryRow, Errno, Ino, InodeRow, Kind, PackNumber, PackRow, RowError, RowKey, Timespec,
+    Caller, DirectoryRow, Errno, Extent, ExtentRow, Ino, InodeRow, Kind, PackNumber, PackRow, RowError,
+    RowKey, Timespec,
 };
 
 /// A decision in the making.
@@ -99,8 +100,30 @@ impl<'a> Draft<'a> {
         }
         match self.rows.newest(key) {
             RowState::Known(row) => Ok(row),
-            RowState::Unknown => Err(Refusal::Need(key.clone())),
+            RowState::Unknown => Err(Refusal::Need(vec![key.clone()])),
         }
+    }
+
+    /// Refuses unless all of these rows are in memory, naming every one that is not.
+    pub(crate) fn need(&self, keys: impl IntoIterator<Item = RowKey>) -> Result<(), Refusal> {
+        let is_missing =
+            |key: &RowKey| self.place(key).is_none() && matches!(self.rows.newest(key), RowState::Unknown);
+        let missing: Vec<RowKey> = keys.into_iter().filter(is_missing).collect();
+        if missing.is_empty() { Ok(()) } else { Err(Refusal::Need(missing)) }
+    }
+
+    /// The extents of `ino` at these offsets of the file; the rows of their packs are in memory. Stale if one is not there.
+    pub(crate) fn extents(&self, ino: Ino, offsets: &[u64]) -> Result<Vec<Extent>, Refusal> {
+        self.need(offsets.iter().map(|offset| RowKey::extent(ino, *offset)))?;
+        let mut extents = Vec::with_capacity(offsets.len());
+        for offset in offsets {
+            let row = self.decoded(&RowKey::extent(ino, *offset), |row| ExtentRow::decode(row))?;
+            extents.push(Extent { offset: *offset, row: row.ok_or(Refusal::Stale)? });
+        }
+        let packs: BTreeSet<PackNumber> =
+            extents.iter().filter_map(|extent| extent.row.target.pack()).collect();
+        self.need(packs.into_iter().map(|pack| RowKey::pack(pack.0)))?;
+        Ok(extents)
     }
 
     /// Writes a row, or removes it.
@@ -111,7 +134,7 @@ impl<'a> Draft<'a> {
         }
         let old = match self.rows.newest(&key) {
             RowState::Known(old) => old,
-            RowState::Unknown => return Err(Refusal::Need(key)),
+            RowState::Unknown => return Err(Refusal::Need(vec![key])),
         };
         if old != new {
             self.push(RowWrite { key, old, new });

@@ -61,6 +61,7 @@ impl Operation for BeginSession {
     const KIND: EntryKind = EntryKind::Session;
 
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        draft.need(self.ended.iter().map(|id| RowKey::session(*id)))?;
         for id in &self.ended {
             let key = RowKey::session(*id);
             let row = draft.decoded(&key, |row| SessionRow::decode(row))?.ok_or(Refusal::Stale)?;

@@ -4,7 +4,7 @@
 //! purge it later. Whoever is the source then goes on with a purge that an earlier one began.
 
 use super::{Draft, EntryKind, Operation, Refusal, names::PlacedName};
-use crate::{Errno, ExtentRow, ExtentTarget, Ino, InodeRow, Kind, OrphanRow, RowKey, XattrName};
+use crate::{Errno, Extent, ExtentTarget, Ino, InodeRow, Kind, OrphanRow, RowKey, XattrName};
 
 /// What the caller knows of an inode that may lose its last name. It holds the inode's lock.
 #[derive(Clone, Debug)]
@@ -75,8 +75,8 @@ impl Draft<'_> {
         }
         let small = victim.extents.as_ref().filter(|extents| extents.len() as u64 == row.extents);
         if let (false, false, Some(extents)) = (victim.open, row.has_xattrs, small) {
-            for offset in extents {
-                self.remove_extent(victim.ino, *offset)?;
+            for extent in self.extents(victim.ino, extents)? {
+                self.remove_extent(victim.ino, extent)?;
             }
             self.erase_inode(victim.ino, &row)?;
             return Ok(Fate::Gone);
@@ -97,13 +97,10 @@ impl Draft<'_> {
         Ok(())
     }
 
-    /// Removes a whole extent and gives its bytes back to its pack. Returns its length. Stale if it is not there.
-    pub(crate) fn remove_extent(&mut self, ino: Ino, offset: u64) -> Result<u64, Refusal> {
-        let key = RowKey::extent(ino, offset);
-        let extent = self.decoded(&key, |row| ExtentRow::decode(row))?.ok_or(Refusal::Stale)?;
-        self.put(key, None)?;
-        self.release_bytes(extent.target, u64::from(extent.length))?;
-        Ok(u64::from(extent.length))
+    /// Removes a whole extent and gives its bytes back to its pack.
+    fn remove_extent(&mut self, ino: Ino, extent: Extent) -> Result<(), Refusal> {
+        self.put(RowKey::extent(ino, extent.offset), None)?;
+        self.release_bytes(extent.row.target, u64::from(extent.row.length))
     }
 
     /// Counts `bytes` of a target as not referred to any more.
@@ -186,10 +183,12 @@ impl Operation for Purge {
             return Err(Refusal::Stale);
         }
         let mut row = draft.inode(self.ino)?;
-        for offset in &self.extents {
-            row.allocated = row.allocated.saturating_sub(draft.remove_extent(self.ino, *offset)?);
+        for extent in draft.extents(self.ino, &self.extents)? {
+            draft.remove_extent(self.ino, extent)?;
+            row.allocated = row.allocated.saturating_sub(u64::from(extent.row.length));
             row.extents = row.extents.saturating_sub(1);
         }
+        draft.need(self.xattrs.iter().map(|name| RowKey::xattr(self.ino, name)))?;
         for name in &self.xattrs {
             draft.put(RowKey::xattr(self.ino, name), None)?;
         }

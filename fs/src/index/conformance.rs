@@ -55,6 +55,13 @@ impl Reference {
         assert_eq!(snapshot.state(), Some(*state));
         let found: BTreeMap<_, _> = snapshot.scan(everything()).map(Result::unwrap).collect();
         assert!(found == *rows, "generation {at} differs");
+        for key in rows.keys() {
+            let last = |range: Range<&RowKey>| rows.range(range.start..range.end).next_back();
+            for range in [&everything().start..key, key..&everything().end] {
+                let expected = last(range.clone()).map(|(key, value)| (key.clone(), value.clone()));
+                assert_eq!(snapshot.last(range.start.clone()..range.end.clone()).unwrap(), expected);
+            }
+        }
         let check = check_digest(snapshot, &self.keys).unwrap();
         assert_eq!(check.digest, state.digest);
         assert_eq!(check.rows.values().sum::<u64>(), rows.len() as u64);

@@ -13,7 +13,6 @@
 use std::{
     fs::{self, File, TryLockError},
     io,
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -34,12 +33,13 @@ use murphy_log::{Files, Lsn, OsFiles, State};
 use parking_lot::Mutex;
 
 use super::{
-    Index, IndexError, IndexSnapshot, IngestOrder, RowIterator,
+    Index, IndexError, IndexSnapshot, IngestOrder,
     fjall_files::check_files,
+    fjall_snapshot::{FjallSnapshot, guarded, is_name, panic_text},
     goes_back,
     synced::{SyncedRecord, decode_state, encode_state, sync_directory},
 };
-use crate::{RowKey, Table};
+use crate::RowKey;
 
 /// The index of a node, in a directory of its own.
 ///
@@ -294,86 +294,6 @@ struct Progress {
     synced: Option<SyncedRecord>,
 }
 
-/// Both keyspaces after one generation.
-struct FjallSnapshot {
-    place: Arc<str>,
-    names: Keyspace,
-    rows: Keyspace,
-    snapshot: Snapshot,
-    state: Option<State>,
-}
-
-impl IndexSnapshot for FjallSnapshot {
-    fn state(&self) -> Option<State> {
-        self.state
-    }
-
-    fn get(&self, key: &RowKey) -> Result<Option<Bytes>, IndexError> {
-        let keyspace = if is_name(key) { &self.names } else { &self.rows };
-        let value = guarded(&self.place, || self.snapshot.get(keyspace, key.as_bytes()))?;
-        // A copy: the slice would keep its whole block, and single rows are what caches keep.
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
-    }
-
-    fn scan(&self, range: Range<RowKey>) -> RowIterator {
-        let start = range.start.max(first_key(1));
-        let (names, after) = (first_key(Table::Dentry.number()), first_key(Table::Dentry.number() + 1));
-        let pieces = [
-            (&self.rows, start.clone(), range.end.clone().min(names.clone())),
-            (&self.names, start.clone().max(names), range.end.clone().min(after.clone())),
-            (&self.rows, start.max(after), range.end),
-        ];
-        let pieces = pieces.into_iter().filter(|(_, start, end)| start < end);
-        let pieces: Vec<_> =
-            pieces.rev().map(|(keyspace, start, end)| (keyspace.clone(), start..end)).collect();
-        let (place, snapshot) = (Arc::clone(&self.place), self.snapshot.clone());
-        Box::new(FjallScan { place, snapshot, pieces, current: None })
-    }
-}
-
-/// Goes through the keyspaces in the order of keys.
-struct FjallScan {
-    place: Arc<str>,
-    snapshot: Snapshot,
-    /// What is left, the next one last.
-    pieces: Vec<(Keyspace, Range<RowKey>)>,
-    current: Option<fjall::Iter>,
-}
-
-impl FjallScan {
-    fn step(&mut self) -> Result<Option<(RowKey, Bytes)>, IndexError> {
-        loop {
-            if let Some(current) = &mut self.current {
-                let row = guarded(&self.place, || current.next().map(fjall::Guard::into_inner).transpose())?;
-                if let Some((key, value)) = row {
-                    let key = RowKey::from_bytes(key.into());
-                    let empty =
-                        || IndexError { path: self.place.to_string(), reason: "an empty key".to_owned() };
-                    return Ok(Some((key.ok_or_else(empty)?, value.into())));
-                }
-            }
-            let Some((keyspace, range)) = self.pieces.pop() else {
-                return Ok(None);
-            };
-            let range = range.start.into_bytes()..range.end.into_bytes();
-            self.current = Some(guarded(&self.place, || Ok(self.snapshot.range(&keyspace, range)))?);
-        }
-    }
-}
-
-impl Iterator for FjallScan {
-    type Item = Result<(RowKey, Bytes), IndexError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let row = self.step();
-        if row.is_err() {
-            self.current = None;
-            self.pieces.clear();
-        }
-        row.transpose()
-    }
-}
-
 /// Why an index cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenIndexError {
@@ -545,30 +465,6 @@ fn further(a: Option<State>, b: Option<State>) -> Option<State> {
         (Some(a), Some(b)) => Some(if b.position.lsn > a.position.lsn { b } else { a }),
         (a, b) => a.or(b),
     }
-}
-
-fn is_name(key: &RowKey) -> bool {
-    key.table() == Table::Dentry.number()
-}
-
-fn first_key(table: u8) -> RowKey {
-    RowKey::from_parts(table, &[])
-}
-
-/// Calls fjall. It asserts where it could return an error, so that damage can make it panic.
-fn guarded<T>(place: &str, call: impl FnOnce() -> fjall::Result<T>) -> Result<T, IndexError> {
-    let reason = match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(done)) => return Ok(done),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_text(panic.as_ref()),
-    };
-    Err(IndexError { path: place.to_owned(), reason })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("fjall panicked: {}", text.unwrap_or("without a text"))
 }
 
 const LOCK: &str = "lock";

@@ -209,6 +209,16 @@ impl IndexSnapshot for MemorySnapshot {
             batch: Vec::new().into_iter(),
         })
     }
+
+    fn last(&self, range: Range<RowKey>) -> Result<Option<(RowKey, Bytes)>, IndexError> {
+        if range.start >= range.end {
+            return Ok(None);
+        }
+        let tables = self.pin.shared.tables.read();
+        let mut rows = tables.rows.range(range).rev();
+        let found = rows.find_map(|(key, versions)| Some((key, visible(versions, self.pin.generation)?)));
+        Ok(found.map(|(key, value)| (key.clone(), value.clone())))
+    }
 }
 
 /// Reads a batch of rows at a time, so that a slow reader holds no lock.

@@ -34,6 +34,14 @@ pub enum ExtentTarget {
 }
 
 impl ExtentTarget {
+    /// The pack that holds the bytes, if one does.
+    pub const fn pack(self) -> Option<PackNumber> {
+        match self {
+            ExtentTarget::Pack { pack, .. } => Some(pack),
+            ExtentTarget::Log { .. } => None,
+        }
+    }
+
     /// The target `bytes` further on.
     #[must_use]
     pub const fn advanced(self, bytes: u32) -> ExtentTarget {

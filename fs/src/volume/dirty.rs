@@ -18,6 +18,8 @@ use crate::{SLOT_BYTES, Timespec, decide::Piece};
 #[derive(Debug, Default)]
 pub(crate) struct DirtyData {
     segments: BTreeMap<u64, Segment>,
+    /// The bytes of all segments.
+    bytes: u64,
     /// When the last write was; `None` if the time was set by hand since.
     pub(crate) mtime: Option<Timespec>,
     /// When the last write was.
@@ -93,7 +95,7 @@ impl DirtyData {
 
     /// How many bytes there are.
     pub(crate) fn len(&self) -> u64 {
-        self.segments.values().map(Segment::len).sum()
+        self.bytes
     }
 
     /// Writes `bytes` at `offset`; returns by how many the dirty bytes grew (negative if a larger run was replaced).
@@ -118,6 +120,7 @@ impl DirtyData {
                 self.segments.insert(offset, Segment { data: Data::Shared(bytes.clone()), in_flight: false });
             }
         }
+        self.bytes += bytes.len() as u64;
         bytes.len() as i64 - replaced.cast_signed()
     }
 
@@ -145,6 +148,7 @@ impl DirtyData {
                 keep(range.end, end);
             }
         }
+        self.bytes -= removed;
         removed
     }
 
@@ -300,6 +304,8 @@ mod tests {
                     }
                     Step::Ground => { flight.clear(); dirty.ground(); }
                 }
+                let dirty_bytes = written.iter().flatten().count() as u64;
+                prop_assert_eq!(dirty.len(), dirty_bytes);
                 prop_assert_eq!(&contents(&dirty, 1200), &written);
             }
         }

@@ -12,6 +12,7 @@
 //! - A put that gets no answer fails, so that what comes behind it has its turn.
 
 use std::{
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -385,29 +386,18 @@ impl Volume {
         pack: PackUse,
     ) -> Result<Option<PackUse>, SubmitError> {
         let mut pieces = inner.dirty.landing(placed);
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(None) };
+        if pieces.is_empty() {
+            return Ok(None);
+        }
         let row = self.inode_row(file.ino)?;
         if inner.purging || row.is_none_or(|row| may_truncate(&row).is_err()) {
             self.discard_dirty(inner);
             return Ok(None);
         }
-        let (from, to) = (first.offset, last.offset + u64::from(last.length));
-        let mut overlapped = Vec::new();
-        if row.is_some_and(|row| row.extents > 0) {
-            for extent in self.view().extents(file.ino, from, to) {
-                let extent = super::tree::logged(extent)?;
-                let touches = |piece: &&Piece| {
-                    piece.offset < extent.end() && extent.offset < piece.offset + u64::from(piece.length)
-                };
-                if pieces.iter().any(|piece| touches(&piece)) {
-                    if overlapped.len() == OVERLAPPED {
-                        cut_off(&mut pieces, extent.offset);
-                        break;
-                    }
-                    overlapped.push(extent.offset);
-                }
-            }
-        }
+        let overlapped = match row {
+            Some(row) if row.extents > 0 => self.overlapped(file.ino, &mut pieces)?,
+            _ => Vec::new(),
+        };
         let ctime = inner.dirty.ctime.unwrap_or_default();
         let store = Store { ino: file.ino, pack, pieces, overlapped, mtime: inner.dirty.mtime, ctime };
         let number = self.shared.sequencer.submit(None, &store)?;
@@ -415,6 +405,41 @@ impl Volume {
         self.shared.files.count_dirty(-removed.cast_signed());
         Ok(Some(PackUse::Known(number)))
     }
+}
+
+impl Volume {
+    /// The file offsets of the extents that `pieces` touch. If there are too many for one entry, the pieces are cut off before the first
+    /// that is too much.
+    fn overlapped(&self, ino: Ino, pieces: &mut Vec<Piece>) -> Result<Vec<u64>, Errno> {
+        let (view, mut overlapped) = (self.view(), Vec::new());
+        for run in runs(pieces) {
+            for extent in view.extents(ino, run.start, run.end) {
+                let offset = super::tree::logged(extent)?.offset;
+                // One that reaches from one run into the next is met in both.
+                if overlapped.last() == Some(&offset) {
+                    continue;
+                }
+                if overlapped.len() == OVERLAPPED {
+                    cut_off(pieces, offset);
+                    return Ok(overlapped);
+                }
+                overlapped.push(offset);
+            }
+        }
+        Ok(overlapped)
+    }
+}
+
+/// The parts of a file that pieces in offset order cover.
+fn runs(pieces: &[Piece]) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for piece in pieces {
+        match runs.last_mut() {
+            Some(run) if run.end == piece.offset => run.end = piece.end(),
+            _ => runs.push(piece.offset..piece.end()),
+        }
+    }
+    runs
 }
 
 /// Leaves of `pieces` what lies before `end`.

@@ -1,6 +1,6 @@
 //! The end of orphans: an inode without a name, once nobody has it open, is removed in entries of bounded size.
 
-use super::Volume;
+use super::{STALE_TRIES, Volume};
 use crate::{
     Caller, Errno, Ino, RowKey,
     decide::{PURGE_BATCH, Purge},
@@ -43,10 +43,20 @@ impl Volume {
             inner.purging = true;
             self.discard_dirty(&mut inner);
         }
+        let (mut from, mut stale) = (0, 0);
         let result = loop {
-            match self.purge_some(ino) {
-                Ok(true) => break Ok(()),
-                Ok(false) | Err(SubmitError::Stale) => tokio::task::yield_now().await,
+            match self.purge_some(ino, from) {
+                Ok(None) => break Ok(()),
+                Ok(Some(next)) => {
+                    from = next;
+                    tokio::task::yield_now().await;
+                }
+                Err(SubmitError::Stale) if stale < STALE_TRIES => {
+                    (from, stale) = (0, stale + 1);
+                    tokio::task::yield_now().await;
+                }
+                // Its rows do not fit each other.
+                Err(SubmitError::Stale) => break Err(Errno::EIO),
                 Err(SubmitError::Full) => self.shared.sequencer.room().await,
                 Err(SubmitError::Errno(errno)) => break Err(errno),
             }
@@ -56,14 +66,19 @@ impl Volume {
         result
     }
 
-    /// Removes a part of an orphan; says whether it was the last.
-    fn purge_some(&self, ino: Ino) -> Result<bool, SubmitError> {
+    /// Removes a part of an orphan, whose extents before `from` are gone already: a scan from the beginning would pass what was removed
+    /// once more for every part. Says from where to go on, `None` when nothing is left.
+    fn purge_some(&self, ino: Ino, from: u64) -> Result<Option<u64>, SubmitError> {
         if self.inode_row(ino)?.is_none() {
-            return Ok(true);
+            return Ok(None);
         }
-        let mut extents = Vec::new();
-        for extent in self.view().extents(ino, 0, u64::MAX).take(PURGE_BATCH + 1) {
-            extents.push(super::tree::logged(extent)?.offset);
+        let (mut extents, mut end) = (Vec::new(), from);
+        for extent in self.view().extents(ino, from, u64::MAX).take(PURGE_BATCH + 1) {
+            let extent = super::tree::logged(extent)?;
+            if extents.len() < PURGE_BATCH {
+                end = extent.end();
+            }
+            extents.push(extent.offset);
         }
         let mut last = extents.len() <= PURGE_BATCH;
         extents.truncate(PURGE_BATCH);
@@ -72,6 +87,6 @@ impl Volume {
         xattrs.truncate(PURGE_BATCH);
         let purge = Purge { ino, extents, xattrs, last };
         self.shared.sequencer.submit(None::<&Caller>, &purge)?;
-        Ok(last)
+        Ok((!last).then_some(end))
     }
 }

@@ -1,0 +1,74 @@
+//! What memory knows of rows inside the critical section: the row cache, the overlay, and what a request had loaded.
+//!
+//! Invariants:
+//! - A cached row is the newest of its key, always: appends write through, and a row from the index gets in only while nothing later than
+//!   that index can exist for it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use murphy_log::Lsn;
+
+use super::Sequencer;
+use crate::{
+    Ino, RowKey,
+    decide::{RowState, Rows},
+    view::{View, ViewError},
+};
+
+/// A row in the cache.
+#[derive(Clone)]
+pub(super) struct Cached {
+    /// The entry that wrote it, or the LSN of the index that it was loaded from.
+    pub(super) lsn: Lsn,
+    pub(super) value: Option<Bytes>,
+}
+
+/// What a request had loaded for it, so that it gets on however small the cache is.
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// Rows, each with the LSN of the index that it was read above.
+    rows: HashMap<RowKey, (Option<Bytes>, Lsn)>,
+    pub(super) link: Option<RowKey>,
+}
+
+impl Loaded {
+    /// Loads rows from `view`.
+    pub(super) fn load(&mut self, view: &View, keys: Vec<RowKey>) -> Result<(), ViewError> {
+        for key in keys {
+            let row = view.row(&key)?;
+            self.rows.insert(key, (row, view.indexed()));
+        }
+        Ok(())
+    }
+}
+
+/// What memory knows, inside the critical section.
+pub(super) struct Newest<'a> {
+    pub(super) sequencer: &'a Sequencer,
+    pub(super) loaded: &'a Loaded,
+}
+
+impl Rows for Newest<'_> {
+    fn newest(&self, key: &RowKey) -> RowState {
+        if let Some(cached) = self.sequencer.cache.get(key) {
+            return RowState::Known(cached.value);
+        }
+        let basis = self.sequencer.basis.load();
+        if let Some(row) = basis.overlaid(key, Lsn::MAX) {
+            return RowState::Known(row);
+        }
+        // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
+        match self.loaded.rows.get(key).filter(|(_, indexed)| *indexed == basis.indexed) {
+            Some((row, indexed)) => {
+                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: row.clone() });
+                RowState::Known(row.clone())
+            }
+            None => RowState::Unknown,
+        }
+    }
+
+    fn link_hint(&self, _ino: Ino) -> Option<RowKey> {
+        self.loaded.link.clone()
+    }
+}

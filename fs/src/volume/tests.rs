@@ -1,0 +1,250 @@
+//! Files of very many extents: what their changes cost is counted, not timed.
+
+use std::{ops::Range, sync::atomic::AtomicU64};
+
+use bytes::Bytes;
+use murphy_log::{ChainHash, Digest, EpochId, MemoryLog, SystemClock, Usage, VolumeId};
+
+use super::*;
+use crate::{
+    CellCache, FileSystem, Handle, IndexError, IndexSnapshot, Ino, Kind, MemoryIndex, Name, NewNode,
+    ObjectBlockStore, OpenFlags, PackNumber, PackRow, RowIterator, SLOT_BYTES, SetAttr,
+    decide::{PackUse, Piece, Store},
+};
+
+/// A node that can be reopened with nothing in memory.
+struct Node {
+    log: Arc<dyn Log>,
+    index: Arc<CountingIndex>,
+    blocks: Arc<dyn BlockStore>,
+    epoch: u32,
+}
+
+impl Node {
+    fn new() -> (Node, Volume) {
+        let position = Position { epoch: epoch(1), lsn: Lsn::ROOT, hash: ChainHash::default() };
+        let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+        let mut node = Node {
+            log: Arc::new(MemoryLog::new(origin)),
+            index: Arc::default(),
+            blocks: Arc::new(ObjectBlockStore::in_memory()),
+            epoch: 0,
+        };
+        let volume = node.open(Some(&[]));
+        (node, volume)
+    }
+
+    fn open(&mut self, genesis: Option<&[(String, String)]>) -> Volume {
+        self.epoch += 1;
+        let state = self.log.claim(epoch(self.epoch)).unwrap();
+        let clock = Arc::new(SystemClock::new());
+        let parts = VolumeParts {
+            log: Arc::clone(&self.log),
+            index: Arc::clone(&self.index) as Arc<dyn Index>,
+            state,
+            last_time: clock.wall(),
+            keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
+            clock,
+            fetcher: PackFetcher::new(vec![Arc::clone(&self.blocks)], CellCache::new(1 << 20), None),
+            blocks: Arc::clone(&self.blocks),
+            runtime: Runtime::current(),
+            options: VolumeOptions { cached_rows: 512, ..VolumeOptions::default() },
+        };
+        let volume = Volume::open(parts).unwrap();
+        volume.lead(epoch(self.epoch), genesis).unwrap();
+        volume
+    }
+
+    async fn reopen(&mut self, volume: Volume) -> Volume {
+        volume.close().await.unwrap();
+        drop(volume);
+        self.open(None)
+    }
+}
+
+fn epoch(number: u32) -> Epoch {
+    Epoch { number, id: EpochId::from_bytes([7; 16]) }
+}
+
+/// An index that counts the rows that are read from it.
+#[derive(Default)]
+struct CountingIndex {
+    index: MemoryIndex,
+    read: Arc<AtomicU64>,
+}
+
+struct CountingSnapshot {
+    snapshot: Arc<dyn IndexSnapshot>,
+    read: Arc<AtomicU64>,
+}
+
+impl CountingIndex {
+    fn rows_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+impl Index for CountingIndex {
+    fn snapshot(&self) -> Arc<dyn IndexSnapshot> {
+        Arc::new(CountingSnapshot { snapshot: self.index.snapshot(), read: Arc::clone(&self.read) })
+    }
+
+    fn ingest(
+        &self,
+        rows: &mut dyn Iterator<Item = (RowKey, Option<Bytes>)>,
+        state: &State,
+    ) -> Result<(), IndexError> {
+        self.index.ingest(rows, state)
+    }
+
+    fn sync(&self) -> Result<(), IndexError> {
+        self.index.sync()
+    }
+
+    fn reached(&self) -> Option<State> {
+        self.index.reached()
+    }
+}
+
+impl IndexSnapshot for CountingSnapshot {
+    fn state(&self) -> Option<State> {
+        self.snapshot.state()
+    }
+
+    fn get(&self, key: &RowKey) -> Result<Option<Bytes>, IndexError> {
+        self.read.fetch_add(1, Ordering::Relaxed);
+        self.snapshot.get(key)
+    }
+
+    fn scan(&self, range: Range<RowKey>) -> RowIterator {
+        let read = Arc::clone(&self.read);
+        Box::new(self.snapshot.scan(range).inspect(move |_| {
+            read.fetch_add(1, Ordering::Relaxed);
+        }))
+    }
+
+    fn last(&self, range: Range<RowKey>) -> Result<Option<(RowKey, Bytes)>, IndexError> {
+        self.read.fetch_add(1, Ordering::Relaxed);
+        self.snapshot.last(range)
+    }
+}
+
+/// Makes a file of `count` extents of [`EXTENT`] bytes, of several packs in turn.
+async fn fragmented(volume: &Volume, name: &str, count: u64) -> Ino {
+    let name = Name::new(name.to_owned()).unwrap();
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let ino = volume.mknod(&Caller::default(), Ino::ROOT, &name, node).wait().await.unwrap().ino;
+    let mut packs: Vec<PackNumber> = Vec::new();
+    let extents: Vec<u64> = (0..count).collect();
+    for (turn, part) in extents.chunks(PART).enumerate() {
+        let pack = match packs.get(turn % PACKS) {
+            Some(number) => PackUse::Known(*number),
+            None => PackUse::New(pack_row(turn as u64)),
+        };
+        let pieces =
+            part.iter().map(|at| Piece { offset: at * EXTENT, length: EXTENT as u32, pack_offset: 0 });
+        let store = Store {
+            ino,
+            pack,
+            pieces: pieces.collect(),
+            overlapped: Vec::new(),
+            mtime: None,
+            ctime: crate::Timespec::default(),
+        };
+        let number = loop {
+            match volume.shared.sequencer.submit(None, &store) {
+                Ok(number) => break number,
+                Err(SubmitError::Full) => volume.shared.sequencer.room().await,
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        if packs.len() < PACKS {
+            packs.push(number);
+        }
+    }
+    ino
+}
+
+fn pack_row(sequence: u64) -> PackRow {
+    PackRow {
+        writer: 1,
+        sequence,
+        footer_digest: [0; 32],
+        plain_bytes: 4 << 20,
+        stored_bytes: 4 << 20,
+        live_bytes: 1 << 40,
+    }
+}
+
+/// Entries and decisions so far.
+fn counted(volume: &Volume) -> (u64, u64) {
+    let sequencer = &volume.shared.sequencer;
+    (sequencer.state().position.lsn.get(), sequencer.decisions.load(Ordering::Relaxed))
+}
+
+/// The fear: for every row that is not in memory a decision begins anew, inside the critical section; and every part of a purge passes
+/// once more what the parts before it have removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn cutting_and_purging_a_cold_file_costs_what_its_entries_cost() {
+    const EXTENTS: u64 = 100_000;
+    let (mut node, volume) = Node::new();
+    let ino = fragmented(&volume, "cut", EXTENTS).await;
+    let volume = node.reopen(volume).await;
+    let ((lsn, decisions), read) = (counted(&volume), node.index.rows_read());
+    let half = SetAttr { size: Some(EXTENTS / 2 * EXTENT), ..SetAttr::default() };
+    volume.setattr(&Caller::default(), ino, None, half).wait().await.unwrap();
+    let (lsn, decisions) = (counted(&volume).0 - lsn, counted(&volume).1 - decisions);
+    assert!((EXTENTS / 512..EXTENTS / 256).contains(&lsn), "{lsn} entries");
+    assert!(decisions <= 4 * lsn, "{decisions} decisions for {lsn} entries");
+    let read = node.index.rows_read() - read;
+    assert!(read <= 2 * EXTENTS, "{read} rows read");
+
+    let volume = node.reopen(volume).await;
+    let ((lsn, decisions), read) = (counted(&volume), node.index.rows_read());
+    volume.unlink(&Caller::default(), Ino::ROOT, &Name::new("cut").unwrap()).wait().await.unwrap();
+    while volume.inode_row(ino).unwrap().is_some() {
+        tokio::task::yield_now().await;
+    }
+    let (lsn, decisions) = (counted(&volume).0 - lsn, counted(&volume).1 - decisions);
+    assert!((EXTENTS / 512..EXTENTS / 256).contains(&lsn), "{lsn} entries");
+    assert!(decisions <= 4 * lsn, "{decisions} decisions for {lsn} entries");
+    let read = node.index.rows_read() - read;
+    assert!(read <= 2 * EXTENTS, "{read} rows read");
+    assert_eq!(volume.state().usage.bytes, 0);
+}
+
+/// The fear: an overwrite costs more the more extents a file has, whether it touches them or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overwrite_looks_at_the_extents_that_it_touches() {
+    const EXTENTS: u64 = 20_000;
+    const WRITES: u64 = 300;
+    let (mut node, volume) = Node::new();
+    let ino = fragmented(&volume, "data", EXTENTS).await;
+    let volume = node.reopen(volume).await;
+    let ((lsn, decisions), read) = (counted(&volume), node.index.rows_read());
+    let handle = open(&volume, ino).await;
+    for number in 0..WRITES {
+        // Two extents each, across the file, some across two slots.
+        let at = (number * 7919 % (EXTENTS - 2)) * EXTENT + EXTENT / 2;
+        let data = Bytes::from(vec![7; EXTENT as usize]);
+        volume.write(&Caller::default(), ino, handle, at, data).wait().await.unwrap();
+    }
+    volume.fsync(ino, Some(handle)).wait().await.unwrap();
+    let (lsn, decisions) = (counted(&volume).0 - lsn, counted(&volume).1 - decisions);
+    assert!(lsn < 10, "{lsn} entries");
+    assert!(decisions <= 5 * lsn, "{decisions} decisions for {lsn} entries");
+    let read = node.index.rows_read() - read;
+    assert!(read <= 12 * WRITES, "{read} rows read");
+    volume.release(ino, handle);
+}
+
+async fn open(volume: &Volume, ino: Ino) -> Handle {
+    let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+    volume.open(&Caller::default(), ino, flags).wait().await.unwrap().handle
+}
+
+/// The bytes of each extent: 1024 of them share a slot.
+const EXTENT: u64 = SLOT_BYTES / 1024;
+/// Extents made by one entry.
+const PART: usize = 512;
+const PACKS: usize = 8;
