@@ -12,4 +12,5 @@ mod mirror_cache;
 mod mirrors;
 mod moments;
 mod take_over;
+mod s3;
 mod tree;

@@ -15,6 +15,7 @@ mod program;
 mod random;
 mod reference;
 mod simulation;
+mod s3;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -32,4 +33,5 @@ pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use simulation::{Canary, Outcome, simulate};
+pub use s3::{Misdeed, S3Endpoint};
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};
