@@ -5,6 +5,7 @@
 
 mod compare;
 mod driver;
+pub mod fuzz;
 mod ledger;
 mod ops;
 mod pair;

@@ -4,6 +4,7 @@
 
 mod cli;
 mod follower;
+mod fuzz;
 mod house;
 mod mirrors;
 mod model;
