@@ -17,8 +17,9 @@ pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_dir
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use ledger::{Found, Ledger};
 pub use ops::{
-    AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
-    RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
+    AttributePick, Contest, Counterexample, Judge, Length, Mismatch, NamePick, Operation, Pick, Place,
+    Program, RunRules, Search, Step, Subject, TimePick, Who, judge, judge_inside, judge_subjects, search,
+    search_inside, search_subjects, strategy,
 };
 pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
