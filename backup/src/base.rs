@@ -76,10 +76,13 @@ impl BaseManifest {
     pub async fn read(archive: &Archive, folder: &str) -> Result<BaseManifest, ReadBaseError> {
         let name = layout::manifest(folder);
         let bytes = archive.store().get(&name, DOCUMENT_BYTES_MAX).await?;
-        let parsed =
-            document::decode::<ManifestText>(MANIFEST_KIND, &bytes).and_then(|text| text.parse(folder));
-        let object = || archive.store().object(&name);
-        parsed.map_err(|reason| ReadBaseError::Manifest { object: object(), reason })
+        BaseManifest::parse(folder, &bytes)
+            .map_err(|reason| ReadBaseError::Manifest { object: archive.store().object(&name), reason })
+    }
+
+    /// Reads the manifest that lies in `folder`.
+    pub fn parse(folder: &str, bytes: &[u8]) -> Result<BaseManifest, DocumentError> {
+        document::decode::<ManifestText>(MANIFEST_KIND, bytes).and_then(|text| text.parse(folder))
     }
 }
 

@@ -154,10 +154,13 @@ impl Descriptor {
         })
     }
 
+    /// Reads a descriptor.
+    pub fn parse(bytes: &[u8]) -> Result<Descriptor, DocumentError> {
+        document::decode::<DescriptorText>(DESCRIPTOR_KIND, bytes).and_then(DescriptorText::parse)
+    }
+
     fn decode(store: &ArchiveStore, bytes: &[u8]) -> Result<Descriptor, OpenArchiveError> {
-        let decoded =
-            document::decode::<DescriptorText>(DESCRIPTOR_KIND, bytes).and_then(DescriptorText::parse);
-        decoded.map_err(|reason| OpenArchiveError::Descriptor {
+        Descriptor::parse(bytes).map_err(|reason| OpenArchiveError::Descriptor {
             object: store.object(layout::DESCRIPTOR),
             reason,
         })

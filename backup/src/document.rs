@@ -163,7 +163,7 @@ impl StateText {
 /// The version of every document.
 const VERSION: u32 = 0;
 /// The highest LSN that a log can have.
-const LSN_LIMIT: u64 = 1 << 62;
+pub(crate) const LSN_LIMIT: u64 = 1 << 62;
 /// No document is longer, in bytes.
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
 

@@ -48,10 +48,15 @@ impl Proof {
         Ok(name)
     }
 
+    /// Reads a proof.
+    pub fn parse(bytes: &[u8]) -> Result<Proof, DocumentError> {
+        document::decode(PROOF_KIND, bytes)
+    }
+
     /// Reads the proof `name`.
     pub async fn read(archive: &Archive, name: &str) -> Result<Proof, ProofError> {
         let bytes = archive.store().get(name, DOCUMENT_BYTES_MAX).await?;
-        document::decode(PROOF_KIND, &bytes)
+        Proof::parse(&bytes)
             .map_err(|reason| ProofError::Damaged { object: archive.store().object(name), reason })
     }
 }

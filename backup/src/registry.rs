@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     descriptor::Archive,
-    document::{self, DOCUMENT_BYTES_MAX, DocumentError},
+    document::{self, DOCUMENT_BYTES_MAX, DocumentError, LSN_LIMIT},
     layout,
     store::{Creation, StoreError},
 };
@@ -86,6 +86,21 @@ pub struct StoredRecord {
     pub time: u64,
     /// What it says.
     pub record: Record,
+}
+
+impl StoredRecord {
+    /// Reads a record.
+    pub fn parse(bytes: &[u8]) -> Result<StoredRecord, DocumentError> {
+        let stored: StoredRecord = document::decode(REGISTRY_KIND, bytes)?;
+        let lsn = match &stored.record {
+            Record::Floor { first: lsn, .. }
+            | Record::Pin { lsn, .. }
+            | Record::Horizon { lsn, .. }
+            | Record::Snapshot { lsn, .. } => *lsn,
+            Record::Unpin { .. } | Record::Owner { .. } | Record::Leave { .. } => 0,
+        };
+        if lsn > LSN_LIMIT { Err(DocumentError::Field("lsn")) } else { Ok(stored) }
+    }
 }
 
 /// What the records up to some number come to.
@@ -227,7 +242,7 @@ impl Registry {
     }
 
     fn decode(&self, number: u64, bytes: &[u8]) -> Result<StoredRecord, RegistryError> {
-        let decoded = document::decode::<StoredRecord>(REGISTRY_KIND, bytes).and_then(|stored| {
+        let decoded = StoredRecord::parse(bytes).and_then(|stored| {
             if stored.number == number { Ok(stored) } else { Err(DocumentError::Field("number")) }
         });
         let object = || self.archive.store().object(&layout::registry(number));

@@ -88,12 +88,13 @@ impl Seal {
         };
         let node = NodeId::from_bytes(fields.bytes());
         let seal = Seal { lineage, epoch, base, next, node, time: LogTime::from_nanos(fields.u64()) };
-        let possible = reserved == 0
-            && base.lsn >= Lsn::ROOT
-            && base.lsn.get() <= LSN_LIMIT
-            && base_epoch.number <= number
-            && next.number > number;
-        if possible { Ok(seal) } else { Err(SealError::Field) }
+        if reserved != 0 {
+            return Err(SealError::Field("reserved bytes"));
+        }
+        if base.lsn < Lsn::ROOT || base.lsn.get() > LSN_LIMIT || base_epoch.number > number {
+            return Err(SealError::Field("base"));
+        }
+        if next.number <= number { Err(SealError::Field("next epoch")) } else { Ok(seal) }
     }
 
     /// What the rest of the program calls a seal.
@@ -169,8 +170,8 @@ pub enum SealError {
     #[error("the seal does not match its checksum")]
     Checksum,
     /// It contradicts itself.
-    #[error("the seal has impossible fields")]
-    Field,
+    #[error("the seal has an impossible {0}")]
+    Field(&'static str),
 }
 
 /// The first bytes of every seal.
@@ -226,6 +227,6 @@ mod tests {
     #[test]
     fn an_epoch_that_does_not_grow_is_refused() {
         let back = Seal { next: seal().epoch, ..seal() };
-        assert_eq!(Seal::decode(&back.encode()), Err(SealError::Field));
+        assert_eq!(Seal::decode(&back.encode()), Err(SealError::Field("next epoch")));
     }
 }

@@ -359,6 +359,10 @@ fn read_frames(header: &SlotHeader, bytes: &Bytes) -> Result<Vec<UnverifiedFrame
         let (part, rest) = stored.split_at(stored_bytes);
         stored = rest;
         total += raw_bytes as u64;
+        // A few bytes expand to megabytes: what is too much is noticed before it is held.
+        if total > header.body_bytes {
+            return Err(refused("more bytes in its runs than it says"));
+        }
         let raw = match encoding {
             [ENCODING_PLAIN, 0, 0, 0] if raw_bytes == stored_bytes => part.to_vec(),
             [ENCODING_ZSTD, 0, 0, 0] => zstd::bulk::decompress(part, raw_bytes)

@@ -8,6 +8,7 @@ mod disk_objects;
 mod driver;
 mod dump_file;
 mod history;
+pub mod fuzz;
 mod ledger;
 mod ops;
 mod pair;
@@ -25,8 +26,9 @@ pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};
 pub use ledger::{Found, Ledger};
 pub use ops::{
-    AttributePick, Contest, Counterexample, Length, Mismatch, NamePick, Operation, Pick, Place, Program,
-    RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
+    AttributePick, Contest, Counterexample, Judge, Length, Mismatch, NamePick, Operation, Pick, Place,
+    Program, RunRules, Search, Step, Subject, TimePick, Who, judge, judge_inside, judge_subjects, search,
+    search_inside, search_subjects, strategy,
 };
 pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};

@@ -18,7 +18,10 @@ use murphy_fs::{Caller, Kind, OpenFlags, RenameMode, Timespec, XattrMode};
 pub use self::{
     choose::strategy,
     contest::{Contest, Mismatch, RunRules},
-    judge::{Counterexample, Search, judge, judge_inside, search, search_inside},
+    judge::{
+        Counterexample, Judge, Search, Subject, judge, judge_inside, judge_subjects, search, search_inside,
+        search_subjects,
+    },
 };
 
 /// A sequence of calls.

@@ -364,11 +364,14 @@ fn parse_cloud(url: &Url, cloud: Cloud) -> Result<Place, ParseStoreUrlError> {
 fn parse_endpoint(value: &str) -> Result<Url, ParseStoreUrlError> {
     let bad =
         || ParseStoreUrlError::Value { option: "endpoint".to_owned(), wanted: "http://HOST or https://HOST" };
-    let url: Url = value.parse().map_err(|_| bad())?;
+    let mut url: Url = value.parse().map_err(|_| bad())?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err(ParseStoreUrlError::Secret { place: "in the option endpoint".to_owned() });
     }
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+    // One place has one URL: clients take a slash at the end for nothing.
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
     if plain { Ok(url) } else { Err(bad()) }
 }
 

@@ -7,9 +7,9 @@ use crate::Timespec;
 /// A value that is not a row of its table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RowError {
-    /// The value ends early.
-    #[error("row is cut short")]
-    Short,
+    /// The value ends early, after so many bytes.
+    #[error("row is cut short after {0} bytes")]
+    Short(usize),
     /// The layout is of a version that this program does not know.
     #[error("row has the unknown version {0}")]
     Version(u8),
@@ -67,21 +67,25 @@ impl RowWriter {
 }
 
 /// Takes a value apart.
-pub(super) struct RowReader<'a>(&'a [u8]);
+pub(super) struct RowReader<'a> {
+    rest: &'a [u8],
+    /// The length of the whole value.
+    length: usize,
+}
 
 impl<'a> RowReader<'a> {
     /// Checks that the layout's version is `version`.
     pub(super) fn new(value: &'a [u8], version: u8) -> Result<RowReader<'a>, RowError> {
         match value.split_first() {
-            None => Err(RowError::Short),
-            Some((found, rest)) if *found == version => Ok(RowReader(rest)),
+            None => Err(RowError::Short(0)),
+            Some((found, rest)) if *found == version => Ok(RowReader { rest, length: value.len() }),
             Some((found, _)) => Err(RowError::Version(*found)),
         }
     }
 
     pub(super) fn byte(&mut self) -> Result<u8, RowError> {
-        let (byte, rest) = self.0.split_first().ok_or(RowError::Short)?;
-        self.0 = rest;
+        let (byte, rest) = self.rest.split_first().ok_or(RowError::Short(self.length))?;
+        self.rest = rest;
         Ok(*byte)
     }
 
@@ -115,18 +119,24 @@ impl<'a> RowReader<'a> {
     }
 
     pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], RowError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(RowError::Short)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(RowError::Short(self.length))?;
+        self.rest = rest;
         Ok(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], RowError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(RowError::Short(self.length))?;
+        self.rest = rest;
+        Ok(*taken)
     }
 
     /// What is left, for a last field without a length.
     pub(super) fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.rest)
     }
 
     pub(super) fn finish(self) -> Result<(), RowError> {
-        if self.0.is_empty() { Ok(()) } else { Err(RowError::Trailing(self.0.len())) }
+        if self.rest.is_empty() { Ok(()) } else { Err(RowError::Trailing(self.rest.len())) }
     }
 }
 

@@ -169,7 +169,7 @@ fn text(row: &mut RowReader<'_>) -> Result<String, RowError> {
 }
 
 fn key(row: &mut RowReader<'_>) -> Result<[u8; 32], RowError> {
-    row.take(32)?.try_into().map_err(|_| RowError::Short)
+    row.array()
 }
 
 /// Names and addresses of members are at most so long, in bytes.

@@ -44,7 +44,7 @@ impl PackRow {
         let pack = PackRow {
             writer: row.fixed()?,
             sequence: row.varint()?,
-            footer_digest: row.take(32)?.try_into().map_err(|_| RowError::Short)?,
+            footer_digest: row.array()?,
             plain_bytes: row.varint32("plain length")?,
             stored_bytes: row.varint32("stored length")?,
             live_bytes: row.varint()?,

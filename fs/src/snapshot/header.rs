@@ -72,6 +72,9 @@ impl SnapshotHeader {
         let inodes = u64::from_le_bytes(taken(&mut rest));
         let usage = Usage { inodes, bytes: u64::from_le_bytes(taken(&mut rest)) };
         let created = LogTime::from_nanos(u64::from_le_bytes(taken(&mut rest)));
+        if lsn.get() > LSN_LIMIT {
+            return Err(HeaderFault::Position);
+        }
         let state = State { position: Position { epoch, lsn, hash }, digest, usage };
         Ok(SnapshotHeader { volume, branch, state, created })
     }
@@ -83,6 +86,7 @@ pub(super) enum HeaderFault {
     Magic,
     Version(u16),
     Checksum,
+    Position,
 }
 
 fn taken<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
@@ -94,6 +98,8 @@ fn taken<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
 /// Length of the header in the file.
 pub(super) const HEADER_BYTES: usize = 160;
 const CHECKSUM_BYTES: usize = 16;
+/// Far beyond what can be reached, and far enough from the end of 64 bits that LSNs can be added to.
+const LSN_LIMIT: u64 = 1 << 62;
 const MAGIC: [u8; 8] = *b"MURPHYSN";
 const VERSION: u16 = 0;
 const _: () =

@@ -91,6 +91,9 @@ impl<R: Read> SnapshotReader<R> {
                 block: 0,
                 fault: BlockFault("the header's checksum does not match"),
             },
+            HeaderFault::Position => {
+                ReadSnapshotError::Damaged { block: 0, fault: BlockFault("the header has an impossible lsn") }
+            }
         })?;
         Ok(SnapshotReader { input, header })
     }

@@ -91,15 +91,25 @@ impl<'a> Contest<'a> {
     /// # Errors
     /// The first step after which the two can be told apart.
     pub fn run(&mut self, program: &Program) -> Result<(), Mismatch> {
+        self.run_watched(program, &mut |_| Ok(()))
+    }
+
+    /// As [`Contest::run`]; `after` is called after each step, with its number, and may find something wrong too.
+    ///
+    /// # Errors
+    /// As those of [`Contest::run`].
+    pub fn run_watched(
+        &mut self,
+        program: &Program,
+        after: &mut dyn FnMut(usize) -> Result<(), String>,
+    ) -> Result<(), Mismatch> {
         if self.nodes.is_empty() {
             self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
         }
         for (number, step) in program.steps.iter().enumerate() {
             self.pass(STEP);
-            self.perform(step).and_then(|()| self.check()).map_err(|what| Mismatch {
-                step: number,
-                operation: format!("{:?}: {:?}", step.who, step.operation),
-                what,
+            self.perform(step).and_then(|()| self.check()).and_then(|()| after(number)).map_err(|what| {
+                Mismatch { step: number, operation: format!("{:?}: {:?}", step.who, step.operation), what }
             })?;
         }
         let step = program.steps.len();

@@ -11,7 +11,7 @@ use murphy_log::{Clock, LogTime, ManualClock};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use super::{Contest, Program, RunRules, strategy};
-use crate::{Driver, Reference};
+use crate::{Driver, Reference, TreeImage, TreeRules};
 
 /// How to search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +82,81 @@ pub fn search_inside<C: FnOnce() -> Result<(), String>>(
     search: Search,
     make: impl Fn(Arc<dyn Clock>) -> (Arc<dyn FileSystem>, C),
 ) -> Result<(), Box<Counterexample>> {
+    search_subjects(search, |clock, _| {
+        let (candidate, look) = make(clock);
+        Looked { candidate, look: Some(look) }
+    })
+}
+
+/// What else must agree with the reference, besides the file system that runs the program: its mirror, a copy of it, a restore.
+pub trait Subject {
+    /// What runs the program.
+    fn file_system(&self) -> Arc<dyn FileSystem>;
+
+    /// Called after the step `step`, when both sides have agreed on it. Says what is wrong.
+    fn after_step(&mut self, step: usize, judge: &Judge<'_>) -> Result<(), String>;
+
+    /// Called after the program, when everything has been closed. Says what is wrong.
+    fn after_program(&mut self, judge: &Judge<'_>) -> Result<(), String>;
+}
+
+/// What a subject judges itself by.
+pub struct Judge<'a> {
+    /// Waits for answers.
+    pub driver: &'a Driver,
+    /// The reference, at the same point of the program.
+    pub reference: &'a dyn FileSystem,
+}
+
+impl Judge<'_> {
+    /// The tree as it must be.
+    ///
+    /// # Errors
+    /// If the reference contradicts itself.
+    pub fn expected(&self) -> Result<TreeImage, String> {
+        TreeImage::of(self.driver, self.reference).map_err(|error| format!("the reference: {error}"))
+    }
+
+    /// Compares `found`, which people know as `who`, with `expected`.
+    ///
+    /// # Errors
+    /// Everything that is not the same.
+    pub fn compare(&self, who: &str, expected: &TreeImage, found: &dyn FileSystem) -> Result<(), String> {
+        let found = TreeImage::of(self.driver, found).map_err(|error| format!("{who}: {error}"))?;
+        let told: Vec<String> =
+            expected.differences(&found, TreeRules::SAME_HISTORY).iter().map(ToString::to_string).collect();
+        if told.is_empty() { Ok(()) } else { Err(format!("{who}: {}", told.join("; "))) }
+    }
+}
+
+/// A candidate that is looked into once, at the end.
+struct Looked<C> {
+    candidate: Arc<dyn FileSystem>,
+    look: Option<C>,
+}
+
+impl<C: FnOnce() -> Result<(), String>> Subject for Looked<C> {
+    fn file_system(&self) -> Arc<dyn FileSystem> {
+        Arc::clone(&self.candidate)
+    }
+
+    fn after_step(&mut self, _: usize, _: &Judge<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn after_program(&mut self, _: &Judge<'_>) -> Result<(), String> {
+        self.look.take().map_or(Ok(()), |look| look())
+    }
+}
+
+/// As [`search`], for subjects that are more than one file system. `make` is called within a tokio runtime, that of the driver.
+///
+/// # Errors
+/// The smallest counterexample found.
+pub fn search_subjects<S: Subject>(
+    search: Search,
+    make: impl Fn(Arc<dyn Clock>, &Driver) -> S,
+) -> Result<(), Box<Counterexample>> {
     let config = Config {
         cases: search.cases,
         failure_persistence: None,
@@ -96,10 +171,14 @@ pub fn search_inside<C: FnOnce() -> Result<(), String>>(
         let _runtime = driver.enter();
         let clock = Arc::new(ManualClock::new(LogTime::from_nanos(START_NANOS)));
         let reference = Reference::new(clock.clone());
-        let (candidate, look) = make(clock.clone());
-        let rules = RunRules { times: true };
-        let outcome = Contest::new(&driver, &reference, &*candidate, Some(&clock), rules).run(program);
-        outcome.map_err(|mismatch| mismatch.to_string()).and_then(|()| look())
+        let mut subject = make(clock.clone(), &driver);
+        let candidate = subject.file_system();
+        let judge = Judge { driver: &driver, reference: &reference };
+        let mut contest =
+            Contest::new(&driver, &reference, &*candidate, Some(&clock), RunRules { times: true });
+        let outcome = contest.run_watched(program, &mut |step| subject.after_step(step, &judge));
+        outcome.map_err(|mismatch| mismatch.to_string())?;
+        subject.after_program(&judge)
     };
     let result =
         runner.run(&strategy(search.steps_max), |program| run(&program).map_err(TestCaseError::fail));
@@ -134,6 +213,16 @@ pub fn judge_inside<C: FnOnce() -> Result<(), String>>(
     cases: u32,
 ) {
     if let Err(counterexample) = search_inside(Search::of(cases), make) {
+        panic!("{counterexample}");
+    }
+}
+
+/// As [`search_subjects`], for a test.
+///
+/// # Panics
+/// With the smallest counterexample found.
+pub fn judge_subjects<S: Subject>(make: impl Fn(Arc<dyn Clock>, &Driver) -> S, cases: u32) {
+    if let Err(counterexample) = search_subjects(Search::of(cases), make) {
         panic!("{counterexample}");
     }
 }

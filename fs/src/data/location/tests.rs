@@ -38,6 +38,7 @@ fn a_url_prints_as_it_was_written() {
     }
     assert_eq!(parse("file:///srv/blocks/"), parse("file:///srv/blocks"));
     assert_eq!(parse("s3://b/p/"), parse("s3://b/p"));
+    assert_eq!(parse("s3://b?endpoint=https://h/p//"), parse("s3://b?endpoint=https://h/p"));
     assert_eq!(StoreUrl::from_directory("/srv/a b".as_ref()).unwrap().to_string(), "file:///srv/a%20b");
 }
 

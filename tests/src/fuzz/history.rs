@@ -1,0 +1,204 @@
+//! The decoders of the log: entries, frames, segments.
+
+use bytes::Bytes;
+use murphy_log::{
+    Appender, DiskLog, DiskOptions, Drive, Entry, FrameHeader, Log, LogTime, Lsn, MAX_CHANGES, MAX_NAMES,
+    Position, SEGMENT_HEADER_BYTES, Scrub, SegmentHeader, State, UnverifiedFrame, VolumeKeys,
+    conformance::{BRANCH, History, VOLUME, epoch},
+    decode_entry, encode_entry,
+};
+use std::{path::Path, sync::Arc};
+
+use super::{SMALL, Target, files::MemoryFiles, golden, seal};
+
+pub(super) fn targets() -> Vec<Target> {
+    vec![
+        Target {
+            name: "entry",
+            run: entry,
+            seeds: entry_seeds,
+            hostile: hostile_entries,
+            reseal: |_| (),
+            allowance: SMALL,
+        },
+        Target {
+            name: "frame",
+            run: frame,
+            seeds: frame_seeds,
+            hostile: Vec::new,
+            reseal: |bytes| seal::frames(bytes),
+            allowance: SMALL,
+        },
+        Target {
+            name: "segment",
+            run: segment,
+            seeds: segment_seeds,
+            hostile: Vec::new,
+            reseal: |bytes| seal::segment(bytes),
+            // The window that a scan reads through, three times: two scans and what is compared.
+            allowance: 4 << 20,
+        },
+    ]
+}
+
+/// The entry of the golden file.
+const ENTRY_LSN: Lsn = Lsn::new(70_000);
+const ENTRY_BASE: LogTime = LogTime::from_nanos(1_800_000_000_123_000_000);
+
+fn entry(bytes: &[u8]) -> Result<(), String> {
+    let entry = decode_entry(bytes, ENTRY_LSN, ENTRY_BASE).map_err(|error| {
+        let text = error.to_string();
+        assert!(text.contains(" at byte "), "an entry's refusal names the byte: {text}");
+        text
+    })?;
+    assert!(entry.changes.len() <= MAX_CHANGES && entry.names.len() <= MAX_NAMES);
+    let mut again = Vec::new();
+    encode_entry(&entry, ENTRY_BASE, &mut again).expect("what was decoded is within the limits");
+    let second = decode_entry(&again, ENTRY_LSN, ENTRY_BASE).expect("what was encoded decodes");
+    assert_eq!(entry, second, "an entry that comes back as another");
+    Ok(())
+}
+
+/// Entries of every shape: the golden one, a tick, many names, a name that stands in a row.
+fn entries() -> Vec<Entry> {
+    let full = decode_entry(&golden("entry.hex"), ENTRY_LSN, ENTRY_BASE).expect("the golden entry decodes");
+    let tick = Entry::tick(ENTRY_LSN, full.time);
+    let removed = Entry { request: None, names: Vec::new(), ..full.clone() };
+    let names = (0..9).map(|n| Bytes::from(format!("name number {n}"))).collect();
+    let many = Entry {
+        caller: None,
+        names,
+        changes: full.changes.iter().cycle().take(24).cloned().collect(),
+        ..full.clone()
+    };
+    vec![full, tick, removed, many]
+}
+
+fn entry_seeds() -> Vec<Vec<u8>> {
+    let encoded = |entry: Entry| {
+        let mut bytes = Vec::new();
+        encode_entry(&entry, ENTRY_BASE, &mut bytes).expect("it is within the limits");
+        bytes
+    };
+    entries().into_iter().map(encoded).collect()
+}
+
+/// Lengths and counts far beyond what follows them.
+fn hostile_entries() -> Vec<Vec<u8>> {
+    let huge = [0xff, 0xff, 0xff, 0xff, 0x0f];
+    let lengths = [&huge[..], &[0; 8]].concat();
+    // 4,096 changes in an entry of 20 bytes; 16 names of a mebibyte that all stand in one value.
+    let changes = [&[20, 0xe0, 0x80, 0x20][..], &[0; 17]].concat();
+    vec![lengths, changes, vec![0xff; 64]]
+}
+
+fn frame(bytes: &[u8]) -> Result<(), String> {
+    let shared = Bytes::copy_from_slice(bytes);
+    if let Ok(header) = FrameHeader::parse(bytes) {
+        assert_eq!(FrameHeader::parse(&header.encode()), Ok(header));
+        assert!(header.last() >= header.first);
+    }
+    let (frame, end) = UnverifiedFrame::parse(&shared, 0).map_err(|error| error.to_string())?;
+    assert_eq!(frame.bytes()[..], bytes[..end]);
+    let header = *frame.header();
+    let previous = Position { epoch: header.epoch, lsn: header.first.previous(), hash: header.hash_before };
+    let frame = frame.verify(&VolumeKeys::derive(VOLUME), &previous).map_err(|error| error.to_string())?;
+    let entries = frame.entries().map_err(|error| error.to_string())?;
+    assert_eq!(entries.len() as u64, frame.last().since(frame.first()) + 1);
+    Ok(())
+}
+
+fn frame_seeds() -> Vec<Vec<u8>> {
+    let mut history = History::new(epoch(3), History::origin());
+    let mut seeds =
+        vec![golden("frame.hex"), history.frame(1).bytes().to_vec(), history.frame(5).bytes().to_vec()];
+    let mut appender = Appender::new(VolumeKeys::derive(VOLUME), epoch(3), History::origin());
+    // The same caller twice, and another in between.
+    for entry in entries().into_iter().cycle().take(9) {
+        let state = appender.state();
+        let entry = Entry { lsn: state.position.lsn.next(), ..entry };
+        appender.push(&entry, state.digest, state.usage).expect("the entries are dense");
+    }
+    let frame = appender.close(ENTRY_BASE, Lsn::ROOT).expect("it has entries");
+    seeds.push(frame.bytes().to_vec());
+    seeds
+}
+
+fn segment(bytes: &[u8]) -> Result<(), String> {
+    let directory = Path::new("/log");
+    let files = MemoryFiles::default();
+    let first = SegmentHeader::parse(bytes).map_or(Lsn::FIRST, |header| header.first());
+    files.put(directory.join(format!("{:020}.seg", first.get())), bytes);
+    let options = || DiskOptions {
+        segment_bytes: 4096,
+        recent_bytes: 0,
+        scrub: Scrub::Everything,
+        drive: Drive::Steps,
+        files: Arc::new(files.clone()),
+        ..DiskOptions::new(directory, VOLUME, BRANCH)
+    };
+    let before = files.all();
+    let log = DiskLog::open(options()).map_err(|error| {
+        assert_eq!(before, files.all(), "a refused log was changed");
+        error.to_string()
+    })?;
+    let tail = log.tail();
+    let mut read = log.recovery().segments.first().copied();
+    for frame in log.read(log.first()).expect("a log reads from its first entry") {
+        let frame = frame.expect("what was recovered reads");
+        assert_eq!(read, Some(frame.first()), "a log without gaps");
+        read = Some(frame.last().next());
+        if frame.last() == tail.position.lsn {
+            break;
+        }
+    }
+    assert_eq!(read, Some(tail.position.lsn.next()), "everything up to the tail is there");
+    drop(log);
+    let again = DiskLog::open(options()).expect("a recovered log opens");
+    assert_eq!(again.tail(), tail, "recovering twice gives the same");
+    // A segment in which nothing was ever durable is left as it is, for the next claim to replace.
+    assert!(again.recovery().cut.is_none() || tail.position.lsn < first, "what was cut stays cut");
+    Ok(())
+}
+
+fn segment_seeds() -> Vec<Vec<u8>> {
+    let base = History::origin();
+    let header =
+        SegmentHeader { cipher: 0, key_id: 0, volume: VOLUME, branch: BRANCH, epoch: epoch(3), base };
+    let mut history = History::new(epoch(3), base);
+    let mut bytes = header.encode().to_vec();
+    for group in [1, 2, 1] {
+        bytes.extend_from_slice(&mark(history_end(&bytes, base)));
+        for _ in 0..group {
+            bytes.extend_from_slice(history.frame(2).bytes());
+        }
+    }
+    let mut torn = bytes[..bytes.len() - 60].to_vec();
+    torn.resize(bytes.len() + 100, 0);
+    let mut zeros = bytes.clone();
+    zeros.resize(bytes.len() + 500, 0);
+    let with_golden = [golden("segment_header.hex"), mark(Lsn::ROOT).to_vec(), golden("frame.hex")].concat();
+    vec![bytes, torn, zeros, header.encode().to_vec(), with_golden]
+}
+
+/// The last entry in the segment so far.
+fn history_end(segment: &[u8], base: State) -> Lsn {
+    let bytes = Bytes::copy_from_slice(segment);
+    let (mut at, mut last) = (SEGMENT_HEADER_BYTES, base.position.lsn);
+    while at < bytes.len() {
+        match UnverifiedFrame::parse(&bytes, at) {
+            Ok((frame, end)) => (at, last) = (end, frame.header().last()),
+            Err(_) => at += 32,
+        }
+    }
+    last
+}
+
+/// A mark at the head of a group commit, after everything up to `after`.
+fn mark(after: Lsn) -> [u8; 32] {
+    let mut mark = [0; 32];
+    mark[..4].copy_from_slice(seal::MARK_MAGIC);
+    mark[8..16].copy_from_slice(&after.get().to_le_bytes());
+    seal::sum(&mut mark, 0..16, 16);
+    mark
+}
