@@ -348,6 +348,7 @@ impl Archived {
             known: None,
             cursor: Arc::new(Forget),
             clock: Arc::new(SystemClock::new()),
+            lost: None,
             limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(1), in_flight: 2 },
         });
         let last = self.source.log.durable().state().position.lsn;

@@ -5,6 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use murphy_log::{DirectoryLock, Files, SegmentFile};
@@ -45,6 +46,10 @@ impl Files for MemoryFiles {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
         self.put(path, &[]);
         self.open(path)
+    }
+
+    fn create_private(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.create(path)
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
@@ -107,5 +112,9 @@ impl SegmentFile for MemoryFile {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.0.lock().len() as u64)
+    }
+
+    fn modified(&self) -> io::Result<SystemTime> {
+        Ok(SystemTime::UNIX_EPOCH)
     }
 }
