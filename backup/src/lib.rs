@@ -20,6 +20,7 @@ mod ship;
 mod slot;
 mod store;
 mod survey;
+mod surveyed;
 mod take_over;
 mod target;
 #[cfg(test)]
@@ -36,11 +37,9 @@ pub use descriptor::{Archive, ArchiveKind, Descriptor, OpenArchiveError};
 pub use document::{DocumentError, PositionText, StateText};
 pub use fence::{ArchiveFence, Supplies};
 pub use pack::{CopyPackError, NamedPackError};
-pub use plan::{
-    PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Step, Window, next_step, plan_restore,
-};
+pub use plan::{PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Window, plan_restore};
 pub use proof::{Proof, ProofError};
-pub use registry::{Record, Registry, RegistryError, RegistryView, StoredRecord};
+pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRecord};
 pub use restore::{OnProgress, PackReport, RestoreError, RestoreProgress, restore_packs, restore_tree};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{
@@ -52,7 +51,8 @@ pub use slot::{
     SLOT_MAGIC, Slot, SlotError, SlotHeader, encode_slot,
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
-pub use survey::{FrameEnd, ReadSlotError, Survey, SurveyError};
+pub use survey::{ReadSlotError, SurveyError};
+pub use surveyed::{FrameEnd, Step, Survey, next_step};
 pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};

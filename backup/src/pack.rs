@@ -64,6 +64,23 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
     Ok(packs.into_values().collect())
 }
 
+/// The packs that nothing refers to any more after an entry of `frames` that is not behind `upto`. Nothing refers to them again later.
+pub(crate) fn released_packs(frames: &[Frame], upto: Lsn) -> Result<Vec<PackName>, NamedPackError> {
+    let mut released = Vec::new();
+    for entry in frames.iter().take_while(|frame| frame.first() <= upto).flatten() {
+        let entry = entry?;
+        let rows = entry.changes.iter().filter(|change| change.table == Table::Pack.number());
+        for value in rows.filter(|_| entry.lsn <= upto).filter_map(|change| change.value.as_ref()) {
+            let row =
+                PackRow::decode(value).map_err(|source| NamedPackError::Row { lsn: entry.lsn, source })?;
+            if row.live_bytes == 0 {
+                released.push(meta_of(&row).name);
+            }
+        }
+    }
+    Ok(released)
+}
+
 /// Copies a pack from one store to the other, verified; returns its length in bytes.
 pub(crate) async fn copy_pack(
     meta: &PackMeta,

@@ -15,9 +15,8 @@ use crate::{
     base::BaseManifest,
     descriptor::Archive,
     document::PositionText,
-    layout,
-    slot::SlotHeader,
-    survey::{FrameEnd, Survey, SurveyError, frame_ends, is_of_lost_tail, is_usable},
+    survey::{SurveyError, frame_ends, survey},
+    surveyed::{FrameEnd, Step, Survey, is_of_lost_tail, is_usable, next_step},
     target::{Target, show_time},
     walk::Boundary,
 };
@@ -97,60 +96,6 @@ pub struct Route {
     pub surveys: Vec<Survey>,
 }
 
-/// One step of a route: a slot to read, or a seal to pass.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Step {
-    /// Which archive.
-    pub archive: usize,
-    /// The slot; `None` for a seal.
-    pub slot: Option<SlotHeader>,
-    /// Where the history is after it.
-    pub end: Boundary,
-}
-
-impl Step {
-    /// The name of the object.
-    pub fn name(&self) -> String {
-        match &self.slot {
-            Some(slot) => layout::slot(slot.epoch.number, slot.first),
-            None => layout::slot(self.end.epoch.number, self.end.next()),
-        }
-    }
-}
-
-/// The next step after `at`: a seal that ends the epoch, or else the slot of the first archive that has one with the next entry.
-/// Objects in `excluded`, by archive and name, are passed over.
-pub fn next_step(surveys: &[Survey], excluded: &BTreeSet<(usize, String)>, at: &Boundary) -> Option<Step> {
-    let mut limit = None;
-    for (archive, survey) in surveys.iter().enumerate() {
-        for seal in survey.seals.iter().filter(|seal| seal.epoch == at.epoch) {
-            if (seal.base.lsn, seal.base.hash) == (at.position.lsn, at.position.hash) {
-                let end = Boundary { position: at.position, epoch: seal.next };
-                return Some(Step { archive, slot: None, end });
-            }
-            if seal.base.lsn > at.position.lsn {
-                limit = Some(seal.base);
-            }
-        }
-    }
-    let next = at.next();
-    for (archive, survey) in surveys.iter().enumerate() {
-        let number = at.epoch.number;
-        let holding = survey.slots.range((number, Lsn::default())..=(number, next)).rev().take(SLOTS_BEFORE);
-        let holding = holding.map(|(_, slot)| slot).filter(|slot| {
-            let continues = slot.first < next || slot.hash_before == at.position.hash;
-            let name = layout::slot(slot.epoch.number, slot.first);
-            slot.last >= next && slot.epoch == at.epoch && continues && !excluded.contains(&(archive, name))
-        });
-        if let Some(slot) = holding.max_by_key(|slot| slot.last) {
-            let position = limit.filter(|limit: &Position| limit.lsn < slot.last).unwrap_or(slot.end());
-            let end = Boundary { position, epoch: at.epoch };
-            return Some(Step { archive, slot: Some(*slot), end });
-        }
-    }
-    None
-}
-
 /// The way from a snapshot as far as the surveyed archives go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Chain {
@@ -178,7 +123,9 @@ impl Chain {
         let (snapshot, start, start_time) = match newest {
             Some((archive, base)) => (Some((archive, base.clone())), base.state, Some(base.as_of)),
             None => {
-                let empty = surveys.iter().find(|survey| survey.base.lsn == Lsn::ROOT);
+                let is_whole =
+                    |survey: &&Survey| survey.base.lsn == Lsn::ROOT && survey.floor <= survey.base.lsn.next();
+                let empty = surveys.iter().find(is_whole);
                 let empty = empty.ok_or_else(|| PlanError::NoSnapshot { window: Window::of(surveys) })?;
                 let state =
                     State { position: empty.base, digest: Digest::default(), usage: Usage::default() };
@@ -227,8 +174,7 @@ pub async fn plan_restore(
         return Err(PlanError::Different { one: first.url().to_owned(), other: other.url().to_owned() });
     }
     let surveys =
-        futures::future::join_all(archives.iter().map(|archive| Survey::of(archive, &target, excluded)))
-            .await;
+        futures::future::join_all(archives.iter().map(|archive| survey(archive, &target, excluded))).await;
     let (mut known, mut problems, mut alive) = (Vec::new(), Vec::new(), archives.len());
     for (archive, survey) in archives.iter().zip(surveys) {
         match survey {
@@ -246,6 +192,8 @@ pub async fn plan_restore(
                     bases: Vec::new(),
                     slots: Default::default(),
                     seals: Vec::new(),
+                    floor: Lsn::default(),
+                    horizon: None,
                     problems: Vec::new(),
                 });
             }
@@ -277,6 +225,7 @@ pub(crate) fn plan_of(
     zone: &TimeZone,
 ) -> Result<RestorePlan, PlanError> {
     let (end, time) = resolve(chain, surveys, target, ends)?;
+    problems.extend(below_horizon(surveys, end.lsn)?);
     let mut steps = chain.steps.clone();
     let needed = steps.iter().position(|step| step.end.position.lsn >= end.lsn).map_or(0, |last| last + 1);
     let is_start = end == chain.start.position;
@@ -331,6 +280,23 @@ pub(crate) fn plan_of(
             surveys: surveys.to_vec(),
         },
     })
+}
+
+/// Refuses a moment whose packs may be gone from every archive that holds packs, and names those from which they may be.
+fn below_horizon(surveys: &[Survey], lsn: Lsn) -> Result<Vec<String>, PlanError> {
+    let horizons = surveys.iter().filter_map(|survey| Some((survey, survey.horizon?)));
+    let (gone, held): (Vec<_>, Vec<_>) = horizons.partition(|(_, horizon)| lsn < *horizon);
+    match gone.iter().min_by_key(|(_, horizon)| *horizon) {
+        Some((survey, horizon)) if held.is_empty() => {
+            Err(PlanError::BelowHorizon { lsn, horizon: *horizon, url: survey.url.clone() })
+        }
+        _ => Ok(gone
+            .iter()
+            .map(|(survey, horizon)| {
+                format!("{}: packs of states before lsn {horizon} may be gone", survey.url)
+            })
+            .collect()),
+    }
 }
 
 /// The frame end that `target` means.
@@ -465,6 +431,16 @@ pub enum PlanError {
         /// What they cover.
         window: Window,
     },
+    /// Bytes of that moment may have been deleted.
+    #[error("lsn {lsn} is below the horizon of {url}: bytes of states before lsn {horizon} may be gone")]
+    BelowHorizon {
+        /// Where the target leads.
+        lsn: Lsn,
+        /// The oldest state whose bytes are kept.
+        horizon: Lsn,
+        /// The archive that keeps the most.
+        url: String,
+    },
     /// An archive cannot be read.
     #[error(transparent)]
     Survey(#[from] SurveyError),
@@ -474,8 +450,6 @@ pub enum PlanError {
 const ROWS_PER_SECOND: f64 = 500_000.0;
 /// A gigabit.
 const DATA_BYTES_PER_SECOND: f64 = 100_000_000.0;
-/// A slot that holds an entry is among so many that begin before it.
-const SLOTS_BEFORE: usize = 64;
 
 #[cfg(test)]
 mod tests;

@@ -103,13 +103,24 @@ impl StoredRecord {
     }
 }
 
+/// Somebody reads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Pin {
+    /// The oldest position that is needed.
+    pub lsn: u64,
+    /// Who, and why, for people.
+    pub holder: String,
+    /// Since when, by the holder's wall clock, in nanoseconds since 1970.
+    pub since: u64,
+}
+
 /// What the records up to some number come to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RegistryView {
     /// Slots that begin below this LSN may be gone; the number is that of the epoch of the slot there.
     pub floor: Option<(u32, Lsn)>,
     /// Pins that were not taken back, by id.
-    pub pins: BTreeMap<String, Lsn>,
+    pub pins: BTreeMap<String, Pin>,
     /// Branches that refer to packs here.
     pub owners: BTreeSet<String>,
     /// The horizon of each branch that has one.
@@ -126,15 +137,15 @@ impl RegistryView {
         self.floor.is_some_and(|(_, floor)| first < floor)
     }
 
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &Record, time: u64) {
         match record {
             Record::Floor { epoch, first } => {
                 let floor = (*epoch, Lsn::new(*first));
                 let lowest = self.floor.is_none_or(|(_, now)| now < floor.1);
                 self.floor = if lowest { Some(floor) } else { self.floor };
             }
-            Record::Pin { id, lsn, .. } => {
-                self.pins.insert(id.clone(), Lsn::new(*lsn));
+            Record::Pin { id, lsn, holder } => {
+                self.pins.insert(id.clone(), Pin { lsn: *lsn, holder: holder.clone(), since: time });
             }
             Record::Unpin { id } => {
                 self.pins.remove(id);
@@ -183,7 +194,7 @@ impl Registry {
             match self.archive.store().get(&name, DOCUMENT_BYTES_MAX).await {
                 Ok(bytes) => {
                     let stored = self.decode(number, &bytes)?;
-                    self.view.add(&stored.record);
+                    self.view.add(&stored.record, stored.time);
                 }
                 Err(StoreError::NotFound { .. }) => return Ok(&self.view),
                 Err(error) => return Err(error.into()),
@@ -199,10 +210,11 @@ impl Registry {
         record: Record,
     ) -> Result<u64, RegistryError> {
         let nonce = format!("{:016x}", getrandom::u64().map_err(RegistryError::Random)?);
+        let time = time.as_nanos();
         for _ in 0..APPEND_ATTEMPTS {
             self.refresh().await?;
             let number = self.view.records + 1;
-            let (node, time) = (node.to_string(), time.as_nanos());
+            let node = node.to_string();
             let stored = StoredRecord { number, node, nonce: nonce.clone(), time, record: record.clone() };
             let name = layout::registry(number);
             let object = || self.archive.store().object(&name);
@@ -212,7 +224,7 @@ impl Registry {
             })?;
             match self.archive.store().create(&name, bytes).await? {
                 Creation::Created | Creation::SameContent => {
-                    self.view.add(&record);
+                    self.view.add(&record, time);
                     return Ok(number);
                 }
                 Creation::Other(_) => {}
@@ -324,7 +336,8 @@ mod tests {
         let (mut reader, mut other) = (Registry::new(archive.clone()), Registry::new(archive));
         let (node, time) = (NodeId::default(), LogTime::default());
         let id = reader.pin(node, time, Lsn::new(7), "restore to node b").await.unwrap();
-        assert_eq!(other.refresh().await.unwrap().pins.get(&id), Some(&Lsn::new(7)));
+        let pin = Pin { lsn: 7, holder: "restore to node b".to_owned(), since: 0 };
+        assert_eq!(other.refresh().await.unwrap().pins.get(&id), Some(&pin));
         reader.unpin(node, time, &id).await.unwrap();
         assert!(other.refresh().await.unwrap().pins.is_empty());
     }

@@ -19,8 +19,9 @@ use crate::{
     base::{BaseManifest, PackRowError, live_packs, read_base},
     descriptor::Archive,
     pack::{CopyPackError, copy_pack, has_pack, meta_of},
-    plan::{RestorePlan, Step, next_step},
+    plan::RestorePlan,
     survey::read_slot,
+    surveyed::{Step, next_step},
     walk::Boundary,
 };
 

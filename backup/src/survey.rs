@@ -7,49 +7,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
-use murphy_log::{LogTime, Lsn, Position};
+use murphy_log::{Lsn, Position};
 
 use crate::{
-    base::{BaseManifest, ReadBaseError, bases},
-    descriptor::Archive,
+    base::{ReadBaseError, bases},
+    descriptor::{Archive, ArchiveKind},
     layout,
-    plan::next_step,
-    seal::{Occupant, SEAL_BYTES, Seal},
-    slot::{SLOT_BYTES_MAX, Slot, SlotHeader, end_time},
+    registry::{Registry, RegistryError},
+    seal::{Occupant, SEAL_BYTES},
+    slot::{SLOT_BYTES_MAX, Slot, end_time},
     store::StoreError,
+    surveyed::{FrameEnd, Survey, is_of_lost_tail, is_usable, next_step},
     target::Target,
     walk::{Boundary, HEADS_AT_ONCE, Head, WalkError, listed_slots, read_head},
 };
 
-/// What one archive has.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Survey {
-    /// The archive.
-    pub url: String,
-    /// Where its log begins.
-    pub base: Position,
-    /// Its snapshots, oldest first.
-    pub bases: Vec<BaseManifest>,
-    /// Its slots, by number of the epoch and first LSN, as far back as the newest snapshot that is usable for the target.
-    pub slots: BTreeMap<(u32, Lsn), SlotHeader>,
-    /// Its seals.
-    pub seals: Vec<Seal>,
-    /// Objects that are damaged or missing.
-    pub problems: Vec<String>,
-}
-
-/// The end of a frame: a place where a restore can stop.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameEnd {
-    /// Where.
-    pub position: Position,
-    /// The log time of the last entry of the frame.
-    pub time: LogTime,
+/// Surveys `archive` for a restore to `target`. Snapshots whose folder is in `excluded` are left out.
+pub(crate) async fn survey(
+    archive: &Archive,
+    target: &Target,
+    excluded: &BTreeSet<String>,
+) -> Result<Survey, SurveyError> {
+    Survey::of(archive, target, excluded).await
 }
 
 impl Survey {
-    /// Surveys `archive` for a restore to `target`. Snapshots whose folder is in `excluded` are left out.
-    pub async fn of(
+    async fn of(
         archive: &Archive,
         target: &Target,
         excluded: &BTreeSet<String>,
@@ -60,8 +43,11 @@ impl Survey {
             bases: Vec::new(),
             slots: BTreeMap::new(),
             seals: Vec::new(),
+            floor: Lsn::default(),
+            horizon: None,
             problems: Vec::new(),
         };
+        survey.read_registry(archive).await?;
         for base in bases(archive).await? {
             match base {
                 Ok(base) if excluded.contains(&base.folder) => {}
@@ -82,6 +68,24 @@ impl Survey {
         survey.problems.sort();
         survey.problems.dedup();
         Ok(survey)
+    }
+
+    /// What may be gone is not looked at: it may go while it is read.
+    async fn read_registry(&mut self, archive: &Archive) -> Result<(), SurveyError> {
+        let mut registry = Registry::new(archive.clone());
+        match registry.refresh().await {
+            Ok(_) => {}
+            Err(RegistryError::Store(error)) => return Err(error.into()),
+            // What was read before it still holds.
+            Err(error) => self.problems.push(format!("what may be gone is not known: {error}")),
+        }
+        let view = registry.view();
+        self.floor = view.floor.map_or(Lsn::default(), |(_, first)| first);
+        if archive.descriptor().kind == ArchiveKind::Full {
+            let branch = archive.lineage().branch.to_string();
+            self.horizon = Some(view.horizons.get(&branch).copied().unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Where a replay to `target` begins.
@@ -105,6 +109,7 @@ impl Survey {
             return;
         }
         match head {
+            Head::Slot(slot) if slot.first < self.floor => {}
             Head::Slot(slot) => {
                 self.slots.insert((slot.epoch.number, slot.first), slot);
             }
@@ -175,22 +180,6 @@ impl Survey {
             }
         }
     }
-}
-
-/// Whether a replay to `target` can begin at `base`.
-pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
-    match target {
-        Target::Latest => true,
-        Target::Lsn(lsn) => base.state.position.lsn <= *lsn,
-        Target::At(time) => base.as_of <= *time,
-    }
-}
-
-/// Whether `base` lies beyond a seal that ended its epoch: its writer had been replaced and did not know.
-pub(crate) fn is_of_lost_tail(base: &BaseManifest, surveys: &[Survey]) -> bool {
-    let position = base.state.position;
-    let mut seals = surveys.iter().flat_map(|survey| &survey.seals);
-    seals.any(|seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn)
 }
 
 /// Reads a whole slot and verifies what can be verified without what comes before it.

@@ -23,9 +23,9 @@ use crate::{
     descriptor::{Archive, ArchiveKind},
     document::PositionText,
     layout,
-    pack::{meta_of, named_packs},
+    pack::{meta_of, named_packs, released_packs},
     proof::Proof,
-    registry::{Registry, RegistryError},
+    registry::{Pin, Registry, RegistryError},
     store::StoreError,
     survey::{ReadSlotError, read_slot},
     walk::{Boundary, Head, WalkError, listed_slots, read_head},
@@ -94,8 +94,14 @@ pub struct VerifyReport {
     pub packs: u64,
     /// How many of them were read.
     pub packs_read: u64,
+    /// States before this LSN are not verified: their packs may be gone.
+    pub horizon: u64,
+    /// How many packs were not looked for, because only states before the horizon refer to them.
+    pub packs_below_horizon: u64,
     /// How many registry records there are.
     pub records: u64,
+    /// Who reads at the moment, or died while reading.
+    pub pins: Vec<Pin>,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
@@ -131,10 +137,20 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
         snapshots: 0,
         packs: 0,
         packs_read: 0,
+        horizon: 0,
+        packs_below_horizon: 0,
         records: 0,
+        pins: Vec::new(),
         findings: Vec::new(),
     };
-    let mut verifier = Verifier { archive, report, packs: BTreeMap::new(), reached: BTreeSet::new() };
+    let mut verifier = Verifier {
+        archive,
+        report,
+        packs: BTreeMap::new(),
+        horizon: Lsn::default(),
+        dead: BTreeSet::new(),
+        reached: BTreeSet::new(),
+    };
     let start = verifier.registry().await;
     verifier.log(start).await;
     verifier.snapshots().await;
@@ -150,6 +166,10 @@ struct Verifier<'a> {
     report: VerifyReport,
     /// What the log and the newest snapshot name.
     packs: BTreeMap<PackName, PackMeta>,
+    /// States before it are of no concern.
+    horizon: Lsn,
+    /// Packs that nothing referred to any more before the horizon.
+    dead: BTreeSet<PackName>,
     /// The names of slots and seals that the walk passed.
     reached: BTreeSet<String>,
 }
@@ -181,6 +201,10 @@ impl Verifier<'_> {
             Err(RegistryError::Store(error)) => self.found_error(&layout::registry(number), &error),
             Err(error) => self.found(FindingKind::Damaged, &layout::registry(number), error),
         }
+        let branch = self.archive.lineage().branch.to_string();
+        self.horizon = registry.view().horizons.get(&branch).copied().unwrap_or_default();
+        self.report.horizon = self.horizon.get();
+        self.report.pins = registry.view().pins.values().cloned().collect();
         self.report.records = registry.view().records;
         let base = Boundary::after(self.archive.descriptor().base);
         let Some((epoch, first)) = registry.view().floor.filter(|(_, first)| *first > base.next()) else {
@@ -324,6 +348,8 @@ impl Verifier<'_> {
         self.report.slots += 1;
         self.report.entries += entries;
         let named = named_packs(&frames).map_err(|error| (FindingKind::Damaged, error.to_string()))?;
+        let released = released_packs(&frames, self.horizon);
+        self.dead.extend(released.map_err(|error| (FindingKind::Damaged, error.to_string()))?);
         self.packs.extend(named.into_iter().map(|pack| (pack.meta.name, pack.meta)));
         Ok(())
     }
@@ -412,6 +438,9 @@ impl Verifier<'_> {
 
     async fn packs(&mut self, data_percent: u8, seed: u64) {
         let store = self.archive.packs();
+        let known = self.packs.len();
+        self.packs.retain(|name, _| !self.dead.contains(name));
+        self.report.packs_below_horizon = (known - self.packs.len()) as u64;
         let packs: Vec<PackMeta> = std::mem::take(&mut self.packs).into_values().collect();
         self.report.packs = packs.len() as u64;
         let looked = futures::stream::iter(packs).map(|meta| {

@@ -94,8 +94,16 @@ impl DiskOptions {
         lock.ok_or_else(|| OpenError::Locked { directory: self.directory.clone() })
     }
 
-    fn header(&self, epoch: Epoch, base: State) -> SegmentHeader {
-        SegmentHeader { cipher: 0, key_id: 0, volume: self.volume, branch: self.branch, epoch, base }
+    fn header(&self, epoch: Epoch, base: State, previous: Option<Lsn>) -> SegmentHeader {
+        SegmentHeader {
+            cipher: 0,
+            key_id: 0,
+            volume: self.volume,
+            branch: self.branch,
+            epoch,
+            base,
+            previous,
+        }
     }
 
     /// What a segment has for frames and their marks, in bytes.
@@ -126,8 +134,8 @@ impl DiskLog {
             return Err(OpenError::NotEmpty { directory: options.directory });
         }
         let first = base.position.lsn.next();
-        let mut core = Core::new(options.clone());
-        let begun = core.begin_first(&options.header(base.position.epoch, base));
+        let mut core = Core::new(options.clone(), &[]);
+        let begun = core.begin_first(&options.header(base.position.epoch, base, None));
         begun.map_err(|error| OpenError::io(&options.directory.join(segment_name(first)), &error))?;
         let recovery = Recovery { tail: base, epoch: base.position.epoch, segments: vec![first], cut: None };
         DiskLog::start(core, options, recovery, lock)
@@ -142,7 +150,8 @@ impl DiskLog {
             let directory = options.directory.display();
             tracing::warn!(%directory, lsn = %recovery.tail.position.lsn, "cut a torn write after this lsn: {cut}");
         }
-        DiskLog::start(Core::new(options.clone()), options, recovery, lock)
+        let core = Core::new(options.clone(), &recovery.segments);
+        DiskLog::start(core, options, recovery, lock)
     }
 
     fn start(

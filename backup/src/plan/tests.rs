@@ -9,6 +9,8 @@ use super::*;
 use crate::{
     base::{NewBase, write_base},
     fence::ArchiveFence,
+    layout,
+    registry::{Record, Registry},
     testing::{Fault, FaultyStore, Source, archive, put},
 };
 
@@ -221,4 +223,45 @@ async fn a_snapshot_of_a_tail_that_lost_is_not_used() {
     snapshot(&archive, &source).await;
     let planned = plan(&[archive], Target::Latest).await.unwrap();
     assert_eq!((planned.route.start.position, planned.route.end), (end, won));
+}
+
+/// The fear: a restore is promised whose bytes were deleted an hour ago, or whose slots are being deleted.
+#[tokio::test]
+async fn what_may_be_gone_is_not_planned_with() {
+    let (one, two) = (FaultyStore::new(), FaultyStore::new());
+    let archives = [archive(&one).await, archive(&two).await];
+    let mut source = Source::new();
+    for number in 0..6 {
+        let frames = source.frames(4, 2);
+        for store in [&one, &two] {
+            put(store, &frames).await;
+        }
+        if number == 2 {
+            snapshot(&archives[0], &source).await;
+        }
+    }
+    let (node, time) = (NodeId::default(), LogTime::default());
+    let branch = archives[0].lineage().branch.to_string();
+    let horizon = Record::Horizon { branch, lsn: 30 };
+    Registry::new(archives[0].clone()).append(node, time, horizon).await.unwrap();
+    let refused = plan(&archives[..1], Target::Lsn(Lsn::new(29))).await.unwrap_err();
+    assert!(
+        matches!(refused, PlanError::BelowHorizon { horizon, .. } if horizon == Lsn::new(30)),
+        "{refused}"
+    );
+    plan(&archives[..1], Target::Lsn(Lsn::new(31))).await.unwrap();
+    let both = plan(&archives, Target::Lsn(Lsn::new(29))).await.unwrap();
+    assert!(both.problems.iter().any(|problem| problem.contains("may be gone")), "{:?}", both.problems);
+    // Slots below a floor are there and are not read: somebody deletes them.
+    let floor = Record::Floor { epoch: 1, first: 26 };
+    Registry::new(archives[0].clone()).append(node, time, floor).await.unwrap();
+    let planned = plan(&archives[..1], Target::Latest).await.unwrap();
+    assert_eq!(planned.route.end, source.state().position);
+    assert!(
+        planned.snapshot.is_some()
+            && planned.slots.iter().all(|slot| slot.name > layout::slot(1, Lsn::new(25)))
+    );
+    let refused = plan(&archives[..1], Target::Lsn(Lsn::new(9))).await.unwrap_err();
+    assert!(matches!(refused, PlanError::NoSnapshot { .. }), "{refused}");
+    assert_eq!(plan(&archives[1..], Target::Lsn(Lsn::new(9))).await.unwrap().route.end.lsn, Lsn::new(9));
 }

@@ -105,6 +105,16 @@ impl Source {
         self.frame(1, Some(pack))
     }
 
+    /// A frame of one entry that writes the row of the pack that the entry `since` was the first to name.
+    pub(crate) fn frame_releasing_pack(&mut self, since: Lsn, pack: &PackRow) -> Frame {
+        self.time += 10_000_000;
+        let lsn = self.appender.state().position.lsn.next();
+        let mut entry = Entry::tick(lsn, LogTime::from_nanos(self.time));
+        entry.changes = vec![self.change(RowKey::pack(since.get()), pack.encode())];
+        self.appender.push(&entry, self.digest, Usage::default()).unwrap();
+        self.appender.close(LogTime::from_nanos(self.time), self.base.position.lsn).unwrap()
+    }
+
     /// A frame of one entry that writes `bytes` bytes that do not compress.
     pub(crate) fn large_frame(&mut self, bytes: usize) -> Frame {
         let mut value = vec![0; bytes];

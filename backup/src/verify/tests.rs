@@ -130,3 +130,34 @@ async fn an_archive_that_was_expired_up_to_its_floor_is_whole() {
     let report = verify(&archive, 100, 1).await;
     assert_eq!((report.findings.as_slice(), report.slots), (&[][..], 4));
 }
+
+/// What was deleted below a horizon is no damage, and is said.
+#[tokio::test]
+async fn packs_that_only_states_below_the_horizon_refer_to_are_passed_over() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let row = |number: u64, live_bytes: u64| PackRow {
+        writer: 3,
+        sequence: number,
+        footer_digest: [0; 32],
+        plain_bytes: 10,
+        stored_bytes: 10,
+        live_bytes,
+    };
+    let named = [source.frame_with_pack(&row(1, 10)), source.frame_with_pack(&row(2, 10))];
+    put(&store, &named).await;
+    let released = [source.frame_releasing_pack(named[0].last(), &row(1, 0))];
+    let end = put(&store, &released).await;
+    let missing = verify(&archive, 0, 1).await;
+    assert_eq!((missing.packs, missing.findings.len()), (2, 2), "{:?}", missing.findings);
+    let branch = archive.lineage().branch.to_string();
+    for (lsn, passed_over) in [(end.lsn.previous(), 0), (end.lsn, 1)] {
+        let horizon = Record::Horizon { branch: branch.clone(), lsn: lsn.get() };
+        let mut registry = Registry::new(archive.clone());
+        registry.append(NodeId::default(), LogTime::default(), horizon).await.unwrap();
+        let report = verify(&archive, 0, 1).await;
+        assert_eq!((report.horizon, report.packs_below_horizon), (lsn.get(), passed_over));
+        assert_eq!(report.findings.len() as u64, 2 - passed_over, "{:?}", report.findings);
+    }
+}

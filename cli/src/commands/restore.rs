@@ -1,6 +1,7 @@
 //! `murphy restore`: the plan, and what is asked before it is executed.
 
 mod execute;
+mod pins;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -65,6 +66,8 @@ struct Restore {
 pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
     let runtime = Runtime::new().map_err(failed)?;
     let restore = prepare(args, &runtime)?;
+    // Before anything is planned: what a plan has seen must not be deleted before it is read.
+    let _pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
     let plan = runtime.block_on(restore.plan(&BTreeSet::new()))?;
     if args.dry_run {
         output.data(&plan, plan_text)?;

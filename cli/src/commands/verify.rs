@@ -1,7 +1,8 @@
 //! `murphy verify`.
 
-use murphy_backup::{Archive, Finding, VerifyReport, verify};
-use murphy_log::{Clock, NodeId, SystemClock};
+use jiff::tz::TimeZone;
+use murphy_backup::{Archive, Finding, VerifyReport, show_time, verify};
+use murphy_log::{Clock, LogTime, NodeId, SystemClock};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
@@ -60,6 +61,16 @@ fn text(report: &VerifyReport) -> String {
         0 => "everything can be restored".to_owned(),
         count => format!("{count} findings"),
     };
+    if report.horizon > 0 {
+        lines.push(format!(
+            "states before lsn {} are not verified: their bytes may be gone; {} packs of theirs are passed over",
+            report.horizon, report.packs_below_horizon
+        ));
+    }
+    lines.extend(report.pins.iter().map(|pin| {
+        let since = show_time(LogTime::from_nanos(pin.since), &TimeZone::system());
+        format!("pinned from lsn {} on since {since}: {}", pin.lsn, pin.holder)
+    }));
     lines.push(format!(
         "{verdict} up to lsn {}: {} slots with {} entries, {} snapshots, {} packs, {} of them read",
         report.position.lsn, report.slots, report.entries, report.snapshots, report.packs, report.packs_read

@@ -9,7 +9,7 @@ use std::io;
 
 use super::{DiskOptions, Job, Queue, Roll, Shared, Spare};
 use crate::{
-    ClaimError, Epoch, Frame, State, Terminal, admit,
+    ClaimError, Epoch, Frame, Lsn, State, Terminal, admit,
     files::SegmentFile,
     segment::{SegmentHeader, SegmentWriter, prepare_spare},
 };
@@ -21,13 +21,19 @@ pub(super) struct Core {
     epoch: Option<Epoch>,
     /// The segment that is written to; none before the first claim.
     current: Option<SegmentWriter>,
+    /// The first entry of the newest segment, and of the one before it.
+    newest: Option<Lsn>,
+    before: Option<Lsn>,
     /// The space for the next one.
     spare: Option<Box<dyn SegmentFile>>,
 }
 
 impl Core {
-    pub(super) fn new(options: DiskOptions) -> Core {
-        Core { options, epoch: None, current: None, spare: None }
+    /// A core above the segments that are there, oldest first.
+    pub(super) fn new(options: DiskOptions, segments: &[Lsn]) -> Core {
+        let mut newest = segments.iter().rev().copied();
+        let (newest, before) = (newest.next(), newest.next());
+        Core { options, epoch: None, current: None, newest, before, spare: None }
     }
 
     /// Creates the first segment of a new log.
@@ -102,7 +108,7 @@ impl Core {
         if let Err(error) = self.reserve() {
             return Err(ClaimError::NoSpace { message: error.to_string() });
         }
-        if let Err(error) = self.begin(&self.options.header(epoch, tail)) {
+        if let Err(error) = self.begin(&self.options.header(epoch, tail, self.previous(tail))) {
             return Err(ClaimError::Ended(poisoned(shared, queue, &error)));
         }
         self.epoch = Some(epoch);
@@ -125,11 +131,16 @@ impl Core {
     /// Goes on in the next segment; everything before it is durable.
     fn roll(&mut self, shared: &Shared, durable: State) -> io::Result<()> {
         let epoch = self.epoch.ok_or_else(|| io::Error::other("a frame was admitted before a claim"))?;
-        self.begin(&self.options.header(epoch, durable))?;
+        self.begin(&self.options.header(epoch, durable, self.previous(durable)))?;
         let mut queue = shared.queue.lock();
         queue.segments.begin(durable.position.lsn.next());
         queue.spare = Spare::Wanted;
         Ok(())
+    }
+
+    /// The first entry of the segment before one that begins behind `base`. A segment without entries is replaced by such a one.
+    fn previous(&self, base: State) -> Option<Lsn> {
+        if self.newest == Some(base.position.lsn.next()) { self.before } else { self.newest }
     }
 
     /// Turns the spare file into the current segment.
@@ -138,6 +149,7 @@ impl Core {
             self.spare.take().ok_or_else(|| io::Error::other("no space was reserved for a segment"))?;
         let options = &self.options;
         let next = SegmentWriter::begin(&*options.files, &options.directory, spare, header)?;
+        (self.newest, self.before) = (Some(header.first()), header.previous);
         if let Some(finished) = self.current.replace(next)
             && let Err(error) = finished.finish()
         {

@@ -171,8 +171,15 @@ fn golden_frame() {
 #[test]
 fn golden_segment_header() {
     let base = State { digest: Digest(9), usage: Usage { inodes: 4, bytes: 5 }, ..History::origin() };
-    let header =
-        SegmentHeader { cipher: 0, key_id: 0, volume: VOLUME, branch: BRANCH, epoch: epoch(3), base };
+    let header = SegmentHeader {
+        cipher: 0,
+        key_id: 0,
+        volume: VOLUME,
+        branch: BRANCH,
+        epoch: epoch(3),
+        base,
+        previous: None,
+    };
     golden("segment_header.hex", &header.encode());
     assert_eq!(SegmentHeader::parse(&header.encode()).unwrap(), header);
 }

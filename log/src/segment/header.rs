@@ -21,6 +21,8 @@ pub struct SegmentHeader {
     pub epoch: Epoch,
     /// The state before the first entry.
     pub base: State,
+    /// The first entry of the segment before it; `None` if there was none, or if that is not known.
+    pub previous: Option<Lsn>,
 }
 
 impl SegmentHeader {
@@ -40,11 +42,15 @@ impl SegmentHeader {
         if checksum(bytes) != field(bytes, CHECKSUM_AT) {
             return Err(HeaderError::Checksum);
         }
-        if bytes[11] != 0 || bytes[160..CHECKSUM_AT].iter().any(|byte| *byte != 0) {
+        if bytes[11] != 0 || bytes[168..CHECKSUM_AT].iter().any(|byte| *byte != 0) {
             return Err(HeaderError::Reserved);
         }
         let first = Lsn::new(u64::from_le_bytes(field(bytes, 88)));
         if first < Lsn::FIRST || first == Lsn::MAX {
+            return Err(HeaderError::FirstLsn { first });
+        }
+        let previous = Some(Lsn::new(u64::from_le_bytes(field(bytes, 160)))).filter(|lsn| *lsn > Lsn::ROOT);
+        if previous.is_some_and(|previous| previous >= first) {
             return Err(HeaderError::FirstLsn { first });
         }
         let epoch_at = |at| Epoch {
@@ -66,6 +72,7 @@ impl SegmentHeader {
                     bytes: u64::from_le_bytes(field(bytes, 152)),
                 },
             },
+            previous,
         })
     }
 
@@ -88,6 +95,7 @@ impl SegmentHeader {
         bytes[128..144].copy_from_slice(&base.digest.0.to_le_bytes());
         bytes[144..152].copy_from_slice(&base.usage.inodes.to_le_bytes());
         bytes[152..160].copy_from_slice(&base.usage.bytes.to_le_bytes());
+        bytes[160..168].copy_from_slice(&self.previous.map_or(0, Lsn::get).to_le_bytes());
         let sum = checksum(&bytes);
         bytes[CHECKSUM_AT..].copy_from_slice(&sum);
         bytes

@@ -149,6 +149,10 @@ impl Place<'_> {
                 let reason = "the segment after it is of an earlier epoch".to_owned();
                 return Err(self.damaged(header, next.first(), reason));
             }
+            if let Some(missing) = next.previous.filter(|previous| *previous != header.first()) {
+                let reason = "the segment is missing".to_owned();
+                return Err(OpenError::DamagedMiddle { segment: self.path(missing), lsn: missing, reason });
+            }
             if index >= scanned {
                 self.check_whole(header, next)?;
             }

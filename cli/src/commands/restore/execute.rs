@@ -1,7 +1,7 @@
 //! Executing a restore: into a directory beside the wanted one, proven, then published by a rename.
 //!
 //! Invariants:
-//! - A copy writes nothing into the archives but the record that its branch reads their packs.
+//! - A copy writes nothing into the archives but records: that it reads there, and that its branch reads their packs.
 //! - A successor seals after everything else has succeeded, right before it is published. Which epoch it begins was remembered durably
 //!   before; killed at any moment, the same command goes on, as the same node.
 

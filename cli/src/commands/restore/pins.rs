@@ -1,0 +1,59 @@
+//! Pins: a restore says in every archive that it reads there, before it looks at anything.
+//!
+//! Invariants:
+//! - What was pinned is unpinned however the restore ends, unless its process is killed; a later one into the same directory does it then.
+
+use murphy_backup::{Archive, Record, Registry, RegistryError};
+use murphy_log::{Clock, NodeId, SystemClock};
+use tokio::runtime::Runtime;
+
+use super::Restore;
+
+/// Pins that are held. Dropping this takes them back.
+pub(super) struct Pins<'a> {
+    runtime: &'a Runtime,
+    archives: &'a [Archive],
+    holder: String,
+}
+
+impl<'a> Pins<'a> {
+    /// Pins everything in every archive of `restore`. One that cannot be written to is read all the same: that something was deleted
+    /// meanwhile is found out by every reader.
+    pub(super) fn take(restore: &'a Restore, runtime: &'a Runtime) -> Pins<'a> {
+        let directory = std::path::absolute(&restore.directory).unwrap_or(restore.directory.clone());
+        let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+        let holder = format!("restore to {} on {}", directory.display(), host.trim());
+        let pins = Pins { runtime, archives: &restore.archives, holder };
+        for archive in pins.archives {
+            let (lsn, holder) = (archive.descriptor().base.lsn, &pins.holder);
+            let mut registry = Registry::new(archive.clone());
+            let pinned = registry.pin(NodeId::default(), SystemClock::new().wall(), lsn, holder);
+            if let Err(error) = runtime.block_on(pinned) {
+                tracing::warn!(url = archive.url(), %error, "an expire there would not know that it is read");
+            }
+        }
+        pins
+    }
+
+    async fn take_back(&self, archive: &Archive) -> Result<(), RegistryError> {
+        let mut registry = Registry::new(archive.clone());
+        let pins = registry.refresh().await?.pins.clone();
+        for (id, _) in pins.into_iter().filter(|(_, pin)| pin.holder == self.holder) {
+            registry.append(NodeId::default(), SystemClock::new().wall(), Record::Unpin { id }).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        for archive in self.archives {
+            if let Err(error) = self.runtime.block_on(self.take_back(archive)) {
+                tracing::warn!(url = archive.url(), %error, "a pin is left behind; it keeps objects and does no other harm");
+            }
+        }
+    }
+}
+
+/// Who this machine is, to people.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
