@@ -2,22 +2,32 @@
 //!
 //! Invariants:
 //! - What the index holds is believed only as far as the log has the same position with the same hash.
-//! - An index that is ahead of its log in the same epoch is proof that the log has lost something: the node is not opened.
-//! - An index that cannot be used costs time, never data: it is made anew from the base and the log.
+//! - An index with rows from beyond the end of its log is proof that the log has lost what was durable, unless the log has a later epoch
+//!   than those rows: the node is not opened. Making the index anew would hide the loss, and the next entries would take the place of the
+//!   lost ones.
+//! - An index that proves nothing and cannot be used costs time, never data: it is made anew from the base and the log.
 
 use std::{path::Path, sync::Arc};
 
-use murphy_fs::{FjallIndex, FjallOptions, Index, OpenIndexError, ReplayBudget, ReplayError, replay};
-use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, OsFiles, Position, State, Usage};
+use murphy_fs::{
+    Cookie, DentryRow, FjallIndex, FjallOptions, Index, Ino, NameHasher, OpenIndexError, ReplayBudget,
+    ReplayError, RowKey, replay,
+};
+use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, OsFiles, Position, State, Usage, VolumeKeys};
 
 use super::{base::load_base_file, index_directory};
 use crate::error::{CliError, failed};
 
 /// Opens the index of the node in `node` and brings it to the durable end of `log`.
-pub(super) fn open_index(node: &Path, log: &DiskLog) -> Result<(Arc<FjallIndex>, State), CliError> {
+pub(super) fn open_index(
+    node: &Path,
+    log: &DiskLog,
+    keys: &VolumeKeys,
+) -> Result<(Arc<FjallIndex>, State), CliError> {
     let directory = &index_directory(node);
     let index =
         FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
+    check_not_ahead(&index, log, keys)?;
     let reason = match catch_up(node, &index, log) {
         Ok(state) => return Ok((Arc::new(index), state)),
         Err(CatchUpError::Index(reason)) => reason,
@@ -43,6 +53,40 @@ enum CatchUpError {
     Fatal(CliError),
 }
 
+/// Refuses an index that proves that the log has lost something.
+///
+/// Only what was durable in this node's log reaches its index, so rows from beyond the log's end were durable here, whether their generation
+/// is complete or was cut short by a crash. They prove nothing if the log goes on in a later epoch: then whoever took over has decided where
+/// the earlier one ends. Nor do the rows of another volume, which nobody but a person can have put here.
+fn check_not_ahead(index: &FjallIndex, log: &DiskLog, keys: &VolumeKeys) -> Result<(), CliError> {
+    let end = log.durable().state().position;
+    let furthest = index.reached().into_iter().chain(index.snapshot().state());
+    let Some(known) = furthest.map(|state| state.position).max_by_key(|position| position.lsn) else {
+        return Ok(());
+    };
+    let is_later = known.epoch == end.epoch || known.epoch.number > end.epoch.number;
+    if known.lsn <= end.lsn || !is_later || (known.epoch != end.epoch && is_foreign(index, keys)) {
+        return Ok(());
+    }
+    let text = format!(
+        "the log ends at lsn {} in epoch {}, its index knows of lsn {} in epoch {}: what was durable is missing from the log",
+        end.lsn, end.epoch.number, known.lsn, known.epoch.number
+    );
+    let hint = "put the missing segments back, or repair the node from an archive or a mirror; to go on without them, delete DIR/index";
+    Err(CliError::new(text).hint(hint).damage())
+}
+
+/// Whether the names in an index do not stand where this volume's key places them. An index without a readable name says nothing.
+fn is_foreign(index: &FjallIndex, keys: &VolumeKeys) -> bool {
+    let names = RowKey::dentry(Ino::new(0), 0)..RowKey::dentry(Ino::new(u64::MAX), 0);
+    let (snapshot, hasher) = (index.snapshot(), NameHasher::of(keys));
+    let first = snapshot.scan(names).map_while(Result::ok).find_map(|(key, value)| {
+        let (name, ..) = DentryRow::decode(&value).ok()?.named?;
+        Some((Cookie::new(key.second()?), name))
+    });
+    first.is_some_and(|(cookie, name)| cookie.in_slot(0) != hasher.place(&name))
+}
+
 fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
     let tail = log.durable().state();
     let from = match index.snapshot().state() {
@@ -50,15 +94,6 @@ fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, Cat
         None => begin(node, index, log)?,
     };
     let (at, end) = (from.position, tail.position);
-    if at.lsn > end.lsn && at.epoch == end.epoch {
-        // Only durable entries reach an index.
-        let text = format!(
-            "the log ends at lsn {}, its index knows of lsn {} in the same epoch: what was durable is missing from the log",
-            end.lsn, at.lsn
-        );
-        let hint = "put the missing segments back, or repair the node from an archive or a mirror; to go on without them, delete DIR/index";
-        return Err(CatchUpError::Fatal(CliError::new(text).hint(hint).damage()));
-    }
     if at.lsn > end.lsn {
         return Err(CatchUpError::Index(format!("it is at lsn {}, the log ends at {}", at.lsn, end.lsn)));
     }
@@ -122,9 +157,15 @@ pub(super) fn origin(epoch: murphy_log::Epoch) -> State {
 fn of_open(error: &OpenIndexError) -> CliError {
     let hint = match error {
         OpenIndexError::Locked { .. } => "another process has it open",
+        OpenIndexError::NotADirectory { .. } => {
+            "move it out of the way: the index holds nothing of its own and is made anew from the log"
+        }
         OpenIndexError::Unusable { .. } | OpenIndexError::Io { .. } => {
             "the index holds nothing of its own: once the disk works again it is made anew from the log"
         }
     };
     failed(error).hint(hint)
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,10 +61,10 @@ pub(super) fn assemble_above(
     options: &NodeOptions,
     runtime: &Handle,
 ) -> Result<Node, CliError> {
-    let (index, state) = open_index(directory, &log)?;
+    let keys = VolumeKeys::derive(config.volume);
+    let (index, state) = open_index(directory, &log, &keys)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
-    let keys = VolumeKeys::derive(config.volume);
     let identity = Identity::load_or_create(directory).map_err(failed)?;
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;

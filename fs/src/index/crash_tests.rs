@@ -251,6 +251,8 @@ fn a_directory_that_cannot_be_written_is_no_reason_to_begin_anew() {
     fs::write(&file, b"not a directory").unwrap();
     let opened = FjallIndex::open_or_reset(&file.join("index"), FjallOptions::default());
     assert!(matches!(opened, Err(OpenIndexError::Io { .. })));
+    let opened = FjallIndex::open_or_reset(&file, FjallOptions::default());
+    assert!(matches!(opened, Err(OpenIndexError::NotADirectory { .. })));
     assert_eq!(fs::read(&file).unwrap(), b"not a directory");
 }
 

@@ -303,6 +303,12 @@ pub enum OpenIndexError {
         /// Its directory.
         path: String,
     },
+    /// Something else stands in its place, which may be of worth to somebody.
+    #[error("index {path} is not a directory")]
+    NotADirectory {
+        /// Where it should be.
+        path: String,
+    },
     /// What is there is damaged, unknown, or older than its record. It can be made anew.
     #[error("index {path} cannot be used: {reason}")]
     Unusable {
@@ -349,6 +355,9 @@ impl OpenIndexError {
 
 fn lock(dir: &Path) -> Result<File, OpenIndexError> {
     let io = |source| OpenIndexError::io(dir, source);
+    if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
+        return Err(OpenIndexError::NotADirectory { path: dir.display().to_string() });
+    }
     OsFiles.create_dir(dir).map_err(io)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(io)?;
     match lock.try_lock() {
