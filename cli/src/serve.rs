@@ -101,7 +101,11 @@ pub(crate) fn ask(
     mut item: impl FnMut(Value) -> Result<(), CliError>,
 ) -> Result<Value, CliError> {
     if let Some(mut control) = Control::connect(directory)? {
-        return control.ask(request, output, item);
+        let answer = control.ask(request, output, &mut item);
+        // A process that has just ended is no reason not to say how its node is.
+        if *request != Request::Status || answer.is_ok() || Control::connect(directory)?.is_some() {
+            return answer;
+        }
     }
     let runtime = Runtime::new().map_err(failed)?;
     let node = Node::open(directory, &NodeOptions::default(), runtime.handle())?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use murphy_tests::Scratch;
+use murphy_tests::{PATIENCE, Scratch, wait_for};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -84,6 +84,35 @@ fn a_killed_process_is_followed_by_the_next() {
     scratch.run(["serve", "node", "-d"]).expect_code(0).stdout();
     scratch.signal_all(Signal::TERM);
     assert!(!scratch.path("node/control.sock").exists());
+}
+
+/// Whoever asks a node that is being killed is told so, and not what the system calls it.
+#[test]
+fn a_command_that_meets_a_kill_says_that_the_node_is_not_running() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    for _ in 0..5 {
+        scratch.run(["serve", "node", "-d"]).expect_code(0);
+        std::thread::scope(|scope| {
+            let asked = ["flush", "status"].map(|command| {
+                let scratch = &scratch;
+                scope.spawn(move || {
+                    wait_for("the kill to show", PATIENCE, || {
+                        let ran = scratch.run([command, "node", "--json"]);
+                        let running = ran.code() == Some(0) || ran.stdout().contains("\"pid\"");
+                        (!running).then_some(ran)
+                    })
+                })
+            });
+            scratch.signal_all(Signal::KILL);
+            let [flush, status] = asked.map(|thread| thread.join().unwrap());
+            let said = flush.expect_code(1).stderr();
+            assert!(said.contains("is not running") && said.contains("node"), "{said}");
+            assert!(status.expect_code(3).json()["running"].is_null());
+        });
+    }
+    let said = scratch.run(["flush", "node"]).expect_error(1, "is not running").stderr();
+    assert!(said.contains(&scratch.path("node").display().to_string()), "{said}");
 }
 
 /// A damaged or foreign murphy.toml must be named, not guessed around.

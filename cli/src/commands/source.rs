@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use murphy_fs::NODE_XATTR;
@@ -11,6 +12,7 @@ use murphy_fs::NODE_XATTR;
 use crate::{
     control::Control,
     error::{CliError, at},
+    node::is_unlocked,
 };
 
 /// What is behind a mount point.
@@ -54,12 +56,25 @@ pub(super) fn mount_point(path: &Path) -> Result<MountPoint, CliError> {
     }
 }
 
-/// The connection to the process behind a mount point.
+/// The connection to the process behind a mount point. One that is just starting, and a command that has the node open for a moment, get
+/// that moment.
 pub(super) fn control_of_mount(node: &Path) -> Result<Control, CliError> {
-    Control::connect(node)?.ok_or_else(|| {
-        CliError::new(format!("the process that serves node {} does not answer", node.display()))
-            .hint("is it in another container? run the command there")
-    })
+    for _ in 0..CONNECT_ATTEMPTS {
+        if let Some(control) = Control::connect(node)? {
+            return Ok(control);
+        }
+        match is_unlocked(node) {
+            Ok(false) => std::thread::sleep(CONNECT_PAUSE),
+            Ok(true) => {
+                return Err(CliError::new(format!("node {} is not running", node.display()))
+                    .hint("murphy mount or murphy serve starts it; what it acknowledged is in its log"));
+            }
+            // Its directory is not there: the process sees other directories.
+            Err(_) => break,
+        }
+    }
+    Err(CliError::new(format!("the process that serves node {} does not answer", node.display()))
+        .hint("is it in another container? run the command there"))
 }
 
 /// The directory of the node that SRC names.
@@ -92,5 +107,8 @@ fn is_dead(error: &std::io::Error) -> bool {
         || code == Some(rustix::io::Errno::CONNABORTED.raw_os_error())
 }
 
+/// Five seconds in all.
+const CONNECT_ATTEMPTS: u32 = 100;
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// What Linux allows a path to have.
 const PATH_BYTES_MAX: usize = 4096;

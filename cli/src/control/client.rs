@@ -85,15 +85,28 @@ impl Control {
         let read = self.stream.by_ref().take(LINE_BYTES_MAX).read_line(&mut line);
         match read {
             Err(error) => Err(self.broken(&error)),
-            Ok(0) => Err(self.broken(&io::Error::other("it ended before it answered"))),
+            Ok(0) => Err(self.broken(&io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => serde_json::from_str(&line).map_err(|error| self.broken(&io::Error::other(error))),
         }
     }
 
     fn broken(&self, error: &io::Error) -> CliError {
+        if has_ended(error) {
+            let node = self.directory.display();
+            return CliError::new(format!("node {node} is not running: its process ended before it answered"))
+                .hint("what it acknowledged is in its log; its last messages are on its stderr, or in murphy.log in that directory");
+        }
         CliError::new(format!("the process that serves node {}: {error}", self.directory.display()))
             .hint("its own messages are on its stderr, or in murphy.log in that directory")
     }
+}
+
+/// The other end is gone: how that shows depends on what this one was doing.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+    )
 }
 
 /// Nobody listens there.

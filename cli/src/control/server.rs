@@ -238,6 +238,30 @@ mod tests {
         assert!(Control::connect(&deep).unwrap().is_none());
     }
 
+    /// A kill can come at any moment of a conversation; whatever the system calls that, people are told that the node is not running.
+    #[test]
+    fn a_process_that_is_killed_while_it_is_asked_is_said_to_be_gone() {
+        for hears in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(root.path().join(SOCKET)).unwrap();
+            let dies = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(b"{\"murphy\":0}\n").unwrap();
+                if hears {
+                    let mut line = String::new();
+                    BufReader::new(stream).read_line(&mut line).unwrap();
+                }
+            });
+            let mut control = Control::connect(root.path()).unwrap().unwrap();
+            if !hears {
+                dies.join().unwrap();
+            }
+            let said = control.ask(&Request::Flush, &Output::new(true), |_| Ok(())).unwrap_err().to_string();
+            let node = root.path().display().to_string();
+            assert!(said.contains("is not running") && said.contains(&node), "{said}");
+        }
+    }
+
     /// A process that was killed leaves its socket behind.
     #[test]
     fn a_stale_socket_is_nobody_and_is_replaced() {
