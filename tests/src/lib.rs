@@ -14,6 +14,7 @@ mod pair;
 mod program;
 mod random;
 mod reference;
+mod s3;
 mod simulation;
 mod wait;
 
@@ -31,5 +32,6 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
+pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

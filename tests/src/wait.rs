@@ -81,6 +81,11 @@ pub fn pause(span: Duration) {
     thread::sleep(span);
 }
 
+/// The same for those who live on a runtime.
+pub(crate) async fn pause_task(span: Duration) {
+    tokio::time::sleep(span).await;
+}
+
 /// Real time, for patience and for moments of the world outside.
 #[expect(clippy::disallowed_methods, reason = "real processes take real time")]
 fn now() -> Instant {

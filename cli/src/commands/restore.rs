@@ -23,7 +23,8 @@ use crate::{
 #[command(
     long_about = "Make a node from archives, at any moment that they hold\n\nThe copy is a branch of its own: it seals \
                   nothing, and production is not disturbed. With several archives each object is taken from the first \
-                  that has it intact. With --take-over the node becomes the successor of a source that is gone.",
+                  that has it intact. With --take-over the node becomes the successor of a source that is gone. Exits with 3 if \
+                  anything was damaged or missing on the way.",
     after_help = "Examples:\n  murphy restore s3://other-account/home /srv/home --at '10m ago' --dry-run\n  murphy \
                   restore s3://other-account/home /srv/home --take-over --blocks s3://new/home"
 )]
@@ -76,12 +77,14 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
         let effect = "it becomes the source; the old one is shut out of these archives for good";
         output.confirm(args.confirm.as_deref(), &name, effect)?;
     }
+    // What could not be read may have gone further than what was restored.
+    let is_sound = plan.problems.is_empty();
     let restored = restore.execute(plan, &runtime, output)?;
     output.data(&restored, |restored| {
         let lsn = restored.lsn;
         format!("{} inodes of lsn {lsn} in {}", restored.inodes, restored.directory.display())
     })?;
-    Ok(if restored.missing_packs == 0 { Code::Done } else { Code::Found })
+    Ok(if restored.missing_packs == 0 && is_sound { Code::Done } else { Code::Found })
 }
 
 fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
