@@ -280,7 +280,9 @@ async fn watch_shipping(stage: Arc<Stage>, log: Arc<NodeLog>, shipped: Vec<Arc<S
             let Some(handle) = one.handle.lock().clone() else { continue };
             let status = handle.status();
             let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
-            let says = status.error.is_some() || status.end.is_some() || status.lag_ms > 0;
+            // Until the archive has been walked the status says that nothing is known of it.
+            let is_unknown = status.archived.is_none();
+            let says = is_unknown || status.error.is_some() || status.end.is_some() || status.lag_ms > 0;
             if held < goal && !says && one.error.lock().is_none() {
                 stage.violated(&format!(
                     "silent stall: {} holds lsn {held}, lsn {goal} has been durable for {UNREPORTED_MAX:?}, \
