@@ -11,6 +11,6 @@ mod dumps;
 mod mirror_cache;
 mod mirrors;
 mod moments;
-mod take_over;
 mod s3;
+mod take_over;
 mod tree;

@@ -14,8 +14,8 @@ mod pair;
 mod program;
 mod random;
 mod reference;
-mod simulation;
 mod s3;
+mod simulation;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -32,6 +32,6 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
-pub use simulation::{Canary, Outcome, simulate};
 pub use s3::{Misdeed, S3Endpoint};
+pub use simulation::{Canary, Outcome, simulate};
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

@@ -8,4 +8,5 @@ mod house;
 mod mirrors;
 mod model;
 mod races;
+mod simulation;
 mod volume;

@@ -90,7 +90,7 @@ fn an_fsync_behind_a_slow_put_waits_without_asking_again_and_again() {
         });
         sender.send(()).unwrap();
     });
-    done.recv_timeout(world::PATIENCE).expect("time passes");
+    done.recv_timeout(PATIENCE).expect("time passes");
 }
 
 /// Nothing is left to be stored, and nobody says so.
