@@ -13,5 +13,4 @@ mod mirrors;
 mod moments;
 mod s3;
 mod take_over;
-mod s3;
 mod tree;

@@ -18,6 +18,7 @@ mod reference;
 mod s3;
 mod simulation;
 mod s3;
+mod simulation;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -38,4 +39,5 @@ pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
 pub use s3::{Misdeed, S3Endpoint};
+pub use simulation::{Canary, Outcome, simulate};
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

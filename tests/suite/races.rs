@@ -21,7 +21,7 @@ use murphy_fs::{
     Answer, Attr, Caller, Errno, FileSystem, Index, Ino, Kind, NewNode, OpenFlags, RenameMode, SetAttr,
     SetTime, Timespec, VolumeOptions, XattrMode, XattrName, check_tree,
 };
-use murphy_log::{Log, MemoryLog, Terminal};
+use murphy_log::{InPlace, Log, MemoryLog, Terminal};
 use murphy_tests::{stays, until};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
@@ -62,6 +62,35 @@ fn a_close_does_not_take_the_error_from_an_fsync() {
         until("a close to hear of the failed flush", PATIENCE, failed).await;
         assert_eq!(fsync.await, Err(Errno::EIO));
     });
+}
+
+/// The fear: whoever waits for bytes that are written behind a put asks for them again and again until the put has ended, and keeps a
+/// processor busy with it for as long as the store takes. Here time passes only while nobody has anything to do.
+#[test]
+fn an_fsync_behind_a_slow_put_waits_without_asking_again_and_again() {
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _in_place = InPlace::begin();
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let world = World::new(VolumeOptions::default());
+            let file = world.create("f");
+            world.write(file, 0, b"first").unwrap();
+            world.store.let_puts(Puts::Hang);
+            let mut first = Box::pin(world.fsync(file));
+            assert!(poll!(&mut first).is_pending());
+            world.store.begun(1).await;
+            world.write(file, 5, b"second").unwrap();
+            let later = async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                world.store.let_puts(Puts::Succeed);
+            };
+            let (first, second, ()) = tokio::join!(first, world.fsync(file), later);
+            assert_eq!((first, second), (Ok(()), Ok(())));
+        });
+        sender.send(()).unwrap();
+    });
+    done.recv_timeout(PATIENCE).expect("time passes");
 }
 
 /// Nothing is left to be stored, and nobody says so.

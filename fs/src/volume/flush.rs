@@ -109,7 +109,8 @@ impl Volume {
                     inner.error = None;
                     return Err(FlushError::Failed(inner.failure.unwrap_or(Errno::EIO)));
                 }
-                inner.flushes_begun < goal
+                // While a batch is under way another request would only be sent back; its end wakes everybody.
+                inner.flushes_begun < goal && inner.flushes_begun == inner.flushes_ended
             };
             if asks {
                 self.request_flush(file, Urgency::Now);

@@ -8,6 +8,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
+    time::Duration,
 };
 
 use murphy_log::{Clock, SystemClock};
@@ -60,6 +61,11 @@ impl Order {
 
     fn run(&self) -> ExitCode {
         if self.here {
+            thread::spawn(|| {
+                thread::sleep(LONGEST);
+                print("violation livelock: the world's time does not pass\n");
+                std::process::exit(1);
+            });
             let outcome = simulate(self.first, self.canary, self.print);
             print(&report(&outcome));
             return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -183,5 +189,7 @@ fn say(text: &str) {
 }
 
 const USAGE: &str = "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--canary NAME] [--trace]";
+/// A seed takes a fraction of a second; one that takes so long never ends.
+const LONGEST: Duration = Duration::from_secs(120);
 /// Progress is told after so many seeds.
 const PROGRESS_EVERY: u64 = 500;

@@ -6,8 +6,6 @@
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,11 +14,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use murphy_fs::{LayeredStore, StoreLayer};
 use object_store::{
-    CopyOptions, Error as ObjectError, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result as ObjectResult, memory::InMemory, path::Path,
+    Error as ObjectError, GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions,
+    PutPayload, PutResult, Result as ObjectResult, memory::InMemory, path::Path,
 };
 use parking_lot::Mutex;
 
@@ -75,7 +73,7 @@ impl Account {
 
     /// The account as the node behind `gate` reaches it.
     pub(super) fn through(self: &Arc<Self>, gate: &Arc<Gate>) -> Arc<dyn ObjectStore> {
-        Arc::new(Handle { account: Arc::clone(self), gate: Arc::clone(gate) })
+        Arc::new(LayeredStore(Way { account: Arc::clone(self), gate: Arc::clone(gate) }))
     }
 
     pub(super) fn change_weather(&self, change: impl FnOnce(&mut Weather)) {
@@ -281,37 +279,34 @@ fn gone(at: &Path) -> ObjectError {
 }
 
 /// An account as one node reaches it.
-struct Handle {
+struct Way {
     account: Arc<Account>,
     gate: Arc<Gate>,
 }
 
-impl fmt::Debug for Handle {
+impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.account.name)
     }
 }
 
-impl fmt::Display for Handle {
+impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.account.name)
     }
 }
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = ObjectResult<T>> + Send + 'a>>;
+impl StoreLayer for Way {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.account.objects) as Arc<dyn ObjectStore>
+    }
 
-impl ObjectStore for Handle {
-    fn put_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
+    fn put<'a>(
+        &'a self,
+        at: &'a Path,
         bytes: PutPayload,
         options: PutOptions,
-    ) -> Answer<'a, PutResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
+    ) -> BoxFuture<'a, ObjectResult<PutResult>> {
         Box::pin(async move {
             self.gate.pass().await;
             let put = self.account.put(at, bytes, options).await;
@@ -320,38 +315,13 @@ impl ObjectStore for Handle {
         })
     }
 
-    fn put_multipart_opts<'s, 'l, 'a>(
-        &'s self,
-        at: &'l Path,
-        options: PutMultipartOptions,
-    ) -> Answer<'a, Box<dyn MultipartUpload>>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.account.objects.put_multipart_opts(at, options)
-    }
-
-    fn get_opts<'s, 'l, 'a>(&'s self, at: &'l Path, options: GetOptions) -> Answer<'a, GetResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
+    fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         Box::pin(async move {
             self.gate.pass().await;
             let got = self.account.get(at, options).await;
             self.gate.pass().await;
             got
         })
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, ObjectResult<Path>>,
-    ) -> BoxStream<'static, ObjectResult<Path>> {
-        self.account.objects.delete_stream(paths)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, ObjectResult<ObjectMeta>> {
@@ -361,45 +331,18 @@ impl ObjectStore for Handle {
             gate.pass().await;
             match account.travel().await {
                 Ok(()) if !account.is_gone() && account.fate() == Fate::Fine => {
-                    let shown = listed.filter(move |meta| {
-                        futures::future::ready(
-                            meta.as_ref().is_ok_and(|meta| account.is_listed(&meta.location)),
-                        )
-                    });
-                    shown.boxed()
+                    let is_shown = move |meta: &ObjectResult<ObjectMeta>| {
+                        let listed = meta.as_ref().is_ok_and(|meta| account.is_listed(&meta.location));
+                        futures::future::ready(listed)
+                    };
+                    listed.filter(is_shown).boxed()
                 }
                 _ => futures::stream::once(async { Err(broken()) }).boxed(),
             }
         };
         futures::stream::once(began).flatten().boxed()
     }
-
-    fn list_with_delimiter<'s, 'l, 'a>(&'s self, prefix: Option<&'l Path>) -> Answer<'a, ListResult>
-    where
-        's: 'a,
-        'l: 'a,
-        Self: 'a,
-    {
-        self.account.objects.list_with_delimiter(prefix)
-    }
-
-    fn copy_opts<'s, 'f, 't, 'a>(
-        &'s self,
-        from: &'f Path,
-        to: &'t Path,
-        options: CopyOptions,
-    ) -> Answer<'a, ()>
-    where
-        's: 'a,
-        'f: 'a,
-        't: 'a,
-        Self: 'a,
-    {
-        self.account.objects.copy_opts(from, to, options)
-    }
 }
 
-/// The mode of everything that the product writes into an archive or a store in a cloud.
-const _: PutMode = PutMode::Create;
 /// Listings lag no longer.
 const LIST_LAG_MAX: Duration = Duration::from_secs(60);

@@ -268,6 +268,8 @@ impl Ship {
 /// An archive that does not go on has to say so.
 async fn watch_shipping(stage: Arc<Stage>, log: Arc<NodeLog>, shipped: Vec<Arc<Shipped>>) {
     let mut marks: Vec<(Duration, Lsn)> = Vec::new();
+    // How often in a row each archive was behind, stood still and said nothing.
+    let mut silent: Vec<(Lsn, u32)> = vec![(Lsn::default(), 0); shipped.len()];
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let now = stage.now();
@@ -275,12 +277,16 @@ async fn watch_shipping(stage: Arc<Stage>, log: Arc<NodeLog>, shipped: Vec<Arc<S
         let old = marks.partition_point(|(at, _)| now.saturating_sub(*at) > UNREPORTED_MAX);
         let Some((_, goal)) = old.checked_sub(1).map(|last| marks[last]) else { continue };
         marks.drain(..old - 1);
-        for one in &shipped {
+        for (one, (last, looks)) in shipped.iter().zip(&mut silent) {
             let Some(handle) = one.handle.lock().clone() else { continue };
             let status = handle.status();
             let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
-            let says = status.error.is_some() || status.end.is_some() || status.lag_ms > 0;
-            if held < goal && !says && one.error.lock().is_none() {
+            // Until the archive has been walked the status says that nothing is known of it.
+            let is_unknown = status.archived.is_none();
+            let says = is_unknown || status.error.is_some() || status.end.is_some() || status.lag_ms > 0;
+            let stands = held < goal && held == *last && !says && one.error.lock().is_none();
+            (*last, *looks) = (held, if stands { *looks + 1 } else { 0 });
+            if *looks > SILENT_LOOKS_MAX {
                 stage.violated(&format!(
                     "silent stall: {} holds lsn {held}, lsn {goal} has been durable for {UNREPORTED_MAX:?}, \
                      and its status says nothing of it",
@@ -341,5 +347,7 @@ const OPTIONS: VolumeOptions = VolumeOptions {
 };
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 const OPEN_AGAIN: Duration = Duration::from_millis(500);
+/// What says nothing at so many looks in a row says nothing.
+const SILENT_LOOKS_MAX: u32 = 3;
 /// What is behind for longer says so.
 const UNREPORTED_MAX: Duration = Duration::from_secs(5);

@@ -111,13 +111,14 @@ impl World {
         }
         let epoch = disk.leads.ok_or("this node is no source")?;
         let mut process = self.ground.open(host, &mut disk)?;
+        let found = process.log.durable().state().position;
+        self.stage().judge(|judge, _| judge.restarted(host, &found));
         if let Err(refused) = self.ground.check_fences(&process, &disk).await {
             process.gate.set(Life::Dead);
             return Err(refused);
         }
         let claimed = process.log.claim(epoch).map_err(|error| error.to_string())?;
         let tail = claimed.position;
-        self.stage().judge(|judge, _| judge.restarted(host, &tail));
         let genesis = tail == self.ground.origin.position;
         self.ground.lead(host, &mut process, &disk, epoch, genesis)?;
         self.watch_over(host, &process);

@@ -1,0 +1,51 @@
+//! Some hundreds of simulated worlds, and the proof that the judge of them can find what it looks for.
+//!
+//! Each seed runs in a process of its own, by the program that people run: `simulate`.
+
+use std::process::{Command, Output};
+
+use murphy_tests::{Canary, number_from_env};
+
+fn simulate(arguments: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output, said)
+}
+
+/// The fear: an interleaving of crashes, lying stores and late answers that loses what was acknowledged. `MURPHY_SEED` and
+/// `MURPHY_CASES` choose others.
+#[test]
+fn no_simulated_world_breaks_a_promise() {
+    let (first, seeds) = (number_from_env("MURPHY_SEED", 0), number_from_env("MURPHY_CASES", SEEDS));
+    let (first, seeds) = (first.to_string(), seeds.to_string());
+    let (output, said) = simulate(&["--first-seed", &first, "--seeds", &seeds, "--jobs", "2"]);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The fear: a failing seed that passes when somebody looks.
+#[test]
+fn a_seed_is_the_same_world_twice() {
+    for seed in ["3", "4", "5", "6"] {
+        let trace = || {
+            let (_, said) = simulate(&["--here", "--first-seed", seed]);
+            said.lines().find(|line| line.starts_with("trace ")).map(str::to_owned).unwrap()
+        };
+        assert_eq!(trace(), trace(), "seed {seed}");
+    }
+}
+
+/// The fear: a judge that never objects. Every deliberate bug is found, as the violation that it is.
+#[test]
+fn every_canary_is_found() {
+    for canary in Canary::ALL {
+        let (output, said) = simulate(&["--seeds", "60", "--canary", canary.name()]);
+        assert_eq!(output.status.code(), Some(1), "{canary} was not found: {said}");
+        let violation = said.lines().find_map(|line| line.strip_prefix("violation "));
+        let violation = violation.unwrap_or_else(|| panic!("{canary}: no violation in {said}"));
+        assert!(violation.starts_with(canary.expected()), "{canary} was found as: {violation}");
+        assert!(said.contains("--first-seed"), "the command that repeats it is printed: {said}");
+    }
+}
+
+/// So many worlds take less than a minute in a debug build.
+const SEEDS: u64 = 200;
