@@ -4,6 +4,7 @@
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
 mod compare;
+mod crash;
 mod disk_objects;
 mod driver;
 mod dump_file;
@@ -18,6 +19,7 @@ mod simulation;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
+pub use crash::{CrashNode, CrashRun, Ending, Verdicts};
 pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
@@ -28,7 +30,7 @@ pub use ops::{
     RunRules, Search, Step, TimePick, Who, judge, judge_inside, search, search_inside, strategy,
 };
 pub use pair::Pair;
-pub use program::{Ran, Scratch, can_mount, skip};
+pub use program::{Ran, Scratch, can_mount, report, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use simulation::{Canary, Outcome, simulate};

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod cli;
+mod crash;
 mod follower;
 mod house;
 mod mirrors;

@@ -13,7 +13,7 @@ use murphy_fs::{
 };
 use murphy_log::ManualClock;
 
-use super::{NamePick, Pick, Place, Program, perform::name, scan::Scan};
+use super::{NamePick, Pick, Place, Program, Step, perform::name, scan::Scan};
 use crate::{Driver, TreeRules, attr_difference, compare::hash_contents, compare_trees};
 
 /// What a contest compares.
@@ -91,19 +91,36 @@ impl<'a> Contest<'a> {
     /// # Errors
     /// The first step after which the two can be told apart.
     pub fn run(&mut self, program: &Program) -> Result<(), Mismatch> {
-        if self.nodes.is_empty() {
-            self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
-        }
+        self.begin()?;
         for (number, step) in program.steps.iter().enumerate() {
-            self.pass(STEP);
-            self.perform(step).and_then(|()| self.check()).map_err(|what| Mismatch {
-                step: number,
-                operation: format!("{:?}: {:?}", step.who, step.operation),
-                what,
-            })?;
+            self.step(number, step)?;
         }
         let step = program.steps.len();
         self.finish().map_err(|what| Mismatch { step, operation: "the end".to_owned(), what })
+    }
+
+    /// Makes the roots alike and learns what is there, unless that has been done.
+    ///
+    /// # Errors
+    /// The two can be told apart before anything has happened.
+    pub fn begin(&mut self) -> Result<(), Mismatch> {
+        if self.nodes.is_empty() {
+            self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
+        }
+        Ok(())
+    }
+
+    /// Does one step on both sides, after [`Contest::begin`], and compares.
+    ///
+    /// # Errors
+    /// The two can be told apart; `number` says where.
+    pub fn step(&mut self, number: usize, step: &Step) -> Result<(), Mismatch> {
+        self.pass(STEP);
+        self.perform(step).and_then(|()| self.check()).map_err(|what| Mismatch {
+            step: number,
+            operation: format!("{:?}: {:?}", step.who, step.operation),
+            what,
+        })
     }
 
     pub(super) fn pass(&self, duration: Duration) {
