@@ -11,4 +11,5 @@ mod dumps;
 mod mirror_cache;
 mod mirrors;
 mod moments;
+mod rot;
 mod tree;

@@ -10,4 +10,4 @@ mod run;
 mod seen;
 
 pub use node::CrashNode;
-pub use run::{CrashRun, Ending, Verdicts};
+pub use run::{CrashRun, Damaged, Ending, Verdicts};

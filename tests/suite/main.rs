@@ -4,6 +4,7 @@
 
 mod cli;
 mod crash;
+mod flips;
 mod follower;
 mod house;
 mod mirrors;

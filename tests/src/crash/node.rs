@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use murphy_fs::{
-    BlockStore, Caller, CellCache, DurableFolders, Errno, FileSystem, Index, MemoryIndex, Name,
+    BlockStore, Caller, CellCache, DurableFolders, Errno, FileSystem, Index, LayeredStore, MemoryIndex, Name,
     ObjectBlockStore, OpenFlags, PackFetcher, ReplayBudget, Volume, VolumeOptions, VolumeParts, check_digest,
     check_tree, replay,
 };
@@ -21,6 +21,8 @@ pub struct CrashNode {
     pub volume: Volume,
     /// The durable end of the log when it was opened.
     pub recovered: State,
+    /// Why the log was cut there, if something was.
+    pub cut: Option<String>,
 }
 
 impl CrashNode {
@@ -64,6 +66,7 @@ impl CrashNode {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let epoch = log.recovery().epoch;
         let recovered = log.durable().state();
+        let cut = log.recovery().cut.clone();
         let (index, last_time) = rebuilt(&log, epoch)?;
         log.claim(epoch).map_err(|error| text(&error))?;
         let blocks = blocks(disk);
@@ -88,7 +91,7 @@ impl CrashNode {
         let _runtime = driver.enter();
         let volume = Volume::open(parts).map_err(|error| text(&error))?;
         volume.lead(epoch, genesis).map_err(|error| text(&error))?;
-        Ok(CrashNode { volume, recovered })
+        Ok(CrashNode { volume, recovered, cut })
     }
 
     /// What fsck looks at: the tree is sound, and its digest is that of its rows and of the log.
@@ -185,7 +188,7 @@ fn blocks(disk: &FaultyDisk) -> Arc<dyn BlockStore> {
     let objects = Arc::new(DiskObjects::new(disk.clone(), BLOCKS));
     let store = DurableFolders::new(objects, Arc::new(disk.clone()), BLOCKS.into());
     let prefix = object_store::path::Path::default();
-    Arc::new(ObjectBlockStore::in_directory(Arc::new(store), prefix, "faulty disk".to_owned()))
+    Arc::new(ObjectBlockStore::in_directory(Arc::new(LayeredStore(store)), prefix, "faulty disk".to_owned()))
 }
 
 fn keys() -> VolumeKeys {

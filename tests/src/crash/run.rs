@@ -34,6 +34,19 @@ pub enum Ending {
     Failed(String),
 }
 
+/// What became of a damaged node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damaged {
+    /// It was not opened, and said why.
+    Refused,
+    /// The end of the log was cut, and said so.
+    Cut,
+    /// It was opened, and some file cannot be read.
+    Unreadable,
+    /// It was opened and is whole.
+    Harmless,
+}
+
 /// The moment after a step.
 struct After {
     seen: Seen,
@@ -208,6 +221,51 @@ impl CrashRun {
             let read = node.read_file(&self.driver, KEPT);
             assert_eq!(read.as_deref(), Ok(KEPT_BYTES), "{what}: an fsync after the crash was lost");
         }
+    }
+
+    /// Opens a node whose disk has been damaged after the run, and judges it: refused, or right up to reads that fail.
+    ///
+    /// # Panics
+    /// If anything is shown that the reference has never had, or something is missing and nobody says so.
+    pub fn judge_damaged(&self, disk: &FaultyDisk, what: &str) -> Damaged {
+        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
+        let clock: Arc<dyn Clock> = manual;
+        let node = match CrashNode::open(&self.driver, disk, &clock, self.sync) {
+            Ok(node) => node,
+            Err(error) => {
+                assert!(!error.is_empty(), "{what}");
+                return Damaged::Refused;
+            }
+        };
+        node.fsck().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let last = self.after.last().expect("a run has a beginning");
+        if let Some(cut) = &node.cut {
+            assert!(node.recovered.position.lsn < last.lsn, "{what}: {cut}");
+            return Damaged::Cut;
+        }
+        assert!(node.recovered.position.lsn >= last.certain, "{what}: entries are gone, and nobody says so");
+        match Seen::of(&self.driver, &node.volume) {
+            Ok(seen) => {
+                let difference = last.seen.difference(&seen, true);
+                assert_eq!(difference, None, "{what}");
+                Damaged::Harmless
+            }
+            Err(error) => {
+                assert!(error.contains("EIO"), "{what}: {error}");
+                Damaged::Unreadable
+            }
+        }
+    }
+
+    /// Appends idle ticks to the node on `disk`: what is before them is proven to have been durable.
+    ///
+    /// # Panics
+    /// If the node does not open.
+    pub fn tick(&self, disk: &FaultyDisk) {
+        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
+        let clock: Arc<dyn Clock> = manual;
+        let node = CrashNode::open(&self.driver, disk, &clock, self.sync).expect("an intact node opens");
+        self.driver.wait(node.volume.sync_all()).expect("an intact node syncs");
     }
 
     fn goes_on(&self, node: &CrashNode, what: &str) {
