@@ -455,6 +455,12 @@ impl Sequencer {
         }
     }
 
+    /// Lets the threads that wait for work look around.
+    pub(crate) fn wake(&self) {
+        self.opened.notify_all();
+        self.sealed.1.notify_all();
+    }
+
     /// Seals what has grown, so that the applier indexes it too.
     pub(crate) fn seal_now(&self) -> Lsn {
         let mut core = self.core.lock();

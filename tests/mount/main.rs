@@ -11,6 +11,7 @@ mod dumps;
 mod mirror_cache;
 mod mirrors;
 mod moments;
+mod rot;
 mod s3;
 mod take_over;
 mod tree;

@@ -4,6 +4,7 @@
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
 mod compare;
+mod crash;
 mod disk_objects;
 mod driver;
 mod dump_file;
@@ -22,6 +23,7 @@ mod simulation;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
+pub use crash::{CrashNode, CrashRun, Damaged, Ending, Verdicts};
 pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
@@ -33,7 +35,7 @@ pub use ops::{
     search_inside, search_subjects, strategy,
 };
 pub use pair::Pair;
-pub use program::{Ran, Scratch, can_mount, skip};
+pub use program::{Ran, Scratch, can_mount, report, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};

@@ -239,6 +239,11 @@ pub fn skip(test: &str, why: &str) {
     let _unsaid = io::Write::write_all(&mut io::stderr().lock(), line.as_bytes());
 }
 
+/// Says what a test has counted, past the capture of the test harness.
+pub fn report(line: &str) {
+    let _unsaid = io::Write::write_all(&mut io::stderr().lock(), format!("{line}\n").as_bytes());
+}
+
 /// Mount points below `directory`, the deepest first.
 fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -4,6 +4,8 @@
 
 mod cli;
 mod copies;
+mod crash;
+mod flips;
 mod follower;
 mod fuzz;
 mod house;

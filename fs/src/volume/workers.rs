@@ -152,6 +152,11 @@ impl Drop for Workers {
         self.stop_following();
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
+            // It may have looked just before it was told, and be about to wait.
+            while !thread.is_finished() {
+                self.sequencer.wake();
+                thread::sleep(STOP_POLL);
+            }
             // A thread that panicked has said so; there is nobody left to tell.
             let _panicked = thread.join();
         }
@@ -198,3 +203,4 @@ fn show(sequencer: &Sequencer, observers: &Observers, frame: &Frame) -> Result<(
 /// How long a follower waits before it looks whether to stop.
 const FOLLOW_WAIT: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(2);
+const STOP_POLL: Duration = Duration::from_micros(200);

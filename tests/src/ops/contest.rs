@@ -13,7 +13,7 @@ use murphy_fs::{
 };
 use murphy_log::ManualClock;
 
-use super::{NamePick, Pick, Place, Program, perform::name, scan::Scan};
+use super::{NamePick, Pick, Place, Program, Step, perform::name, scan::Scan};
 use crate::{Driver, TreeRules, attr_difference, compare::hash_contents, compare_trees};
 
 /// What a contest compares.
@@ -103,17 +103,33 @@ impl<'a> Contest<'a> {
         program: &Program,
         after: &mut dyn FnMut(usize) -> Result<(), String>,
     ) -> Result<(), Mismatch> {
-        if self.nodes.is_empty() {
-            self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
-        }
+        self.begin()?;
         for (number, step) in program.steps.iter().enumerate() {
-            self.pass(STEP);
-            self.perform(step).and_then(|()| self.check()).and_then(|()| after(number)).map_err(|what| {
-                Mismatch { step: number, operation: format!("{:?}: {:?}", step.who, step.operation), what }
-            })?;
+            self.step(number, step)?;
+            after(number).map_err(|what| mismatch(number, step, what))?;
         }
         let step = program.steps.len();
         self.finish().map_err(|what| Mismatch { step, operation: "the end".to_owned(), what })
+    }
+
+    /// Makes the roots alike and learns what is there, unless that has been done.
+    ///
+    /// # Errors
+    /// The two can be told apart before anything has happened.
+    pub fn begin(&mut self) -> Result<(), Mismatch> {
+        if self.nodes.is_empty() {
+            self.prepare().map_err(|what| Mismatch { step: 0, operation: "prepare".to_owned(), what })?;
+        }
+        Ok(())
+    }
+
+    /// Does one step on both sides, after [`Contest::begin`], and compares.
+    ///
+    /// # Errors
+    /// The two can be told apart; `number` says where.
+    pub fn step(&mut self, number: usize, step: &Step) -> Result<(), Mismatch> {
+        self.pass(STEP);
+        self.perform(step).and_then(|()| self.check()).map_err(|what| mismatch(number, step, what))
     }
 
     pub(super) fn pass(&self, duration: Duration) {
@@ -441,6 +457,10 @@ impl Open {
             Side::Candidate => self.candidate,
         }
     }
+}
+
+fn mismatch(number: usize, step: &Step, what: String) -> Mismatch {
+    Mismatch { step: number, operation: format!("{:?}: {:?}", step.who, step.operation), what }
 }
 
 fn outcome<T>(result: &Result<T, Errno>) -> String {
