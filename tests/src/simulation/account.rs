@@ -127,7 +127,12 @@ impl Account {
         Ok(())
     }
 
-    async fn put(self: &Arc<Self>, at: &Path, bytes: PutPayload, options: PutOptions) -> ObjectResult<PutResult> {
+    async fn put(
+        self: &Arc<Self>,
+        at: &Path,
+        bytes: PutPayload,
+        options: PutOptions,
+    ) -> ObjectResult<PutResult> {
         let bytes: Bytes = bytes.iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>().into();
         self.travel().await?;
         match self.fate() {
@@ -256,7 +261,9 @@ enum Fate {
     /// The answer is an error, and it happens later.
     FailsAndHappens,
     /// There is no answer; a put happens later or not.
-    Answerless { happens: bool },
+    Answerless {
+        happens: bool,
+    },
     /// A get answers with a byte changed on the way.
     Wrong,
 }

@@ -140,10 +140,14 @@ impl Client {
         let position = self.stage.judge(|judge, _| {
             let found = judge.frame_of(before.lsn, tip.hash);
             found.ok_or_else(|| {
-                format!("lost: an fsync returned at host {}, lsn {} is not durable there", place.host, before.lsn)
+                format!(
+                    "lost: an fsync returned at host {}, lsn {} is not durable there",
+                    place.host, before.lsn
+                )
             })
         })?;
-        self.stage.note(format!("client {}: fsync at host {}, lsn {}", self.number, place.host, position.lsn));
+        self.stage
+            .note(format!("client {}: fsync at host {}, lsn {}", self.number, place.host, position.lsn));
         let level = self.level;
         self.stage.judge(|judge, now| judge.acknowledged(level, place.host, position, now))?;
         Some(position)
@@ -165,7 +169,8 @@ impl Client {
     async fn odd(&mut self, place: &Place) -> Result<(), Trouble> {
         let volume = &place.volume;
         let name = named(&format!("odd{}-{}", self.number, self.stage.below(6)));
-        let expected = [Errno::EEXIST, Errno::ENOENT, Errno::ENOTEMPTY, Errno::EISDIR, Errno::ENOTDIR, Errno::EPERM];
+        let expected =
+            [Errno::EEXIST, Errno::ENOENT, Errno::ENOTEMPTY, Errno::EISDIR, Errno::ENOTDIR, Errno::EPERM];
         let done = match self.stage.below(7) {
             0 => self.wait(place, volume.mkdir(&ROOT, Ino::ROOT, &name, 0o755)).await.map(drop),
             1 => self.wait(place, volume.symlink(&ROOT, Ino::ROOT, &name, b"../else/where")).await.map(drop),

@@ -112,7 +112,10 @@ fn slow_disk(world: &Arc<World>, host: usize) {
     let home = world.hosts[host].lock();
     let Some(process) = &home.process else { return };
     let fails = stage.once_in(3);
-    stage.disaster(format!("the disk of host {host} is slow{}", if fails { ", and a sync fails" } else { "" }));
+    stage.disaster(format!(
+        "the disk of host {host} is slow{}",
+        if fails { ", and a sync fails" } else { "" }
+    ));
     let slow_ms = stage.below(SLOW_MS_MAX);
     process.log.trouble(|trouble| (trouble.slow_ms, trouble.fails) = (slow_ms, fails));
 }

@@ -4,11 +4,7 @@
 //! - After a crash there is what was synced, and nothing else.
 //! - The judge sees a frame when it is durable at a source, and when it is queued anywhere else, before anybody can read it there.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use murphy_backup::{Boundary, CursorError, SaveCursor};
 use murphy_fs::{Index, MemoryIndex};
@@ -153,7 +149,11 @@ impl NodeLog {
 
     /// What a shipper follows.
     pub(super) fn shipped(self: &Arc<Self>) -> Arc<dyn Log> {
-        if self.eager.is_some() { Arc::new(Eager(Arc::clone(self))) } else { Arc::clone(self) as Arc<dyn Log> }
+        if self.eager.is_some() {
+            Arc::new(Eager(Arc::clone(self)))
+        } else {
+            Arc::clone(self) as Arc<dyn Log>
+        }
     }
 
     /// Syncs what is queued, for as long as the process lives.
@@ -300,9 +300,11 @@ pub(super) fn open_index(disk: &mut Disk, origin: State) -> Result<State, String
     let log = Arc::clone(&disk.log);
     let fits = |state: &State| {
         state.position == origin.position
-            || log.read(state.position.lsn).ok().and_then(|mut frames| frames.next()).is_some_and(|frame| {
-                frame.is_ok_and(|frame| frame.state().position == state.position)
-            })
+            || log
+                .read(state.position.lsn)
+                .ok()
+                .and_then(|mut frames| frames.next())
+                .is_some_and(|frame| frame.is_ok_and(|frame| frame.state().position == state.position))
     };
     let start = match disk.index.snapshot().state().filter(fits) {
         Some(state) => state,

@@ -203,12 +203,11 @@ impl Ground {
 impl Process {
     /// Who has taken over, or what else ends this process.
     pub(super) fn ended(&self) -> Option<Ending> {
-        let fenced = self.shipped.iter().find_map(|shipped| {
-            match shipped.handle.lock().as_ref()?.status().end {
+        let fenced =
+            self.shipped.iter().find_map(|shipped| match shipped.handle.lock().as_ref()?.status().end {
                 Some(ShipEnd::Fenced(sealed)) => Some(format!("fenced: epoch {}", sealed.next.number)),
                 _ => None,
-            }
-        });
+            });
         let ended = self.volume.ended().map(Ending::Broken);
         let poisoned = self.log.durable().current().terminal.map(|end| Ending::Broken(end.to_string()));
         fenced.map(Ending::Fenced).or(ended).or(poisoned)

@@ -37,11 +37,12 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     if held_by != Some(true) {
         return stage.note("the archives end on another history");
     }
-    let (ends, files) =
-        stage.judge(|judge, _| Ok((judge.ends(&held), judge.files()))).unwrap_or_default();
+    let (ends, files) = stage.judge(|judge, _| Ok((judge.ends(&held), judge.files()))).unwrap_or_default();
     let files: Vec<_> = files
         .into_iter()
-        .filter(|(_, certain)| stage.judge(|judge, _| Ok(judge.is_on(&certain.position, &held))) == Some(true))
+        .filter(|(_, certain)| {
+            stage.judge(|judge, _| Ok(judge.is_on(&certain.position, &held))) == Some(true)
+        })
         .collect();
     let mut moments: Vec<(Position, Digest)> = ends.first().into_iter().copied().collect();
     for _ in 0..MOMENTS {
@@ -51,7 +52,8 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
         let (objects, keys) = (objects.clone(), world.ground.keys.clone());
         // Nothing was done to a certain file since it became certain: the newest moment has it.
         let files = if at == 0 && held == tip { files.clone() } else { Vec::new() };
-        let restored = in_own_time(move || async move { restore(objects, keys, position, digest, files).await });
+        let restored =
+            in_own_time(move || async move { restore(objects, keys, position, digest, files).await });
         match restored {
             Ok(()) => stage.note(format!("restored lsn {}", position.lsn)),
             Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),

@@ -50,9 +50,8 @@ impl World {
         let origin = origin();
         let none: super::account::Witness = Arc::new(|_, _| {});
         let stores = (0..hosts).map(|host| Account::new(stage, &format!("store-{host}"), Arc::clone(&none)));
-        let archives = ["archive-a", "archive-b"].map(|name| {
-            Account::new(stage, name, witness(stage, name, &keys))
-        });
+        let archives =
+            ["archive-a", "archive-b"].map(|name| Account::new(stage, name, witness(stage, name, &keys)));
         let ground = Arc::new(Ground {
             stage: Arc::clone(stage),
             level,
@@ -299,7 +298,10 @@ impl World {
             let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
             // What has ended has said so.
             if held < tip.lsn && status.end.is_none() {
-                return Some(format!("{} is at lsn {held} of {}: {:?}", one.account.name, tip.lsn, status.error));
+                return Some(format!(
+                    "{} is at lsn {held} of {}: {:?}",
+                    one.account.name, tip.lsn, status.error
+                ));
             }
         }
         None
@@ -330,7 +332,8 @@ impl World {
 
     /// Recomputes the digest of a tree from its rows.
     pub(super) fn check_tree(&self, host: usize) {
-        let Some(volume) = self.hosts[host].lock().process.as_ref().map(|process| process.volume.clone()) else {
+        let Some(volume) = self.hosts[host].lock().process.as_ref().map(|process| process.volume.clone())
+        else {
             return;
         };
         let (view, state) = if self.leader() == Some(host) {
@@ -366,10 +369,15 @@ fn witness(stage: &Arc<Stage>, name: &str, keys: &VolumeKeys) -> super::account:
                         stage.judge(|judge, _| judge.copied(&name, frame));
                     }
                 }
-                Err(error) => stage.violated(&format!("{name}: {at} holds frames that do not verify: {error}")),
+                Err(error) => {
+                    stage.violated(&format!("{name}: {at} holds frames that do not verify: {error}"))
+                }
             },
             Ok(Occupant::Seal(seal)) => {
-                stage.note(format!("{name}: sealed after lsn {}, epoch {} follows", seal.base.lsn, seal.next.number));
+                stage.note(format!(
+                    "{name}: sealed after lsn {}, epoch {} follows",
+                    seal.base.lsn, seal.next.number
+                ));
             }
             Err(error) => stage.violated(&format!("{name}: {at} is neither slot nor seal: {error}")),
         }
