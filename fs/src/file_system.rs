@@ -192,7 +192,8 @@ pub trait FileSystem: Send + Sync + 'static {
     fn write(&self, caller: &Caller, ino: Ino, handle: Handle, offset: u64, data: Bytes) -> Answer<u32>;
     /// Called when a descriptor is closed: reports an error of an earlier flush once, starts a flush, does not wait for it.
     fn flush(&self, ino: Ino, handle: Handle) -> Answer<()>;
-    /// Returns when the file's bytes and every entry so far are durable at the volume's level.
+    /// Returns when the file's bytes and every entry so far are durable at the volume's level. Without a handle the inode may be gone: a
+    /// directory that was removed while it was open.
     fn fsync(&self, ino: Ino, handle: Option<Handle>) -> Answer<()>;
     /// Closes an open file. An orphan without further handles is purged.
     fn release(&self, ino: Ino, handle: Handle);

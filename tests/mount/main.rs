@@ -10,6 +10,7 @@ mod crash;
 mod dumps;
 mod mirror_cache;
 mod mirrors;
+mod model;
 mod moments;
 mod rot;
 mod s3;

@@ -3,21 +3,20 @@
 //! [`Reference`] says what a file system must answer, [`Program`] is a random sequence of calls, [`judge`] runs such programs
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
+pub mod calls;
 mod compare;
 mod crash;
 mod disk_objects;
 mod driver;
 mod dump_file;
-mod history;
 pub mod fuzz;
+mod history;
 mod ledger;
 mod ops;
 mod pair;
 mod program;
 mod random;
 mod reference;
-mod s3;
-mod simulation;
 mod s3;
 mod simulation;
 mod wait;
@@ -38,8 +37,6 @@ pub use pair::Pair;
 pub use program::{Ran, Scratch, can_mount, report, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
-pub use s3::{Misdeed, S3Endpoint};
-pub use simulation::{Canary, Outcome, simulate};
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
 pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};

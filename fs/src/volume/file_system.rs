@@ -192,6 +192,8 @@ impl FileSystem for Volume {
         }
         match self.inode_row(ino) {
             Ok(Some(_)) => {}
+            // A directory that was removed while it was open: what came before is to be durable all the same.
+            Ok(None) if handle.is_none() => {}
             Ok(None) => return Answer::Now(Err(Errno::ESTALE)),
             Err(errno) => return Answer::Now(Err(errno)),
         }
