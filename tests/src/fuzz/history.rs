@@ -163,8 +163,15 @@ fn segment(bytes: &[u8]) -> Result<(), String> {
 
 fn segment_seeds() -> Vec<Vec<u8>> {
     let base = History::origin();
-    let header =
-        SegmentHeader { cipher: 0, key_id: 0, volume: VOLUME, branch: BRANCH, epoch: epoch(3), base };
+    let header = SegmentHeader {
+        cipher: 0,
+        key_id: 0,
+        volume: VOLUME,
+        branch: BRANCH,
+        epoch: epoch(3),
+        base,
+        previous: None,
+    };
     let mut history = History::new(epoch(3), base);
     let mut bytes = header.encode().to_vec();
     for group in [1, 2, 1] {
