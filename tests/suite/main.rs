@@ -10,4 +10,5 @@ mod house;
 mod mirrors;
 mod model;
 mod races;
+mod stalls;
 mod volume;
