@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod dumps;
+mod huge;
 mod mirror_cache;
 mod mirrors;
 mod model;

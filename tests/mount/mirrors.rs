@@ -142,6 +142,39 @@ fn a_mirror_is_the_same_tree_whoever_is_killed() {
     assert_eq!(mirrors[0]["connected"], true);
 }
 
+/// One account held the source, its store and the machine that ran it; the copy that was to outlive it must not ask for any of them.
+#[test]
+fn a_mirror_restarts_serves_and_mounts_when_everything_of_its_source_is_gone() {
+    if !can_mount("a_mirror_restarts_serves_and_mounts_when_everything_of_its_source_is_gone") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let (ma, mb, kept) = (pair.scratch.path("ma"), pair.scratch.path("mb"), pair.scratch.path("kept"));
+    sow(&ma);
+    sow(&kept);
+    pair.settle();
+    for node in ["a", "b"] {
+        pair.kill(node);
+    }
+    rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
+    fs::remove_dir_all(pair.scratch.path("a")).unwrap();
+    fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
+    // Its disk cache may hold what its own store should have.
+    let _no_cache = fs::remove_dir_all(pair.scratch.path("b/cache"));
+    pair.mount("b", "127.0.0.1:0");
+    assert_same(&kept, &mb);
+    let status = pair.status("b");
+    assert_eq!(
+        (&status["role"], &status["source"]["connected"]),
+        (&"mirror".into(), &false.into()),
+        "{status}"
+    );
+    let refused = fs::write(mb.join("x"), b"x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    pair.scratch.run(["umount", "mb"]).expect_code(0).stdout();
+    pair.scratch.run(["fsck", "b", "--data"]).expect_code(0);
+}
+
 /// The region is gone, and what fsync said was safe is not.
 #[test]
 fn a_promoted_mirror_has_every_acknowledged_byte() {

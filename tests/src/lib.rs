@@ -39,4 +39,4 @@ pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
-pub use wait::{PATIENCE, pause, stays, until, wait_for, wait_for_ok, wait_until};
+pub use wait::{PATIENCE, pause, pause_task, stays, until, wait_for, wait_for_ok, wait_until};

@@ -82,7 +82,7 @@ pub fn pause(span: Duration) {
 }
 
 /// The same for those who live on a runtime.
-pub(crate) async fn pause_task(span: Duration) {
+pub async fn pause_task(span: Duration) {
     tokio::time::sleep(span).await;
 }
 

@@ -25,7 +25,10 @@ use murphy_mirror::{
     Dialer, Durability, FollowSetup, Following, Identity, Listener, MemoryBook, MemoryReplica,
     MemorySnapshots, NetworkOptions, Part, Services, SourcePart, UdpSockets,
 };
-use murphy_tests::{Driver, Judge, Random, Search, Subject, TreeImage, judge_subjects, search_subjects};
+use murphy_tests::{
+    Driver, Judge, PATIENCE, Random, Search, Subject, TreeImage, judge_subjects, pause_task, search_subjects,
+    wait_until,
+};
 use object_store::memory::InMemory;
 use tokio::sync::watch;
 
@@ -253,19 +256,9 @@ impl Mirrored {
     fn check(&self, judge: &Judge<'_>) -> Result<(), String> {
         let state = self.source.sync(judge.driver)?;
         // A purge may go on at the source; what matters is that the mirror has come as far.
-        let reached = async {
-            while self.mirror.state().position.lsn < state.position.lsn {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let reached = judge.driver.handle().block_on(async { tokio::time::timeout(PATIENCE, reached).await });
-        reached.map_err(|_| {
-            format!(
-                "the mirror stays at {}, the source is at {}",
-                self.mirror.state().position,
-                state.position
-            )
-        })?;
+        wait_until("the mirror to come as far", PATIENCE, || {
+            self.mirror.state().position.lsn >= state.position.lsn
+        });
         judge.compare("the mirror", &judge.expected()?, &self.mirror)?;
         let shown = self.mirror.state();
         if shown.position == state.position && shown != state {
@@ -419,5 +412,3 @@ fn a_restore_is_the_reference_as_it_was_then() {
     };
     judge_subjects(make, 20);
 }
-
-const PATIENCE: Duration = Duration::from_secs(30);

@@ -169,4 +169,35 @@ fn no_file_of_the_product_is_longer_than_the_rule() {
     }
 }
 
+/// The fear: a page says that a danger is tested, and the test was renamed, or never written.
+#[test]
+fn every_fear_has_tests_that_exist_or_says_what_it_waits_for() {
+    let page = fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let table = page.split("\n## Fears\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let folders = [
+        "log/src",
+        "fs/src",
+        "mirror/src",
+        "backup/src",
+        "cli/src",
+        "tests/src",
+        "tests/suite",
+        "tests/mount",
+    ];
+    let sources: Vec<String> =
+        folders.iter().flat_map(|folder| files(folder, ".rs")).map(|(_, text)| text).collect();
+    let mut fears = 0;
+    for line in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, fear, tests, waits, _] = cells[..] else { panic!("three cells: {line}") };
+        assert!(!tests.is_empty() || !waits.is_empty(), "nothing looks for {fear}");
+        for test in tests.split(", ").filter(|test| !test.is_empty()) {
+            let head = format!("fn {}(", test.trim_matches('`'));
+            assert!(sources.iter().any(|text| text.contains(&head)), "{test} does not exist: {fear}");
+        }
+        fears += 1;
+    }
+    assert!(fears > 40, "{fears} fears are not all");
+}
+
 const LINES_MAX: usize = 620;

@@ -13,4 +13,5 @@ mod mirrors;
 mod model;
 mod races;
 mod simulation;
+mod stalls;
 mod volume;

@@ -22,7 +22,7 @@ use murphy_fs::{
     SetTime, Timespec, VolumeOptions, XattrMode, XattrName, check_tree,
 };
 use murphy_log::{InPlace, Log, MemoryLog, Terminal};
-use murphy_tests::{stays, until};
+use murphy_tests::{pause_task, stays, until};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 
@@ -82,7 +82,7 @@ fn an_fsync_behind_a_slow_put_waits_without_asking_again_and_again() {
             world.store.begun(1).await;
             world.write(file, 5, b"second").unwrap();
             let later = async {
-                tokio::time::sleep(Duration::from_secs(5)).await;
+                pause_task(Duration::from_secs(5)).await;
                 world.store.let_puts(Puts::Succeed);
             };
             let (first, second, ()) = tokio::join!(first, world.fsync(file), later);
