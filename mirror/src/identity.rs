@@ -93,6 +93,13 @@ impl Identity {
         Identity::of_pair(&pair)
     }
 
+    /// The identity with the Ed25519 key of this seed: the same in every run of a simulation, and a secret to nobody.
+    pub fn of_seed(seed: [u8; 32]) -> Result<Identity, IdentityError> {
+        let key = PrivatePkcs8KeyDer::from([&PKCS8_SEED[..], &seed].concat());
+        let pair = rcgen::KeyPair::try_from(&key);
+        Identity::of_pair(&pair.map_err(|error| IdentityError::Generate(error.to_string()))?)
+    }
+
     /// Reads the identity of the node at `directory`; makes one if there is none yet.
     pub fn load_or_create(directory: &Path) -> Result<Identity, IdentityError> {
         let folder = directory.join(IDENTITY_FOLDER);
@@ -320,6 +327,8 @@ const ALPN: &[u8] = b"murphy/0";
 const IDENTITY_FOLDER: &str = "identity";
 const KEY_FILE: &str = "key.der";
 const CERTIFICATE_FILE: &str = "cert.der";
+/// What stands before the seed of an Ed25519 key in its PKCS#8 form (RFC 8410).
+const PKCS8_SEED: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
 const PURPOSE_NODE: &str = "murphy 2026 node id v0";
 /// What comes before the 32 bytes of a key in the DER of a subject public key info (RFC 8410).
 const ED25519_KEY_INFO: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];

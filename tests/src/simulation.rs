@@ -22,7 +22,11 @@ mod disk;
 mod entropy;
 mod gate;
 mod judge;
+mod layered;
+mod mirrors;
+mod network;
 mod node;
+mod promotion;
 mod restores;
 mod stage;
 mod trace;
@@ -39,6 +43,7 @@ use self::{stage::Stage, world::World};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Level {
     Local,
+    Mirror,
     Archive,
 }
 
@@ -53,12 +58,19 @@ pub enum Canary {
     EarlyCollector,
     /// A shipper stops without a word.
     SilentShipper,
+    /// A mirror forgets what it has promised to a successor: two epochs acknowledge.
+    ForgottenPromise,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 4] =
-        [Canary::LyingDisk, Canary::ShipBeforeDurable, Canary::EarlyCollector, Canary::SilentShipper];
+    pub const ALL: [Canary; 5] = [
+        Canary::LyingDisk,
+        Canary::ShipBeforeDurable,
+        Canary::EarlyCollector,
+        Canary::SilentShipper,
+        Canary::ForgottenPromise,
+    ];
 
     /// What it is called on the command line.
     pub fn name(self) -> &'static str {
@@ -67,6 +79,7 @@ impl Canary {
             Canary::ShipBeforeDurable => "ship-before-durable",
             Canary::EarlyCollector => "early-collector",
             Canary::SilentShipper => "silent-shipper",
+            Canary::ForgottenPromise => "forgotten-promise",
         }
     }
 
@@ -77,6 +90,7 @@ impl Canary {
             Canary::ShipBeforeDurable => "ahead",
             Canary::EarlyCollector => "a restore",
             Canary::SilentShipper => "silent stall",
+            Canary::ForgottenPromise => "two ",
         }
     }
 }
@@ -136,10 +150,17 @@ pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
 
 async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     let stage = Arc::new(Stage::new(seed, canary, print));
-    let level = if stage.once_in(2) { Level::Local } else { Level::Archive };
-    stage.note(format!("seed {seed}, {level:?}"));
+    // A node alone, or one with two mirrors.
+    let hosts = if canary == Some(Canary::ForgottenPromise) || stage.once_in(4) { 3 } else { 1 };
+    let level = match stage.below(3) {
+        _ if canary == Some(Canary::ForgottenPromise) => Level::Mirror,
+        0 => Level::Local,
+        1 if hosts > 1 => Level::Mirror,
+        _ => Level::Archive,
+    };
+    stage.note(format!("seed {seed}, {level:?}, {hosts} hosts"));
     tokio::select! {
-        () = live(&stage, level) => {}
+        () = live(&stage, level, hosts) => {}
         () = stage.broken() => {}
     }
     Outcome {
@@ -155,12 +176,14 @@ async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
 }
 
 /// A world from its beginning to its end.
-async fn live(stage: &Arc<Stage>, level: Level) {
-    let world = match World::new(stage, level, 1).await {
+async fn live(stage: &Arc<Stage>, level: Level, hosts: usize) {
+    let world = match World::new(stage, level, hosts).await {
         Ok(world) => world,
         Err(error) => return stage.violated(&format!("the world does not begin: {error}")),
     };
-    world.start_source(0).await;
+    for host in 0..hosts {
+        world.start(host).await;
+    }
     let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> =
         (0..CLIENTS).map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone()))).collect();

@@ -10,6 +10,7 @@ use super::{
     account::{Account, Damage, Weather},
     disk::SLOW_MS_MAX,
     gate::Life,
+    network::Air,
     world::World,
 };
 
@@ -32,7 +33,8 @@ pub(super) async fn strike(world: &Arc<World>, end: Duration) {
 async fn strike_once(world: &Arc<World>, victim: usize) {
     let stage = world.stage();
     let host = stage.below(world.hosts.len() as u64) as usize;
-    match stage.below(13) {
+    let kinds = if world.network.is_some() { 18 } else { 13 };
+    match stage.below(kinds) {
         0..=2 => crash(world, host),
         3..=5 => bad_weather(world),
         6 => {
@@ -51,6 +53,9 @@ async fn strike_once(world: &Arc<World>, victim: usize) {
         10 => full_disk(world, host),
         11 => step_clock(world, host),
         12 => pause(world, host),
+        13 | 14 => part(world, host),
+        15 => rough_air(world),
+        16 | 17 => replace(world),
         _ => {}
     }
 }
@@ -157,6 +162,59 @@ fn pause(world: &Arc<World>, host: usize) {
         stage.pause(200, 12_000).await;
         gate.set(Life::Runs);
     });
+}
+
+/// The network parts a host from the others, in one direction or both, for a while.
+fn part(world: &Arc<World>, host: usize) {
+    let Some(network) = world.network.clone() else { return };
+    let stage = Arc::clone(world.stage());
+    let (out, back) = [(true, true), (true, false), (false, true)][stage.below(3) as usize];
+    let whom: Vec<usize> = (0..world.hosts.len()).filter(|other| *other != host).collect();
+    let whom = if stage.once_in(2) { whom } else { vec![whom[stage.below(whom.len() as u64) as usize]] };
+    let how_long = stage.ms(200, 12_000);
+    stage.disaster(format!("host {host} is cut off from {whom:?} (out {out}, back {back}) for {how_long:?}"));
+    for other in &whom {
+        if out {
+            network.cut(host, *other);
+        }
+        if back {
+            network.cut(*other, host);
+        }
+    }
+    tokio::spawn(async move {
+        tokio::time::sleep(how_long).await;
+        for other in whom {
+            network.mend(host, other);
+            network.mend(other, host);
+        }
+    });
+}
+
+fn rough_air(world: &Arc<World>) {
+    let Some(network) = &world.network else { return };
+    let stage = world.stage();
+    let air = Air {
+        lost_per_mille: stage.below(150),
+        doubled_per_mille: stage.below(100),
+        latest: stage.ms(2, 120),
+    };
+    stage.disaster(format!("the network: {air:?}"));
+    network.change_air(air);
+}
+
+/// The source dies, stands still or is cut off, and a mirror takes over.
+fn replace(world: &Arc<World>) {
+    let Some(leader) = world.leader() else { return };
+    let stage = world.stage();
+    match stage.below(4) {
+        0 | 1 => crash(world, leader),
+        2 => pause(world, leader),
+        _ => part(world, leader),
+    }
+    let mirrors: Vec<usize> = (0..world.hosts.len()).filter(|host| *host != leader).collect();
+    let mirror = mirrors[stage.below(mirrors.len() as u64) as usize];
+    let world = Arc::clone(world);
+    tokio::spawn(async move { world.promote(mirror).await });
 }
 
 /// The bug: a disk that says synced and has not.

@@ -4,9 +4,16 @@
 //! - After a crash there is what was synced, and nothing else.
 //! - The judge sees a frame when it is durable at a source, and when it is queued anywhere else, before anybody can read it there.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use murphy_backup::{Boundary, CursorError, SaveCursor};
+use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use murphy_fs::{Index, MemoryIndex};
 use murphy_log::{
     AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
@@ -25,13 +32,19 @@ pub(super) struct Disk {
     pub(super) index: Arc<MemoryIndex>,
     pub(super) cursors: Arc<Mutex<HashMap<String, Boundary>>>,
     /// The epoch that was promised to a successor.
-    pub(super) promised: Option<Epoch>,
+    pub(super) promised: Arc<Mutex<Option<Epoch>>>,
+    /// The host that it follows, if it is a mirror.
+    pub(super) follows: Option<usize>,
+    /// The epochs that it has tried to begin.
+    pub(super) attempts: Vec<Epoch>,
+    /// What was lost with the source before it.
+    pub(super) lost: Option<LostPacks>,
     /// The epoch that the node decides in, if it is a source.
     pub(super) leads: Option<Epoch>,
     /// Why it must not be a source any more.
     pub(super) fenced: Option<String>,
-    /// How many tails were set aside.
-    pub(super) branches: u32,
+    /// How often the node began with an empty directory.
+    pub(super) life: u32,
 }
 
 impl Disk {
@@ -40,10 +53,13 @@ impl Disk {
             log: Arc::new(MemoryLog::held(origin)),
             index: Arc::new(MemoryIndex::new()),
             cursors: Arc::default(),
-            promised: None,
+            promised: Arc::default(),
+            follows: None,
+            attempts: Vec::new(),
+            lost: None,
             leads: None,
             fenced: None,
-            branches: 0,
+            life: 0,
         }
     }
 
@@ -63,14 +79,9 @@ impl Disk {
         self.index = Arc::new(MemoryIndex::new());
     }
 
-    /// The same disk once more, in a directory of its own.
-    pub(super) fn copy(&self) -> Disk {
-        Disk {
-            log: Arc::new(self.log.reopened()),
-            index: Arc::new(MemoryIndex::new()),
-            cursors: Arc::new(Mutex::new(self.cursors.lock().clone())),
-            ..self.clone()
-        }
+    /// An empty directory, for a mirror that joins `source`, which leads.
+    pub(super) fn begin_anew(&mut self, origin: State, source: usize) {
+        *self = Disk { life: self.life + 1, follows: Some(source), ..Disk::new(origin) };
     }
 }
 
@@ -105,6 +116,8 @@ pub(super) struct NodeLog {
     eager: Option<MemoryLog>,
     stage: Arc<Stage>,
     host: usize,
+    /// Whether the node decides: what becomes durable here is history then.
+    decides: AtomicBool,
     queued: Notify,
     /// What is queued and not synced.
     waiting: Mutex<Vec<Frame>>,
@@ -137,6 +150,7 @@ impl NodeLog {
             eager,
             stage: Arc::clone(stage),
             host,
+            decides: AtomicBool::new(false),
             queued: Notify::new(),
             waiting: Mutex::default(),
             trouble: Mutex::default(),
@@ -145,6 +159,11 @@ impl NodeLog {
 
     pub(super) fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
         change(&mut self.trouble.lock());
+    }
+
+    /// From now on this node decides.
+    pub(super) fn decide(&self) {
+        self.decides.store(true, Ordering::Relaxed);
     }
 
     /// What a shipper follows.
@@ -179,7 +198,7 @@ impl NodeLog {
         if self.below.durable().current().terminal.is_some() {
             return;
         }
-        for frame in &frames {
+        for frame in frames.iter().filter(|_| self.decides.load(Ordering::Relaxed)) {
             self.stage.judge(|judge, _| judge.durable(self.host, frame));
         }
         self.below.sync();

@@ -81,7 +81,7 @@ impl Judge {
     /// The tree at `position` has this digest at `place`. A position that is no known end of a frame says nothing.
     pub(super) fn has_digest(&self, place: &str, position: &Position, digest: Digest) -> Result<(), String> {
         match self.frames.get(&position.hash) {
-            Some(known) if known.digest != digest || known.position != *position => Err(format!(
+            Some(known) if known.digest != digest || known.position.lsn != position.lsn => Err(format!(
                 "digest: {place} at lsn {} has {digest}, others have {}",
                 position.lsn, known.digest
             )),
@@ -102,7 +102,9 @@ impl Judge {
 
     /// Whether the history that ends at `tip` goes through `position`.
     pub(super) fn is_on(&self, position: &Position, tip: &Position) -> bool {
-        position == tip || self.frame_of(position.lsn, tip.hash) == Some(*position)
+        // A successor may have taken entries over under its own epoch: they are the same entries.
+        let same = |found: &Position| (found.lsn, found.hash) == (position.lsn, position.hash);
+        same(tip) || self.frame_of(position.lsn, tip.hash).is_some_and(|found| same(&found))
     }
 
     /// An fsync at `host` returned: everything up to `position` is acknowledged.
@@ -136,6 +138,11 @@ impl Judge {
                 }
             }
         }
+        let is_stale = |(epoch, base): &(Epoch, Position)| *epoch > position.epoch && !self.is_on(&position, base);
+        if level == Level::Local && self.begun.iter().any(is_stale) {
+            // It acknowledges for itself only; nobody promised more.
+            return Ok(());
+        }
         // What a later one of the same host includes needs no remembering.
         let is_included = |ack: &Ack| ack.host == host && self.is_on(&ack.position, &position);
         self.acks = self.acks.iter().filter(|ack| !is_included(ack)).copied().collect();
@@ -149,6 +156,11 @@ impl Judge {
             Some(certain) => drop(self.files.insert(name.to_owned(), certain)),
             None => drop(self.files.remove(name)),
         }
+    }
+
+    /// Nothing is certain of any file any more.
+    pub(super) fn forget_files(&mut self) {
+        self.files.clear();
     }
 
     /// The files that must be there.

@@ -7,14 +7,15 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_backup::{
-    Archive, ArchiveAcknowledger, ArchiveStore, Lineage, ShipEnd, ShipHandle, ShipLimits, Shipper,
+    Archive, ArchiveAcknowledger, ArchiveStore, Lineage, LostPacks, ShipEnd, ShipHandle, ShipLimits, Shipper,
     ShipperParts, walk,
 };
 use murphy_fs::{
     AcknowledgeError, Acknowledgement, Acknowledger, BlockStore, CellCache, ObjectBlockStore, PackFetcher,
     Volume, VolumeOptions, VolumeParts,
 };
-use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, NodeId, State, VolumeKeys};
+use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, State, VolumeKeys};
+use murphy_mirror::Identity;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::AbortHandle};
@@ -24,6 +25,8 @@ use super::{
     account::Account,
     disk::{Disk, DiskCursor, NodeLog, open_index},
     gate::{Gate, Life},
+    layered::Layered,
+    mirrors::Among,
     stage::{NodeClock, Stage},
 };
 
@@ -38,6 +41,8 @@ pub(super) struct Ground {
     pub(super) archives: Vec<Arc<Account>>,
     /// The account of each host's own store.
     pub(super) stores: Vec<Arc<Account>>,
+    /// Who each host is.
+    pub(super) identities: Vec<Arc<Identity>>,
 }
 
 /// A process that runs.
@@ -47,6 +52,8 @@ pub(super) struct Process {
     pub(super) log: Arc<NodeLog>,
     pub(super) clock: Arc<NodeClock>,
     pub(super) shipped: Vec<Arc<Shipped>>,
+    /// What it is among other nodes, if there are others.
+    pub(super) among: Option<Among>,
     pub(super) tasks: Tasks,
 }
 
@@ -97,21 +104,30 @@ impl Ground {
             last_time: last_time(&*log, &state),
             keys: self.keys.clone(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            blocks: Arc::clone(&blocks),
-            fetcher: PackFetcher::new(vec![blocks], CellCache::new(1 << 20), None),
+            blocks,
+            fetcher: PackFetcher::new(vec![self.layered(host, &gate)], CellCache::new(1 << 20), None),
             runtime: Handle::current(),
             options: OPTIONS,
         };
         let volume = Volume::open(parts).map_err(|error| error.to_string())?;
         let tasks = Tasks::default();
         tasks.run(Arc::clone(&log).sync_on(Arc::clone(&gate)));
-        Ok(Process { gate, volume, log, clock, shipped: Vec::new(), tasks })
+        Ok(Process { gate, volume, log, clock, shipped: Vec::new(), among: None, tasks })
     }
 
     /// The packs of `host`'s own store.
     pub(super) fn blocks(&self, host: usize, gate: &Arc<Gate>) -> Arc<dyn BlockStore> {
         let account = &self.stores[host];
         Arc::new(ObjectBlockStore::new(account.through(gate), Path::from("blocks"), account.name.clone()))
+    }
+
+    /// The same, and behind it the packs of the archives.
+    pub(super) fn layered(&self, host: usize, gate: &Arc<Gate>) -> Arc<dyn BlockStore> {
+        let others = self.archives.iter().map(|account| {
+            let store = ObjectBlockStore::new(account.through(gate), Path::from("archive"), account.name.clone());
+            Arc::new(store) as Arc<dyn BlockStore>
+        });
+        Arc::new(Layered { own: self.blocks(host, gate), others: others.collect() })
     }
 
     /// Refuses to go on as the source if an archive says that another one does, or holds what this node has lost.
@@ -180,6 +196,7 @@ impl Ground {
                 clock: Arc::clone(&process.clock),
                 epoch,
                 cursors: Arc::clone(&disk.cursors),
+                lost: disk.lost,
                 shipped,
             };
             let task = process.tasks.run(ship.run());
@@ -192,6 +209,9 @@ impl Ground {
         }
         let shipped = process.shipped.clone();
         process.tasks.run(watch_shipping(Arc::clone(&self.stage), Arc::clone(&process.log), shipped));
+        if let Some(among) = &process.among {
+            self.offer(host, process, among, epoch);
+        }
         if self.level == Level::Archive {
             let shipped = process.shipped.clone();
             process.volume.acknowledge_with(Arc::new(ByArchives { shipped }));
@@ -210,7 +230,12 @@ impl Process {
             });
         let ended = self.volume.ended().map(Ending::Broken);
         let poisoned = self.log.durable().current().terminal.map(|end| Ending::Broken(end.to_string()));
-        fenced.map(Ending::Fenced).or(ended).or(poisoned)
+        let replaced = self.among.as_ref().and_then(|among| among.services.board.fenced_by());
+        let replaced = replaced.map(|epoch| format!("fenced by a mirror: epoch {}", epoch.number));
+        let followed = self.among.as_ref().and_then(|among| among.followed.as_ref());
+        let anew = followed.is_some_and(|followed| *followed.replica.restart.borrow());
+        let fenced = fenced.or(replaced).map(Ending::Fenced);
+        fenced.or(anew.then_some(Ending::Anew)).or(ended).or(poisoned)
     }
 }
 
@@ -220,6 +245,8 @@ pub(super) enum Ending {
     Fenced(String),
     /// It is started again.
     Broken(String),
+    /// A mirror begins again with an empty directory.
+    Anew,
 }
 
 /// The life of one shipper.
@@ -231,6 +258,7 @@ struct Ship {
     clock: Arc<NodeClock>,
     epoch: Epoch,
     cursors: Arc<Mutex<std::collections::HashMap<String, murphy_backup::Boundary>>>,
+    lost: Option<LostPacks>,
     shipped: Arc<Shipped>,
 }
 
@@ -249,13 +277,13 @@ impl Ship {
         let parts = ShipperParts {
             archive,
             log: self.log,
-            packs: self.ground.blocks(self.host, &self.gate),
-            node: node_of(self.host),
+            packs: self.ground.layered(self.host, &self.gate),
+            node: self.ground.identities[self.host].node(),
             epoch: self.epoch,
             known,
             cursor: Arc::new(DiskCursor { cursors: self.cursors, archive: account.name.clone() }),
             clock: self.clock,
-            lost: None,
+            lost: self.lost,
             limits: ShipLimits::default(),
         };
         let (shipper, handle) = Shipper::new(parts);
@@ -329,11 +357,6 @@ fn last_time(log: &dyn Log, state: &State) -> LogTime {
     let frame = log.read(state.position.lsn).ok().and_then(|mut frames| frames.next()?.ok());
     let entry = frame.and_then(|frame| frame.iter().last()?.ok());
     entry.map_or(LogTime::default(), |entry| entry.time)
-}
-
-/// The node that is at home on `host`.
-pub(super) fn node_of(host: usize) -> NodeId {
-    NodeId::from_bytes([host as u8 + 1; 16])
 }
 
 /// Small generations, so that the index is written often; a flush soon, so that there is something to interrupt.

@@ -3,7 +3,10 @@
 //! Invariants:
 //! - A restore is done outside of the world's time, by the product's own code, from the objects as they are.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use jiff::tz::TimeZone;
 use murphy_backup::{Archive, ArchiveStore, Target, plan_restore, restore_packs, restore_tree};
@@ -52,8 +55,10 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
         let (objects, keys) = (objects.clone(), world.ground.keys.clone());
         // Nothing was done to a certain file since it became certain: the newest moment has it.
         let files = if at == 0 && held == tip { files.clone() } else { Vec::new() };
+        let bytes = !world.bytes_lost.load(Ordering::Relaxed);
+        let moment = Moment { position, digest, files, bytes };
         let restored =
-            in_own_time(move || async move { restore(objects, keys, position, digest, files).await });
+            in_own_time(move || async move { restore(objects, keys, moment).await });
         match restored {
             Ok(()) => stage.note(format!("restored lsn {}", position.lsn)),
             Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),
@@ -81,13 +86,20 @@ async fn open(accounts: &[(String, Arc<InMemory>)]) -> Result<Vec<Archive>, Stri
     if archives.is_empty() { Err("no archive can be opened".to_owned()) } else { Ok(archives) }
 }
 
+/// A moment, and what must be there.
+struct Moment {
+    position: Position,
+    digest: Digest,
+    files: Vec<(String, Certain)>,
+    /// Whether all bytes must be.
+    bytes: bool,
+}
+
 /// Restores one moment with its bytes, and looks at it.
 async fn restore(
     accounts: Vec<(String, Arc<InMemory>)>,
     keys: VolumeKeys,
-    position: Position,
-    digest: Digest,
-    files: Vec<(String, Certain)>,
+    Moment { position, digest, files, bytes }: Moment,
 ) -> Result<(), String> {
     let archives = open(&accounts).await?;
     let plan = plan_restore(&archives, Target::Lsn(position.lsn), &BTreeSet::new(), &TimeZone::UTC).await;
@@ -109,7 +121,7 @@ async fn restore(
     let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
     let packs = restore_packs(&sources, &index.snapshot(), Arc::clone(&blocks), Arc::new(|_| {})).await;
     let packs = packs.map_err(|error| format!("packs: {error}"))?;
-    if !packs.is_complete() {
+    if bytes && !packs.is_complete() {
         return Err(format!("deleted: {} packs are missing: {:?}", packs.missing, packs.examples));
     }
     // A volume's threads would have to be waited for at its end.

@@ -3,7 +3,13 @@
 //! Invariants:
 //! - Disasters end after a while; then everything that is left catches up, or a stall is a violation.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use murphy_backup::{Archive, ArchiveKind, Descriptor, Lineage, Occupant};
@@ -22,6 +28,9 @@ use super::{
     client::{Client, Place, compare},
     disk::Disk,
     gate::{Gate, Life},
+    judge::Certain,
+    mirrors::identity_of,
+    network::Network,
     node::{Ending, Ground, Process},
     restores,
     stage::Stage,
@@ -31,6 +40,12 @@ use super::{
 pub(super) struct World {
     pub(super) ground: Arc<Ground>,
     pub(super) hosts: Vec<Mutex<Host>>,
+    /// What is between them, if there are several.
+    pub(super) network: Option<Arc<Network>>,
+    /// Whether bytes were lost with a source, as its level allows.
+    pub(super) bytes_lost: AtomicBool,
+    /// Where copiers keep how far they have come.
+    folder: tempfile::TempDir,
     /// Where file systems can be used.
     places: watch::Sender<Vec<Place>>,
 }
@@ -60,11 +75,15 @@ impl World {
             lineage: Lineage { volume: VOLUME, branch: BRANCH },
             stores: stores.collect(),
             archives: archives.to_vec(),
+            identities: (0..hosts).map(|host| identity_of(host).map(Arc::new)).collect::<Result<_, _>>()?,
         });
         let machine = |_| Mutex::new(Host { disk: Disk::new(origin), process: None, starting: false });
         let world = World {
             ground,
             hosts: (0..hosts).map(machine).collect(),
+            network: (hosts > 1).then(|| Network::new(stage)),
+            bytes_lost: AtomicBool::new(false),
+            folder: in_memory()?,
             places: watch::Sender::new(Vec::new()),
         };
         world.format().await?;
@@ -89,34 +108,47 @@ impl World {
             let made = Archive::create(self.ground.archive_store(account, &gate), descriptor).await;
             made.map_err(|error| error.to_string())?;
         }
-        self.hosts[0].lock().disk.leads = Some(epoch_of(1, 0));
+        for (host, home) in self.hosts.iter().enumerate() {
+            let disk = &mut home.lock().disk;
+            if host == 0 { disk.leads = Some(epoch_of(1, 0)) } else { disk.follows = Some(0) }
+        }
         Ok(())
     }
 
-    /// Starts the source on `host`; it may refuse.
-    pub(super) async fn start_source(self: &Arc<Self>, host: usize) {
-        let started = self.try_start(host).await;
+    /// Starts the node on `host`, whatever it is; it may refuse.
+    pub(super) async fn start(self: &Arc<Self>, host: usize) {
+        let follows = self.hosts[host].lock().disk.follows;
+        let started = match follows {
+            Some(source) => self.start_mirror(host, source),
+            None => self.start_source(host).await,
+        };
         self.hosts[host].lock().starting = false;
         match started {
-            Ok(tail) => self.stage().note(format!("host {host}: leads after lsn {}", tail.lsn)),
-            Err(error) => self.stage().note(format!("host {host}: does not start: {error}")),
+            Ok(tail) => self.stage().note(format!("host {host}: runs after lsn {}", tail.lsn)),
+            Err(error) => {
+                self.stage().note(format!("host {host}: does not start: {error}"));
+                let home = self.hosts[host].lock();
+                let is_fenced = home.disk.fenced.is_some();
+                drop(home);
+                if is_fenced {
+                    self.rejoin_later(host);
+                }
+            }
         }
         self.publish();
     }
 
-    async fn try_start(self: &Arc<Self>, host: usize) -> Result<Position, String> {
+    async fn start_source(self: &Arc<Self>, host: usize) -> Result<Position, String> {
         let mut disk = self.hosts[host].lock().disk.clone();
-        if let Some(fenced) = &disk.fenced {
-            return Err(fenced.clone());
-        }
         let epoch = disk.leads.ok_or("this node is no source")?;
         let mut process = self.ground.open(host, &mut disk)?;
         let found = process.log.durable().state().position;
         self.stage().judge(|judge, _| judge.restarted(host, &found));
-        if let Err(refused) = self.ground.check_fences(&process, &disk).await {
-            process.gate.set(Life::Dead);
-            return Err(refused);
+        if let Some(network) = &self.network {
+            process.among = Some(self.ground.among(host, &process, network)?);
         }
+        self.check_replaced(host, &process, &disk).await?;
+        process.log.decide();
         let claimed = process.log.claim(epoch).map_err(|error| error.to_string())?;
         let tail = claimed.position;
         let genesis = tail == self.ground.origin.position;
@@ -126,6 +158,63 @@ impl World {
         home.disk = disk;
         home.process = Some(process);
         Ok(tail)
+    }
+
+    /// Refuses to decide if anybody says that another node does.
+    async fn check_replaced(&self, host: usize, process: &Process, disk: &Disk) -> Result<(), String> {
+        let mut replaced = self.ground.check_fences(process, disk).await.err();
+        if let (None, Some(among)) = (&replaced, &process.among) {
+            let epoch = self.ground.successor(host, among, &process.log).await;
+            replaced = epoch.map(|epoch| format!("a member leads epoch {}", epoch.number));
+        }
+        match replaced {
+            None => Ok(()),
+            Some(why) => {
+                self.hosts[host].lock().disk.fenced = Some(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    fn start_mirror(self: &Arc<Self>, host: usize, source: usize) -> Result<Position, String> {
+        let mut home = self.hosts[host].lock();
+        let mut process = self.ground.open(host, &mut home.disk)?;
+        let network = self.network.as_ref().ok_or("there is no network")?;
+        let mut among = self.ground.among(host, &process, network)?;
+        let folder = self.folder.path().to_owned();
+        among.followed = Some(self.ground.follow(host, source, &process, &among, &home.disk, folder)?);
+        process.among = Some(among);
+        self.watch_over(host, &process);
+        let tail = process.log.durable().state().position;
+        home.process = Some(process);
+        Ok(tail)
+    }
+
+    /// The node on `host`, which was replaced, joins again as a mirror, with an empty directory.
+    pub(super) fn rejoin_later(self: &Arc<Self>, host: usize) {
+        if self.network.is_none() {
+            return;
+        }
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                world.stage().pause(500, 4000).await;
+                let leads = |other: &usize| {
+                    let home = world.hosts[*other].lock();
+                    let leads = home.disk.leads.filter(|_| home.disk.fenced.is_none());
+                    leads.map(|epoch| (epoch, *other))
+                };
+                let leader = (0..world.hosts.len()).filter(|other| *other != host).filter_map(|o| leads(&o)).max();
+                if world.hosts[host].lock().disk.fenced.is_none() {
+                    return;
+                }
+                if let Some((_, leader)) = leader {
+                    world.hosts[host].lock().disk.begin_anew(world.ground.origin, leader);
+                    world.stage().note(format!("host {host}: joins again, as a mirror of host {leader}"));
+                    return world.start(host).await;
+                }
+            }
+        });
     }
 
     /// Ends the process when it has to end, and starts it again if it may.
@@ -143,7 +232,17 @@ impl World {
                     Some(Ending::Fenced(why)) => {
                         world.stage().note(format!("host {host}: {why}"));
                         world.hosts[host].lock().disk.fenced = Some(why);
-                        return world.crash(host);
+                        world.crash(host);
+                        return world.rejoin_later(host);
+                    }
+                    Some(Ending::Anew) => {
+                        world.crash(host);
+                        let origin = world.ground.origin;
+                        let mut home = world.hosts[host].lock();
+                        let source = home.disk.follows.unwrap_or_default();
+                        home.disk.begin_anew(origin, source);
+                        drop(home);
+                        return world.restart_later(host);
                     }
                     Some(Ending::Broken(why)) => {
                         world.stage().note(format!("host {host}: ends: {why}"));
@@ -181,11 +280,11 @@ impl World {
         drop(home);
         tokio::spawn(async move {
             world.stage().pause(20, 4000).await;
-            world.start_source(host).await;
+            world.start(host).await;
         });
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let places = self.hosts.iter().enumerate().filter_map(|(host, home)| {
             let home = home.lock();
             let process = home.process.as_ref()?;
@@ -221,6 +320,9 @@ impl World {
     /// Ends all disasters: what can recover does.
     pub(super) async fn heal(self: &Arc<Self>) {
         self.stage().note("the disasters are over");
+        if let Some(network) = &self.network {
+            network.heal();
+        }
         for account in self.ground.archives.iter().chain(&self.ground.stores) {
             account.change_weather(|weather| *weather = Weather { gone: weather.gone, ..Weather::FAIR });
         }
@@ -231,7 +333,8 @@ impl World {
                     process.gate.set(Life::Runs);
                     process.log.trouble(|trouble| *trouble = Default::default());
                 }
-                home.process.is_none() && home.disk.leads.is_some() && home.disk.fenced.is_none()
+                let has_part = home.disk.leads.is_some() || home.disk.follows.is_some();
+                home.process.is_none() && has_part && home.disk.fenced.is_none()
             };
             if may_start {
                 self.restart_later(host);
@@ -260,6 +363,9 @@ impl World {
                 Some(behind) if waited >= SETTLE_MAX => break Some(behind),
                 Some(_) => {}
             }
+            if self.leader().is_none() && self.network.is_some() {
+                self.promote_somebody().await;
+            }
             if self.stage().violation().is_some() {
                 return;
             }
@@ -277,7 +383,9 @@ impl World {
                 let home = home.lock();
                 home.disk.leads.is_none() || home.disk.fenced.is_some()
             };
-            return if self.hosts.iter().all(is_lost) { None } else { Some("nobody leads".to_owned()) };
+            // A single node that was replaced by nobody cannot come back by itself.
+            let is_over = self.network.is_none() && self.hosts.iter().all(is_lost);
+            return if is_over { None } else { Some("nobody leads".to_owned()) };
         };
         let (volume, log, shipped) = {
             let home = self.hosts[leader].lock();
@@ -288,6 +396,17 @@ impl World {
             return Some(format!("host {leader} cannot sync: {errno:?}"));
         }
         let tip = log.durable().state().position;
+        for (host, home) in self.hosts.iter().enumerate().filter(|(host, _)| *host != leader) {
+            let home = home.lock();
+            let Some(process) = &home.process else { return Some(format!("host {host} does not run")) };
+            let followed = process.among.as_ref().and_then(|among| among.followed.as_ref());
+            let Some(followed) = followed else { return Some(format!("host {host} follows nobody")) };
+            let (held, data) = (process.log.durable().state().position.lsn, *followed.replica.data.borrow());
+            if held < tip.lsn || (data < tip.lsn && !self.bytes_lost.load(Ordering::Relaxed)) {
+                let error = followed.handle.status.borrow().error.clone();
+                return Some(format!("mirror {host} is at lsn {held}, data {data}, of {}: {error:?}", tip.lsn));
+            }
+        }
         for one in &shipped {
             if one.account.is_gone() || one.account.is_damaged() {
                 continue;
@@ -322,12 +441,15 @@ impl World {
         self.stage().note(format!("the end: host {leader} leads, lsn {}", tip.lsn));
         self.stage().judge(|judge, _| judge.all_held(&format!("host {leader}, which leads,"), &tip));
         let files = self.stage().judge(|judge, _| Ok(judge.files())).unwrap_or_default();
-        for (name, certain) in files {
+        let is_held = |certain: &Certain| {
+            self.stage().judge(|judge, _| Ok(judge.is_on(&certain.position, &tip))) == Some(true)
+        };
+        for (name, certain) in files.into_iter().filter(|(_, certain)| is_held(certain)) {
             if let Err(lost) = compare(&volume, &name, &certain).await {
                 return self.stage().violated(&format!("{lost} (by host {})", certain.host));
             }
         }
-        self.check_tree(leader);
+        (0..self.hosts.len()).for_each(|host| self.check_tree(host));
         restores::judge(self, tip).await;
     }
 
@@ -383,6 +505,13 @@ fn witness(stage: &Arc<Stage>, name: &str, keys: &VolumeKeys) -> super::account:
             Err(error) => stage.violated(&format!("{name}: {at} is neither slot nor seal: {error}")),
         }
     })
+}
+
+/// A folder in memory, where syncs cost nothing.
+fn in_memory() -> Result<tempfile::TempDir, String> {
+    let memory = std::path::Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    folder.map_err(|error| error.to_string())
 }
 
 /// The state before the first entry.

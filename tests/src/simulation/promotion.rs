@@ -1,0 +1,299 @@
+//! A mirror takes over: the acts of a promotion, in the order in which the program does them.
+//!
+//! Invariants:
+//! - The epoch is remembered before the first act. What was acknowledged, within the promise of the level, is on the history that goes on.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use futures::future::BoxFuture;
+use murphy_backup::{ArchiveFence, LostPacks, Successor, Supplies, TakeOverLog};
+use murphy_fs::{Fence, Volume};
+use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
+use murphy_mirror::{AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote};
+
+use super::{
+    Level,
+    disk::NodeLog,
+    mirrors::NodeReplica,
+    network::address_of,
+    node::Ground,
+    stage::NodeClock,
+    world::{BRANCH, VOLUME, World, epoch_of},
+};
+
+/// What a promotion works with, taken from the process.
+struct Parts {
+    volume: Volume,
+    log: Arc<NodeLog>,
+    clock: Arc<NodeClock>,
+    gate: Arc<super::gate::Gate>,
+    dialer: Dialer,
+    replica: Arc<NodeReplica>,
+    status: tokio::sync::watch::Receiver<murphy_mirror::FollowerStatus>,
+    heard: tokio::sync::watch::Receiver<murphy_log::Lsn>,
+    /// The host that it followed.
+    source: usize,
+}
+
+impl World {
+    /// Lets the mirror on `host` take over, unless it still hears its source.
+    pub(super) async fn promote(self: &Arc<Self>, host: usize) {
+        let Some(parts) = self.parts(host) else { return };
+        if self.ground.level == Level::Mirror && !self.has_caught_up(&parts) {
+            // What was acknowledged before the last promotion is not here yet: nobody would promote this one.
+            return self.stage().note(format!("host {host}: has not caught up, and is not promoted"));
+        }
+        let silent = async {
+            while parts.status.borrow().connected {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(SILENCE_MAX, silent).await.is_err() {
+            return self.stage().note(format!("host {host}: hears its source, and is not promoted"));
+        }
+        self.stage().disaster(format!("host {host} is promoted"));
+        self.stop_following(host);
+        match self.take_over(host, &parts).await {
+            Ok((plan, complete)) => self.led_by(host, &plan, complete),
+            Err(error) => {
+                self.stage().note(format!("host {host}: is not promoted: {error}"));
+                self.crash(host);
+                self.restart_later(host);
+            }
+        }
+    }
+
+    /// Whether the mirror holds everything up to the beginning of the epoch of its source.
+    fn has_caught_up(&self, parts: &Parts) -> bool {
+        let leads = self.hosts[parts.source].lock().disk.leads;
+        leads.is_none_or(|leads| leads.number <= parts.log.durable().state().position.epoch.number.max(1))
+    }
+
+    fn parts(&self, host: usize) -> Option<Parts> {
+        let home = self.hosts[host].lock();
+        let process = home.process.as_ref()?;
+        let among = process.among.as_ref()?;
+        let followed = among.followed.as_ref()?;
+        Some(Parts {
+            volume: process.volume.clone(),
+            log: Arc::clone(&process.log),
+            clock: Arc::clone(&process.clock),
+            gate: Arc::clone(&process.gate),
+            dialer: among.dialer.clone(),
+            replica: Arc::clone(&followed.replica),
+            status: followed.handle.status.clone(),
+            heard: followed.handle.heard.clone(),
+            source: home.disk.follows?,
+        })
+    }
+
+    fn stop_following(&self, host: usize) {
+        let home = self.hosts[host].lock();
+        let followed = home.process.as_ref().and_then(|process| process.among.as_ref()?.followed.as_ref());
+        if let Some(followed) = followed {
+            followed.stop.send_replace(true);
+        }
+    }
+
+    /// Seals everybody and claims the next epoch. Says whether every place that may have acknowledged was sealed.
+    async fn take_over(self: &Arc<Self>, host: usize, parts: &Parts) -> Result<(PromotePlan, bool), String> {
+        let ground = &self.ground;
+        let (places, epochs, complete) = self.open_places(host, parts).await?;
+        let known = [Some(parts.log.durable().state().position.epoch), parts.replica.promised()];
+        let known: Vec<Epoch> = known.into_iter().flatten().chain(epochs).collect();
+        let attempts = {
+            let mut home = self.hosts[host].lock();
+            let number = known.iter().chain(&home.disk.attempts).map(|epoch| epoch.number).max();
+            let fresh = epoch_of(number.unwrap_or_default() + 1, host).id;
+            let next = Successor::next_epoch(&home.disk.attempts, &known, fresh);
+            if home.disk.attempts.last() != Some(&next) {
+                home.disk.attempts.push(next);
+            }
+            home.disk.attempts.clone()
+        };
+        let next = *attempts.last().ok_or("no epoch was remembered")?;
+        let own = ground.identities[host].node();
+        let members = ground.others(parts.source);
+        let policy = match ground.level {
+            Level::Mirror => AckPolicy::Mirrors { wanted: 1, members },
+            Level::Local | Level::Archive => AckPolicy::Local,
+        };
+        let successor = Successor { node: own, attempts, given_up: Default::default() };
+        let request = PromoteRequest { own, next, policy, assume_lost: Default::default() };
+        let acts = Acts { ground: Arc::clone(ground), parts, places, successor };
+        let plan = promote(&request, &acts).await.map_err(|error| error.to_string())?;
+        Ok((plan, complete))
+    }
+
+    async fn open_places(
+        self: &Arc<Self>,
+        host: usize,
+        parts: &Parts,
+    ) -> Result<(TakeOverLog, Vec<Epoch>, bool), String> {
+        let ground = &self.ground;
+        let (after, upto) = (*parts.replica.data.borrow(), parts.log.durable().state().position.lsn);
+        let supplies = Supplies {
+            log: Arc::clone(&parts.log) as Arc<dyn Log>,
+            packs: ground.layered(host, &parts.gate),
+            lost: (after < upto).then_some(LostPacks { after, upto }),
+        };
+        let mut places: Vec<Arc<dyn Fence>> = Vec::new();
+        let (mut epochs, mut complete) = (Vec::new(), true);
+        for account in &ground.archives {
+            if account.is_gone() {
+                // Given up by name.
+                complete = false;
+                continue;
+            }
+            let open = async {
+                let archive = ground.archive(account, &parts.gate).await?;
+                let clock = Arc::clone(&parts.clock) as Arc<dyn Clock>;
+                let fence = ArchiveFence::new(archive, ground.identities[host].node(), clock, None);
+                let held = fence.adopt().await.map_err(|error| error.to_string())?;
+                Ok::<_, String>((fence.with_supplies(supplies.clone()), held.epoch))
+            };
+            let opened = tokio::time::timeout(ANSWER_MAX, open).await;
+            let (fence, epoch) = opened.map_err(|_| format!("{} does not answer", account.name))??;
+            places.push(Arc::new(fence));
+            epochs.push(epoch);
+        }
+        let log = Arc::clone(&parts.log) as Arc<dyn Log>;
+        Ok((TakeOverLog { log, keys: ground.keys.clone(), places }, epochs, complete))
+    }
+
+    /// The node on `host` decides from now on.
+    fn led_by(self: &Arc<Self>, host: usize, plan: &PromotePlan, complete: bool) {
+        let (stage, level) = (self.stage(), self.ground.level);
+        let base = plan.base.position;
+        let lost = plan.entries_without_bytes();
+        stage.note(format!("host {host}: epoch {} begins after lsn {}, {lost} without bytes", plan.epoch.number, base.lsn));
+        let keeps = level == Level::Mirror || (level == Level::Archive && complete);
+        stage.judge(|judge, _| {
+            judge.begins(plan.epoch, base);
+            if keeps {
+                return judge.all_held(&format!("host {host}, promoted,"), &base);
+            }
+            judge.forgive(&base);
+            judge.forget_files();
+            Ok(())
+        });
+        if !keeps && lost > 0 {
+            self.bytes_lost.store(true, Ordering::Relaxed);
+        }
+        let led = {
+            let mut home = self.hosts[host].lock();
+            let home = &mut *home;
+            home.disk.leads = Some(plan.epoch);
+            home.disk.follows = None;
+            home.disk.lost =
+                (lost > 0).then_some(LostPacks { after: plan.data_lsn, upto: plan.base.position.lsn });
+            let disk = home.disk.clone();
+            match home.process.as_mut() {
+                Some(process) => self.ground.lead(host, process, &disk, plan.epoch, false),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = led {
+            stage.note(format!("host {host}: {error}"));
+            self.crash(host);
+            self.restart_later(host);
+        }
+        self.follow_leader(host);
+        self.publish();
+    }
+
+    /// Mirrors of somebody else join `leader`, with empty directories: what they have promised keeps them from taking what `leader` holds
+    /// of the epoch before.
+    fn follow_leader(self: &Arc<Self>, leader: usize) {
+        for host in (0..self.hosts.len()).filter(|host| *host != leader) {
+            let follows = self.hosts[host].lock().disk.follows;
+            if follows.is_some_and(|source| source != leader) {
+                self.crash(host);
+                self.hosts[host].lock().disk.begin_anew(self.ground.origin, leader);
+                self.restart_later(host);
+            }
+        }
+    }
+
+    /// Nobody leads: whoever looks after the volume lets the mirror that holds most take over.
+    pub(super) async fn promote_somebody(self: &Arc<Self>) {
+        let held = |host: &usize| {
+            let home = self.hosts[*host].lock();
+            let process = home.process.as_ref().filter(|_| home.disk.follows.is_some())?;
+            let position = process.log.durable().state().position;
+            Some((position.epoch, position.lsn, *host))
+        };
+        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max();
+        if let Some((_, _, host)) = furthest {
+            self.promote(host).await;
+        }
+    }
+}
+
+struct Acts<'a> {
+    ground: Arc<Ground>,
+    parts: &'a Parts,
+    places: TakeOverLog,
+    successor: Successor,
+}
+
+impl Acts<'_> {
+    fn standing(&self) -> Standing {
+        let state = self.parts.log.durable().state();
+        let heard_lsn = (*self.parts.heard.borrow()).max(state.position.lsn);
+        Standing { state, data_lsn: *self.parts.replica.data.borrow(), heard_lsn }
+    }
+
+    async fn shown(&self, state: State) {
+        while self.parts.volume.state().position.lsn < state.position.lsn {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl TakeOver for Acts<'_> {
+    fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
+        Box::pin(async move {
+            self.parts.gate.pass().await;
+            self.parts.replica.promise(epoch).map_err(|error| error.to_string())?;
+            let state = self.places.fetch(&self.successor).await.map_err(|error| error.to_string())?;
+            self.shown(state).await;
+            Ok(self.standing())
+        })
+    }
+
+    fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
+        Box::pin(async move {
+            let host = (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
+            let host = host.ok_or("it is no member")?;
+            let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
+            let (addresses, key) = ([address_of(host).to_string()], self.ground.identities[host].public_key());
+            let sealed = self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
+            let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
+            Ok(sealed.state.map(standing))
+        })
+    }
+
+    fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
+        Box::pin(async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) })
+    }
+
+    fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
+        Box::pin(async move {
+            self.shown(base).await;
+            let found = self.parts.log.durable().state();
+            if found != base {
+                return Err(format!("the log ends at {} instead of {}", found.position, base.position));
+            }
+            self.places.seal(&self.successor).await.map_err(|error| error.to_string())?;
+            self.parts.log.decide();
+            let state = self.places.begin(&self.successor).await.map_err(|error| error.to_string())?;
+            self.shown(state).await;
+            Ok(state)
+        })
+    }
+}
+
+const LOOK: Duration = Duration::from_millis(20);
+const SILENCE_MAX: Duration = Duration::from_secs(8);
+const ANSWER_MAX: Duration = Duration::from_secs(10);
