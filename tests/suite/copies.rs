@@ -26,8 +26,7 @@ use murphy_mirror::{
     MemorySnapshots, NetworkOptions, Part, Services, SourcePart, UdpSockets,
 };
 use murphy_tests::{
-    Driver, Judge, PATIENCE, Random, Search, Subject, TreeImage, judge_subjects, pause_task, search_subjects,
-    wait_until,
+    Driver, Judge, PATIENCE, Random, Search, Subject, TreeImage, judge_subjects, search_subjects, wait_until,
 };
 use object_store::memory::InMemory;
 use tokio::sync::watch;

@@ -9,7 +9,9 @@ use futures::future::BoxFuture;
 use murphy_backup::{ArchiveFence, LostPacks, Successor, Supplies, TakeOverLog};
 use murphy_fs::{Fence, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
-use murphy_mirror::{AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote};
+use murphy_mirror::{
+    AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote,
+};
 
 use super::{
     Level,
@@ -166,7 +168,10 @@ impl World {
         let (stage, level) = (self.stage(), self.ground.level);
         let base = plan.base.position;
         let lost = plan.entries_without_bytes();
-        stage.note(format!("host {host}: epoch {} begins after lsn {}, {lost} without bytes", plan.epoch.number, base.lsn));
+        stage.note(format!(
+            "host {host}: epoch {} begins after lsn {}, {lost} without bytes",
+            plan.epoch.number, base.lsn
+        ));
         let keeps = level == Level::Mirror || (level == Level::Archive && complete);
         stage.judge(|judge, _| {
             judge.begins(plan.epoch, base);
@@ -264,18 +269,23 @@ impl TakeOver for Acts<'_> {
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let host = (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
+            let host =
+                (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
             let host = host.ok_or("it is no member")?;
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
-            let (addresses, key) = ([address_of(host).to_string()], self.ground.identities[host].public_key());
-            let sealed = self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
+            let (addresses, key) =
+                ([address_of(host).to_string()], self.ground.identities[host].public_key());
+            let sealed =
+                self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
             let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
             Ok(sealed.state.map(standing))
         })
     }
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
-        Box::pin(async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) })
+        Box::pin(
+            async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) },
+        )
     }
 
     fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {

@@ -57,8 +57,7 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
         let files = if at == 0 && held == tip { files.clone() } else { Vec::new() };
         let bytes = !world.bytes_lost.load(Ordering::Relaxed);
         let moment = Moment { position, digest, files, bytes };
-        let restored =
-            in_own_time(move || async move { restore(objects, keys, moment).await });
+        let restored = in_own_time(move || async move { restore(objects, keys, moment).await });
         match restored {
             Ok(()) => stage.note(format!("restored lsn {}", position.lsn)),
             Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),

@@ -204,7 +204,8 @@ impl World {
                     let leads = home.disk.leads.filter(|_| home.disk.fenced.is_none());
                     leads.map(|epoch| (epoch, *other))
                 };
-                let leader = (0..world.hosts.len()).filter(|other| *other != host).filter_map(|o| leads(&o)).max();
+                let leader =
+                    (0..world.hosts.len()).filter(|other| *other != host).filter_map(|o| leads(&o)).max();
                 if world.hosts[host].lock().disk.fenced.is_none() {
                     return;
                 }
@@ -404,7 +405,10 @@ impl World {
             let (held, data) = (process.log.durable().state().position.lsn, *followed.replica.data.borrow());
             if held < tip.lsn || (data < tip.lsn && !self.bytes_lost.load(Ordering::Relaxed)) {
                 let error = followed.handle.status.borrow().error.clone();
-                return Some(format!("mirror {host} is at lsn {held}, data {data}, of {}: {error:?}", tip.lsn));
+                return Some(format!(
+                    "mirror {host} is at lsn {held}, data {data}, of {}: {error:?}",
+                    tip.lsn
+                ));
             }
         }
         for one in &shipped {
