@@ -123,6 +123,21 @@ impl TakeOverLog {
         self.durable().await
     }
 
+    /// Fetches what the places hold beyond the log, which is that of the source itself: what it has lost. A place that another source has
+    /// taken over stops it. Durable when it returns.
+    pub async fn recover(&self, own: Epoch) -> Result<State, TakeOverError> {
+        for place in &self.places {
+            let held = place.adopt().await.map_err(|error| at(&**place, error))?;
+            if let Some(seal) = held.seals.last().filter(|seal| seal.next.number > own.number) {
+                return Err(at(&**place, FenceError::Sealed(seal.clone())));
+            }
+            if held.epoch == own && held.end.lsn > self.log.tail().position.lsn {
+                self.fetch_from(&**place).await?;
+            }
+        }
+        self.durable().await
+    }
+
     async fn fetch_from(&self, place: &dyn Fence) -> Result<(), TakeOverError> {
         loop {
             let tail = self.log.tail();

@@ -38,6 +38,17 @@ impl CliError {
         CliError { is_damage: true, ..self }
     }
 
+    /// Whether something that should be whole is not.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.is_damage
+    }
+
+    /// The same, and why it could not be mended.
+    #[must_use]
+    pub(crate) fn because(self, why: &CliError) -> CliError {
+        CliError { message: format!("{}; {}", self.message, why.message), ..self }
+    }
+
     /// The same, from a command that looks for damage.
     #[must_use]
     pub(crate) fn found(self) -> CliError {

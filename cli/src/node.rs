@@ -15,6 +15,7 @@ mod base;
 mod blocks;
 mod create;
 mod index;
+mod lost_tail;
 mod open;
 mod settle;
 mod staging;
@@ -32,6 +33,7 @@ use murphy_mirror::{Identity, RemotePacks};
 use crate::{
     config::NodeConfig,
     error::{CliError, at, failed},
+    settings::SharedArchive,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use blocks::Layered;
@@ -104,6 +106,24 @@ impl Node {
         open::open(directory, config, lock, options, runtime)
     }
 
+    /// Gets back what its log has lost and these archives hold. The node does not lead yet.
+    pub(crate) fn fetch_lost(
+        &self,
+        archives: &[SharedArchive],
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<(), CliError> {
+        self.volume.follow().map_err(failed)?;
+        lost_tail::fetch_from(&self.directory, &self.config, &self.log, archives, runtime)?;
+        let end = self.log.tail().position.lsn;
+        for _ in 0..SHOWN_STEPS {
+            if self.volume.state().position.lsn >= end {
+                return Ok(());
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        Err(CliError::new(format!("the tree does not catch up with the log, which ends at lsn {end}")))
+    }
+
     /// Goes on as the source, in the epoch of the last claim.
     pub(crate) fn lead(&self) -> Result<(), CliError> {
         let epoch = self.log.recovery().epoch;
@@ -164,4 +184,6 @@ pub(crate) fn index_directory(directory: &Path) -> PathBuf {
 
 /// Together five seconds.
 const LOCK_ATTEMPTS: u32 = 100;
+/// A minute.
+const SHOWN_STEPS: u32 = 1200;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);

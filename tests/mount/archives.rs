@@ -294,3 +294,53 @@ fn a_source_that_was_replaced_refuses_to_be_one() {
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0).stdout();
 }
+
+/// The disk of the source went back in time; what it had archived is not lost, and nothing is decided anew in its place.
+#[test]
+fn a_log_that_lost_its_end_gets_it_back_from_its_archive() {
+    if !can_mount("a_log_that_lost_its_end_gets_it_back_from_its_archive") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let (mount, log) = (scratch.path("mnt"), scratch.path("node/log"));
+    let kill = || {
+        scratch.signal_all(Signal::KILL);
+        rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+    };
+    let copy = |from: &Path, to: &Path| {
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    // What vouches for the lost end: the cursor of the archive, the index, or only the archive itself.
+    for (round, gone) in [&[][..], &["archives"], &["archives", "index"]].into_iter().enumerate() {
+        kill();
+        let old = scratch.path(&format!("old{round}"));
+        copy(&log, &old);
+        scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
+        let name = format!("precious{round}");
+        fs::write(mount.join(&name), vec![round as u8 + 1; 300_000]).unwrap();
+        scratch.run(["flush", "mnt"]).expect_code(0);
+        let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+        wait_archived(&scratch, durable);
+        kill();
+        fs::remove_dir_all(&log).unwrap();
+        copy(&old, &log);
+        for part in gone {
+            fs::remove_dir_all(scratch.path("node").join(part)).unwrap();
+        }
+        if gone.is_empty() {
+            // Nobody has it: nothing is decided, and the way out is said.
+            fs::rename(scratch.path("archive"), scratch.path("away")).unwrap();
+            let refused = scratch.run(["serve", "node"]).expect_error(1, "archive");
+            assert!(refused.stderr().contains("Hint: "), "{refused}");
+            fs::rename(scratch.path("away"), scratch.path("archive")).unwrap();
+        }
+        scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
+        assert_eq!(fs::read(mount.join(&name)).unwrap(), vec![round as u8 + 1; 300_000], "without {gone:?}");
+        fs::write(mount.join("after"), name.as_bytes()).unwrap();
+        scratch.run(["flush", "mnt"]).expect_code(0);
+        let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+        wait_archived(&scratch, durable);
+    }
+    assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+    scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
+}

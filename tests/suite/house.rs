@@ -74,6 +74,48 @@ fn crates_import_downwards_only() {
     }
 }
 
+/// The fear: two modules that need each other, of which neither can be read, tested or moved alone.
+#[test]
+fn modules_import_downwards_only() {
+    let forbidden = [
+        ("cli/src/node", &["archives", "mirrors", "status", "serve", "commands"][..]),
+        ("cli/src/places", &["archives", "mirrors", "node", "status", "serve", "commands"]),
+        ("cli/src/archive_notes", &["archives", "mirrors", "node", "status", "serve", "commands"]),
+        ("cli/src/status", &["archives", "mirrors", "serve", "commands"]),
+        ("cli/src/archives", &["mirrors", "serve", "commands"]),
+        ("cli/src/mirrors", &["serve", "commands"]),
+        ("backup/src/surveyed", &["survey", "plan", "restore"]),
+        ("backup/src/survey.rs", &["plan", "restore"]),
+    ];
+    let imports = |text: &str, name: &str| {
+        let product = text.split("#[cfg(test)]").next().unwrap();
+        let listed = |line: &str| {
+            let line = line.trim_start();
+            [format!("{name}::"), format!("{name},"), format!("{name}::{{")]
+                .iter()
+                .any(|part| line.starts_with(part))
+        };
+        let lists = product.split("use crate::{").skip(1).filter_map(|rest| rest.split("};").next());
+        product.contains(&format!("crate::{name}::")) || lists.flat_map(str::lines).any(listed)
+    };
+    assert!(
+        imports("use crate::{\n    node::Node,\n};", "node")
+            && !imports("use crate::{\n    x::node,\n};", "node")
+    );
+    for (home, names) in forbidden {
+        let crate_folder = home.split('/').next().unwrap();
+        let inside = files(&format!("{crate_folder}/src"), ".rs").into_iter();
+        let mut inside =
+            inside.filter(|(file, _)| file.starts_with(home) && !file.contains("tests")).peekable();
+        assert!(inside.peek().is_some(), "nothing is in {home}");
+        for (file, text) in inside {
+            for name in names {
+                assert!(!imports(&text, name), "{file} imports {name}");
+            }
+        }
+    }
+}
+
 /// The fear: a dependency leaks, and replacing it means rewriting the house.
 #[test]
 fn dependencies_stay_where_they_are_hidden() {

@@ -336,3 +336,28 @@ async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
         requests += 1;
     }
 }
+
+/// The disk of a source has lost its newest entries, and its archives have them.
+#[tokio::test]
+async fn a_source_gets_back_what_only_its_archives_have() {
+    let world = World::new(&[9, 12, 3], 6).await;
+    let whole = world.log.tail();
+    let own = whole.position.epoch;
+    assert_eq!(world.places().recover(own).await.unwrap(), whole);
+    assert_eq!(world.mirror.tail(), whole);
+    // Another source has taken over: what it wrote is not this one's.
+    let replaced = World::new(&[12], 6).await;
+    fence(&replaced.archives[0], 9).seal(whole.position, epoch(2, 90)).await.unwrap();
+    let refused = replaced.places().recover(own).await.unwrap_err();
+    assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }), "{refused}");
+    // An archive of another history is not appended.
+    let other = World::new(&[12], 6).await;
+    let forked = MemoryLog::new(Source::new().base());
+    forked.claim(own).unwrap();
+    let mut source = Source::new();
+    source.wait(77);
+    append(&forked, &source.frames(2, 3));
+    let log = TakeOverLog { log: Arc::new(forked), ..other.places() };
+    let refused = log.recover(own).await.unwrap_err();
+    assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Forked { .. }, .. }), "{refused}");
+}

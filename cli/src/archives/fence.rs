@@ -1,4 +1,4 @@
-//! Whether another source has taken over, asked before this one decides anything.
+//! Whether another source has taken over, asked before this one decides anything; and what this one has lost, and archives have.
 //!
 //! Invariants:
 //! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
@@ -18,7 +18,7 @@ use crate::{
     settings::SharedArchive,
 };
 
-/// Refuses to go on as the source if an archive says that another one does, or holds entries that this node has lost.
+/// Refuses to go on as the source if an archive says that another one does. Entries that this node has lost are fetched.
 pub(crate) fn check_fences(
     node: &Node,
     archives: &[SharedArchive],
@@ -33,7 +33,7 @@ pub(crate) fn check_fences(
     });
     for (shared, walked) in runtime.block_on(futures::future::join_all(walks)) {
         match walked {
-            Ok(walked) => judge(node, shared, &walked)?,
+            Ok(walked) => judge(node, shared, &walked, runtime)?,
             Err(error) => {
                 tracing::warn!(url = shared.url, %error, "an archive cannot be asked who is the source");
             }
@@ -48,7 +48,7 @@ async fn look(node: &Node, shared: &SharedArchive) -> Result<Walk, CliError> {
     walk(&archive, known).await.map_err(failed)
 }
 
-fn judge(node: &Node, shared: &SharedArchive, walked: &Walk) -> Result<(), CliError> {
+fn judge(node: &Node, shared: &SharedArchive, walked: &Walk, runtime: &Handle) -> Result<(), CliError> {
     let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
     if walked.end.epoch.number > own.number
         || (walked.end.epoch.number == own.number && walked.end.epoch != own)
@@ -65,11 +65,13 @@ fn judge(node: &Node, shared: &SharedArchive, walked: &Walk) -> Result<(), CliEr
     }
     if walked.end.position.lsn > tail.lsn {
         let held = walked.end.position.lsn;
-        return Err(CliError::new(format!(
-            "{} holds entries up to lsn {held}, this log ends at {}",
-            shared.url, tail.lsn
-        ))
-        .hint("this node has lost acknowledged entries: restore from that archive, with --take-over"));
+        node.fetch_lost(std::slice::from_ref(shared), runtime).map_err(|error| {
+            CliError::new(format!(
+                "{} holds entries up to lsn {held}, this log ends at {}: {error}",
+                shared.url, tail.lsn
+            ))
+            .hint("this node has lost acknowledged entries: restore from that archive, with --take-over")
+        })?;
     }
     Ok(())
 }

@@ -13,7 +13,9 @@ use murphy_log::{
 use murphy_mirror::{FallbackStore, Identity, RemotePacks};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, blocks::Layered, index::open_index, log_directory, settle::settle};
+use super::{
+    Node, NodeOptions, blocks::Layered, index::open_index, log_directory, lost_tail, settle::settle,
+};
 use crate::{
     archive_notes::known_durable,
     config::{NodeConfig, Role},
@@ -36,7 +38,12 @@ pub(super) fn open(
                 .hint("murphy serve or murphy mount lets its source seed it"));
         }
     }
-    let log = open_log(directory, &config)?;
+    let log = match open_log(directory, &config) {
+        Err(refused) if config.role == Role::Source && refused.is_damage() => {
+            lost_tail::reopen(directory, &config, refused, runtime)?
+        }
+        opened => opened?,
+    };
     assemble(directory, config, lock, log, options, runtime)
 }
 
@@ -62,7 +69,16 @@ pub(super) fn assemble_above(
     runtime: &Handle,
 ) -> Result<Node, CliError> {
     let keys = VolumeKeys::derive(config.volume);
-    let (index, state) = open_index(directory, &log, &keys)?;
+    let (index, state) = match open_index(directory, &log, &keys) {
+        // The index knows of more than the log has.
+        Err(refused) if config.role == Role::Source && refused.is_damage() => {
+            let next = log.tail().position.lsn.next();
+            let fetched = lost_tail::fetch(directory, &config, &log, next, runtime);
+            fetched.map_err(|error| refused.because(&error))?;
+            open_index(directory, &log, &keys)?
+        }
+        opened => opened?,
+    };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
     let identity = Identity::load_or_create(directory).map_err(failed)?;
@@ -102,7 +118,7 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
                 "the log is gone: restore the node from an archive, or join it again as a mirror"
             }
             OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
-                "nothing was changed; repair the node from an archive or a mirror that has these entries"
+                "bring an archive that has these entries within reach and start again; to go on without this node: murphy restore URL DIR --take-over, or murphy promote at a mirror"
             }
             OpenError::Header { source: HeaderError::Version { .. }, .. } => {
                 "another version of murphy wrote it; use that version"
