@@ -15,6 +15,8 @@ use crate::{
     base::BaseManifest,
     descriptor::Archive,
     document::PositionText,
+    layout,
+    slot::SlotHeader,
     survey::{SurveyError, frame_ends, survey},
     surveyed::{FrameEnd, Step, Survey, is_of_lost_tail, is_usable, next_step},
     target::{Target, show_time},
@@ -50,6 +52,8 @@ pub struct RestorePlan {
     pub expected_data_minutes: f64,
     /// Objects that are damaged or missing, whether they are needed or not.
     pub problems: Vec<String>,
+    /// Archives from which packs of that moment may have expired, as they were told to; another one has them.
+    pub notes: Vec<String>,
     /// The way, for the machine.
     #[serde(skip)]
     pub route: Route,
@@ -225,7 +229,7 @@ pub(crate) fn plan_of(
     zone: &TimeZone,
 ) -> Result<RestorePlan, PlanError> {
     let (end, time) = resolve(chain, surveys, target, ends)?;
-    problems.extend(below_horizon(surveys, end.lsn)?);
+    let notes = below_horizon(surveys, end.lsn)?;
     let mut steps = chain.steps.clone();
     let needed = steps.iter().position(|step| step.end.position.lsn >= end.lsn).map_or(0, |last| last + 1);
     let is_start = end == chain.start.position;
@@ -258,6 +262,9 @@ pub(crate) fn plan_of(
     let (inodes, data_bytes) = (chain.start.usage.inodes, chain.start.usage.bytes);
     let seconds = (inodes + entries) as f64 / ROWS_PER_SECOND;
     problems.extend(surveys.iter().flat_map(|survey| survey.problems.clone()));
+    if *target == Target::Latest {
+        problems.extend(unreached(chain, surveys));
+    }
     Ok(RestorePlan {
         archives: surveys.iter().map(|survey| survey.url.clone()).collect(),
         position: end.into(),
@@ -272,6 +279,7 @@ pub(crate) fn plan_of(
         expected_minutes: seconds / 60.0,
         expected_data_minutes: data_bytes as f64 / DATA_BYTES_PER_SECOND / 60.0,
         problems,
+        notes,
         route: Route {
             snapshot: chain.snapshot.clone(),
             start: chain.start,
@@ -297,6 +305,23 @@ fn below_horizon(surveys: &[Survey], lsn: Lsn) -> Result<Vec<String>, PlanError>
             })
             .collect()),
     }
+}
+
+/// What says that the history goes on behind the end of a chain: an object in between is missing, or not there yet.
+fn unreached(chain: &Chain, surveys: &[Survey]) -> Option<String> {
+    let at = chain.steps.last().map_or(Boundary::after(chain.start.position), |step| step.end);
+    let number = at.epoch.number;
+    let is_behind = |slot: &&SlotHeader| match slot.epoch.number {
+        same if same == number => slot.epoch == at.epoch && slot.first > at.next(),
+        other => other > number,
+    };
+    let behind = surveys.iter().flat_map(|survey| {
+        let slots = survey.slots.values().filter(is_behind);
+        slots.map(|slot| (slot.epoch.number, slot.first, &survey.url))
+    });
+    let (epoch, first, url) = behind.min()?;
+    let (missing, found) = (layout::slot(number, at.next()), layout::slot(epoch, first));
+    Some(format!("{missing} is missing: the next one that is there is {found} in {url}"))
 }
 
 /// The frame end that `target` means.

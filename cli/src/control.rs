@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress};
+use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress, tree::TreeRequest};
 pub(crate) use client::Control;
 pub(crate) use server::{ControlServer, Handler, Replies};
 
@@ -77,6 +77,8 @@ pub(crate) enum Request {
         /// The first LSN.
         from: u64,
     },
+    /// Reads or changes files through the library, where nothing can be mounted.
+    Tree(TreeRequest),
     /// Checks the node; findings are items.
     Fsck {
         /// Whether packs are read too.

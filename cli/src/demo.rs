@@ -1,7 +1,8 @@
 //! `murphy demo`: builds regions, loses one for good, comes back, proves every byte.
 //!
 //! Everything is real: the program's own binary in processes of their own, FUSE mounts, SIGKILL. What was written is known from outside:
-//! a ledger beside the mounts says what was acknowledged, and a plain directory goes through the same operations.
+//! a ledger beside the mounts says what was acknowledged, and a plain directory goes through the same operations. Where there is no FUSE, or
+//! `MURPHY_DEMO_WITHOUT_FUSE` is set, the same processes read and write through the library, and the demo says so.
 //!
 //! Invariants:
 //! - What the demo made it removes, also when it fails; with `--keep` it leaves everything and says where.
@@ -23,6 +24,7 @@ use crate::{
     error::{CliError, Code, at},
     output::Output,
 };
+use nodes::Way;
 use report::Report;
 
 /// What the demo is asked to do.
@@ -36,7 +38,8 @@ pub(crate) struct DemoOptions {
 
 /// Runs the demo.
 pub(crate) fn run(options: &DemoOptions, output: &Output) -> Result<Code, CliError> {
-    let place = Place::new(options.keep.as_deref())?;
+    let (way, why) = Way::choose();
+    let place = Place::new(options.keep.as_deref(), way)?;
     let source = tree::Sources::choose(options.tree.as_deref())?;
     output.note(&format!(
         "Murphy's demo: {} files, {} of real sources; everything happens in {}.",
@@ -44,7 +47,11 @@ pub(crate) fn run(options: &DemoOptions, output: &Output) -> Result<Code, CliErr
         crate::units::bytes_text(source.bytes),
         place.path.display()
     ));
-    let mut report = Report::new(&source);
+    if let Some(why) = why {
+        output
+            .note(&format!("There is no FUSE here ({why}): files are read and written through the library."));
+    }
+    let mut report = Report::new(&source, way);
     rounds::survive_a_kill(&place, &source, &mut report, output)?;
     regions::lose_a_region(&place, &source, &mut report, output)?;
     regions::lose_a_region_with_mirror_ack(&place, &source, &mut report, output)?;
@@ -56,10 +63,12 @@ pub(crate) fn run(options: &DemoOptions, output: &Output) -> Result<Code, CliErr
 pub(super) struct Place {
     path: PathBuf,
     keep: bool,
+    /// How volumes are reached.
+    way: Way,
 }
 
 impl Place {
-    fn new(keep: Option<&Path>) -> Result<Place, CliError> {
+    fn new(keep: Option<&Path>, way: Way) -> Result<Place, CliError> {
         let path = match keep {
             Some(path) => path.to_owned(),
             None => std::env::temp_dir().join(format!("murphy-demo-{}", std::process::id())),
@@ -71,7 +80,7 @@ impl Place {
             );
         }
         let path = path.canonicalize().map_err(at(&path))?;
-        Ok(Place { path, keep: keep.is_some() })
+        Ok(Place { path, keep: keep.is_some(), way })
     }
 
     /// A new directory in it.

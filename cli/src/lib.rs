@@ -22,6 +22,7 @@ mod progress;
 mod serve;
 mod settings;
 mod status;
+mod tree;
 mod units;
 
 use std::{ffi::OsString, io::IsTerminal, process::ExitCode};

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod archives;
+mod bad_archive;
 mod bad_input;
 mod cli;
 mod crash;

@@ -5,6 +5,7 @@
 mod cli;
 mod copies;
 mod crash;
+mod demo;
 mod flips;
 mod follower;
 mod fuzz;

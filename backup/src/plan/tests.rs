@@ -251,7 +251,8 @@ async fn what_may_be_gone_is_not_planned_with() {
     );
     plan(&archives[..1], Target::Lsn(Lsn::new(31))).await.unwrap();
     let both = plan(&archives, Target::Lsn(Lsn::new(29))).await.unwrap();
-    assert!(both.problems.iter().any(|problem| problem.contains("may be gone")), "{:?}", both.problems);
+    assert!(both.notes.iter().any(|note| note.contains("may be gone")), "{:?}", both.notes);
+    assert_eq!(both.problems, Vec::<String>::new(), "nothing is wrong with it");
     // Slots below a floor are there and are not read: somebody deletes them.
     let floor = Record::Floor { epoch: 1, first: 26 };
     Registry::new(archives[0].clone()).append(node, time, floor).await.unwrap();
@@ -264,4 +265,27 @@ async fn what_may_be_gone_is_not_planned_with() {
     let refused = plan(&archives[..1], Target::Lsn(Lsn::new(9))).await.unwrap_err();
     assert!(matches!(refused, PlanError::NoSnapshot { .. }), "{refused}");
     assert_eq!(plan(&archives[1..], Target::Lsn(Lsn::new(9))).await.unwrap().route.end.lsn, Lsn::new(9));
+}
+
+/// A restore to the latest entry that ends before a hole, and says nothing, is a loss that nobody hears of.
+#[tokio::test]
+async fn what_lies_behind_a_missing_slot_is_told() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(3, 2);
+    for frame in frames.chunks(1) {
+        put(&store, frame).await;
+    }
+    let whole = plan(&[archive.clone()], Target::Latest).await.unwrap();
+    assert_eq!(whole.problems, Vec::<String>::new());
+    store.remove(&layout::slot(1, frames[1].first())).await;
+    let cut = plan(&[archive.clone()], Target::Latest).await.unwrap();
+    assert_eq!(cut.route.end, frames[0].position());
+    let [problem] = &cut.problems[..] else { panic!("{:?}", cut.problems) };
+    for slot in [&frames[1], &frames[2]] {
+        assert!(problem.contains(&layout::slot(1, slot.first())), "{problem}");
+    }
+    let before = plan(&[archive], Target::Lsn(frames[0].last())).await.unwrap();
+    assert_eq!(before.problems, Vec::<String>::new(), "what was asked for is whole");
 }

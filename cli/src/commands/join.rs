@@ -137,7 +137,8 @@ pub(super) fn read_token(path: &Path) -> Result<Token, CliError> {
         let file = File::open(path).map_err(at(path))?;
         file.take(limit).read_to_end(&mut bytes).map_err(at(path))?;
     }
-    Token::parse(&String::from_utf8_lossy(&bytes)).map_err(failed)
+    let token = Token::parse(&String::from_utf8_lossy(&bytes));
+    token.map_err(|error| CliError::new(format!("{}: {error}", path.display())))
 }
 
 const BLOCKS: &str = "blocks";

@@ -87,7 +87,8 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
         let lsn = restored.lsn;
         format!("{} inodes of lsn {lsn} in {}", restored.inodes, restored.directory.display())
     })?;
-    Ok(if restored.missing_packs == 0 && is_sound { Code::Done } else { Code::Found })
+    let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
+    Ok(if is_sound { Code::Done } else { Code::Found })
 }
 
 fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
@@ -138,6 +139,7 @@ fn plan_text(plan: &RestorePlan) -> String {
         bytes_text(plan.bytes),
         plan.expected_minutes
     ));
+    lines.extend(plan.notes.iter().map(|note| format!("note: {note}")));
     lines.extend(plan.problems.iter().map(|problem| format!("problem: {problem}")));
     lines.join("\n")
 }

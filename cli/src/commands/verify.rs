@@ -1,7 +1,7 @@
 //! `murphy verify`.
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, Finding, VerifyReport, show_time, verify};
+use murphy_backup::{Archive, Finding, OpenArchiveError, VerifyReport, show_time, verify};
 use murphy_log::{Clock, LogTime, NodeId, SystemClock};
 use tokio::runtime::Runtime;
 
@@ -41,7 +41,10 @@ pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<Code, CliError> 
     let line = ProgressLine::new(output);
     line.show(&Progress::new("verifying", 0, 0));
     let report = runtime.block_on(async {
-        let archive = Archive::open(open_store(&url)?).await.map_err(failed)?;
+        let archive = Archive::open(open_store(&url)?).await.map_err(|error| match error {
+            OpenArchiveError::Descriptor { .. } => failed(error).damage().found(),
+            error => failed(error),
+        })?;
         let report = verify(&archive, args.data, seed).await;
         // Whoever verifies need not be a node of the volume; the proof then names nobody.
         let proof = report.proof(NodeId::default(), args.data, began, clock.wall().as_nanos());

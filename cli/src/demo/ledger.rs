@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    nodes::Mounted,
+    nodes::Served,
     operations::{self, Operation, Sync},
 };
 use crate::error::{CliError, at};
@@ -55,13 +55,12 @@ impl Ledger {
         Ok(Ledger { lines: Vec::new(), in_flight: None, shadow })
     }
 
-    /// Performs operations in a mounted volume, each durable before its line is written.
-    pub(super) fn perform(&mut self, node: &Mounted, operations: Vec<Operation>) -> Result<(), CliError> {
-        let root = ledger_root(node);
+    /// Performs operations in a volume, each durable before its line is written.
+    pub(super) fn perform(&mut self, node: &Served, operations: Vec<Operation>) -> Result<(), CliError> {
         for operation in operations {
             let begun = now();
             self.in_flight = Some(operation.clone());
-            operation.apply(&root, Sync::Each).map_err(at(&root))?;
+            node.apply(&operation, Path::new(LEDGER))?;
             let acknowledged = now();
             let durable_lsn = node.durable_lsn()?;
             self.in_flight = None;
@@ -115,11 +114,6 @@ impl Ledger {
     }
 }
 
-/// Where the writer works in a mounted volume.
-pub(super) fn ledger_root(node: &Mounted) -> PathBuf {
-    node.root.join(LEDGER)
-}
-
 /// The hash of a file's contents; `None` if it is not there.
 pub(super) fn state_of(path: &Path) -> io::Result<Option<blake3::Hash>> {
     match fs::read(path) {
@@ -138,4 +132,5 @@ pub(super) fn now() -> SystemTime {
     SystemTime::now()
 }
 
-const LEDGER: &str = "ledger";
+/// Where the writer works in a volume.
+pub(super) const LEDGER: &str = "ledger";

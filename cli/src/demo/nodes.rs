@@ -2,8 +2,11 @@
 //!
 //! Invariants:
 //! - Whatever was started is killed and unmounted when its handle is dropped.
+//! - What is done to a volume and what is looked at goes through its mount, or, without FUSE, through the library in the process that serves
+//!   the node: never past that process.
 
 use std::{
+    cell::Cell,
     fs::File,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -18,47 +21,160 @@ use rustix::{
 };
 use serde_json::Value;
 
+use super::{
+    operations::{self, Operation, Sync},
+    tree::Sources,
+};
 use crate::{
     control::{Control, Request},
     error::{CliError, at},
     output::Output,
+    tree::TreeRequest,
 };
 
-/// A node whose volume is mounted by a process of its own.
-pub(super) struct Mounted {
-    pub(super) directory: PathBuf,
-    pub(super) root: PathBuf,
-    process: Child,
-    log: PathBuf,
+/// How the demo reaches the files of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Way {
+    /// By a FUSE mount.
+    Mount,
+    /// By the library, in the process that serves the node.
+    Library,
 }
 
-impl Mounted {
-    /// Mounts the node in `directory` at `root` and waits until it is there.
-    pub(super) fn start(directory: &Path, root: &Path, options: &[&str]) -> Result<Mounted, CliError> {
+impl Way {
+    /// A mount, unless there is no FUSE here; then also why.
+    pub(super) fn choose() -> (Way, Option<String>) {
+        if std::env::var_os(WITHOUT_FUSE).is_some() {
+            return (Way::Library, Some(format!("{WITHOUT_FUSE} is set")));
+        }
+        match File::options().read(true).write(true).open(FUSE) {
+            Ok(_) => (Way::Mount, None),
+            Err(error) => (Way::Library, Some(format!("{FUSE}: {error}"))),
+        }
+    }
+}
+
+/// A node that is served by a process of its own.
+pub(super) struct Served {
+    pub(super) directory: PathBuf,
+    /// Where it is mounted; below it are the trees that were looked at, if it is not.
+    root: PathBuf,
+    way: Way,
+    process: Child,
+    log: PathBuf,
+    looks: Cell<u32>,
+}
+
+impl Served {
+    /// Serves the node in `directory`, at `root` if it is mounted, and waits until it answers.
+    pub(super) fn start(
+        way: Way,
+        directory: &Path,
+        root: &Path,
+        options: &[&str],
+    ) -> Result<Served, CliError> {
         std::fs::create_dir_all(root).map_err(at(root))?;
         let log = directory.with_extension("process.log");
         let output = File::options().create(true).append(true).open(&log).map_err(at(&log))?;
         let errors = output.try_clone().map_err(at(&log))?;
         let mut command = program()?;
-        command.arg("mount").arg(directory).arg(root).args(options);
+        match way {
+            Way::Mount => command.arg("mount").arg(directory).arg(root).args(options),
+            Way::Library => command.arg("serve").arg(directory).args(options),
+        };
         let process =
             command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().map_err(CliError::new)?;
-        let mut mounted = Mounted { directory: directory.to_owned(), root: root.to_owned(), process, log };
-        wait_for("the mount", START_MAX, || {
-            if let Some(status) = mounted.process.try_wait().map_err(CliError::new)? {
-                let said = std::fs::read_to_string(&mounted.log).unwrap_or_default();
-                return Err(CliError::new(format!("murphy mount ended with {status}: {}", said.trim())));
+        let (directory, root) = (directory.to_owned(), root.to_owned());
+        let mut served = Served { directory, root, way, process, log, looks: Cell::default() };
+        wait_for("the node", START_MAX, || {
+            if let Some(status) = served.process.try_wait().map_err(CliError::new)? {
+                let said = std::fs::read_to_string(&served.log).unwrap_or_default();
+                return Err(CliError::new(format!("its process ended with {status}: {}", said.trim()))
+                    .hint(format!("{WITHOUT_FUSE}=1 murphy demo does without mounts")));
             }
-            Ok(is_mounted(&mounted.root) && Control::connect(&mounted.directory)?.is_some())
+            let is_there = way == Way::Library || is_mounted(&served.root);
+            Ok(is_there && Control::connect(&served.directory)?.is_some())
         })?;
-        Ok(mounted)
+        Ok(served)
+    }
+
+    fn ask(&self, request: &Request) -> Result<Value, CliError> {
+        let gone = || CliError::new(format!("nobody serves {}", self.directory.display()));
+        let mut control = Control::connect(&self.directory)?.ok_or_else(gone)?;
+        control.ask(request, &Output::new(true), |_| Ok(()))
     }
 
     /// `murphy status --json` of the node.
     pub(super) fn status(&self) -> Result<Value, CliError> {
-        let gone = || CliError::new(format!("nobody serves {}", self.directory.display()));
-        let mut control = Control::connect(&self.directory)?.ok_or_else(gone)?;
-        control.ask(&Request::Status, &Output::new(true), |_| Ok(()))
+        self.ask(&Request::Status)
+    }
+
+    /// Makes everything durable.
+    pub(super) fn flush(&self) -> Result<(), CliError> {
+        run(&[Path::new("flush"), &self.directory]).map(drop)
+    }
+
+    /// Copies the sources in, and makes the directories that operations use below `ledger`.
+    pub(super) fn fill(&self, sources: &Sources, ledger: &Path) -> Result<(), CliError> {
+        if self.way == Way::Mount {
+            sources.copy_to(&self.root)?;
+            let ledger = self.root.join(ledger);
+            return operations::prepare(&ledger).map_err(at(&ledger));
+        }
+        let mut paths = sources.directories();
+        paths.extend(operations::directories().map(|directory| ledger.join(directory)));
+        self.ask(&Request::Tree(TreeRequest::MakeDirs { paths }))?;
+        for (from, to) in &sources.files {
+            let (from, to) = (std::path::absolute(from).map_err(at(from))?, to.clone());
+            let write = TreeRequest::Write { from, to, append: false, keep_time: true, sync: false };
+            self.ask(&Request::Tree(write))?;
+        }
+        Ok(())
+    }
+
+    /// Performs an operation below `ledger`; it is durable when this returns.
+    pub(super) fn apply(&self, operation: &Operation, ledger: &Path) -> Result<(), CliError> {
+        if self.way == Way::Mount {
+            let root = self.root.join(ledger);
+            return operation.apply(&root, Sync::Each).map_err(at(&root));
+        }
+        let (to, bytes, append) = match operation {
+            Operation::Rename { from, to } => {
+                let (from, to) = (ledger.join(from), ledger.join(to));
+                return self.ask(&Request::Tree(TreeRequest::Rename { from, to })).map(drop);
+            }
+            Operation::Remove { path } => {
+                let path = ledger.join(path);
+                return self.ask(&Request::Tree(TreeRequest::Remove { path })).map(drop);
+            }
+            Operation::Write { path, seed, length } => (path, operations::contents(*seed, *length), false),
+            Operation::Append { path, seed, length } => (path, operations::contents(*seed, *length), true),
+        };
+        self.write(&ledger.join(to), &bytes, append)
+    }
+
+    /// Writes a file, durably.
+    pub(super) fn write(&self, path: &Path, bytes: &[u8], append: bool) -> Result<(), CliError> {
+        if self.way == Way::Mount {
+            let path = self.root.join(path);
+            return std::fs::write(&path, bytes).map_err(at(&path));
+        }
+        let from = self.root.join("staged");
+        std::fs::write(&from, bytes).map_err(at(&from))?;
+        let write = TreeRequest::Write { from, to: path.to_owned(), append, keep_time: false, sync: true };
+        self.ask(&Request::Tree(write)).map(drop)
+    }
+
+    /// The tree as it is now: the mount, or a copy that the library made of every byte.
+    pub(super) fn look(&self) -> Result<PathBuf, CliError> {
+        if self.way == Way::Mount {
+            return Ok(self.root.clone());
+        }
+        self.looks.set(self.looks.get() + 1);
+        let into = self.root.join(format!("look-{}", self.looks.get()));
+        self.ask(&Request::Tree(TreeRequest::Export { into: into.clone() }))?;
+        Ok(into)
     }
 
     /// Up to which entry the node's log is durable.
@@ -80,20 +196,25 @@ impl Mounted {
         Ok(())
     }
 
-    /// Unmounts with everything durable, and waits for the process to end.
-    pub(super) fn unmount(mut self) -> Result<(), CliError> {
-        run(&[Path::new("umount"), &self.root])?;
+    /// Ends it with everything durable, and waits for the process to end.
+    pub(super) fn end(mut self) -> Result<(), CliError> {
+        match self.way {
+            Way::Mount => drop(run(&[Path::new("umount"), &self.root])?),
+            Way::Library => self.signal(Signal::TERM)?,
+        }
         wait_for("the process to end", START_MAX, || {
             Ok(self.process.try_wait().map_err(CliError::new)?.is_some())
         })
     }
 }
 
-impl Drop for Mounted {
+impl Drop for Served {
     fn drop(&mut self) {
         // One that is gone already needs no killing, and one that is not mounted no unmounting.
         let _gone = self.process.kill().and_then(|()| self.process.wait());
-        let _unmounted = rustix::mount::unmount(&self.root, UnmountFlags::DETACH);
+        if self.way == Way::Mount {
+            let _unmounted = rustix::mount::unmount(&self.root, UnmountFlags::DETACH);
+        }
     }
 }
 
@@ -152,4 +273,7 @@ pub(super) fn clock() -> Instant {
     Instant::now()
 }
 
+const FUSE: &str = "/dev/fuse";
+/// Makes the demo do without FUSE where it is.
+const WITHOUT_FUSE: &str = "MURPHY_DEMO_WITHOUT_FUSE";
 const START_MAX: Duration = Duration::from_secs(60);

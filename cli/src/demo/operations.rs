@@ -76,9 +76,14 @@ impl Script {
     }
 }
 
+/// The directories that operations use.
+pub(super) fn directories() -> impl Iterator<Item = PathBuf> {
+    (0..DIRECTORIES).map(|number| PathBuf::from(format!("d{number}")))
+}
+
 /// Makes the directories that operations use.
 pub(super) fn prepare(root: &Path) -> io::Result<()> {
-    (0..DIRECTORIES).try_for_each(|number| fs::create_dir_all(root.join(format!("d{number}"))))
+    directories().try_for_each(|directory| fs::create_dir_all(root.join(directory)))
 }
 
 impl Operation {
@@ -133,7 +138,7 @@ impl Sync {
 }
 
 /// Bytes that are half text, half noise, so that compression has something to do and not everything.
-fn contents(seed: u64, length: usize) -> Vec<u8> {
+pub(super) fn contents(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random(seed | 1);
     let mut bytes = Vec::with_capacity(length + 64);
     while bytes.len() < length {

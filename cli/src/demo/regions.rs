@@ -11,9 +11,9 @@ use rustix::process::Signal;
 
 use super::{
     Place, compare,
-    ledger::{Ledger, ledger_root},
-    nodes::{Mounted, clock, number, run, run_with_input, wait_for},
-    operations::{self, Operation, Script},
+    ledger::{LEDGER, Ledger},
+    nodes::{Served, clock, number, run, run_with_input, wait_for},
+    operations::{Operation, Script},
     report::{Report, Round},
     restores,
     tree::Sources,
@@ -26,14 +26,14 @@ use crate::{
 /// Two regions, one volume, and what the world outside knows of it.
 pub(super) struct Regions {
     pub(super) name: &'static str,
-    pub(super) a: Option<Mounted>,
-    pub(super) b: Mounted,
+    pub(super) a: Option<Served>,
+    pub(super) b: Served,
     pub(super) ledger: Ledger,
     store_a: PathBuf,
 }
 
 impl Regions {
-    /// Formats A, lets B join it, mounts both.
+    /// Formats A, lets B join it, serves both.
     fn build(place: &Place, name: &'static str, format: &[&str]) -> Result<Regions, CliError> {
         let region = |region: &str, part: &str| place.join(&format!("{name}-{region}")).join(part);
         for side in ["a", "b"] {
@@ -47,7 +47,7 @@ impl Regions {
         arguments.extend(["--name", name].map(Path::new));
         arguments.extend(format.iter().map(Path::new));
         run(&arguments)?;
-        let a = Mounted::start(&node_a, &region("a", "mount"), &["--listen", "127.0.0.1:0"])?;
+        let a = Served::start(place.way, &node_a, &region("a", "mount"), &["--listen", "127.0.0.1:0"])?;
         let token = run(&[Path::new("invite"), &node_a])?;
         let token_file = region("b", "token");
         std::fs::write(&token_file, token).map_err(at(&token_file))?;
@@ -56,22 +56,21 @@ impl Regions {
             ["join".as_ref(), node_b.as_path(), "--token-file".as_ref(), "-".as_ref(), "--blocks".as_ref()];
         let join: Vec<&Path> = join.into_iter().chain([Path::new(&blocks_b)]).collect();
         run_with_input(&join, Stdio::from(token))?;
-        let b = Mounted::start(&node_b, &region("b", "mount"), &["--listen", "127.0.0.1:0"])?;
+        let b = Served::start(place.way, &node_b, &region("b", "mount"), &["--listen", "127.0.0.1:0"])?;
         let ledger = Ledger::new(place.directory(&format!("{name}-shadow"))?)?;
         let store_a = region("a", "store");
         Ok(Regions { name, a: Some(a), b, ledger, store_a })
     }
 
-    fn source(&self) -> Result<&Mounted, CliError> {
+    fn source(&self) -> Result<&Served, CliError> {
         self.a.as_ref().ok_or_else(|| CliError::new("region A is gone"))
     }
 
     /// Copies the sources in, and waits until B has every byte.
     fn fill(&self, sources: &Sources) -> Result<(), CliError> {
         let a = self.source()?;
-        sources.copy_to(&a.root)?;
-        operations::prepare(&ledger_root(a)).map_err(failed)?;
-        run(&[Path::new("flush"), &a.root])?;
+        a.fill(sources, Path::new(LEDGER))?;
+        a.flush()?;
         let goal = a.durable_lsn()?;
         wait_for("region B to have every byte", Duration::from_secs(120), || {
             Ok(number(&self.b.status()?, "data_lsn")? >= goal)
@@ -102,11 +101,11 @@ impl Regions {
         output.note(run(&confirm)?.trim_end());
         let status = self.b.status()?;
         let data_lsn = number(&status, "data_lsn").or_else(|_| number(&status, "durable_lsn"))?;
-        let probe = self.b.root.join("back-again");
-        std::fs::write(&probe, "written in region B").map_err(at(&probe))?;
+        self.b.write(Path::new("back-again"), b"written in region B", false)?;
         let took = start.elapsed();
-        let verdict = self.ledger.check(&ledger_root(&self.b), data_lsn);
-        let copied = compare::copy_differences(sources, &self.b.root).map_err(failed)?;
+        let tree = self.b.look()?;
+        let verdict = self.ledger.check(&tree.join(LEDGER), data_lsn);
+        let copied = compare::copy_differences(sources, &tree).map_err(failed)?;
         Ok(Round::new(self.name, &self.ledger, &verdict, copied, number(&status, "durable_lsn")?, took))
     }
 }

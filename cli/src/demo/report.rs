@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     ledger::{Ledger, Verdict},
+    nodes::Way,
     tree::Sources,
 };
 use crate::{error::CliError, output::Output, units::bytes_text};
@@ -15,6 +16,8 @@ use crate::{error::CliError, output::Output, units::bytes_text};
 pub(super) struct Report {
     files: usize,
     bytes: u64,
+    /// How files were read and written.
+    through: Way,
     rounds: Vec<Round>,
     moments: Vec<Moment>,
 }
@@ -90,8 +93,9 @@ pub(super) struct Moment {
 }
 
 impl Report {
-    pub(super) fn new(sources: &Sources) -> Report {
-        Report { files: sources.files.len(), bytes: sources.bytes, rounds: Vec::new(), moments: Vec::new() }
+    pub(super) fn new(sources: &Sources, through: Way) -> Report {
+        let (files, bytes) = (sources.files.len(), sources.bytes);
+        Report { files, bytes, through, rounds: Vec::new(), moments: Vec::new() }
     }
 
     pub(super) fn add(&mut self, round: Round) {
@@ -114,7 +118,12 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let mut lines = vec![format!("{} files, {}", self.files, bytes_text(self.bytes)), String::new()];
+        let through = match self.through {
+            Way::Mount => "FUSE mounts",
+            Way::Library => "the library, without FUSE",
+        };
+        let copied = format!("{} files, {}, through {through}", self.files, bytes_text(self.bytes));
+        let mut lines = vec![copied, String::new()];
         lines.push(format!(
             "{:<22}{:>10}{:>8}{:>8}{:>18}{:>12}",
             "", "entries", "lines", "lost", "files, ms lost", "recovery"

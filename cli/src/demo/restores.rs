@@ -7,15 +7,15 @@ use std::{
 
 use super::{
     Place, compare,
-    ledger::{Ledger, ledger_root},
-    nodes::{Mounted, clock, run, wait_for},
+    ledger::{LEDGER, Ledger},
+    nodes::{Served, clock, run, wait_for},
     operations::{self, Sync},
     report::{Moment, Report},
 };
 use crate::error::{CliError, failed};
 
 /// Waits until the archive has everything that is durable.
-pub(super) fn wait_archived(a: &Mounted) -> Result<(), CliError> {
+pub(super) fn wait_archived(a: &Served) -> Result<(), CliError> {
     let goal = a.durable_lsn()?;
     wait_for("the archive", Duration::from_secs(60), || {
         let status = a.status()?;
@@ -62,10 +62,10 @@ fn restore(
     let arguments = ["restore", archive].map(Path::new).into_iter().chain([node.as_path()]);
     let options = ["--at", &at, "--blocks", &blocks].map(Path::new);
     let said = run(&arguments.chain(options).collect::<Vec<_>>())?;
-    let mounted = Mounted::start(&node, &region.join("mount"), &[])?;
+    let served = Served::start(place.way, &node, &region.join("mount"), &[])?;
     let took_ms = start.elapsed().as_millis() as u64;
-    let matching = matching_shadow(&region.join("shadow"), ledger, &ledger_root(&mounted), moment)?;
-    mounted.unmount()?;
+    let matching = matching_shadow(&region.join("shadow"), ledger, &served.look()?.join(LEDGER), moment)?;
+    served.end()?;
     report.restored(Moment { name, at, said, matching, took_ms });
     Ok(())
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Place, compare,
-    ledger::{Ledger, ledger_root},
-    nodes::{Mounted, clock, number, run},
-    operations::{self, Script},
+    ledger::{LEDGER, Ledger},
+    nodes::{Served, clock, number, run},
+    operations::Script,
     report::{Report, Round},
     tree::Sources,
 };
@@ -20,7 +20,7 @@ struct Region {
     name: &'static str,
     node: PathBuf,
     mount: PathBuf,
-    a: Mounted,
+    a: Served,
     ledger: Ledger,
 }
 
@@ -37,16 +37,15 @@ impl Region {
             "--name".as_ref(),
             name.as_ref(),
         ])?;
-        let a = Mounted::start(&node, &mount, &[])?;
+        let a = Served::start(place.way, &node, &mount, &[])?;
         let ledger = Ledger::new(place.directory(&format!("{name}-shadow"))?)?;
         Ok(Region { name, node, mount, a, ledger })
     }
 
     /// Copies the sources in.
     fn fill(&self, sources: &Sources) -> Result<(), CliError> {
-        sources.copy_to(&self.a.root)?;
-        operations::prepare(&ledger_root(&self.a)).map_err(failed)?;
-        run(&[Path::new("flush"), &self.a.root]).map(drop)
+        self.a.fill(sources, Path::new(LEDGER))?;
+        self.a.flush()
     }
 }
 
@@ -66,14 +65,15 @@ pub(super) fn survive_a_kill(
     let Region { name, node, mount, a, ledger } = region;
     a.kill()?;
     let start = clock();
-    let back = Mounted::start(&node, &mount, &[])?;
+    let back = Served::start(place.way, &node, &mount, &[])?;
     let took = start.elapsed();
     let status = back.status()?;
     let durable = number(&status, "durable_lsn")?;
-    let verdict = ledger.check(&ledger_root(&back), durable);
-    let copied = compare::copy_differences(sources, &back.root).map_err(failed)?;
+    let tree = back.look()?;
+    let verdict = ledger.check(&tree.join(LEDGER), durable);
+    let copied = compare::copy_differences(sources, &tree).map_err(failed)?;
     report.add(Round::new(name, &ledger, &verdict, copied, durable, took));
-    back.unmount()?;
+    back.end()?;
     run(&[Path::new("fsck"), &node, Path::new("--data")]).map(|said| output.note(said.trim_end()))
 }
 

@@ -1,6 +1,7 @@
 //! The tree that the demo copies in: real sources, found on this machine.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, FileTimes},
     io,
     path::{Path, PathBuf},
@@ -56,6 +57,12 @@ impl Sources {
             }
         }
         Ok(())
+    }
+
+    /// The directories of the copy.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let directories: BTreeSet<&Path> = self.files.iter().filter_map(|(_, to)| to.parent()).collect();
+        directories.into_iter().map(Path::to_owned).collect()
     }
 
     /// Copies the files below `root`, with their modification times.

@@ -234,6 +234,10 @@ impl Handler for Host {
             }
             Request::Unmount { path } => self.unmount(&path, replies),
             Request::Fsck { data } => tasks::fsck(self, data, replies),
+            Request::Tree(request) => {
+                let left_out = request.perform(self.volume(), &self.runtime)?;
+                Ok(serde_json::json!({ "left_out": left_out }))
+            }
             Request::Dump { path } => tasks::dump(self, &path, replies),
             Request::Invite { role, addresses, expires_secs } => {
                 let role = role.parse().map_err(CliError::usage)?;

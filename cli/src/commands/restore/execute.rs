@@ -46,6 +46,8 @@ pub(super) struct Restored {
     pub(super) inodes: u64,
     pub(super) packs_copied: u64,
     pub(super) missing_packs: u64,
+    /// Snapshots that turned out to be damaged, around which it was restored.
+    pub(super) damaged_snapshots: usize,
 }
 
 impl Restore {
@@ -70,7 +72,8 @@ impl Restore {
         }
         let line = Arc::new(Mutex::new(ProgressLine::new(output)));
         let progress = on_progress(&line, plan.entries);
-        let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
+        let (index, state, as_of, damaged_snapshots) =
+            self.restore_tree(&staging, plan, runtime, &progress)?;
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
@@ -96,6 +99,7 @@ impl Restore {
             inodes: state.usage.inodes,
             packs_copied: packs.copied,
             missing_packs: packs.missing,
+            damaged_snapshots,
         })
     }
 
@@ -114,14 +118,14 @@ impl Restore {
         self.archives.iter().filter(|archive| archive.descriptor().kind == ArchiveKind::Full)
     }
 
-    /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan.
+    /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan, and counted.
     fn restore_tree(
         &self,
         staging: &Staging,
         mut plan: RestorePlan,
         runtime: &Runtime,
         progress: &OnProgress,
-    ) -> Result<(Arc<FjallIndex>, State, LogTime), CliError> {
+    ) -> Result<(Arc<FjallIndex>, State, LogTime, usize), CliError> {
         let directory = index_directory(&staging.path);
         let mut excluded = BTreeSet::new();
         loop {
@@ -129,7 +133,7 @@ impl Restore {
             let into = Arc::clone(&index) as Arc<dyn Index>;
             let restored = runtime.block_on(restore_tree(&self.archives, &plan, into, Arc::clone(progress)));
             let error = match restored {
-                Ok(state) => return Ok((index, state, runtime.block_on(self.as_of())?)),
+                Ok(state) => return Ok((index, state, runtime.block_on(self.as_of())?, excluded.len())),
                 Err(error) => error,
             };
             let (RestoreError::Snapshot { folder, .. } | RestoreError::OtherSnapshot { folder, .. }) = &error
