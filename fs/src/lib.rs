@@ -21,6 +21,7 @@ mod overlay;
 mod rows;
 mod sequencer;
 mod snapshot;
+mod sync;
 mod table;
 mod view;
 mod volume;

@@ -15,9 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use murphy_log::{Lsn, State};
-use parking_lot::RwLock;
 
-use crate::RowKey;
+use crate::{RowKey, sync::RwLock};
 
 /// The changes of one run of entries.
 #[derive(Default)]

@@ -10,28 +10,30 @@
 //! - After the log has ended nothing is decided any more.
 
 mod frames;
+#[cfg(test)]
+mod interleavings;
 mod memory;
 
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use murphy_log::{
     Appender, Clock, Entry, Epoch, Frame, Log, LogTime, Lsn, Position, Requester, State, VolumeKeys,
 };
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, MutexGuard};
 use quick_cache::sync::Cache;
 
 use crate::{
     Caller, Errno, IndexSnapshot, Ino, RowKey,
     decide::{Decided, Draft, EntryKind, Moment, Operation, Refusal},
     log_time::LogClock,
+    sync::{ArcSwap, AtomicU64, Mutex},
     table::Table,
     view::{Basis, View, ViewError, decode_row},
 };
