@@ -67,7 +67,7 @@ impl Rot {
             assert_eq!(ran.json()["findings"], 0, "{what}: {ran}");
             return Some(ran.json()["digest"].as_str().unwrap().to_owned());
         }
-        let errors = ran.stderr().lines().filter(|line| line.starts_with("Error: ")).count();
+        let errors = ran.stderr().lines().filter(|line| line.starts_with("{\"error\":")).count();
         assert!(errors == 1 || (code == Some(3) && errors == 0), "{what}: {ran}");
         None
     }
