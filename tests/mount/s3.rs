@@ -202,3 +202,19 @@ fn a_store_that_answers_with_other_bytes_is_found_out() {
     }
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
 }
+
+/// The most common mistake: the store is named, and nothing secret is.
+#[test]
+fn wrong_credentials_are_one_error_and_stay_secret() {
+    let (scratch, s3) = world();
+    let wrong = scratch.path("wrong credentials");
+    fs::write(&wrong, "AWS_ACCESS_KEY_ID=murphy\nAWS_SECRET_ACCESS_KEY=hunter2\n").unwrap();
+    let right = scratch.path("s3/credentials").display().to_string();
+    let blocks = s3.url("blocks", "home", "here").replace(&right, &wrong.display().to_string());
+    let refused = scratch.run(["format", "node", "--blocks", &blocks]).expect_error(1, "s3://blocks/home");
+    assert!(!refused.stderr().contains("hunter2"), "{refused}");
+    assert!(!scratch.path("node").exists());
+    let nowhere = s3.url("no-such-bucket", "home", "here");
+    scratch.run(["format", "node", "--blocks", &nowhere]).expect_error(1, "no-such-bucket");
+    assert!(!scratch.path("node").exists());
+}

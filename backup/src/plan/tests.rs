@@ -277,15 +277,16 @@ async fn what_lies_behind_a_missing_slot_is_told() {
     for frame in frames.chunks(1) {
         put(&store, frame).await;
     }
-    let whole = plan(&[archive.clone()], Target::Latest).await.unwrap();
+    let archives = [archive];
+    let whole = plan(&archives, Target::Latest).await.unwrap();
     assert_eq!(whole.problems, Vec::<String>::new());
     store.remove(&layout::slot(1, frames[1].first())).await;
-    let cut = plan(&[archive.clone()], Target::Latest).await.unwrap();
+    let cut = plan(&archives, Target::Latest).await.unwrap();
     assert_eq!(cut.route.end, frames[0].position());
     let [problem] = &cut.problems[..] else { panic!("{:?}", cut.problems) };
     for slot in [&frames[1], &frames[2]] {
         assert!(problem.contains(&layout::slot(1, slot.first())), "{problem}");
     }
-    let before = plan(&[archive], Target::Lsn(frames[0].last())).await.unwrap();
+    let before = plan(&archives, Target::Lsn(frames[0].last())).await.unwrap();
     assert_eq!(before.problems, Vec::<String>::new(), "what was asked for is whole");
 }

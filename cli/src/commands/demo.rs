@@ -10,7 +10,12 @@ use crate::{
 
 /// See it work in a minute: writes, kills, comes back, and proves every byte
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example:\n  murphy demo --tree /usr/share/doc")]
+#[command(
+    long_about = "See it work in a minute: writes, kills, comes back, and proves every byte\n\nExits with 1 if any byte differs. \
+                  Where there is no /dev/fuse, or MURPHY_DEMO_WITHOUT_FUSE is set, files are read and written through the \
+                  library instead of mounts.",
+    after_help = "Example:\n  murphy demo --tree /usr/share/doc"
+)]
 pub(crate) struct DemoArgs {
     /// The tree to copy in; by default sources found on this machine, at most 5,000 files and 200 MiB
     #[arg(long, value_name = "PATH")]
