@@ -38,9 +38,18 @@ struct Parts {
 impl World {
     /// Lets the mirror on `host` take over, unless it still hears its source.
     pub(super) async fn promote(self: &Arc<Self>, host: usize) {
+        // A node does one thing at a time for those who look after it.
+        if std::mem::replace(&mut self.hosts[host].lock().promoting, true) {
+            return;
+        }
+        self.promote_alone(host).await;
+        self.hosts[host].lock().promoting = false;
+    }
+
+    async fn promote_alone(self: &Arc<Self>, host: usize) {
         let Some(parts) = self.parts(host) else { return };
-        if self.ground.level == Level::Mirror && !self.has_caught_up(&parts) {
-            // What was acknowledged before the last promotion is not here yet: nobody would promote this one.
+        if !self.has_caught_up(&parts) {
+            // What was there before the last promotion is not here yet: nobody would promote this one.
             return self.stage().note(format!("host {host}: has not caught up, and is not promoted"));
         }
         let silent = async {

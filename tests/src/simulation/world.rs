@@ -56,6 +56,14 @@ pub(super) struct Host {
     pub(super) process: Option<Process>,
     /// A start is under way.
     pub(super) starting: bool,
+    /// A promotion is.
+    pub(super) promoting: bool,
+}
+
+impl Host {
+    fn new(origin: State) -> Host {
+        Host { disk: Disk::new(origin), process: None, starting: false, promoting: false }
+    }
 }
 
 impl World {
@@ -64,7 +72,11 @@ impl World {
         let keys = VolumeKeys::derive(VOLUME);
         let origin = origin();
         let none: super::account::Witness = Arc::new(|_, _| {});
+        // A node alone has a machine beside it, where a copy of its directory may be started: with the same identity and store.
+        let machines = hosts.max(2);
+        let home = |machine: usize| if machine < hosts { machine } else { 0 };
         let stores = (0..hosts).map(|host| Account::new(stage, &format!("store-{host}"), Arc::clone(&none)));
+        let stores: Vec<_> = stores.collect();
         let archives =
             ["archive-a", "archive-b"].map(|name| Account::new(stage, name, witness(stage, name, &keys)));
         let ground = Arc::new(Ground {
@@ -73,14 +85,16 @@ impl World {
             origin,
             keys,
             lineage: Lineage { volume: VOLUME, branch: BRANCH },
-            stores: stores.collect(),
+            stores: (0..machines).map(|machine| Arc::clone(&stores[home(machine)])).collect(),
             archives: archives.to_vec(),
-            identities: (0..hosts).map(|host| identity_of(host).map(Arc::new)).collect::<Result<_, _>>()?,
+            identities: (0..machines)
+                .map(|machine| identity_of(home(machine)).map(Arc::new))
+                .collect::<Result<_, _>>()?,
         });
-        let machine = |_| Mutex::new(Host { disk: Disk::new(origin), process: None, starting: false });
+        let machine = |_| Mutex::new(Host::new(origin));
         let world = World {
             ground,
-            hosts: (0..hosts).map(machine).collect(),
+            hosts: (0..machines).map(machine).collect(),
             network: (hosts > 1).then(|| Network::new(stage)),
             bytes_lost: AtomicBool::new(false),
             folder: in_memory()?,
@@ -110,7 +124,11 @@ impl World {
         }
         for (host, home) in self.hosts.iter().enumerate() {
             let disk = &mut home.lock().disk;
-            if host == 0 { disk.leads = Some(epoch_of(1, 0)) } else { disk.follows = Some(0) }
+            if host == 0 {
+                disk.leads = Some(epoch_of(1, 0));
+            } else {
+                disk.follows = self.network.is_some().then_some(0);
+            }
         }
         Ok(())
     }
@@ -295,6 +313,20 @@ impl World {
         self.places.send_replace(places.collect());
     }
 
+    /// Starts a copy of the node's directory on the machine beside it, with the node still running.
+    pub(super) async fn clone_node(self: &Arc<Self>) {
+        let copy = {
+            let home = self.hosts[0].lock();
+            if home.process.is_none() || self.hosts[1].lock().disk.leads.is_some() {
+                return;
+            }
+            home.disk.copy()
+        };
+        self.stage().disaster("the directory of host 0 is copied, and both copies run");
+        self.hosts[1].lock().disk = copy;
+        self.start(1).await;
+    }
+
     /// A client that goes from place to place until `stop`.
     pub(super) async fn employ(self: Arc<Self>, number: u64, mut stop: watch::Receiver<bool>) {
         let stage = Arc::clone(self.stage());
@@ -342,12 +374,12 @@ impl World {
         }
     }
 
-    /// The host that decides: the one of the latest epoch that runs.
+    /// The host that decides: the one of the latest epoch that runs. Of two copies of one node the one that no archive has turned away.
     pub(super) fn leader(&self) -> Option<usize> {
         let leads = |(host, home): (usize, &Mutex<Host>)| {
             let home = home.lock();
-            home.process.as_ref()?;
-            Some((home.disk.leads?, host))
+            let is_forked = home.process.as_ref()?.is_forked();
+            Some(((home.disk.leads?, !is_forked), host))
         };
         self.hosts.iter().enumerate().filter_map(leads).max().map(|(_, host)| host)
     }
@@ -396,7 +428,8 @@ impl World {
             return Some(format!("host {leader} cannot sync: {errno:?}"));
         }
         let tip = log.durable().state().position;
-        for (host, home) in self.hosts.iter().enumerate().filter(|(host, _)| *host != leader) {
+        let others = self.hosts.iter().enumerate().filter(|(host, _)| *host != leader);
+        for (host, home) in others.filter(|_| self.network.is_some()) {
             let home = home.lock();
             let Some(process) = &home.process else { return Some(format!("host {host} does not run")) };
             let followed = process.among.as_ref().and_then(|among| among.followed.as_ref());
