@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use bytes::Bytes;
+use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey};
 use murphy_log::{
     AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,

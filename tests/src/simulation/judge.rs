@@ -138,7 +138,8 @@ impl Judge {
                 }
             }
         }
-        let is_stale = |(epoch, base): &(Epoch, Position)| *epoch > position.epoch && !self.is_on(&position, base);
+        let is_stale =
+            |(epoch, base): &(Epoch, Position)| *epoch > position.epoch && !self.is_on(&position, base);
         if level == Level::Local && self.begun.iter().any(is_stale) {
             // It acknowledges for itself only; nobody promised more.
             return Ok(());

@@ -10,8 +10,8 @@ use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState};
 use murphy_log::{Clock, DurableWatch, Epoch, Frame, Log, Lsn, NodeId, Position, State, VolumeKeys};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener, Lookup,
-    MemoryBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Point, Replica, ReplicaError, SeedSnapshot,
-    SeedWriter, Services, SnapshotSource, SourcePart, compare, look_up,
+    MemoryBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Point, Replica, ReplicaError,
+    SeedSnapshot, SeedWriter, Services, SnapshotSource, SourcePart, compare, look_up,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -44,7 +44,12 @@ pub(super) struct Followed {
 
 impl Ground {
     /// The part of `process` that speaks with other nodes; it listens from now on, and is neither source nor mirror yet.
-    pub(super) fn among(&self, host: usize, process: &Process, network: &Arc<Network>) -> Result<Among, String> {
+    pub(super) fn among(
+        &self,
+        host: usize,
+        process: &Process,
+        network: &Arc<Network>,
+    ) -> Result<Among, String> {
         let identity = Arc::clone(&self.identities[host]);
         let sockets = network.sockets(host, &process.gate);
         let options = NetworkOptions { idle_timeout: IDLE_TIMEOUT, ..NetworkOptions::default() };

@@ -71,7 +71,8 @@ impl Default for Air {
 
 impl Network {
     pub(super) fn new(stage: &Arc<Stage>) -> Arc<Network> {
-        let network = Arc::new(Network { stage: Arc::clone(stage), inner: Mutex::default(), wake: Notify::new() });
+        let network =
+            Arc::new(Network { stage: Arc::clone(stage), inner: Mutex::default(), wake: Notify::new() });
         tokio::spawn(Arc::clone(&network).deliver());
         network
     }

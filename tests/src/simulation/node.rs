@@ -128,7 +128,8 @@ impl Ground {
     /// The same, and behind it the packs of the archives.
     pub(super) fn layered(&self, host: usize, gate: &Arc<Gate>) -> Arc<dyn BlockStore> {
         let others = self.archives.iter().map(|account| {
-            let store = ObjectBlockStore::new(account.through(gate), Path::from("archive"), account.name.clone());
+            let store =
+                ObjectBlockStore::new(account.through(gate), Path::from("archive"), account.name.clone());
             Arc::new(store) as Arc<dyn BlockStore>
         });
         Arc::new(Layered { own: self.blocks(host, gate), others: others.collect() })

@@ -9,7 +9,9 @@ use futures::future::BoxFuture;
 use murphy_backup::{ArchiveFence, LostPacks, Successor, Supplies, TakeOverLog};
 use murphy_fs::{Fence, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
-use murphy_mirror::{AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote};
+use murphy_mirror::{
+    AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote,
+};
 
 use super::{
     Level,
@@ -38,12 +40,16 @@ struct Parts {
 impl World {
     /// Lets the mirror on `host` take over, unless it still hears its source.
     pub(super) async fn promote(self: &Arc<Self>, host: usize) {
-        // A node does one thing at a time for those who look after it.
-        if std::mem::replace(&mut self.hosts[host].lock().promoting, true) {
+        // Those who look after the volume promote one node at a time.
+        if std::mem::replace(&mut *self.promoting.lock(), true) {
             return;
         }
-        self.promote_alone(host).await;
-        self.hosts[host].lock().promoting = false;
+        // Of two that promise an epoch each neither can be sealed by the other: whoever has begun is tried until the others are sealed.
+        let candidate = *self.candidate.lock();
+        if candidate.is_none_or(|candidate| candidate == host) {
+            self.promote_alone(host).await;
+        }
+        *self.promoting.lock() = false;
     }
 
     async fn promote_alone(self: &Arc<Self>, host: usize) {
@@ -62,9 +68,16 @@ impl World {
         }
         self.stage().disaster(format!("host {host} is promoted"));
         self.stop_following(host);
+        *self.candidate.lock() = Some(host);
         match self.take_over(host, &parts).await {
-            Ok((plan, complete)) => self.led_by(host, &plan, complete),
+            Ok((plan, complete)) => {
+                *self.candidate.lock() = None;
+                self.led_by(host, &plan, complete);
+            }
             Err(error) => {
+                if error.contains("promote that one") {
+                    *self.candidate.lock() = None;
+                }
                 self.stage().note(format!("host {host}: is not promoted: {error}"));
                 self.crash(host);
                 self.restart_later(host);
@@ -175,7 +188,10 @@ impl World {
         let (stage, level) = (self.stage(), self.ground.level);
         let base = plan.base.position;
         let lost = plan.entries_without_bytes();
-        stage.note(format!("host {host}: epoch {} begins after lsn {}, {lost} without bytes", plan.epoch.number, base.lsn));
+        stage.note(format!(
+            "host {host}: epoch {} begins after lsn {}, {lost} without bytes",
+            plan.epoch.number, base.lsn
+        ));
         let keeps = level == Level::Mirror || (level == Level::Archive && complete);
         stage.judge(|judge, _| {
             judge.begins(plan.epoch, base);
@@ -186,7 +202,8 @@ impl World {
             judge.forget_files();
             Ok(())
         });
-        if !keeps && lost > 0 {
+        // What nobody has acknowledged may be gone with the source. What somebody has, the plan does not give up.
+        if lost > 0 && (!keeps || level == Level::Mirror) {
             self.bytes_lost.store(true, Ordering::Relaxed);
         }
         let led = {
@@ -232,8 +249,9 @@ impl World {
             let position = process.log.durable().state().position;
             Some((position.epoch, position.lsn, *host))
         };
-        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max();
-        if let Some((_, _, host)) = furthest {
+        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max().map(|(_, _, host)| host);
+        let candidate = *self.candidate.lock();
+        if let Some(host) = candidate.or(furthest) {
             self.promote(host).await;
         }
     }
@@ -273,18 +291,23 @@ impl TakeOver for Acts<'_> {
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let host = (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
+            let host =
+                (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
             let host = host.ok_or("it is no member")?;
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
-            let (addresses, key) = ([address_of(host).to_string()], self.ground.identities[host].public_key());
-            let sealed = self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
+            let (addresses, key) =
+                ([address_of(host).to_string()], self.ground.identities[host].public_key());
+            let sealed =
+                self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
             let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
             Ok(sealed.state.map(standing))
         })
     }
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
-        Box::pin(async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) })
+        Box::pin(
+            async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) },
+        )
     }
 
     fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {

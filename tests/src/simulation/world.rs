@@ -42,6 +42,10 @@ pub(super) struct World {
     pub(super) hosts: Vec<Mutex<Host>>,
     /// What is between them, if there are several.
     pub(super) network: Option<Arc<Network>>,
+    /// A promotion is under way.
+    pub(super) promoting: Mutex<bool>,
+    /// Who has begun to take over and has not sealed everybody.
+    pub(super) candidate: Mutex<Option<usize>>,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
     /// Where copiers keep how far they have come.
@@ -56,13 +60,11 @@ pub(super) struct Host {
     pub(super) process: Option<Process>,
     /// A start is under way.
     pub(super) starting: bool,
-    /// A promotion is.
-    pub(super) promoting: bool,
 }
 
 impl Host {
     fn new(origin: State) -> Host {
-        Host { disk: Disk::new(origin), process: None, starting: false, promoting: false }
+        Host { disk: Disk::new(origin), process: None, starting: false }
     }
 }
 
@@ -96,6 +98,8 @@ impl World {
             ground,
             hosts: (0..machines).map(machine).collect(),
             network: (hosts > 1).then(|| Network::new(stage)),
+            promoting: Mutex::default(),
+            candidate: Mutex::default(),
             bytes_lost: AtomicBool::new(false),
             folder: in_memory()?,
             places: watch::Sender::new(Vec::new()),
@@ -222,7 +226,8 @@ impl World {
                     let leads = home.disk.leads.filter(|_| home.disk.fenced.is_none());
                     leads.map(|epoch| (epoch, *other))
                 };
-                let leader = (0..world.hosts.len()).filter(|other| *other != host).filter_map(|o| leads(&o)).max();
+                let leader =
+                    (0..world.hosts.len()).filter(|other| *other != host).filter_map(|o| leads(&o)).max();
                 if world.hosts[host].lock().disk.fenced.is_none() {
                     return;
                 }
@@ -327,6 +332,11 @@ impl World {
         self.start(1).await;
     }
 
+    /// Whether two copies of one node have run.
+    pub(super) fn was_cloned(&self) -> bool {
+        self.network.is_none() && self.hosts[1].lock().disk.leads.is_some()
+    }
+
     /// A client that goes from place to place until `stop`.
     pub(super) async fn employ(self: Arc<Self>, number: u64, mut stop: watch::Receiver<bool>) {
         let stage = Arc::clone(self.stage());
@@ -422,9 +432,15 @@ impl World {
         let (volume, log, shipped) = {
             let home = self.hosts[leader].lock();
             let process = home.process.as_ref()?;
+            if self.network.is_none() && process.is_forked() {
+                // Turned away by the archive for which it competes with its copy; it has said so.
+                return None;
+            }
             (process.volume.clone(), Arc::clone(&process.log), process.shipped.clone())
         };
-        if let Err(errno) = volume.sync_all().wait().await {
+        // The data position of mirrors stays below bytes that are gone with a source, and so does what they acknowledge.
+        let waits_for_lost = self.ground.level == Level::Mirror && self.bytes_lost.load(Ordering::Relaxed);
+        if let (Err(errno), false) = (volume.sync_all().wait().await, waits_for_lost) {
             return Some(format!("host {leader} cannot sync: {errno:?}"));
         }
         let tip = log.durable().state().position;
@@ -437,7 +453,10 @@ impl World {
             let (held, data) = (process.log.durable().state().position.lsn, *followed.replica.data.borrow());
             if held < tip.lsn || (data < tip.lsn && !self.bytes_lost.load(Ordering::Relaxed)) {
                 let error = followed.handle.status.borrow().error.clone();
-                return Some(format!("mirror {host} is at lsn {held}, data {data}, of {}: {error:?}", tip.lsn));
+                return Some(format!(
+                    "mirror {host} is at lsn {held}, data {data}, of {}: {error:?}",
+                    tip.lsn
+                ));
             }
         }
         for one in &shipped {
@@ -462,7 +481,8 @@ impl World {
 
     /// The last judgement: what was acknowledged is there, trees are what their digests say, and archives restore.
     pub(super) async fn conclude(self: &Arc<Self>) {
-        let Some(leader) = self.leader() else {
+        let leader = if self.was_cloned() { self.rightful_copy() } else { self.leader() };
+        let Some(leader) = leader else {
             return self.stage().note("nobody leads any more");
         };
         let (volume, log) = {
@@ -484,6 +504,19 @@ impl World {
         }
         (0..self.hosts.len()).for_each(|host| self.check_tree(host));
         restores::judge(self, tip).await;
+    }
+
+    /// Of two copies of one node the one that has everything that was acknowledged; there must be one.
+    fn rightful_copy(&self) -> Option<usize> {
+        let holds = |host: &usize| {
+            let tip = self.hosts[*host].lock().disk.log.durable().state().position;
+            self.stage().judge(|judge, _| Ok(judge.all_held("", &tip).is_ok())) == Some(true)
+        };
+        let found = (0..self.hosts.len()).find(holds);
+        if found.is_none() {
+            self.stage().violated("lost: neither copy of the node has everything that was acknowledged");
+        }
+        found
     }
 
     /// Recomputes the digest of a tree from its rows.
