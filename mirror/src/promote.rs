@@ -109,6 +109,15 @@ impl PromoteRequest {
             return Err(PlanError::Forked { node: *node, position: standing.state.position });
         }
         let base = longest.map_or(own.state, |(_, standing)| standing.state);
+        // Bytes that a member has acknowledged may be nowhere else: nobody who lacks them goes on without that member being given up.
+        let bytes = |standing: &Standing| standing.data_lsn.min(base.position.lsn);
+        let fuller = standings.iter().filter(|(node, _)| members.contains(node) && !lost.contains(node));
+        if let Some((node, standing)) = fuller.max_by_key(|(_, standing)| bytes(standing))
+            && longest.is_none()
+            && bytes(standing) > own.data_lsn
+        {
+            return Err(PlanError::Bytes { node: *node, held: bytes(standing), own: own.data_lsn });
+        }
         let heard = standings.iter().map(|(_, standing)| standing.heard_lsn).fold(own.heard_lsn, Lsn::max);
         Ok(PromotePlan {
             epoch: self.next,
@@ -195,6 +204,18 @@ pub enum PlanError {
         needed: usize,
         /// Those that are not, and why.
         missing: Missing,
+    },
+    /// A member has bytes that this node lacks, and may have acknowledged them.
+    #[error(
+        "member {node} has every byte up to lsn {held}, this node up to lsn {own}: promote that one (--assume-lost {node} gives them up)"
+    )]
+    Bytes {
+        /// The member.
+        node: NodeId,
+        /// Up to where it has every byte.
+        held: Lsn,
+        /// Up to where this node has.
+        own: Lsn,
     },
     /// A member holds another history of the same length.
     #[error("member {node} holds another history: {position}")]
@@ -338,6 +359,21 @@ mod tests {
         let plan = request(1, 2, &[2]).plan(standing(3), &Answers::new()).unwrap();
         assert_eq!(plan.lost, BTreeSet::from([node(2)]));
         assert!(plan.to_string().contains("given up"), "{plan}");
+    }
+
+    /// The fear: with `mirror=1` one mirror has acknowledged bytes, the other one takes over, and they are in no store that it reads.
+    #[test]
+    fn a_node_does_not_go_on_without_bytes_that_a_member_may_have_acknowledged() {
+        let mut own = standing(5);
+        own.data_lsn = Lsn::new(7);
+        let answers = Answers::from([(node(2), Ok(Some(standing(5))))]);
+        let refused = request(1, 2, &[]).plan(own, &answers).unwrap_err();
+        let held = standing(5).data_lsn;
+        assert_eq!(refused, PlanError::Bytes { node: node(2), held, own: Lsn::new(7) });
+        assert!(refused.to_string().contains(&format!("--assume-lost {}", node(2))), "{refused}");
+        assert!(request(1, 2, &[2]).plan(own, &answers).is_ok(), "given up by name");
+        let local = PromoteRequest { policy: AckPolicy::Local, ..request(1, 2, &[]) };
+        assert!(local.plan(own, &answers).is_ok(), "nobody waited for mirrors");
     }
 
     #[test]

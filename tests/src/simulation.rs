@@ -60,16 +60,19 @@ pub enum Canary {
     SilentShipper,
     /// A mirror forgets what it has promised to a successor: two epochs acknowledge.
     ForgottenPromise,
+    /// The index of a mirror loses rows: equal positions, other digests.
+    ForgetfulIndex,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 5] = [
+    pub const ALL: [Canary; 6] = [
         Canary::LyingDisk,
         Canary::ShipBeforeDurable,
         Canary::EarlyCollector,
         Canary::SilentShipper,
         Canary::ForgottenPromise,
+        Canary::ForgetfulIndex,
     ];
 
     /// What it is called on the command line.
@@ -80,6 +83,7 @@ impl Canary {
             Canary::EarlyCollector => "early-collector",
             Canary::SilentShipper => "silent-shipper",
             Canary::ForgottenPromise => "forgotten-promise",
+            Canary::ForgetfulIndex => "forgetful-index",
         }
     }
 
@@ -91,6 +95,7 @@ impl Canary {
             Canary::EarlyCollector => "a restore",
             Canary::SilentShipper => "silent stall",
             Canary::ForgottenPromise => "two ",
+            Canary::ForgetfulIndex => "digest",
         }
     }
 }
@@ -151,7 +156,8 @@ pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
 async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     let stage = Arc::new(Stage::new(seed, canary, print));
     // A node alone, or one with two mirrors.
-    let hosts = if canary == Some(Canary::ForgottenPromise) || stage.once_in(4) { 3 } else { 1 };
+    let needs_mirrors = matches!(canary, Some(Canary::ForgottenPromise | Canary::ForgetfulIndex));
+    let hosts = if needs_mirrors || stage.once_in(4) { 3 } else { 1 };
     let level = match stage.below(3) {
         _ if canary == Some(Canary::ForgottenPromise) => Level::Mirror,
         0 => Level::Local,

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Canary,
+    Canary, Level,
     account::{Account, Damage, Weather},
     disk::SLOW_MS_MAX,
     gate::Life,
@@ -33,7 +33,7 @@ pub(super) async fn strike(world: &Arc<World>, end: Duration) {
 async fn strike_once(world: &Arc<World>, victim: usize) {
     let stage = world.stage();
     let host = stage.below(world.hosts.len() as u64) as usize;
-    let kinds = if world.network.is_some() { 18 } else { 13 };
+    let kinds = if world.network.is_some() { 19 } else { 14 };
     match stage.below(kinds) {
         0..=2 => crash(world, host),
         3..=5 => bad_weather(world),
@@ -53,9 +53,18 @@ async fn strike_once(world: &Arc<World>, victim: usize) {
         10 => full_disk(world, host),
         11 => step_clock(world, host),
         12 => pause(world, host),
+        13 if world.network.is_none() => {
+            if world.ground.level == Level::Archive && stage.once_in(2) {
+                // With two archives each copy may win one of them, and acknowledge through it: only one archive decides for certain.
+                let account = &world.ground.archives[victim];
+                account.change_weather(|weather| weather.gone = true);
+                stage.disaster(format!("{} is gone for ever", account.name));
+                world.clone_node().await;
+            }
+        }
         13 | 14 => part(world, host),
         15 => rough_air(world),
-        16 | 17 => replace(world),
+        16..=18 => replace(world),
         _ => {}
     }
 }

@@ -13,8 +13,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
-use murphy_fs::{Index, MemoryIndex};
+use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey};
 use murphy_log::{
     AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
     ReadError, State, Terminal, TrimError,
@@ -77,6 +78,17 @@ impl Disk {
         kept.truncate(kept.len().saturating_sub(frames));
         self.log = Arc::new(log_of(origin, &kept));
         self.index = Arc::new(MemoryIndex::new());
+    }
+
+    /// The same disk once more, in a directory of its own.
+    pub(super) fn copy(&self) -> Disk {
+        Disk {
+            log: Arc::new(self.log.reopened()),
+            index: Arc::new(MemoryIndex::new()),
+            cursors: Arc::new(Mutex::new(self.cursors.lock().clone())),
+            promised: Arc::new(Mutex::new(*self.promised.lock())),
+            ..self.clone()
+        }
     }
 
     /// An empty directory, for a mirror that joins `source`, which leads.
@@ -342,3 +354,28 @@ pub(super) fn open_index(disk: &mut Disk, origin: State) -> Result<State, String
 /// After so long a disk that is slow is reported by nobody: it is only slow.
 pub(super) const SLOW_MS_MAX: u64 = 400;
 const _: () = assert!(Duration::from_millis(SLOW_MS_MAX).as_secs() == 0);
+
+/// The bug: an index that loses a row now and then.
+pub(super) struct ForgetfulIndex(pub(super) Arc<MemoryIndex>);
+
+impl Index for ForgetfulIndex {
+    fn snapshot(&self) -> Arc<dyn IndexSnapshot> {
+        self.0.snapshot()
+    }
+
+    fn ingest(
+        &self,
+        rows: &mut dyn Iterator<Item = (RowKey, Option<Bytes>)>,
+        state: &State,
+    ) -> Result<(), IndexError> {
+        self.0.ingest(&mut rows.enumerate().filter(|(number, _)| number % 7 != 6).map(|(_, row)| row), state)
+    }
+
+    fn sync(&self) -> Result<(), IndexError> {
+        self.0.sync()
+    }
+
+    fn reached(&self) -> Option<State> {
+        self.0.reached()
+    }
+}

@@ -23,7 +23,7 @@ use tokio::{runtime::Handle, task::AbortHandle};
 use super::{
     Canary, Level,
     account::Account,
-    disk::{Disk, DiskCursor, NodeLog, open_index},
+    disk::{Disk, DiskCursor, ForgetfulIndex, NodeLog, open_index},
     gate::{Gate, Life},
     layered::Layered,
     mirrors::Among,
@@ -99,7 +99,11 @@ impl Ground {
         let blocks = self.blocks(host, &gate);
         let parts = VolumeParts {
             log: Arc::clone(&log) as Arc<dyn Log>,
-            index: Arc::clone(&disk.index) as Arc<dyn murphy_fs::Index>,
+            index: if self.stage.has(Canary::ForgetfulIndex) && host > 0 {
+                Arc::new(ForgetfulIndex(Arc::clone(&disk.index)))
+            } else {
+                Arc::clone(&disk.index) as Arc<dyn murphy_fs::Index>
+            },
             state,
             last_time: last_time(&*log, &state),
             keys: self.keys.clone(),
@@ -222,6 +226,14 @@ impl Ground {
 }
 
 impl Process {
+    /// Whether an archive has turned it away, because another copy of the node ships there.
+    pub(super) fn is_forked(&self) -> bool {
+        self.shipped.iter().any(|shipped| {
+            let end = shipped.handle.lock().as_ref().and_then(|handle| handle.status().end);
+            matches!(end, Some(ShipEnd::Forked { .. } | ShipEnd::Ahead { .. }))
+        })
+    }
+
     /// Who has taken over, or what else ends this process.
     pub(super) fn ended(&self) -> Option<Ending> {
         let fenced =

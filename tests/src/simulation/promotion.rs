@@ -40,9 +40,22 @@ struct Parts {
 impl World {
     /// Lets the mirror on `host` take over, unless it still hears its source.
     pub(super) async fn promote(self: &Arc<Self>, host: usize) {
+        // Those who look after the volume promote one node at a time.
+        if std::mem::replace(&mut *self.promoting.lock(), true) {
+            return;
+        }
+        // Of two that promise an epoch each neither can be sealed by the other: whoever has begun is tried until the others are sealed.
+        let candidate = *self.candidate.lock();
+        if candidate.is_none_or(|candidate| candidate == host) {
+            self.promote_alone(host).await;
+        }
+        *self.promoting.lock() = false;
+    }
+
+    async fn promote_alone(self: &Arc<Self>, host: usize) {
         let Some(parts) = self.parts(host) else { return };
-        if self.ground.level == Level::Mirror && !self.has_caught_up(&parts) {
-            // What was acknowledged before the last promotion is not here yet: nobody would promote this one.
+        if !self.has_caught_up(&parts) {
+            // What was there before the last promotion is not here yet: nobody would promote this one.
             return self.stage().note(format!("host {host}: has not caught up, and is not promoted"));
         }
         let silent = async {
@@ -55,9 +68,16 @@ impl World {
         }
         self.stage().disaster(format!("host {host} is promoted"));
         self.stop_following(host);
+        *self.candidate.lock() = Some(host);
         match self.take_over(host, &parts).await {
-            Ok((plan, complete)) => self.led_by(host, &plan, complete),
+            Ok((plan, complete)) => {
+                *self.candidate.lock() = None;
+                self.led_by(host, &plan, complete);
+            }
             Err(error) => {
+                if error.contains("promote that one") {
+                    *self.candidate.lock() = None;
+                }
                 self.stage().note(format!("host {host}: is not promoted: {error}"));
                 self.crash(host);
                 self.restart_later(host);
@@ -182,7 +202,8 @@ impl World {
             judge.forget_files();
             Ok(())
         });
-        if !keeps && lost > 0 {
+        // What nobody has acknowledged may be gone with the source. What somebody has, the plan does not give up.
+        if lost > 0 && (!keeps || level == Level::Mirror) {
             self.bytes_lost.store(true, Ordering::Relaxed);
         }
         let led = {
@@ -228,8 +249,9 @@ impl World {
             let position = process.log.durable().state().position;
             Some((position.epoch, position.lsn, *host))
         };
-        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max();
-        if let Some((_, _, host)) = furthest {
+        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max().map(|(_, _, host)| host);
+        let candidate = *self.candidate.lock();
+        if let Some(host) = candidate.or(furthest) {
             self.promote(host).await;
         }
     }

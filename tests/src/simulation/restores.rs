@@ -34,6 +34,8 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     });
     let held = match held {
         Ok(held) => held,
+        // Slots of both copies may lie in it, one behind the other: then neither goes on there, and both have said so.
+        Err(error) if world.was_cloned() => return stage.note(format!("both copies shipped to it: {error}")),
         Err(error) => return stage.violated(&format!("an intact archive cannot be walked: {error}")),
     };
     let held_by = stage.judge(|judge, _| Ok(judge.is_on(&held, &tip)));

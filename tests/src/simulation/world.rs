@@ -42,6 +42,10 @@ pub(super) struct World {
     pub(super) hosts: Vec<Mutex<Host>>,
     /// What is between them, if there are several.
     pub(super) network: Option<Arc<Network>>,
+    /// A promotion is under way.
+    pub(super) promoting: Mutex<bool>,
+    /// Who has begun to take over and has not sealed everybody.
+    pub(super) candidate: Mutex<Option<usize>>,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
     /// Where copiers keep how far they have come.
@@ -58,13 +62,23 @@ pub(super) struct Host {
     pub(super) starting: bool,
 }
 
+impl Host {
+    fn new(origin: State) -> Host {
+        Host { disk: Disk::new(origin), process: None, starting: false }
+    }
+}
+
 impl World {
     /// A world in which a volume has just been formatted on host 0.
     pub(super) async fn new(stage: &Arc<Stage>, level: Level, hosts: usize) -> Result<Arc<World>, String> {
         let keys = VolumeKeys::derive(VOLUME);
         let origin = origin();
         let none: super::account::Witness = Arc::new(|_, _| {});
+        // A node alone has a machine beside it, where a copy of its directory may be started: with the same identity and store.
+        let machines = hosts.max(2);
+        let home = |machine: usize| if machine < hosts { machine } else { 0 };
         let stores = (0..hosts).map(|host| Account::new(stage, &format!("store-{host}"), Arc::clone(&none)));
+        let stores: Vec<_> = stores.collect();
         let archives =
             ["archive-a", "archive-b"].map(|name| Account::new(stage, name, witness(stage, name, &keys)));
         let ground = Arc::new(Ground {
@@ -73,15 +87,19 @@ impl World {
             origin,
             keys,
             lineage: Lineage { volume: VOLUME, branch: BRANCH },
-            stores: stores.collect(),
+            stores: (0..machines).map(|machine| Arc::clone(&stores[home(machine)])).collect(),
             archives: archives.to_vec(),
-            identities: (0..hosts).map(|host| identity_of(host).map(Arc::new)).collect::<Result<_, _>>()?,
+            identities: (0..machines)
+                .map(|machine| identity_of(home(machine)).map(Arc::new))
+                .collect::<Result<_, _>>()?,
         });
-        let machine = |_| Mutex::new(Host { disk: Disk::new(origin), process: None, starting: false });
+        let machine = |_| Mutex::new(Host::new(origin));
         let world = World {
             ground,
-            hosts: (0..hosts).map(machine).collect(),
+            hosts: (0..machines).map(machine).collect(),
             network: (hosts > 1).then(|| Network::new(stage)),
+            promoting: Mutex::default(),
+            candidate: Mutex::default(),
             bytes_lost: AtomicBool::new(false),
             folder: in_memory()?,
             places: watch::Sender::new(Vec::new()),
@@ -110,7 +128,11 @@ impl World {
         }
         for (host, home) in self.hosts.iter().enumerate() {
             let disk = &mut home.lock().disk;
-            if host == 0 { disk.leads = Some(epoch_of(1, 0)) } else { disk.follows = Some(0) }
+            if host == 0 {
+                disk.leads = Some(epoch_of(1, 0));
+            } else {
+                disk.follows = self.network.is_some().then_some(0);
+            }
         }
         Ok(())
     }
@@ -296,6 +318,25 @@ impl World {
         self.places.send_replace(places.collect());
     }
 
+    /// Starts a copy of the node's directory on the machine beside it, with the node still running.
+    pub(super) async fn clone_node(self: &Arc<Self>) {
+        let copy = {
+            let home = self.hosts[0].lock();
+            if home.process.is_none() || self.hosts[1].lock().disk.leads.is_some() {
+                return;
+            }
+            home.disk.copy()
+        };
+        self.stage().disaster("the directory of host 0 is copied, and both copies run");
+        self.hosts[1].lock().disk = copy;
+        self.start(1).await;
+    }
+
+    /// Whether two copies of one node have run.
+    pub(super) fn was_cloned(&self) -> bool {
+        self.network.is_none() && self.hosts[1].lock().disk.leads.is_some()
+    }
+
     /// A client that goes from place to place until `stop`.
     pub(super) async fn employ(self: Arc<Self>, number: u64, mut stop: watch::Receiver<bool>) {
         let stage = Arc::clone(self.stage());
@@ -343,12 +384,12 @@ impl World {
         }
     }
 
-    /// The host that decides: the one of the latest epoch that runs.
+    /// The host that decides: the one of the latest epoch that runs. Of two copies of one node the one that no archive has turned away.
     pub(super) fn leader(&self) -> Option<usize> {
         let leads = |(host, home): (usize, &Mutex<Host>)| {
             let home = home.lock();
-            home.process.as_ref()?;
-            Some((home.disk.leads?, host))
+            let is_forked = home.process.as_ref()?.is_forked();
+            Some(((home.disk.leads?, !is_forked), host))
         };
         self.hosts.iter().enumerate().filter_map(leads).max().map(|(_, host)| host)
     }
@@ -391,13 +432,20 @@ impl World {
         let (volume, log, shipped) = {
             let home = self.hosts[leader].lock();
             let process = home.process.as_ref()?;
+            if self.network.is_none() && process.is_forked() {
+                // Turned away by the archive for which it competes with its copy; it has said so.
+                return None;
+            }
             (process.volume.clone(), Arc::clone(&process.log), process.shipped.clone())
         };
-        if let Err(errno) = volume.sync_all().wait().await {
+        // The data position of mirrors stays below bytes that are gone with a source, and so does what they acknowledge.
+        let waits_for_lost = self.ground.level == Level::Mirror && self.bytes_lost.load(Ordering::Relaxed);
+        if let (Err(errno), false) = (volume.sync_all().wait().await, waits_for_lost) {
             return Some(format!("host {leader} cannot sync: {errno:?}"));
         }
         let tip = log.durable().state().position;
-        for (host, home) in self.hosts.iter().enumerate().filter(|(host, _)| *host != leader) {
+        let others = self.hosts.iter().enumerate().filter(|(host, _)| *host != leader);
+        for (host, home) in others.filter(|_| self.network.is_some()) {
             let home = home.lock();
             let Some(process) = &home.process else { return Some(format!("host {host} does not run")) };
             let followed = process.among.as_ref().and_then(|among| among.followed.as_ref());
@@ -433,7 +481,8 @@ impl World {
 
     /// The last judgement: what was acknowledged is there, trees are what their digests say, and archives restore.
     pub(super) async fn conclude(self: &Arc<Self>) {
-        let Some(leader) = self.leader() else {
+        let leader = if self.was_cloned() { self.rightful_copy() } else { self.leader() };
+        let Some(leader) = leader else {
             return self.stage().note("nobody leads any more");
         };
         let (volume, log) = {
@@ -455,6 +504,19 @@ impl World {
         }
         (0..self.hosts.len()).for_each(|host| self.check_tree(host));
         restores::judge(self, tip).await;
+    }
+
+    /// Of two copies of one node the one that has everything that was acknowledged; there must be one.
+    fn rightful_copy(&self) -> Option<usize> {
+        let holds = |host: &usize| {
+            let tip = self.hosts[*host].lock().disk.log.durable().state().position;
+            self.stage().judge(|judge, _| Ok(judge.all_held("", &tip).is_ok())) == Some(true)
+        };
+        let found = (0..self.hosts.len()).find(holds);
+        if found.is_none() {
+            self.stage().violated("lost: neither copy of the node has everything that was acknowledged");
+        }
+        found
     }
 
     /// Recomputes the digest of a tree from its rows.
