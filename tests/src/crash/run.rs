@@ -241,6 +241,9 @@ impl CrashRun {
         let last = self.after.last().expect("a run has a beginning");
         if let Some(cut) = &node.cut {
             assert!(node.recovered.position.lsn < last.lsn, "{what}: {cut}");
+            let seen = Seen::of(&self.driver, &node.volume).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let is_known = self.after.iter().any(|after| after.seen.difference(&seen, true).is_none());
+            assert!(is_known, "{what}: what is left after the cut has never been");
             return Damaged::Cut;
         }
         assert!(node.recovered.position.lsn >= last.certain, "{what}: entries are gone, and nobody says so");
@@ -291,8 +294,11 @@ impl CrashRun {
         }
         let reached = self.after[..=most].iter().rposition(|after| after.lsn <= lsn).unwrap_or_default();
         let first = reached.max(least);
+        // Steps that made no entry share their LSN; the last of them may have failed for that reason.
+        let equal = self.after[..first].iter().rposition(|after| after.lsn != self.after[first].lsn);
+        let lowest = equal.map_or(0, |before| before + 1).max(least);
         let mut told = Vec::new();
-        for step in first..=(first + 1).min(most) {
+        for step in (lowest..=(first + 1).min(most)).rev() {
             match self.after[step].seen.difference(seen, self.sync) {
                 None => return self.compare_bytes(at, step, most, seen).map(|()| Come::To),
                 Some(difference) => told.push(format!("step {step}: {difference}")),
