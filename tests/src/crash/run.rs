@@ -50,7 +50,8 @@ pub enum Damaged {
 /// The moment after a step.
 struct After {
     seen: Seen,
-    /// The last entry: of the step, or of a purge that it has caused and that nobody has waited for.
+    /// The last entry: of the step, or of a purge that it has caused and that nobody has waited for. A step that failed has not come to
+    /// its last entry.
     lsn: Lsn,
     /// The last entry that was acknowledged with it, at least.
     certain: Lsn,
@@ -126,7 +127,8 @@ impl CrashRun {
             }
             let acknowledged = acknowledged.filter(|_| failed.is_none()).map(|what| (disk.recorded(), what));
             run.note(&node, &reference, begun, acknowledged, certain);
-            if let Some(failed) = failed {
+            if let (Some(failed), Some(after)) = (failed, run.after.last_mut()) {
+                after.lsn = Lsn::MAX;
                 ending = Ending::Failed(failed);
                 break;
             }
@@ -294,11 +296,8 @@ impl CrashRun {
         }
         let reached = self.after[..=most].iter().rposition(|after| after.lsn <= lsn).unwrap_or_default();
         let first = reached.max(least);
-        // Steps that made no entry share their LSN; the last of them may have failed for that reason.
-        let equal = self.after[..first].iter().rposition(|after| after.lsn != self.after[first].lsn);
-        let lowest = equal.map_or(0, |before| before + 1).max(least);
         let mut told = Vec::new();
-        for step in (lowest..=(first + 1).min(most)).rev() {
+        for step in first..=(first + 1).min(most) {
             match self.after[step].seen.difference(seen, self.sync) {
                 None => return self.compare_bytes(at, step, most, seen).map(|()| Come::To),
                 Some(difference) => told.push(format!("step {step}: {difference}")),
