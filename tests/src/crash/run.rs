@@ -50,7 +50,8 @@ pub enum Damaged {
 /// The moment after a step.
 struct After {
     seen: Seen,
-    /// The last entry: of the step, or of a purge that it has caused and that nobody has waited for.
+    /// The last entry: of the step, or of a purge that it has caused and that nobody has waited for. A step that failed has not come to
+    /// its last entry.
     lsn: Lsn,
     /// The last entry that was acknowledged with it, at least.
     certain: Lsn,
@@ -126,7 +127,8 @@ impl CrashRun {
             }
             let acknowledged = acknowledged.filter(|_| failed.is_none()).map(|what| (disk.recorded(), what));
             run.note(&node, &reference, begun, acknowledged, certain);
-            if let Some(failed) = failed {
+            if let (Some(failed), Some(after)) = (failed, run.after.last_mut()) {
+                after.lsn = Lsn::MAX;
                 ending = Ending::Failed(failed);
                 break;
             }
@@ -241,6 +243,9 @@ impl CrashRun {
         let last = self.after.last().expect("a run has a beginning");
         if let Some(cut) = &node.cut {
             assert!(node.recovered.position.lsn < last.lsn, "{what}: {cut}");
+            let seen = Seen::of(&self.driver, &node.volume).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let is_known = self.after.iter().any(|after| after.seen.difference(&seen, true).is_none());
+            assert!(is_known, "{what}: what is left after the cut has never been");
             return Damaged::Cut;
         }
         assert!(node.recovered.position.lsn >= last.certain, "{what}: entries are gone, and nobody says so");
