@@ -10,7 +10,7 @@ mod read;
 mod write;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -18,11 +18,15 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    AppendError, BranchId, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MAX_FRAME_BYTES,
-    OpenError, Position, ReadError, Recovery, Scrub, State, TrimError, VolumeId,
+    AppendError, BranchId, ClaimError, DurableWatch, Epoch, FetchFrames, Frame, FrameReader, Log, Lsn,
+    MAX_FRAME_BYTES, OpenError, Position, ReadError, Recovery, RepairError, Scrub, State, TrimError,
+    VolumeId,
     admit::{self, Admission},
     files::{DirectoryLock, Files, OsFiles},
-    segment::{MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, recover, segment_name},
+    segment::{
+        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, parse_segment_name, recover,
+        segment_name,
+    },
     watch::Publisher,
 };
 use read::{DiskSource, RecentFrames};
@@ -152,6 +156,19 @@ impl DiskLog {
         }
         let core = Core::new(options.clone(), &recovery.segments);
         DiskLog::start(core, options, recovery, lock)
+    }
+
+    /// Mends the segment at `segment`, which [`DiskLog::open`] has refused as damaged or missing, with frames that `fetch` gets from
+    /// elsewhere.
+    pub fn repair(
+        options: &DiskOptions,
+        segment: &Path,
+        fetch: &mut FetchFrames<'_>,
+    ) -> Result<(), RepairError> {
+        let name = segment.file_name().and_then(|name| name.to_str()).and_then(parse_segment_name);
+        let first = name.ok_or_else(|| RepairError::NoSegment(segment.to_owned()))?;
+        let _lock = options.lock()?;
+        options.place().repair(first, fetch)
     }
 
     fn start(

@@ -46,7 +46,7 @@ pub use position::{
     BranchId, ChainHash, Digest, Epoch, EpochId, NodeId, ParseIdError, Position, State, Usage, VolumeId,
 };
 pub use segment::{
-    HeaderError, OpenError, Recovery, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, Scrub,
-    SegmentHeader,
+    FetchFrames, HeaderError, OpenError, Recovery, RepairError, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC,
+    SEGMENT_VERSION, Scrub, SegmentHeader,
 };
 pub use watch::{Durable, DurableWatch, Terminal, WaitError};

@@ -14,6 +14,7 @@
 mod header;
 mod mark;
 mod recover;
+mod repair;
 mod scan;
 mod writer;
 
@@ -23,6 +24,7 @@ pub use header::{HeaderError, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSI
 pub(crate) use mark::{MARK_BYTES, Mark};
 pub use recover::{OpenError, Recovery, Scrub};
 pub(crate) use recover::{Place, recover};
+pub use repair::{FetchFrames, RepairError};
 pub(crate) use scan::{Scan, Step};
 pub(crate) use writer::{SegmentWriter, frame_cost, prepare_spare};
 

@@ -344,3 +344,47 @@ fn a_log_that_lost_its_end_gets_it_back_from_its_archive() {
     assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
 }
+
+/// A rotten sector in the middle of the log is no reason to lose what lies behind it, while an archive has what was there.
+#[test]
+fn a_log_that_is_damaged_in_its_middle_is_mended_from_its_archive() {
+    if !can_mount("a_log_that_is_damaged_in_its_middle_is_mended_from_its_archive") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let (mount, log) = (scratch.path("mnt"), scratch.path("node/log"));
+    // Two segments: a source that starts again begins one.
+    scratch.run(["umount", "mnt"]).expect_code(0);
+    scratch.wait_for_the_end();
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
+    fs::write(mount.join("archived"), "archived").unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0);
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    // What comes last is in no archive.
+    fs::rename(scratch.path("archive"), scratch.path("away")).unwrap();
+    fs::write(mount.join("alone"), "only in this log").unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0);
+    scratch.signal_all(Signal::KILL);
+    rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let mut segments: Vec<_> = fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().path()).collect();
+    segments.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+    segments.sort();
+    let newest = segments.pop().unwrap();
+    let older = segments.pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    bytes[192 + 60] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let refused = scratch.run(["serve", "node"]).expect_error(1, "no archive that answers has them");
+    assert!(refused.stderr().contains("within reach"), "{refused}");
+    fs::rename(scratch.path("away"), scratch.path("archive")).unwrap();
+    fs::remove_file(&older).unwrap();
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
+    assert_eq!(fs::read_to_string(mount.join("archived")).unwrap(), "archived");
+    assert_eq!(fs::read_to_string(mount.join("alone")).unwrap(), "only in this log");
+    assert_eq!(fs::read_to_string(mount.join("a/nine")).unwrap(), "line 9\n".repeat(63));
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+    scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
+}

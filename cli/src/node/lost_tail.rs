@@ -1,4 +1,4 @@
-//! A source whose log has lost its end: what its archives hold beyond is fetched before the node is opened.
+//! A source whose log is damaged, or has lost its end: what its archives hold is fetched before the node is opened.
 //!
 //! Invariants:
 //! - Only entries of the node's own epoch that continue its log, verified on the chain, are appended. A seal of a successor stops it.
@@ -8,7 +8,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use murphy_backup::{ArchiveFence, TakeOverLog};
 use murphy_fs::{Fence, FjallIndex, FjallOptions, Index, RowKey, SettingRow};
-use murphy_log::{Clock, DiskLog, DiskOptions, Log, Lsn, SystemClock, VolumeKeys};
+use murphy_log::{
+    Clock, DiskLog, DiskOptions, Frame, Log, Lsn, NodeId, OpenError, Position, SystemClock, VolumeKeys,
+};
 use murphy_mirror::{Identity, Lookup, Point, look_up};
 use tokio::runtime::Handle;
 
@@ -21,28 +23,78 @@ use crate::{
     settings::{ARCHIVES, SharedArchive},
 };
 
-/// Opens a log that was refused because it ends below what a cursor vouches for, and gets its end back from the archives. `refused` is
-/// returned if its end is whole, or nobody has it.
+/// Opens a log that was refused as damaged: frames that are damaged or missing in it, and an end that a cursor vouches for, come from the
+/// archives. `refused` is returned if nobody has them.
 pub(super) fn reopen(
     directory: &Path,
     config: &NodeConfig,
     refused: CliError,
     runtime: &Handle,
 ) -> Result<DiskLog, CliError> {
-    let Some(known) = known_durable(directory)? else { return Err(refused) };
-    // What is damaged in its middle is refused again.
-    let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    let Ok(log) = DiskLog::open(options) else { return Err(refused) };
-    let log = Arc::new(log);
-    let fetched = fetch(directory, config, &log, known.lsn, runtime);
-    let point = Point { lsn: known.lsn, hash: known.hash };
-    let has_known =
-        fetched.and_then(|()| Ok(look_up(&*log, known.lsn).map_err(failed)? == Lookup::End(point)));
-    match has_known {
-        Ok(true) => Arc::into_inner(log).ok_or_else(|| CliError::new("the log is in use")),
-        Ok(false) => Err(refused),
-        Err(error) => Err(refused.because(&error)),
+    let known = known_durable(directory)?;
+    let plain = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    let vouched = DiskOptions { known_durable: known, ..plain.clone() };
+    if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
+        return Err(refused);
     }
+    let log = match mended(directory, config, &plain, runtime) {
+        Ok(log) => Arc::new(log),
+        Err(error) => return Err(refused.because(&error)),
+    };
+    if let Some(known) = known {
+        let point = Point { lsn: known.lsn, hash: known.hash };
+        fetch(directory, config, &log, known.lsn, runtime)
+            .map_err(|error| refused.clone().because(&error))?;
+        if look_up(&*log, known.lsn).map_err(failed)? != Lookup::End(point) {
+            return Err(refused);
+        }
+    }
+    Arc::into_inner(log).ok_or_else(|| CliError::new("the log is in use"))
+}
+
+/// Opens the log, one damaged segment after the other mended.
+fn mended(
+    directory: &Path,
+    config: &NodeConfig,
+    options: &DiskOptions,
+    runtime: &Handle,
+) -> Result<DiskLog, CliError> {
+    for _ in 0..MENDED_MAX {
+        let segment = match DiskLog::open(options.clone()) {
+            Ok(log) => return Ok(log),
+            Err(OpenError::DamagedMiddle { segment, .. } | OpenError::Header { path: segment, .. }) => {
+                segment
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mut places = Vec::new();
+        for shared in archives_of(directory, None)? {
+            let opened = async { open_archive(config, &local_url(config, &shared)?).await.map_err(failed) };
+            match runtime.block_on(opened) {
+                Ok(archive) => {
+                    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+                    places.push(ArchiveFence::new(archive, NodeId::default(), clock, None));
+                }
+                Err(error) => {
+                    tracing::warn!(url = shared.url, %error, "nothing can be mended from this archive");
+                }
+            }
+        }
+        let mut fetch = |after: Position| -> Result<Vec<Frame>, String> {
+            let mut why = "no archive that answers has them".to_owned();
+            for place in &places {
+                match runtime.block_on(place.entries(after)) {
+                    Ok(frames) if !frames.is_empty() => return Ok(frames),
+                    Ok(_) => {}
+                    Err(error) => why = error.to_string(),
+                }
+            }
+            Err(why)
+        };
+        DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
+        tracing::warn!("{} was damaged, and was mended from an archive", segment.display());
+    }
+    Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }
 
 /// Appends to `log`, which nobody leads yet, what archives hold beyond it; fails if it does not reach `wanted` then.
@@ -53,7 +105,7 @@ pub(super) fn fetch(
     wanted: Lsn,
     runtime: &Handle,
 ) -> Result<(), CliError> {
-    let archives = archives_of(directory, log)?;
+    let archives = archives_of(directory, Some(log))?;
     fetch_from(directory, config, log, &archives, runtime)?;
     let end = log.tail().position.lsn;
     if end < wanted {
@@ -100,7 +152,7 @@ pub(crate) fn fetch_from(
 }
 
 /// The archives of the volume as the index knows them, or the log if there is no index.
-fn archives_of(directory: &Path, log: &DiskLog) -> Result<Vec<SharedArchive>, CliError> {
+fn archives_of(directory: &Path, log: Option<&DiskLog>) -> Result<Vec<SharedArchive>, CliError> {
     let indexed = || {
         let path = index_directory(directory);
         if !path.is_dir() {
@@ -112,7 +164,7 @@ fn archives_of(directory: &Path, log: &DiskLog) -> Result<Vec<SharedArchive>, Cl
     };
     let text = match indexed() {
         Some(text) => Some(text),
-        None => logged(log)?,
+        None => log.map(logged).transpose()?.flatten(),
     };
     let Some(text) = text else { return Ok(Vec::new()) };
     serde_json::from_slice(&text)
@@ -134,5 +186,7 @@ fn logged(log: &DiskLog) -> Result<Option<bytes::Bytes>, CliError> {
     Ok(found.map(|row| SettingRow::decode(&row)).transpose().map_err(failed)?.map(|row| row.text))
 }
 
+/// So many segments are mended at one opening.
+const MENDED_MAX: usize = 64;
 /// An archive gets so long to give back what was lost.
 const ANSWER_MAX: Duration = Duration::from_secs(120);

@@ -94,6 +94,11 @@ impl Place<'_> {
         Ok(Listing { segments, unfinished })
     }
 
+    /// The segments, oldest first.
+    pub(crate) fn segments(&self) -> Result<Vec<Lsn>, OpenError> {
+        Ok(self.list()?.segments)
+    }
+
     /// Whether there is any segment; does not look into it.
     pub(crate) fn is_empty(&self) -> Result<bool, OpenError> {
         Ok(self.list()?.segments.is_empty())

@@ -112,6 +112,33 @@ impl Scan {
         }
     }
 
+    /// Goes on behind `state`, which was reached otherwise: with the frame that continues it, if one stands anywhere further on.
+    pub(crate) fn resume(&mut self, state: State) -> io::Result<()> {
+        if state == self.state {
+            return Ok(());
+        }
+        self.state = state;
+        let mut at = self.offset;
+        loop {
+            self.window.clear();
+            let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
+            let length = bytes.len();
+            for offset in candidates(bytes) {
+                let place = at + offset as u64;
+                let Ok(frame) = self.frame_at(place)? else { continue };
+                if frame.verify(&self.keys, &state.position).is_ok() {
+                    self.offset = place;
+                    return Ok(());
+                }
+            }
+            if length < PROOF_WINDOW_BYTES {
+                return Ok(());
+            }
+            // Magic bytes may lie across the border of two windows.
+            at += (PROOF_WINDOW_BYTES - MARK_MAGIC.len() + 1) as u64;
+        }
+    }
+
     /// Looks behind the end of the scan for something that proves that what should stand here was durable: a later mark, or
     /// a frame that was written when it was durable. Returns what it found.
     pub(crate) fn find_proof(&mut self) -> io::Result<Option<&'static str>> {

@@ -201,3 +201,67 @@ fn a_trimmed_log_begins_at_a_segment_and_opens_without_the_rest() {
     let kept = frames.iter().position(|frame| frame.first() == first).unwrap();
     assert_same(&read_all(&log), &frames[kept..]);
 }
+
+/// Frames as an archive would give them: those of a few, up to `held`.
+fn others(frames: &[Frame], held: Lsn) -> impl FnMut(Position) -> Result<Vec<Frame>, String> + '_ {
+    move |after| {
+        let behind = frames.iter().filter(|frame| frame.last() > after.lsn && frame.last() <= held);
+        Ok(behind.take(2).cloned().collect())
+    }
+}
+
+fn damaged_segment(files: &FaultyDisk) -> Option<PathBuf> {
+    match DiskLog::open(DiskOptions { scrub: Scrub::Everything, ..options(files) }) {
+        Ok(_) => None,
+        Err(OpenError::DamagedMiddle { segment, .. }) => Some(segment),
+        Err(OpenError::Header { path, .. }) => Some(path),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The archive has what is damaged; what only this log has, behind it, stays.
+#[test]
+fn a_damaged_frame_is_mended_and_what_is_whole_behind_it_stays() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    let last_group = used - group_bytes(&frames[4..]);
+    for byte in SEGMENT_HEADER_BYTES..last_group {
+        let damaged = files.after_kill();
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
+        let Some(segment) = damaged_segment(&damaged) else { panic!("byte {byte} is not missed") };
+        let nobody = DiskLog::repair(&options(&damaged), &segment, &mut |_| Ok(Vec::new()));
+        let mended = DiskLog::repair(&options(&damaged), &segment, &mut others(&frames, frames[3].last()));
+        // Only a frame is mended from elsewhere; a mark can be left out.
+        assert!(nobody.is_err() || mended.is_ok(), "byte {byte}: {nobody:?}");
+        mended.unwrap_or_else(|error| panic!("byte {byte}: {error}"));
+        assert_same(&recovered(&damaged).unwrap().1, &frames);
+    }
+}
+
+#[test]
+fn a_missing_segment_is_made_anew_from_elsewhere() {
+    let (files, frames) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    for lost in &segments[1..segments.len() - 1] {
+        for is_gone in [true, false] {
+            let holed = files.after_kill();
+            let path = Path::new("/log").join(segment_name(*lost));
+            if is_gone {
+                holed.remove(&path).unwrap();
+            } else {
+                holed.damage(&path, |bytes| bytes[40..].fill(7));
+            }
+            let before = holed.contents();
+            let segment = damaged_segment(&holed).unwrap();
+            assert_eq!(segment, path);
+            let end = frames.iter().find(|frame| frame.first() == *lost).unwrap().last();
+            let too_few = DiskLog::repair(&options(&holed), &segment, &mut others(&frames, end.previous()));
+            assert!(too_few.is_err());
+            assert_eq!(holed.contents(), before, "nothing is changed");
+            let last = frames.last().unwrap().last();
+            DiskLog::repair(&options(&holed), &segment, &mut others(&frames, last)).unwrap();
+            assert_same(&recovered(&holed).unwrap().1, &frames);
+            assert_eq!(damaged_segment(&holed), None);
+        }
+    }
+}

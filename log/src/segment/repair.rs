@@ -1,0 +1,187 @@
+//! Mending a segment: frames that are damaged or missing are replaced by the same frames from elsewhere.
+//!
+//! Invariants:
+//! - Only frames that continue the log on the chain get in, and every intact frame of the segment that continues them stays.
+//! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
+
+use std::{io, path::PathBuf};
+
+use super::{
+    Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX, segment_name,
+};
+use crate::{Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
+
+/// Who has frames: those that follow a position, verified, in order, some of them; none if there are none.
+pub type FetchFrames<'a> = dyn FnMut(Position) -> Result<Vec<Frame>, String> + 'a;
+
+impl Place<'_> {
+    /// Mends the segment that begins with `first`; the caller holds the log's lock.
+    pub(crate) fn repair(&self, first: Lsn, fetch: &mut FetchFrames<'_>) -> Result<(), RepairError> {
+        let segments = self.segments()?;
+        let mut early = Vec::new();
+        let header = match self.read_header(first) {
+            Ok(header) => header,
+            Err(refused) => self.header_of(first, &segments, refused, &mut early, fetch)?,
+        };
+        let next = segments.iter().find(|segment| **segment > first);
+        let target = next.map(|next| self.read_header(*next)).transpose()?.map(|next| next.base);
+        let path = self.directory.join(segment_name(first));
+        // What a crash leaves of it is removed at the next opening.
+        let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
+        let failed = |error: io::Error| OpenError::io(&copy, &error);
+        let file = self.files.create(&copy).map_err(failed)?;
+        file.write_at(0, &header.encode()).map_err(failed)?;
+        let mut out =
+            Copy { file: &*file, path: &copy, written: SEGMENT_HEADER_BYTES as u64, state: header.base };
+        out.append(early, &header, target)?;
+        let scan = segments.contains(&first).then(|| self.scan(&header)).transpose()?;
+        let filled = self.fill(scan, &header, target, &mut out, fetch);
+        if let Err(error) = filled {
+            if let Err(left) = self.files.remove(&copy) {
+                tracing::debug!("what was begun of a segment stays until the next opening: {left}");
+            }
+            return Err(error);
+        }
+        file.sync_data().map_err(failed)?;
+        rename_durably(self.files, &copy, &path).map_err(failed)?;
+        Ok(())
+    }
+
+    /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the
+    /// first frame that somebody has.
+    fn header_of(
+        &self,
+        first: Lsn,
+        segments: &[Lsn],
+        refused: OpenError,
+        early: &mut Vec<Frame>,
+        fetch: &mut FetchFrames<'_>,
+    ) -> Result<SegmentHeader, RepairError> {
+        let Some(older) = segments.iter().rev().find(|segment| **segment < first) else {
+            return Err(refused.into());
+        };
+        let older = self.read_header(*older)?;
+        let mut scan = self.scan(&older)?;
+        while scan.position().lsn < first.previous() {
+            match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
+                Step::Frame(_) => {}
+                Step::End(_) => return Err(refused.into()),
+            }
+        }
+        let base = scan.state();
+        *early = fetch(base.position).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
+        let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
+            return Err(refused.into());
+        };
+        Ok(SegmentHeader { epoch: frame.epoch(), base, previous: Some(older.first()), ..older })
+    }
+
+    fn fill(
+        &self,
+        mut scan: Option<Scan>,
+        header: &SegmentHeader,
+        target: Option<State>,
+        out: &mut Copy<'_>,
+        fetch: &mut FetchFrames<'_>,
+    ) -> Result<(), RepairError> {
+        let read = |path: &PathBuf, error: &io::Error| RepairError::Open(OpenError::io(path, error));
+        if let Some(scan) = &mut scan {
+            scan.resume(out.state).map_err(|error| read(&scan.path, &error))?;
+        }
+        loop {
+            let at = out.state.position.lsn;
+            if target.is_some_and(|target| at >= target.position.lsn) {
+                break;
+            }
+            if let Some(scan) = &mut scan {
+                match scan.next_step().map_err(|error| read(&scan.path, &error))? {
+                    Step::Frame(frame) => {
+                        out.append(vec![frame], header, target)?;
+                        continue;
+                    }
+                    Step::End(_) if target.is_some() => {}
+                    Step::End(_) => {
+                        let proof = scan.find_proof().map_err(|error| read(&scan.path, &error))?;
+                        if proof.is_none() {
+                            break;
+                        }
+                    }
+                }
+            }
+            let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
+            let frames = fetch(out.state.position).map_err(nobody)?;
+            out.append(frames, header, target)?;
+            if out.state.position.lsn == at {
+                return Err(nobody("nobody who answers has them".to_owned()));
+            }
+            if let Some(scan) = &mut scan {
+                scan.resume(out.state).map_err(|error| read(&scan.path, &error))?;
+            }
+        }
+        match target {
+            Some(target) if target != out.state => Err(RepairError::Other { lsn: target.position.lsn }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The segment as it will be.
+struct Copy<'a> {
+    file: &'a dyn SegmentFile,
+    path: &'a PathBuf,
+    written: u64,
+    state: State,
+}
+
+impl Copy<'_> {
+    /// Writes those of `frames` that belong here, each behind a mark of its own: all are durable before the copy gets its name.
+    fn append(
+        &mut self,
+        frames: Vec<Frame>,
+        header: &SegmentHeader,
+        target: Option<State>,
+    ) -> Result<(), RepairError> {
+        for frame in frames {
+            let after = self.state.position;
+            let is_beyond = target.is_some_and(|target| after.lsn >= target.position.lsn);
+            if is_beyond || frame.epoch() != header.epoch {
+                break;
+            }
+            if frame.header().follows(&after).is_err() {
+                return Err(RepairError::Other { lsn: after.lsn });
+            }
+            let mut group = Mark { after: after.lsn }.encode().to_vec();
+            group.extend_from_slice(frame.bytes());
+            let written = self.file.write_at(self.written, &group);
+            written.map_err(|error| OpenError::io(self.path, &error))?;
+            self.written += group.len() as u64;
+            self.state = frame.state();
+        }
+        Ok(())
+    }
+}
+
+/// Why a segment was not mended; nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RepairError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It is not the name of a segment.
+    #[error("{} is no segment", .0.display())]
+    NoSegment(PathBuf),
+    /// Frames that are needed are nowhere.
+    #[error("the entries from lsn {lsn} on: {reason}")]
+    Nobody {
+        /// The first of them.
+        lsn: Lsn,
+        /// Why not.
+        reason: String,
+    },
+    /// What comes then is of another history.
+    #[error("what follows lsn {lsn} continues another history")]
+    Other {
+        /// The last entry that is common.
+        lsn: Lsn,
+    },
+}
