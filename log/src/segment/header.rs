@@ -49,9 +49,12 @@ impl SegmentHeader {
         if first < Lsn::FIRST || first == Lsn::MAX {
             return Err(HeaderError::FirstLsn { first });
         }
-        let previous = Some(Lsn::new(u64::from_le_bytes(field(bytes, 160)))).filter(|lsn| *lsn > Lsn::ROOT);
-        if previous.is_some_and(|previous| previous >= first) {
-            return Err(HeaderError::FirstLsn { first });
+        let previous = match u64::from_le_bytes(field(bytes, 160)) {
+            0 => None,
+            previous => Some(Lsn::new(previous)),
+        };
+        if let Some(previous) = previous.filter(|previous| !(Lsn::FIRST..first).contains(previous)) {
+            return Err(HeaderError::FirstLsn { first: previous });
         }
         let epoch_at = |at| Epoch {
             number: u32::from_le_bytes(field(bytes, at)),
