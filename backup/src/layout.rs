@@ -57,6 +57,11 @@ pub(crate) fn proof(time: LogTime) -> String {
     format!("{PROOF_FOLDER}/{:020}.json", time.as_nanos())
 }
 
+/// The number of a registry record.
+pub(crate) fn parse_registry(name: &str) -> Option<u64> {
+    name.strip_prefix(REGISTRY_FOLDER)?.strip_prefix('/')?.parse().ok()
+}
+
 /// The folder of slots and seals.
 pub(crate) const LOG_FOLDER: &str = "log";
 /// The folder of registry records.

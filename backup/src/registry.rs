@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::StreamExt;
 use murphy_log::{LogTime, Lsn, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -200,6 +201,22 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The number of a record that is missing and that of one behind it that is there. A list is only asked what else there is.
+    pub async fn hole(&mut self) -> Result<Option<(u64, u64)>, RegistryError> {
+        let archive = self.archive.clone();
+        let mut listed = archive.store().list(layout::REGISTRY_FOLDER);
+        let mut highest = 0;
+        while let Some(object) = listed.next().await {
+            highest = highest.max(layout::parse_registry(&object?.name).unwrap_or_default());
+        }
+        if highest <= self.view.records {
+            return Ok(None);
+        }
+        // Somebody may have written meanwhile, without a hole.
+        let read = self.refresh().await?.records;
+        Ok((highest > read).then_some((read + 1, highest)))
     }
 
     /// Appends a record, after whatever others append meanwhile, and returns its number.

@@ -201,6 +201,17 @@ impl Verifier<'_> {
             Err(RegistryError::Store(error)) => self.found_error(&layout::registry(number), &error),
             Err(error) => self.found(FindingKind::Damaged, &layout::registry(number), error),
         }
+        // What lies behind a hole is read by nobody: floors, pins and owners are forgotten.
+        match registry.hole().await {
+            Ok(Some((missing, there))) => {
+                let reason = format!("the last one that is there is {}", layout::registry(there));
+                self.found(FindingKind::Missing, &layout::registry(missing), reason);
+            }
+            Ok(None) => {}
+            Err(RegistryError::Store(error)) => self.found_error(layout::REGISTRY_FOLDER, &error),
+            // Found above.
+            Err(_) => {}
+        }
         let branch = self.archive.lineage().branch.to_string();
         self.horizon = registry.view().horizons.get(&branch).copied().unwrap_or_default();
         self.report.horizon = self.horizon.get();

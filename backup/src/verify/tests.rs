@@ -106,6 +106,24 @@ async fn every_object_that_is_lost_or_damaged_is_found_and_named() {
     }
 }
 
+/// The next record is found with a get: behind a hole nobody looks, and what is there is forgotten.
+#[tokio::test]
+async fn a_hole_in_the_registry_is_found() {
+    let (store, archive) = whole().await;
+    let mut registry = Registry::new(archive.clone());
+    for number in 0..2 {
+        let record = Record::Owner { branch: format!("{number:032x}") };
+        registry.append(NodeId::default(), LogTime::default(), record).await.unwrap();
+    }
+    assert_eq!(verify(&archive, 0, 1).await.findings, []);
+    store.remove(&layout::registry(2)).await;
+    let found = verify(&archive, 0, 1).await.findings;
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(finding.kind, FindingKind::Missing);
+    let text = finding.to_string();
+    assert!(text.contains(&layout::registry(2)) && text.contains(&layout::registry(3)), "{text}");
+}
+
 #[tokio::test]
 async fn a_put_that_landed_after_the_seal_is_counted_and_no_finding() {
     let (store, archive) = whole().await;
