@@ -48,4 +48,4 @@ fn every_canary_is_found() {
 }
 
 /// So many worlds take less than a minute in a debug build.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 120;

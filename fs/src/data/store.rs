@@ -131,7 +131,7 @@ impl ObjectBlockStore {
                 BlockStoreError::Refused { refusal: Refusal::Exists, .. } => {}
                 settled => return Err(settled),
             }
-            match self.get(name).await {
+            match self.read_back(name, &bytes).await {
                 Ok(found) if found == bytes => return self.settle(name, bytes).await,
                 Ok(_) | Err(BlockStoreError::Damaged { .. }) => {
                     let object = self.object(name);
@@ -144,6 +144,15 @@ impl ObjectBlockStore {
             }
             tokio::time::sleep(PUT_PAUSE * attempt).await;
             attempt += 1;
+        }
+    }
+
+    /// What lies under a name; read once more if it is not `bytes`, because a flipped bit may have come from the way.
+    async fn read_back(&self, name: PackName, bytes: &Bytes) -> Result<Bytes, BlockStoreError> {
+        match self.get(name).await {
+            Ok(found) if found != *bytes => self.get(name).await,
+            Err(BlockStoreError::Damaged { .. }) => self.get(name).await,
+            answer => answer,
         }
     }
 

@@ -103,7 +103,7 @@ impl Order {
                 Ok(counts) => {
                     let mut sums = sums.lock();
                     sums.add(&counts);
-                    if sums.seeds % PROGRESS_EVERY == 0 {
+                    if sums.seeds.is_multiple_of(PROGRESS_EVERY) {
                         say(&format!("{} seeds, up to {seed}", sums.seeds));
                     }
                 }

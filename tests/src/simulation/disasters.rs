@@ -53,14 +53,12 @@ async fn strike_once(world: &Arc<World>, victim: usize) {
         10 => full_disk(world, host),
         11 => step_clock(world, host),
         12 => pause(world, host),
-        13 if world.network.is_none() => {
-            if world.ground.level == Level::Archive && stage.once_in(2) {
-                // With two archives each copy may win one of them, and acknowledge through it: only one archive decides for certain.
-                let account = &world.ground.archives[victim];
-                account.change_weather(|weather| weather.gone = true);
-                stage.disaster(format!("{} is gone for ever", account.name));
-                world.clone_node().await;
-            }
+        13 if world.network.is_none() && world.ground.level == Level::Archive && stage.once_in(2) => {
+            // With two archives each copy may win one of them, and acknowledge through it: only one archive decides for certain.
+            let account = &world.ground.archives[victim];
+            account.change_weather(|weather| weather.gone = true);
+            stage.disaster(format!("{} is gone for ever", account.name));
+            world.clone_node().await;
         }
         13 | 14 => part(world, host),
         15 => rough_air(world),

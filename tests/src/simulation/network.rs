@@ -194,16 +194,23 @@ struct Socket {
     network: Arc<Network>,
     gate: Arc<Gate>,
     local: SocketAddr,
-    received: Mutex<(VecDeque<(SocketAddr, Bytes)>, Option<Waker>)>,
+    received: Mutex<Received>,
+}
+
+/// What has arrived and was not read, and who waits for it.
+#[derive(Default)]
+struct Received {
+    datagrams: VecDeque<(SocketAddr, Bytes)>,
+    reader: Option<Waker>,
 }
 
 impl Socket {
     fn take(&self, from: SocketAddr, bytes: Bytes) {
         let mut received = self.received.lock();
-        if received.0.len() < BUFFERED {
-            received.0.push_back((from, bytes));
+        if received.datagrams.len() < BUFFERED {
+            received.datagrams.push_back((from, bytes));
         }
-        if let Some(waker) = received.1.take() {
+        if let Some(waker) = received.reader.take() {
             waker.wake();
         }
     }
@@ -237,8 +244,8 @@ impl AsyncUdpSocket for Socket {
         let (Some(buffer), Some(meta)) = (buffers.first_mut(), metas.first_mut()) else {
             return Poll::Ready(Ok(0));
         };
-        let Some((from, bytes)) = received.0.pop_front() else {
-            received.1 = Some(context.waker().clone());
+        let Some((from, bytes)) = received.datagrams.pop_front() else {
+            received.reader = Some(context.waker().clone());
             return Poll::Pending;
         };
         let length = bytes.len().min(buffer.len());

@@ -202,8 +202,8 @@ impl World {
             judge.forget_files();
             Ok(())
         });
-        // What nobody has acknowledged may be gone with the source. What somebody has, the plan does not give up.
-        if lost > 0 && (!keeps || level == Level::Mirror) {
+        // What nobody has acknowledged may be gone with the source. Of what somebody has, every file is compared at the end.
+        if lost > 0 {
             self.bytes_lost.store(true, Ordering::Relaxed);
         }
         let led = {

@@ -559,7 +559,7 @@ fn witness(stage: &Arc<Stage>, name: &str, keys: &VolumeKeys) -> super::account:
                     }
                 }
                 Err(error) => {
-                    stage.violated(&format!("{name}: {at} holds frames that do not verify: {error}"))
+                    stage.violated(&format!("{name}: {at} holds frames that do not verify: {error}"));
                 }
             },
             Ok(Occupant::Seal(seal)) => {

@@ -27,6 +27,8 @@ enum PutFault {
     Overwrites,
     /// Nobody ever answers, gets neither.
     NoAnswer,
+    /// The object is written, the answer is lost, and what is read first has a bit flipped on the way.
+    AnswerFlipped,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,7 @@ struct FaultyPuts {
     fault: PutFault,
     times: AtomicU32,
     puts: AtomicU32,
+    gets: AtomicU32,
 }
 
 /// A store that does not honour put-if-absent.
@@ -43,7 +46,8 @@ pub(in crate::data) fn overwriting() -> Arc<dyn ObjectStore> {
 }
 
 fn faulty(fault: PutFault, times: u32) -> (Arc<LayeredStore<FaultyPuts>>, ObjectBlockStore) {
-    let objects = FaultyPuts { inner: Arc::default(), fault, times: times.into(), puts: 0.into() };
+    let objects =
+        FaultyPuts { inner: Arc::default(), fault, times: times.into(), puts: 0.into(), gets: 0.into() };
     let objects = Arc::new(LayeredStore(objects));
     (Arc::clone(&objects), ObjectBlockStore::new(objects, Path::from("v"), "test".to_owned()))
 }
@@ -74,7 +78,7 @@ impl StoreLayer for FaultyPuts {
             let path = at.to_string();
             Err(match self.fault {
                 PutFault::NoAnswer => std::future::pending().await,
-                PutFault::AnswerLost => {
+                PutFault::AnswerLost | PutFault::AnswerFlipped => {
                     self.inner.put_opts(at, bytes, options).await?;
                     ObjectError::Generic { store: "test", source: "time-out".into() }
                 }
@@ -94,6 +98,14 @@ impl StoreLayer for FaultyPuts {
     fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         match self.fault {
             PutFault::NoAnswer => std::future::pending().boxed(),
+            PutFault::AnswerFlipped if self.gets.fetch_add(1, Ordering::SeqCst) == 0 => async move {
+                let mut bytes = self.inner.get(at).await?.bytes().await?.to_vec();
+                bytes[0] ^= 1;
+                let flipped = InMemory::new();
+                flipped.put(at, bytes.into()).await?;
+                flipped.get_opts(at, options).await
+            }
+            .boxed(),
             _ => self.inner.get_opts(at, options),
         }
     }
@@ -246,4 +258,15 @@ async fn a_store_that_never_answers_is_given_up() {
     assert!(unanswered(store.get(name(1)).await.unwrap_err()));
     assert!(unanswered(store.get_range(name(1), 0..1).await.unwrap_err()));
     assert!(unanswered(store.size(name(1)).await.unwrap_err()));
+}
+
+/// The fear: one bit flipped on the way back makes a pack that is there count as somebody else's, for good.
+#[tokio::test]
+async fn a_put_is_not_taken_for_a_clash_because_of_a_bit_flipped_on_the_way() {
+    let (_, store) = faulty(PutFault::AnswerFlipped, 1);
+    store.put(name(1), Bytes::from_static(b"pack")).await.unwrap();
+    let (_, store) = faulty(PutFault::AnswerFlipped, 2);
+    store.put(name(1), Bytes::from_static(b"pack")).await.unwrap();
+    let clash = store.put(name(1), Bytes::from_static(b"other")).await.unwrap_err();
+    assert!(matches!(clash, BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }), "{clash}");
 }
