@@ -27,7 +27,7 @@ mod scheduled {
 
     use arc_swap::Guard;
     use parking_lot::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
-    use shuttle::{Config, Runner, scheduler::RandomScheduler};
+    use shuttle::{Config, Runner, rand::Rng as _, scheduler::RandomScheduler};
 
     /// Runs `scenario` in so many interleavings, drawn from `seed`, of the threads that it starts with shuttle.
     pub(crate) fn interleave(seed: u64, interleavings: usize, scenario: impl Fn() + Send + Sync + 'static) {
@@ -50,11 +50,13 @@ mod scheduled {
         static SCHEDULED: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Lets the scheduler choose; says whether there is one.
+    /// Lets the scheduler choose; says whether there is one. Now and then for so long that the others can do whole operations: some
+    /// windows are one step wide, and much has to happen in them.
     fn pause() -> bool {
         let scheduled = SCHEDULED.get();
         if scheduled {
-            shuttle::thread::yield_now();
+            let is_long = shuttle::rand::thread_rng().gen_ratio(1, LONG_PAUSES);
+            (0..if is_long { LONG_PAUSE_STEPS } else { 1 }).for_each(|_| shuttle::thread::yield_now());
         }
         scheduled
     }
@@ -140,6 +142,10 @@ mod scheduled {
         }
     }
 
+    /// One pause of so many is long, ...
+    const LONG_PAUSES: u32 = 20;
+    /// ... and lasts so many choices of the scheduler.
+    const LONG_PAUSE_STEPS: u32 = 60;
     /// What an unoptimized decision needs.
     const STACK_BYTES: usize = 1 << 20;
 }

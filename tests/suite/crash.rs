@@ -32,13 +32,18 @@ fn judge_everywhere(what: &str, sync: bool, steps: usize) {
                 let chance = if cut < 2 { cut } else { cut + seed * 1000 + at as u64 };
                 let what = format!("seed {seed}, power cut {chance} at moment {at}");
                 run.judge(at, &run.moment(at).after_power_cut(chance), &what, twice, &mut verdicts);
+                if at % RECOVERING == 0 && cut == at as u64 / RECOVERING as u64 % POWER_CUTS {
+                    run.judge_recovery(at, &run.moment(at).after_power_cut(chance), &what, &mut verdicts);
+                    run.judge_recovery(at, &run.moment(at).after_kill(), &what, &mut verdicts);
+                }
             }
         }
     }
     assert!(verdicts.between * 4 < verdicts.judged, "most crashes are between steps: {verdicts:?}");
     report(&format!(
-        "crash, {what}: {moments} moments, {} crashed nodes judged ({} of them twice), {} between two entries of a step",
-        verdicts.judged, verdicts.twice, verdicts.between
+        "crash, {what}: {moments} moments, {} crashed nodes judged ({} of them twice), {} between two entries of a step, \
+         {} crashed again while they were opened",
+        verdicts.judged, verdicts.twice, verdicts.between, verdicts.recovering
     ));
 }
 
@@ -117,6 +122,8 @@ fn a_disk_that_lies_is_noticed() {
 
 /// Crashed a second time after having gone on: every so many moments.
 const TWICE: usize = 7;
+/// Crashed a second time while they are opened: every so many moments.
+const RECOVERING: usize = 100;
 /// For each moment, beside the kill.
 const POWER_CUTS: u64 = 4;
 const FAULT_STEPS: usize = 80;

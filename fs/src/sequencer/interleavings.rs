@@ -2,10 +2,11 @@
 //!
 //! Invariants:
 //! - Whatever the interleaving, a view shows every rename as one of the two names, the counter of a directory as the number of its
-//!   names, and nobody's answer is older than what had been answered before.
+//!   names, exactly what the log has made up to its LSN, and nobody's answer is older than what had been answered before.
 //! - A reader that takes a new view for each row is found out: the canary.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -28,6 +29,7 @@ use crate::{
     decide::{Genesis, MakeNode, Operation, PlacedName, Rename, find},
     index::Index,
     sync::interleave,
+    table::Table,
     view::View,
 };
 
@@ -39,6 +41,8 @@ struct World {
     keys: VolumeKeys,
     /// How many names have been added and answered.
     added: Counter,
+    /// What listings have shown, and at which LSN.
+    listed: parking_lot::Mutex<Vec<(Lsn, BTreeSet<Name>)>>,
 }
 
 impl World {
@@ -62,6 +66,7 @@ impl World {
             hasher: NameHasher::of(&keys),
             keys,
             added: Counter::new(0),
+            listed: parking_lot::Mutex::default(),
         };
         world.submit(&Genesis { settings: Vec::new() });
         world.create("a");
@@ -113,11 +118,12 @@ impl World {
     fn check_listing(&self, view: &View) {
         let names = RowKey::dentry(Ino::ROOT, 0)..RowKey::dentry(Ino::new(Ino::ROOT.get() + 1), 0);
         let rows = view.rows(names).map(|row| DentryRow::decode(&row.unwrap().1).unwrap());
-        let names: Vec<Name> = rows.filter_map(|row| Some(row.named?.0)).collect();
+        let names: BTreeSet<Name> = rows.filter_map(|row| Some(row.named?.0)).collect();
         let moved = names.iter().filter(|name| matches!(name.as_bytes(), b"a" | b"b")).count();
         assert_eq!(moved, 1, "{names:?}");
         let counted = view.directory(Ino::ROOT).unwrap().unwrap().children;
         assert_eq!(counted, names.len() as u64, "{names:?}");
+        self.listed.lock().push((view.lsn(), names));
     }
 
     /// What is answered now is not older than what had been answered before.
@@ -130,9 +136,29 @@ impl World {
         assert!(view.children >= row.children, "{} names, {} were there", view.children, row.children);
     }
 
+    /// Every listing had the names that the log had made up to its LSN, and no other.
+    fn check_listed(&self) {
+        let mut rows = BTreeMap::new();
+        let mut names_at = BTreeMap::new();
+        for frame in self.sequencer.log().read(Lsn::FIRST).unwrap() {
+            for entry in frame.unwrap().entries().unwrap() {
+                for change in entry.changes.iter().filter(|change| change.table == Table::Dentry.number()) {
+                    let row = change.value.as_ref().map(|row| DentryRow::decode(row).unwrap());
+                    rows.insert(change.key.clone(), row.and_then(|row| Some(row.named?.0)));
+                }
+                let names: BTreeSet<Name> = rows.values().flatten().cloned().collect();
+                names_at.insert(entry.lsn, names);
+            }
+        }
+        for (lsn, names) in self.listed.lock().iter() {
+            assert_eq!(names_at.get(lsn), Some(names), "a listing at lsn {lsn}");
+        }
+    }
+
     /// Nothing was lost, and the digest that was kept up is that of the rows.
     fn check_end(&self, names: u64) {
         self.evict();
+        self.check_listed();
         let view = self.sequencer.view_with_state();
         assert_eq!(view.directory(Ino::ROOT).unwrap().unwrap().children, names);
         assert_eq!(check_tree(&view).unwrap(), Vec::new());
@@ -164,7 +190,7 @@ fn scenario(reader: impl Fn(&World) + Send + Copy + 'static) {
         again(&world, 2, |world, time| world.create(["e", "f"][time])),
         again(&world, 4, |world, _| world.evict()),
         again(&world, 3, move |world, _| reader(world)),
-        again(&world, 2, |world, _| world.check_listing(&world.sequencer.view())),
+        again(&world, 4, |world, _| world.check_listing(&world.sequencer.view())),
         again(&world, 3, |world, _| world.check_fresh()),
     ];
     threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -205,4 +231,4 @@ fn a_reader_that_pins_no_view_is_found_out() {
     assert!(told.contains("a rename is seen as"), "{told}");
 }
 
-const USUAL: usize = 2000;
+const USUAL: usize = 1000;

@@ -77,6 +77,8 @@ pub struct Verdicts {
     pub between: usize,
     /// Of these, how many were crashed and opened a second time.
     pub twice: usize,
+    /// Nodes that were crashed a second time while they were opened.
+    pub recovering: usize,
 }
 
 impl CrashRun {
@@ -222,6 +224,36 @@ impl CrashRun {
             node.fsck().unwrap_or_else(|error| panic!("{what}, and again: {error}"));
             let read = node.read_file(&self.driver, KEPT);
             assert_eq!(read.as_deref(), Ok(KEPT_BYTES), "{what}: an fsync after the crash was lost");
+        }
+    }
+
+    /// Opens what a crash at the moment `at` has left on `disk`, and crashes it again at moments of that opening.
+    ///
+    /// # Panics
+    /// If anything that was acknowledged before the first crash is missing after the second.
+    pub fn judge_recovery(&self, at: usize, disk: &FaultyDisk, what: &str, verdicts: &mut Verdicts) {
+        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
+        let clock: Arc<dyn Clock> = manual;
+        let open = |disk: &FaultyDisk, what: &str| {
+            CrashNode::open(&self.driver, disk, &clock, self.sync)
+                .unwrap_or_else(|error| panic!("{what}: the node does not open: {error}"))
+        };
+        disk.record();
+        let first = open(disk, what).recovered.position.lsn;
+        for (number, moment) in disk.take_recorded().iter().enumerate() {
+            for crashed in [moment.after_kill(), moment.after_power_cut(number as u64)] {
+                let what = format!("{what}, and again at moment {number} of opening");
+                let node = open(&crashed, &what);
+                node.fsck().unwrap_or_else(|error| panic!("{what}: {error}"));
+                let seen =
+                    Seen::of(&self.driver, &node.volume).unwrap_or_else(|error| panic!("{what}: {error}"));
+                // What the opening has appended changes nothing that can be seen.
+                let lsn = node.recovered.position.lsn.min(first);
+                if let Err(error) = self.compare(at, &seen, lsn) {
+                    panic!("{what}, back at lsn {lsn}: {error}");
+                }
+                verdicts.recovering += 1;
+            }
         }
     }
 
