@@ -200,10 +200,11 @@ impl Sequencer {
 
     /// The newest row at `key`: what a view taken now would find, through the cache.
     pub(crate) fn newest_row(&self, key: &RowKey) -> Result<Option<Bytes>, ViewError> {
-        let view = self.view();
-        if let Some(cached) = self.cache.get(key).filter(|cached| cached.lsn <= view.lsn()) {
+        let visible = Lsn::new(self.visible.load(Ordering::Acquire));
+        if let Some(cached) = self.cache.get(key).filter(|cached| cached.lsn <= visible) {
             return Ok(cached.value);
         }
+        let view = self.view();
         let row = view.row(key)?;
         self.admit(&self.core.lock(), key, row.clone(), view.indexed());
         Ok(row)

@@ -6,6 +6,11 @@
 //! - The number of a table never changes its meaning; a retired number is not used again.
 //! - [`RowKey`] orders as (table, key bytes), in memory, in the index and in a snapshot.
 
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+};
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{Ino, XattrName};
@@ -77,37 +82,52 @@ impl Table {
     }
 }
 
-/// The key of a row, its table included.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RowKey(Bytes);
+/// The key of a row, its table included. Nearly all are stored in place: they are copied without an allocation, and compared as three words.
+#[derive(Clone)]
+pub struct RowKey(Form);
+
+#[derive(Clone)]
+enum Form {
+    /// Up to [`SHORT`] bytes, zeros behind them, and their number in the last byte: these order as the keys do.
+    Short([u8; SHORT + 1]),
+    Long(Bytes),
+}
 
 impl RowKey {
     /// The key of table `number` with these key bytes.
     pub fn from_parts(number: u8, key: &[u8]) -> RowKey {
+        if key.len() < SHORT {
+            let mut bytes = [0; SHORT + 1];
+            bytes[0] = number;
+            bytes[1..=key.len()].copy_from_slice(key);
+            bytes[SHORT] = key.len() as u8 + 1;
+            return RowKey(Form::Short(bytes));
+        }
         let mut bytes = BytesMut::with_capacity(1 + key.len());
         bytes.put_u8(number);
         bytes.put_slice(key);
-        RowKey(bytes.freeze())
+        RowKey(Form::Long(bytes.freeze()))
     }
 
     /// The key whose stored form (table number, key bytes) is `bytes`. `None` if it is empty.
     pub fn from_bytes(bytes: Bytes) -> Option<RowKey> {
-        (!bytes.is_empty()).then_some(RowKey(bytes))
+        let (number, key) = bytes.split_first()?;
+        if key.len() < SHORT {
+            Some(RowKey::from_parts(*number, key))
+        } else {
+            Some(RowKey(Form::Long(bytes)))
+        }
     }
 
     fn of_number(table: Table, number: u64) -> RowKey {
-        let mut bytes = [0; 9];
-        bytes[0] = table.number();
-        bytes[1..].copy_from_slice(&number.to_be_bytes());
-        RowKey(Bytes::copy_from_slice(&bytes))
+        RowKey::from_parts(table.number(), &number.to_be_bytes())
     }
 
     fn of_pair(table: Table, first: u64, second: u64) -> RowKey {
-        let mut bytes = [0; 17];
-        bytes[0] = table.number();
-        bytes[1..9].copy_from_slice(&first.to_be_bytes());
-        bytes[9..].copy_from_slice(&second.to_be_bytes());
-        RowKey(Bytes::copy_from_slice(&bytes))
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&first.to_be_bytes());
+        key[8..].copy_from_slice(&second.to_be_bytes());
+        RowKey::from_parts(table.number(), &key)
     }
 
     /// The inode row of `ino`.
@@ -177,43 +197,92 @@ impl RowKey {
 
     /// The number of the table.
     pub fn table(&self) -> u8 {
-        self.0[0]
+        self.as_bytes()[0]
     }
 
     /// The key within its table.
     pub fn key(&self) -> &[u8] {
-        &self.0[1..]
+        &self.as_bytes()[1..]
     }
 
-    /// The key within its table, shared.
+    /// The key within its table, in memory of its own or shared.
     pub fn key_bytes(&self) -> Bytes {
-        self.0.slice(1..)
+        match &self.0 {
+            Form::Short(_) => Bytes::copy_from_slice(self.key()),
+            Form::Long(bytes) => bytes.slice(1..),
+        }
     }
 
     /// Table number and key bytes together.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Form::Short(bytes) => &bytes[..usize::from(bytes[SHORT])],
+            Form::Long(bytes) => bytes,
+        }
     }
 
-    /// Table number and key bytes together, shared.
+    /// Table number and key bytes together, in memory of their own or shared.
     pub fn into_bytes(self) -> Bytes {
-        self.0
+        match self.0 {
+            Form::Short(_) => Bytes::copy_from_slice(self.as_bytes()),
+            Form::Long(bytes) => bytes,
+        }
     }
 
     /// The number that the key begins with: an inode, a pack, a session. `None` if the key is too short to have one.
     pub fn number(&self) -> Option<u64> {
-        self.0.get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
+        self.as_bytes().get(1..9).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
     }
 
     /// The second number of the key: a cookie, a file offset. `None` if the key is too short to have one.
     pub fn second(&self) -> Option<u64> {
-        self.0.get(9..17).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
+        self.as_bytes().get(9..17).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes)
     }
 
     /// The smallest key of `table` whose number is `number`; with `number + 1` the end of that range.
     pub fn range_start(table: Table, number: u64) -> RowKey {
         RowKey::of_number(table, number)
     }
+}
+
+impl PartialEq for RowKey {
+    fn eq(&self, other: &RowKey) -> bool {
+        match (&self.0, &other.0) {
+            (Form::Short(one), Form::Short(other)) => one == other,
+            (Form::Long(one), Form::Long(other)) => one == other,
+            // A key of one length has one form.
+            _ => false,
+        }
+    }
+}
+
+impl Eq for RowKey {}
+
+impl Ord for RowKey {
+    fn cmp(&self, other: &RowKey) -> Ordering {
+        match (&self.0, &other.0) {
+            (Form::Short(one), Form::Short(other)) => words(one).cmp(&words(other)),
+            _ => self.as_bytes().cmp(other.as_bytes()),
+        }
+    }
+}
+
+impl PartialOrd for RowKey {
+    fn partial_cmp(&self, other: &RowKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for RowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.as_bytes());
+    }
+}
+
+/// The bytes as numbers that order as they do.
+fn words(bytes: &[u8; SHORT + 1]) -> [u64; 3] {
+    let (words, _) = bytes.as_chunks();
+    [0, 1, 2].map(|word: usize| u64::from_be_bytes(words[word]))
 }
 
 impl std::fmt::Debug for RowKey {
@@ -223,9 +292,46 @@ impl std::fmt::Debug for RowKey {
             None => write!(f, "table {}", self.table())?,
         }
         match (self.number(), self.second()) {
-            (Some(first), Some(second)) if self.0.len() == 17 => write!(f, "({first}, {second})"),
-            (Some(first), _) => write!(f, "({first}, {:?})", String::from_utf8_lossy(&self.0[9..])),
+            (Some(first), Some(second)) if self.as_bytes().len() == 17 => write!(f, "({first}, {second})"),
+            (Some(first), _) => write!(f, "({first}, {:?})", String::from_utf8_lossy(&self.as_bytes()[9..])),
             _ => write!(f, "({:?})", self.key()),
+        }
+    }
+}
+
+/// The longest key, its table number included, that is stored in place: all but those of further links and extended attributes.
+const SHORT: usize = 23;
+const _: () = assert!(size_of::<RowKey>() == size_of::<Bytes>());
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{BuildHasher, RandomState};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![3 => Just(0_u8), 1 => Just(1), 1 => Just(u8::MAX)];
+        prop_oneof![proptest::collection::vec(byte, 1..26), proptest::collection::vec(any::<u8>(), 1..40)]
+    }
+
+    proptest! {
+        /// The fear: rows that are neighbours in the index are not in memory, or a key is found under another one.
+        #[test]
+        fn keys_compare_as_their_bytes_do(one in bytes(), other in bytes(), cut in 0..26_usize) {
+            let prefix = one[..one.len().min(cut + 1)].to_vec();
+            for other in [&other, &prefix, &one] {
+                let key = |bytes: &[u8]| RowKey::from_bytes(Bytes::copy_from_slice(bytes)).unwrap();
+                let (a, b) = (key(&one), key(other));
+                prop_assert_eq!(a.cmp(&b), one.cmp(other));
+                prop_assert_eq!(a == b, one == *other);
+                prop_assert_eq!(&b, &RowKey::from_parts(other[0], &other[1..]));
+                prop_assert_eq!((b.as_bytes(), b.key(), b.table()), (&other[..], &other[1..], other[0]));
+                prop_assert_eq!((b.key_bytes(), b.clone().into_bytes()), (other[1..].to_vec().into(), other.clone().into()));
+                let state = RandomState::new();
+                prop_assert!(a != b || state.hash_one(&a) == state.hash_one(&b));
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
     config::{BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry},
@@ -140,8 +140,12 @@ impl FjallIndex {
         let marker = Bytes::copy_from_slice(&encode_state(state));
         let (mut into_names, mut into_rows) = (None, None);
         let mut order = IngestOrder::default();
+        // Keys share pieces of memory: one allocation each would cost more than sorting them.
+        let mut memory = BytesMut::with_capacity(KEY_MEMORY);
         for (key, value) in rows {
             order.admit(&key).map_err(|reason| self.error(reason))?;
+            memory.extend_from_slice(key.as_bytes());
+            let stored = memory.split().freeze();
             let (keyspace, ingestion) =
                 if is_name(&key) { (names, &mut into_names) } else { (others, &mut into_rows) };
             guarded(&self.place, || {
@@ -152,8 +156,8 @@ impl FjallIndex {
                 }
                 let Some(ingestion) = ingestion else { return Ok(()) };
                 match value {
-                    Some(value) => ingestion.write(key.into_bytes(), value),
-                    None => ingestion.write_tombstone(key.into_bytes()),
+                    Some(value) => ingestion.write(stored, value),
+                    None => ingestion.write_tombstone(stored),
                 }
             })?;
         }
@@ -486,6 +490,8 @@ const MARKER: &[u8] = &[0];
 const MIN_OPEN_FILES: usize = 16;
 /// Above so many tables in a first level an ingestion waits; compaction begins at four.
 const MAX_FIRST_LEVEL_TABLES: usize = 24;
+/// Keys are copied into pieces of about this many bytes.
+const KEY_MEMORY: usize = 64 << 10;
 /// Left free on the disk for compactions: one that fails ends the process.
 const ROOM_BYTES: u64 = 32 << 20;
 const WAIT: Duration = Duration::from_millis(5);

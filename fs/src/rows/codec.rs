@@ -1,6 +1,6 @@
 //! Writing and reading the bytes of a row.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, Bytes};
 
 use crate::Timespec;
 
@@ -21,48 +21,78 @@ pub enum RowError {
     Trailing(usize),
 }
 
-/// Collects the bytes of one value.
-pub(super) struct RowWriter(Vec<u8>);
+/// Collects the bytes of one value. Nearly all are short, and become one allocation that is shared from the start.
+pub(super) struct RowWriter {
+    short: ShortRow,
+    /// Everything, once it is too long for `short`.
+    long: Vec<u8>,
+}
+
+struct ShortRow {
+    bytes: [u8; SHORT_ROW],
+    length: u8,
+}
+
+impl AsRef<[u8]> for ShortRow {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
 
 impl RowWriter {
     pub(super) fn new(version: u8) -> RowWriter {
-        let mut bytes = Vec::with_capacity(64);
-        bytes.push(version);
-        RowWriter(bytes)
+        let mut short = ShortRow { bytes: [0; SHORT_ROW], length: 1 };
+        short.bytes[0] = version;
+        RowWriter { short, long: Vec::new() }
     }
 
     pub(super) fn byte(&mut self, byte: u8) -> &mut RowWriter {
-        self.0.push(byte);
-        self
+        self.bytes(&[byte])
     }
 
     pub(super) fn varint(&mut self, mut number: u64) -> &mut RowWriter {
+        let (mut bytes, mut length) = ([0; VARINT_MAX], 0);
         while number >= 0x80 {
-            self.0.push(number as u8 | 0x80);
+            bytes[length] = number as u8 | 0x80;
             number >>= 7;
+            length += 1;
         }
-        self.0.push(number as u8);
-        self
+        bytes[length] = number as u8;
+        self.bytes(&bytes[..=length])
     }
 
     /// Eight bytes, for a number that may be the entry's own LSN.
     pub(super) fn fixed(&mut self, number: u64) -> &mut RowWriter {
-        self.0.put_u64(number);
-        self
+        self.bytes(&number.to_be_bytes())
     }
 
     pub(super) fn time(&mut self, time: Timespec) -> &mut RowWriter {
-        self.0.extend_from_slice(&time.row_bytes());
-        self
+        self.bytes(&time.row_bytes())
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut RowWriter {
-        self.0.extend_from_slice(bytes);
+        let start = usize::from(self.short.length);
+        match self.short.bytes.get_mut(start..start + bytes.len()) {
+            Some(place) if self.long.is_empty() => {
+                place.copy_from_slice(bytes);
+                self.short.length += bytes.len() as u8;
+            }
+            _ => {
+                if self.long.is_empty() {
+                    self.long.extend_from_slice(self.short.as_ref());
+                }
+                self.long.extend_from_slice(bytes);
+            }
+        }
         self
     }
 
     pub(super) fn finish(&mut self) -> Bytes {
-        std::mem::take(&mut self.0).into()
+        if self.long.is_empty() {
+            let ShortRow { bytes, length } = self.short;
+            return Bytes::from_owner(ShortRow { bytes, length });
+        }
+        std::mem::take(&mut self.long).into()
     }
 }
 
@@ -165,6 +195,10 @@ impl Timespec {
 
 const TIME_BYTES: usize = 9;
 const SECONDS_BIAS: i64 = 1 << 39;
+/// A longer row is not built in place; those of inodes are below.
+const SHORT_ROW: usize = 79;
+/// The longest varint of 64 bits.
+const VARINT_MAX: usize = 10;
 
 #[cfg(test)]
 mod tests {
@@ -182,6 +216,16 @@ mod tests {
             let mut reader = RowReader::new(&bytes, 0).unwrap();
             assert_eq!(reader.varint(), Ok(number));
             assert_eq!(reader.finish(), Ok(()));
+        }
+    }
+
+    /// The fear: a row that outgrows the place it is built in loses what it began with.
+    #[test]
+    fn rows_of_every_length_hold_what_was_written() {
+        for length in 0..3 * SHORT_ROW {
+            let (first, rest) = (vec![1; length / 3], vec![2; length - length / 3]);
+            let row = RowWriter::new(7).bytes(&first).bytes(&rest).byte(3).finish();
+            assert_eq!(row, [&[7][..], &first, &rest, &[3]].concat(), "{length}");
         }
     }
 

@@ -4,8 +4,6 @@
 //! - A cached row is the newest of its key, always: appends write through, and a row from the index gets in only while nothing later than
 //!   that index can exist for it.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use murphy_log::Lsn;
 
@@ -27,19 +25,32 @@ pub(super) struct Cached {
 /// What a request had loaded for it, so that it gets on however small the cache is.
 #[derive(Default)]
 pub(super) struct Loaded {
-    /// Rows, each with the LSN of the index that it was read above.
-    rows: HashMap<RowKey, (Option<Bytes>, Lsn)>,
+    /// In key order; of equal keys the one that was loaded last comes last.
+    rows: Vec<LoadedRow>,
     pub(super) link: Option<RowKey>,
+}
+
+struct LoadedRow {
+    key: RowKey,
+    value: Option<Bytes>,
+    /// The LSN of the index that it was read above.
+    indexed: Lsn,
 }
 
 impl Loaded {
     /// Loads rows from `view`.
     pub(super) fn load(&mut self, view: &View, keys: Vec<RowKey>) -> Result<(), ViewError> {
         for key in keys {
-            let row = view.row(&key)?;
-            self.rows.insert(key, (row, view.indexed()));
+            let value = view.row(&key)?;
+            self.rows.push(LoadedRow { key, value, indexed: view.indexed() });
         }
+        self.rows.sort_by(|one, other| one.key.cmp(&other.key));
         Ok(())
+    }
+
+    fn find(&self, key: &RowKey) -> Option<&LoadedRow> {
+        let after = self.rows.partition_point(|row| row.key <= *key);
+        self.rows[..after].last().filter(|row| row.key == *key)
     }
 }
 
@@ -59,10 +70,10 @@ impl Rows for Newest<'_> {
             return RowState::Known(row);
         }
         // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
-        match self.loaded.rows.get(key).filter(|(_, indexed)| *indexed == basis.indexed) {
-            Some((row, indexed)) => {
-                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: row.clone() });
-                RowState::Known(row.clone())
+        match self.loaded.find(key).filter(|row| row.indexed == basis.indexed) {
+            Some(LoadedRow { value, indexed, .. }) => {
+                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: value.clone() });
+                RowState::Known(value.clone())
             }
             None => RowState::Unknown,
         }
