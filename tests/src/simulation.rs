@@ -87,15 +87,16 @@ impl Canary {
         }
     }
 
-    /// How the violation begins that it must lead to.
-    pub fn expected(self) -> &'static str {
+    /// How a violation may begin that it leads to.
+    pub fn expected(self) -> &'static [&'static str] {
         match self {
-            Canary::LyingDisk => "lost",
-            Canary::ShipBeforeDurable => "ahead",
-            Canary::EarlyCollector => "a restore",
-            Canary::SilentShipper => "silent stall",
-            Canary::ForgottenPromise => "two ",
-            Canary::ForgetfulIndex => "digest",
+            Canary::LyingDisk => &["lost"],
+            Canary::ShipBeforeDurable => &["ahead"],
+            Canary::EarlyCollector => &["a restore"],
+            Canary::SilentShipper => &["silent stall"],
+            // What the old source acknowledges after the seal is noticed at the next fsync, or by whoever takes over.
+            Canary::ForgottenPromise => &["two epochs", "two histories", "lost"],
+            Canary::ForgetfulIndex => &["digest"],
         }
     }
 }
