@@ -14,7 +14,7 @@ use crate::{
     Dialer, Durability, EntryLine, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener,
     MemberBook, MemoryBook, MemoryReplica, MemorySnapshots, MirrorAcknowledger, MirrorPart, NetworkOptions,
     Observer, Part, PublicKey, Refusal, Refused, Replica, Seal, Secret, Services, SourcePart, Token,
-    UdpSockets,
+    UdpSockets, compare,
 };
 
 /// A node that listens.
@@ -186,6 +186,32 @@ async fn an_invited_node_joins_once_and_follows_as_a_member() {
     let mirror = follow_as(joiner, replica, source.address, source.identity.public_key());
     mirror.reach(log.tail()).await;
     mirror.stop().await;
+    source.stop().await;
+}
+
+/// A source that was replaced while it was away must learn after which entry its own history is nobody's, and nothing less.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_comes_back_learns_where_its_history_parted() {
+    let common = test_frames(base_state(), 1, 10, 3);
+    let shared = common.last().unwrap().state();
+    let old = log_of(base_state(), &common);
+    extend(&old, &test_frames(shared, 7, 4, 3));
+    let new = Arc::new(log_of(base_state(), &common));
+    extend(&new, &super::frames_in(epoch(2), shared, 8, 6, 2));
+    let source = Node::start(Arc::default(), None).await;
+    source.lead(&new, 1000);
+    let dialer = dialer();
+    admit(&source.book, dialer.identity.public_key(), MemberRole::Mirror);
+    let (addresses, key) = ([source.address.to_string()], source.identity.public_key());
+    let ask =
+        async |log: Arc<dyn Log>| compare(&dialer, &addresses, key, (&keys(), BRANCH), &log).await.unwrap();
+    let found = ask(Arc::new(old)).await.unwrap();
+    assert_eq!((found.node, found.state), (source.identity.node(), new.tail()));
+    let parted = found.common.unwrap();
+    assert_eq!((parted.lsn, parted.hash), (shared.position.lsn, shared.position.hash));
+    let behind = ask(Arc::new(log_of(base_state(), &common))).await.unwrap();
+    assert_eq!(behind.common.unwrap().lsn, shared.position.lsn, "all of it is part of that history");
+    assert_eq!(ask(new).await, None, "the same epoch leads nothing later");
     source.stop().await;
 }
 
