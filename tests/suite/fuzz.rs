@@ -25,7 +25,7 @@ fn every_decoder_refuses_or_decodes_and_never_panics_or_bloats() {
         let output = run(target.name, executions);
         let printed =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        println!("{}", printed.trim_end());
+        eprintln!("{}", printed.trim_end());
         assert!(output.status.success(), "{printed}");
         assert!(!printed.contains(" 0 decoded"), "not one good input: {printed}");
     }
