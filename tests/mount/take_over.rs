@@ -298,12 +298,8 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
 /// A source that ticked so long ago is taken for gone.
 const SILENCE: Duration = Duration::from_secs(61);
 
-/// The fear: the successor dies between its seal and its rename, and its archives are sealed for ever by nobody.
-#[test]
-fn a_restore_that_takes_over_and_is_killed_is_run_again() {
-    if !can_mount("a_restore_that_takes_over_and_is_killed_is_run_again") {
-        return;
-    }
+/// A region that is gone for longer than a source is silent, and its two archives, the second of which lacks the end.
+fn region_lost_with_an_archive_behind() -> (Region, PathBuf, PathBuf) {
     let region = Region::start("local");
     sow(&region.path("ma"));
     region.settle();
@@ -321,6 +317,16 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
         fs::rename(region.path(name), silent.join(name)).unwrap();
     }
     let (one, two) = (silent.join("one"), silent.join("two"));
+    (region, one, two)
+}
+
+/// The fear: the successor dies between its seal and its rename, and its archives are sealed for ever by nobody.
+#[test]
+fn a_restore_that_takes_over_and_is_killed_is_run_again() {
+    if !can_mount("a_restore_that_takes_over_and_is_killed_is_run_again") {
+        return;
+    }
+    let (region, one, two) = region_lost_with_an_archive_behind();
     // What is there when the restore is killed: in the hidden directory, or in an archive.
     let moments = ["index", "base", "taking-over", "one/log/0000000001", "two/log/0000000001", "log", "next"];
     for (number, moment) in moments.into_iter().enumerate() {
