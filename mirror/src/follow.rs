@@ -189,9 +189,9 @@ impl Following {
         while let Some(action) = actions.pop_front() {
             match action {
                 FollowerAction::Send(message) => io.writer.send(&message).await?,
-                FollowerAction::Append(frame) => {
+                FollowerAction::Append { frame, told } => {
                     let first = frame.first();
-                    if let Err(error) = self.setup.replica.append(frame) {
+                    if let Err(error) = self.setup.replica.append(frame, told) {
                         actions = self.core.append_failed(first, error.to_string()).into();
                     }
                 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A frame is appended only after its checksum, its linkage to the frame before and the chain over its entries have been
-//!   verified, and only if its epoch is not older than what this mirror has promised.
+//!   verified, and only if its epoch is not older than what this mirror has promised without the source's knowing.
 //! - The tail never passes a frame that was refused or could not be appended: whatever fails, the next connection goes on from there.
 //! - Only what is durable in the mirror's own log is acknowledged, and after a promise nothing of an older epoch.
 //! - A different history stops it: it looks for the common ancestor and has the own branch kept before anything else happens.
@@ -16,6 +16,7 @@ use murphy_log::{
 use crate::{
     history::{AncestorSearch, Lookup, Point, SearchStep},
     message::{Ack, Frames, Hello, Message, Refusal, Refused, Resume, SeedReason, Verdict, Welcome},
+    replica::forbidding_promise,
     source::is_older,
     status::{FollowerStatus, LagMeter, millis},
 };
@@ -34,6 +35,8 @@ pub struct Follower {
     resent: VecDeque<Point>,
     data_lsn: Lsn,
     promised: Option<Epoch>,
+    /// What the source of this connection was told of it.
+    told: Option<Epoch>,
     acked: Option<Ack>,
     lag: LagMeter,
     source_lsn: Lsn,
@@ -75,7 +78,12 @@ pub enum FollowerAction {
     /// Send on the control stream.
     Send(Message),
     /// Append to the own log. If that fails, call [`Follower::append_failed`] and drop the actions after it.
-    Append(Frame),
+    Append {
+        /// What to append.
+        frame: Frame,
+        /// The promise that the source was told of.
+        told: Option<Epoch>,
+    },
     /// Look an LSN up in the own log and hand the answer to [`Follower::own`].
     LookupOwn(Lsn),
     /// Get ready to take the parts of a snapshot of this state; what is held now stays until the snapshot is complete.
@@ -197,6 +205,7 @@ impl Follower {
             resent: VecDeque::new(),
             data_lsn: Lsn::new(0),
             promised,
+            told: None,
             acked: None,
             lag,
             source_lsn: Lsn::new(0),
@@ -216,6 +225,7 @@ impl Follower {
         let resume = self.durable.map_or(Resume::Fresh, |state| Resume::After(state.position));
         let FollowerConfig { volume, branch, node, .. } = self.config;
         let data_lsn = self.shown_data_lsn();
+        self.told = self.promised;
         let hello = Hello { volume, branch, node, resume, data_lsn, promised: self.promised };
         vec![FollowerAction::Send(Message::Hello(hello))]
     }
@@ -321,7 +331,8 @@ impl Follower {
         }
     }
 
-    /// Says that `epoch` has been promised durably: frames and acknowledgements of older epochs end here.
+    /// Says that `epoch` has been promised durably: frames and acknowledgements of older epochs end here, unless a source brings them that
+    /// knows of the promise.
     pub fn promised(&mut self, epoch: Epoch) {
         if self.promised.is_none_or(|promised| is_older(promised, epoch)) {
             self.promised = Some(epoch);
@@ -400,7 +411,10 @@ impl Follower {
         let mut actions = Vec::new();
         for frame in frames.run {
             match self.take_frame(now, frame) {
-                Ok(frame) => actions.extend(frame.map(FollowerAction::Append)),
+                Ok(frame) => {
+                    let told = self.told;
+                    actions.extend(frame.map(|frame| FollowerAction::Append { frame, told }));
+                }
                 Err(stop) => {
                     // What came before the refused frame is good, and is kept.
                     actions.extend(stop);
@@ -418,9 +432,7 @@ impl Follower {
         frame: UnverifiedFrame,
     ) -> Result<Option<Frame>, Vec<FollowerAction>> {
         let header = *frame.header();
-        if let Some(promised) = self.promised
-            && is_older(header.epoch, promised)
-        {
+        if let Some(promised) = forbidding_promise(self.promised, header.epoch, self.told) {
             let report = FollowerReport::OldEpoch { lsn: header.first, found: header.epoch, promised };
             let reply = Refused { reason: Refusal::Fenced, detail: report.to_string() };
             return Err(self.stop(report, Some(reply)));
@@ -470,7 +482,7 @@ impl Follower {
 
     fn acknowledge(&mut self) -> Vec<FollowerAction> {
         let (Phase::Following, Some(state)) = (&self.phase, self.durable) else { return Vec::new() };
-        let sealed = self.promised.is_some_and(|promised| is_older(state.position.epoch, promised));
+        let sealed = forbidding_promise(self.promised, state.position.epoch, self.told).is_some();
         let ack = Ack { position: state.position, data_lsn: self.shown_data_lsn() };
         if sealed || self.acked == Some(ack) {
             return Vec::new();

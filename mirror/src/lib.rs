@@ -66,7 +66,7 @@ pub use promote::{
     AckPolicy, Missing, PlanError, PromoteError, PromotePlan, PromoteRequest, Standing, TakeOver, Unsealed,
     promote,
 };
-pub use replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource};
+pub use replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise};
 pub use serve::{Listener, MirrorPart, Part, Services, SourcePart};
 pub use source::{Peer, Source, SourceAction, SourceConfig, SourceReport};
 pub use status::{FollowerStatus, MirrorStatus};

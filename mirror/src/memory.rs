@@ -13,8 +13,7 @@ use tokio::sync::watch;
 use crate::{
     history::{Lookup, Point, look_up},
     message::Message,
-    replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource},
-    source::is_older,
+    replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise},
 };
 
 /// The node of a mirror, in memory.
@@ -100,11 +99,9 @@ impl Replica for MemoryReplica {
         &self.keys
     }
 
-    fn append(&self, frame: Frame) -> Result<(), ReplicaError> {
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let shared = self.shared.lock();
-        if let Some(promised) = shared.promised
-            && is_older(frame.epoch(), promised)
-        {
+        if let Some(promised) = forbidding_promise(shared.promised, frame.epoch(), told) {
             return Err(ReplicaError::Promised { promised });
         }
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
@@ -130,9 +127,7 @@ impl Replica for MemoryReplica {
 
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let mut shared = self.shared.lock();
-        if let Some(promised) = shared.promised
-            && is_older(epoch, promised)
-        {
+        if let Some(promised) = forbidding_promise(shared.promised, epoch, None) {
             return Err(ReplicaError::Promised { promised });
         }
         shared.promised = Some(epoch);

@@ -7,7 +7,18 @@ use std::{fmt, io::Read};
 use murphy_log::{DurableWatch, Epoch, Frame, Lsn, Position, State, VolumeKeys};
 use tokio::sync::watch;
 
-use crate::history::{Lookup, Point};
+use crate::{
+    history::{Lookup, Point},
+    source::is_older,
+};
+
+/// The promise that forbids to take entries of `epoch` from a source that welcomed this node knowing that it had promised `told`.
+///
+/// A source that was told of a promise leads that epoch or a later one, or it would have refused: what it sends of older epochs is the
+/// history before its own, which a sealed mirror may lack.
+pub fn forbidding_promise(promised: Option<Epoch>, epoch: Epoch, told: Option<Epoch>) -> Option<Epoch> {
+    promised.filter(|promised| told != Some(*promised) && is_older(epoch, *promised))
+}
 
 /// The node of a mirror.
 ///
@@ -21,9 +32,9 @@ pub trait Replica: Send + Sync {
 
     /// Queues a frame that continues the tail into the own log, whatever its epoch, and returns. It becomes durable later, in order.
     ///
-    /// Refused if a later epoch has been promised: the check and the queueing are one step, so that nothing slips past a promise. On
-    /// an error nothing was queued.
-    fn append(&self, frame: Frame) -> Result<(), ReplicaError>;
+    /// `told` is the promise that the source heard of before it welcomed this node. Refused if [`forbidding_promise`] says so: the check and
+    /// the queueing are one step, so that nothing slips past a promise. On an error nothing was queued.
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError>;
 
     /// Follows what is durable; `None` while it holds nothing. Installing a snapshot and setting a tail aside make a new watch.
     fn durable(&self) -> Option<DurableWatch>;

@@ -26,7 +26,7 @@ use murphy_log::{
     AppendError, BranchId, DiskLog, DurableWatch, Epoch, EpochId, Files, Frame, Log, Lsn, OsFiles, Position,
     State, VolumeKeys, rename_durably, replace_file,
 };
-use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, look_up};
+use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, forbidding_promise, look_up};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -119,11 +119,9 @@ impl Replica for DiskReplica {
         &self.keys
     }
 
-    fn append(&self, frame: Frame) -> Result<(), ReplicaError> {
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let shared = self.shared();
-        if let Some(promised) = shared.promised
-            && is_older(frame.epoch(), promised)
-        {
+        if let Some(promised) = forbidding_promise(shared.promised, frame.epoch(), told) {
             return Err(ReplicaError::Promised { promised });
         }
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
@@ -157,9 +155,7 @@ impl Replica for DiskReplica {
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let log = {
             let mut shared = self.shared();
-            if let Some(promised) = shared.promised
-                && is_older(epoch, promised)
-            {
+            if let Some(promised) = forbidding_promise(shared.promised, epoch, None) {
                 return Err(ReplicaError::Promised { promised });
             }
             if shared.promised != Some(epoch) {
@@ -290,10 +286,6 @@ fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
 fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
     let promise = Promise { number: epoch.number, id: epoch.id.to_string() };
     replace_file(&OsFiles, &directory.join(PROMISED), &serde_json::to_vec(&promise)?)
-}
-
-fn is_older(epoch: Epoch, promised: Epoch) -> bool {
-    epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {

@@ -136,7 +136,7 @@ fn a_divergent_tail_is_kept_and_the_mirror_follows_from_the_common_ancestor() {
     let new_tail = frames_in(epoch(2), fork, 2, 11, 4);
     let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
     for frame in shared.iter().chain(&own_tail) {
-        replica.append(frame.clone()).unwrap();
+        replica.append(frame.clone(), None).unwrap();
     }
     let log = log_of(base_state(), &shared);
     extend(&log, &new_tail);
@@ -156,7 +156,7 @@ fn a_divergent_tail_is_kept_and_the_mirror_follows_from_the_common_ancestor() {
 fn a_mirror_ahead_of_its_source_stops_and_keeps_everything() {
     let frames = test_frames(base_state(), 0, 30, 3);
     let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
-    frames.iter().for_each(|frame| replica.append(frame.clone()).unwrap());
+    frames.iter().for_each(|frame| replica.append(frame.clone(), None).unwrap());
     let mut world = World::with_replica(9, log_of(base_state(), &frames[..20]), replica);
     world.ahead = true;
     world.connect();
@@ -196,12 +196,12 @@ fn after_a_promise_older_frames_and_acknowledgements_end() {
     world.run(200);
     assert!(world.source_reports.contains(&SourceReport::Fenced(epoch(2))), "{:?}", world.source_reports);
     assert_eq!(world.replica.state(), sealed);
-    // The source of the promised epoch is followed.
-    extend(&world.log, &[]);
+    // The source of the promised epoch is followed, also through what it holds of the epoch before and this mirror lacks.
     let log = log_of(base_state(), &[]);
-    for frame in world.replica.log().unwrap().read(Lsn::FIRST).unwrap() {
+    for frame in world.log.read(Lsn::FIRST).unwrap() {
         extend(&log, &[frame.unwrap()]);
     }
+    assert!(log.tail().position.lsn > world.replica.state().unwrap().position.lsn);
     extend(&log, &frames_in(epoch(2), log.tail(), 1, 4, 2));
     world.log = Arc::new(log);
     world.config.epoch = epoch(2);

@@ -281,9 +281,9 @@ impl World {
                     self.send(Stream::ToSource, &message);
                     Vec::new()
                 }
-                FollowerAction::Append(frame) => {
+                FollowerAction::Append { frame, told } => {
                     let first = frame.first();
-                    match self.replica.append(frame) {
+                    match self.replica.append(frame, told) {
                         Ok(()) => Vec::new(),
                         Err(error) => {
                             let actions = self.follower.append_failed(first, error.to_string());

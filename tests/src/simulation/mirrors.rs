@@ -11,7 +11,7 @@ use murphy_log::{Clock, DurableWatch, Epoch, Frame, Log, Lsn, NodeId, Position, 
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener, Lookup,
     MemoryBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Point, Replica, ReplicaError,
-    SeedSnapshot, SeedWriter, Services, SnapshotSource, SourcePart, compare, look_up,
+    SeedSnapshot, SeedWriter, Services, SnapshotSource, SourcePart, compare, forbidding_promise, look_up,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -208,11 +208,9 @@ impl Replica for NodeReplica {
         &self.keys
     }
 
-    fn append(&self, frame: Frame) -> Result<(), ReplicaError> {
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let promised = self.promised.lock();
-        if let Some(promised) = *promised
-            && is_older(frame.epoch(), promised)
-        {
+        if let Some(promised) = forbidding_promise(*promised, frame.epoch(), told) {
             return Err(ReplicaError::Promised { promised });
         }
         let place = format!("mirror {}", self.host);
@@ -242,9 +240,7 @@ impl Replica for NodeReplica {
 
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let mut promised = self.promised.lock();
-        if let Some(promised) = *promised
-            && is_older(epoch, promised)
-        {
+        if let Some(promised) = forbidding_promise(*promised, epoch, None) {
             return Err(ReplicaError::Promised { promised });
         }
         if !self.stage.has(Canary::ForgottenPromise) {
@@ -279,11 +275,6 @@ impl SnapshotSource for NoSnapshots {
 /// The identity of the node at home on `host`.
 pub(super) fn identity_of(host: usize) -> Result<Identity, String> {
     Identity::of_seed([host as u8 + 1; 32]).map_err(|error| error.to_string())
-}
-
-/// Whether frames of `epoch` must be refused once `promised` has been promised.
-fn is_older(epoch: Epoch, promised: Epoch) -> bool {
-    epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
 }
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
