@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Only shippers of full archives are asked: a log archive holds no bytes.
-//! - One archive is enough (W is 1 for archives); a fence at any of them ends all waiting.
+//! - One archive is enough (W is 1 for archives), while nothing at any of them says that another source exists: a seal, another history, or
+//!   entries that this log lacks. Then nothing is acknowledged any more: the other one may acknowledge through the archives that it won.
 
 use std::time::Duration;
 
@@ -28,15 +29,20 @@ impl ArchiveAcknowledger {
         let mut waits: FuturesUnordered<_> =
             self.archives.iter().map(|archive| archive.archived(lsn)).collect();
         while let Some(answer) = waits.next().await {
-            match answer {
-                Ok(_) => return Ok(()),
-                Err(Some(ShipEnd::Fenced(sealed))) => {
-                    return Err(AcknowledgeError::Fenced(ShipEnd::Fenced(sealed).to_string()));
-                }
-                Err(_) => {}
+            if let Some(rival) = self.rival() {
+                return Err(AcknowledgeError::Fenced(rival));
+            }
+            if answer.is_ok() {
+                return Ok(());
             }
         }
         Err(self.too_few(lsn))
+    }
+
+    /// What an archive says of another source.
+    fn rival(&self) -> Option<String> {
+        let ends = self.archives.iter().filter_map(|archive| archive.status().end);
+        ends.filter(ShipEnd::shows_another_source).map(|end| end.to_string()).next()
     }
 
     fn too_few(&self, lsn: Lsn) -> AcknowledgeError {

@@ -97,6 +97,16 @@ pub enum ShipEnd {
     Reached,
 }
 
+impl ShipEnd {
+    /// Whether it shows that another source writes, or has written, what this one did not.
+    pub fn shows_another_source(&self) -> bool {
+        match self {
+            ShipEnd::Fenced(_) | ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => true,
+            ShipEnd::Gap { .. } | ShipEnd::LogEnded | ShipEnd::Reached => false,
+        }
+    }
+}
+
 /// How slots are cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShipLimits {

@@ -198,6 +198,32 @@ async fn two_sources_that_race_do_not_both_win() {
     assert_eq!(held(&archive).await.len(), 30);
 }
 
+/// A copied directory, both running, each first at one of two archives: each would acknowledge what the other does not know.
+#[tokio::test]
+async fn an_archive_with_another_history_ends_acknowledging_through_the_others() {
+    let stores = [FaultyStore::new(), FaultyStore::new()];
+    let (mut one, mut two) = (Source::new(), Source::new());
+    two.wait(5);
+    let logs = [claimed_log(one.base()), claimed_log(two.base())];
+    append(&logs[0], &one.frames(5, 3));
+    append(&logs[1], &two.frames(5, 3));
+    let archives = [archive(&stores[0]).await, archive(&stores[1]).await];
+    assert_eq!(ship_all(parts(&archives[1], &two, &logs[1])).await, ShipEnd::Reached);
+    let mut handles = Vec::new();
+    for archive in &archives {
+        let (shipper, handle) = Shipper::new(parts(archive, &one, &logs[0]));
+        tokio::spawn(shipper.run());
+        handles.push(handle);
+    }
+    let lsn = one.state().position.lsn;
+    handles[0].archived(lsn).await.unwrap();
+    let forked = handles[1].archived(lsn).await;
+    assert!(matches!(forked, Err(Some(ShipEnd::Forked { .. }))), "{forked:?}");
+    let refused = ArchiveAcknowledger::new(handles).acknowledged(lsn, Duration::from_secs(5)).await;
+    let Err(AcknowledgeError::Fenced(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("another source ships to it"), "{why}");
+}
+
 #[tokio::test]
 async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
     let store = FaultyStore::new();
