@@ -221,6 +221,33 @@ fn a_promoted_mirror_has_every_acknowledged_byte() {
     assert_eq!(pair.status("b")["position"]["epoch"], 2);
 }
 
+/// A promotion that failed halfway has taken a promise with it: the next one, of another mirror, must not fail for ever because of it.
+#[test]
+fn a_promotion_after_one_that_failed_asks_for_a_later_epoch() {
+    if !can_mount("a_promotion_after_one_that_failed_asks_for_a_later_epoch") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    pair.join("a", "c", "bc");
+    pair.mount("c", "127.0.0.1:0");
+    let (ma, mc) = (pair.scratch.path("ma"), pair.scratch.path("mc"));
+    write_safely(&ma.join("file"), b"acknowledged").unwrap();
+    pair.settle();
+    let wanted = pair.status("a")["durable_lsn"].as_u64();
+    wait_for("the other mirror", || pair.status("c")["data_lsn"].as_u64() >= wanted);
+    pair.kill("c");
+    pair.kill("a");
+    // Both mirrors have to be sealed, and one is away.
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "of 2 needed");
+    pair.mount("c", "127.0.0.1:0");
+    let outbid = pair.scratch.run(["promote", "c", "--confirm", "vol"]).expect_error(1, "has been promised");
+    assert!(outbid.stderr().contains("run it again"), "{}", outbid.stderr());
+    pair.scratch.run(["promote", "c", "--confirm", "vol"]).expect_code(0).stdout();
+    let status = pair.status("c");
+    assert_eq!((&status["role"], &status["position"]["epoch"]), (&"source".into(), &3.into()), "{status}");
+    assert_eq!(fs::read(mc.join("file")).unwrap(), b"acknowledged");
+}
+
 /// Two sources would be two histories: the one that was replaced stops, and what only it holds is not forgotten.
 #[test]
 fn a_stale_source_stops_and_its_tail_is_listed() {

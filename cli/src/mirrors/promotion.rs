@@ -9,7 +9,14 @@
 mod acts;
 mod places;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use murphy_backup::{LostPacks, Successor};
 use murphy_log::{Epoch, EpochId, Log};
@@ -144,9 +151,23 @@ impl Mirroring {
             request: request.clone(),
             places: Arc::clone(&places),
             successor: Successor { node: request.own, attempts, given_up: given_up.nodes },
+            outbid: AtomicBool::new(false),
         };
-        let plan = self.runtime.block_on(promote(&request, &acts)).map_err(failed)?;
-        Ok((plan, places, request))
+        match self.runtime.block_on(promote(&request, &acts)) {
+            Ok(plan) => Ok((plan, places, request)),
+            Err(error) if acts.outbid.load(Ordering::Relaxed) => {
+                // Somebody else has tried this number. The next run asks for a later one, which everybody may promise.
+                let mut attempts = acts.successor.attempts;
+                let later =
+                    Epoch { number: next.number.saturating_add(1), id: EpochId::from_bytes(random()?) };
+                attempts.push(later);
+                attempts::remember(&self.attempts_path(), &attempts)?;
+                Err(failed(error).hint(
+                    "a member has promised an epoch of another node: run it again, it asks for a later one",
+                ))
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// This node as the archives meet it. Bytes that it lacks may be gone with the source.

@@ -4,13 +4,21 @@
 //! - The epoch was remembered before the first act.
 //! - What an act fetches or finds out may change who must be sealed: then nothing is claimed, and the promotion is tried again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use murphy_backup::Successor;
 use murphy_fs::MemberState;
 use murphy_log::{Epoch, Log, NodeId, Position, State};
-use murphy_mirror::{MemberBook, PromoteRequest, PublicKey, Replica, Seal, Standing, TakeOver};
+use murphy_mirror::{
+    ExchangeError, MemberBook, PromoteRequest, PublicKey, Refusal, Refused, Replica, Seal, Standing, TakeOver,
+};
 
 use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
 
@@ -20,6 +28,8 @@ pub(super) struct Acts {
     pub(super) request: PromoteRequest,
     pub(super) places: Arc<Places>,
     pub(super) successor: Successor,
+    /// A member has promised an epoch that does not come before this one.
+    pub(super) outbid: AtomicBool,
 }
 
 impl Acts {
@@ -62,6 +72,9 @@ impl TakeOver for Acts {
             let seal = Seal { volume: config.volume, branch: config.branch, epoch };
             let key = PublicKey::from_bytes(public_key);
             let sealed = self.mirroring.dialer.seal(&row.addresses, key, seal).await;
+            if let Err(ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })) = &sealed {
+                self.outbid.store(true, Ordering::Relaxed);
+            }
             let sealed = sealed.map_err(|error| error.to_string())?;
             Ok(sealed.state.map(|state| Standing {
                 state,
