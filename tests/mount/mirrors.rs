@@ -9,7 +9,7 @@ use std::{
 };
 
 use murphy_fs::{FjallIndex, FjallOptions, Index, Ino, InodeRow, RowKey};
-use murphy_tests::{PATIENCE, Scratch, can_mount, wait_for_ok, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, wait_for_ok, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -68,7 +68,7 @@ impl Pair {
         self.signal(node, Signal::KILL);
         // The mount goes with the process, the lock a moment later.
         let place = self.scratch.path(&format!("m{node}"));
-        wait_for("the mount to die", || fs::read_dir(&place).is_err());
+        wait_for("the mount to die", || is_dead(&place));
     }
 
     /// Waits until both have the same history, bytes included, and compares what they have.
@@ -105,6 +105,21 @@ fn assert_same(a: &Path, b: &Path) {
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 
+/// Equal bytes, and equal answers to everything that `find` can print but the times of reading.
+fn assert_mirrored(a: &Path, b: &Path) {
+    assert_same(a, b);
+    let listed = [a, b].map(|tree| {
+        let attributes = "%P %i %y %m %U %G %n %s %b %T@ %C@ %l\n";
+        let found = Command::new("find").arg(tree).args(["-printf", attributes]).output().unwrap();
+        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+        let mut lines: Vec<String> =
+            String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    });
+    assert_eq!(listed[0], listed[1]);
+}
+
 /// Writes a file and returns when an fsync said that it is safe.
 fn write_safely(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
@@ -122,21 +137,21 @@ fn a_mirror_is_the_same_tree_whoever_is_killed() {
     let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
     sow(&ma);
     pair.settle();
-    assert_same(&ma, &mb);
+    assert_mirrored(&ma, &mb);
     let refused = fs::write(mb.join("x"), b"x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
     pair.kill("b");
     fs::write(ma.join("meanwhile"), b"written while the mirror was away").unwrap();
     pair.mount("b", "127.0.0.1:0");
     pair.settle();
-    assert_same(&ma, &mb);
+    assert_mirrored(&ma, &mb);
     let address = pair.listens("a");
     pair.kill("a");
     assert_eq!(fs::read(mb.join("small")).unwrap(), b"some text\n", "reads go on without the source");
     pair.mount("a", &address);
     fs::write(ma.join("later"), b"written after the source was killed").unwrap();
     pair.settle();
-    assert_same(&ma, &mb);
+    assert_mirrored(&ma, &mb);
     let mirrors = pair.status("a")["mirrors"].clone();
     assert_eq!(mirrors.as_array().unwrap().len(), 1, "{mirrors}");
     assert_eq!(mirrors[0]["connected"], true);
@@ -214,7 +229,7 @@ fn a_promoted_mirror_has_every_acknowledged_byte() {
     wait_for("a mirror of the new source", || {
         pair.status("c")["data_lsn"].as_u64() >= pair.status("b")["durable_lsn"].as_u64()
     });
-    assert_same(&mb, &pair.scratch.path("mc"));
+    assert_mirrored(&mb, &pair.scratch.path("mc"));
     // A process that begins anew is the source of the same epoch.
     pair.scratch.run(["umount", "mb"]).expect_code(0).stdout();
     pair.mount("b", "127.0.0.1:0");
@@ -272,7 +287,7 @@ fn a_stale_source_stops_and_its_tail_is_listed() {
     if knows.stderr().is_empty() {
         // It did not know where its successor listens, which tells it within moments.
         wait_for("the old source to stop", || {
-            fs::read_dir(&ma).is_err() || fs::read_dir(&ma).unwrap().next().is_none()
+            is_dead(&ma) || fs::read_dir(&ma).is_ok_and(|mut names| names.next().is_none())
         });
     }
     wait_for("the old source to refuse", || {

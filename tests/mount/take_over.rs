@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, pause, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -60,7 +60,7 @@ impl Region {
     fn kill(&self, node: &str) {
         kill_process(self.pid(node), Signal::KILL).unwrap();
         let place = self.path(&format!("m{node}"));
-        wait_for("the mount to die", || fs::read_dir(&place).is_err());
+        wait_for("the mount to die", || is_dead(&place));
     }
 
     /// The source, its store and its whole machine are gone.
@@ -283,7 +283,7 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
         });
         kill_process(pid, Signal::KILL).unwrap();
         promoting.wait().unwrap();
-        wait_for("the mount to die", || fs::read_dir(region.path("mb")).is_err());
+        wait_for("the mount to die", || is_dead(&region.path("mb")));
         region.mount("b", &[]);
         if region.status("b")["role"] == "mirror" {
             region.promote();

@@ -34,7 +34,7 @@ pub use ops::{
     search_inside, search_subjects, strategy,
 };
 pub use pair::Pair;
-pub use program::{Ran, Scratch, can_mount, report, skip};
+pub use program::{Ran, Scratch, can_mount, is_dead, report, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};

@@ -10,7 +10,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -242,6 +242,15 @@ pub fn skip(test: &str, why: &str) {
 /// Says what a test has counted, past the capture of the test harness.
 pub fn report(line: &str) {
     let _unsaid = io::Write::write_all(&mut io::stderr().lock(), format!("{line}\n").as_bytes());
+}
+
+/// Whether the process behind a mount is gone. Asks for a name that nobody has asked for: everything else, listings too, the kernel may
+/// remember and answer without the process.
+pub fn is_dead(mount: &Path) -> bool {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let name = format!("is anybody there {}", ASKED.fetch_add(1, Ordering::Relaxed));
+    let asked = fs::symlink_metadata(mount.join(name));
+    asked.is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()))
 }
 
 /// Mount points below `directory`, the deepest first.
