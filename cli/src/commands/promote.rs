@@ -67,7 +67,7 @@ pub(crate) fn run(args: &PromoteArgs, output: &Output) -> Result<Code, CliError>
 fn text(plan: &Value) -> String {
     let mut lines = vec![plan["text"].as_str().unwrap_or_default().to_owned()];
     if plan["source_connected"] == true {
-        lines.push("The source is connected: it would have to be stopped first".to_owned());
+        lines.push("The source was heard a moment ago: a promotion waits until it is silent, and is refused while it lives".to_owned());
     }
     if let Some(note) = plan["ack_note"].as_str() {
         lines.push(note.to_owned());
