@@ -67,7 +67,8 @@ pub(crate) fn run(args: &PromoteArgs, output: &Output) -> Result<Code, CliError>
 fn text(plan: &Value) -> String {
     let mut lines = vec![plan["text"].as_str().unwrap_or_default().to_owned()];
     if plan["source_connected"] == true {
-        lines.push("The source was heard a moment ago: a promotion waits until it is silent, and is refused while it lives".to_owned());
+        let heard = "The source was heard a moment ago: a promotion waits until it is silent,";
+        lines.push(format!("{heard} and is refused while it lives"));
     }
     if let Some(note) = plan["ack_note"].as_str() {
         lines.push(note.to_owned());
