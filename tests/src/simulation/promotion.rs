@@ -3,7 +3,11 @@
 //! Invariants:
 //! - The epoch is remembered before the first act. What was acknowledged, within the promise of the level, is on the history that goes on.
 
-use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use murphy_backup::{ArchiveFence, LostPacks, Successor, Supplies, TakeOverLog};
@@ -15,6 +19,7 @@ use murphy_mirror::{
 
 use super::{
     Level,
+    account::Account,
     disk::NodeLog,
     mirrors::NodeReplica,
     network::address_of,
@@ -35,6 +40,17 @@ struct Parts {
     heard: tokio::sync::watch::Receiver<murphy_log::Lsn>,
     /// The host that it followed.
     source: usize,
+}
+
+/// What stood in the way of promotions since the last one.
+#[derive(Default)]
+pub(super) struct Refused {
+    /// The host that lacks bytes of another one.
+    lacks_bytes: Option<usize>,
+    /// The host that goes on without what only others have.
+    gives_up: Option<usize>,
+    /// Archives that cannot be brought up because a disaster has changed what is in them: given up by name.
+    spoiled: BTreeSet<String>,
 }
 
 impl World {
@@ -72,16 +88,35 @@ impl World {
         match self.take_over(host, &parts).await {
             Ok((plan, complete)) => {
                 *self.candidate.lock() = None;
+                *self.refused.lock() = Refused::default();
                 self.led_by(host, &plan, complete);
             }
             Err(error) => {
                 if error.contains("promote that one") {
                     *self.candidate.lock() = None;
+                    self.note_refusal(host, &error);
+                }
+                let named = |account: &&Arc<Account>| account.is_damaged() && error.contains(&account.name);
+                if error.contains("has other content") {
+                    let spoiled =
+                        self.ground.archives.iter().filter(named).map(|account| account.name.clone());
+                    self.refused.lock().spoiled.extend(spoiled);
                 }
                 self.stage().note(format!("host {host}: is not promoted: {error}"));
                 self.crash(host);
                 self.restart_later(host);
             }
+        }
+    }
+
+    /// One mirror may have more entries and the other more bytes. Whoever lacks acknowledged bytes must not take over; the other gives up the
+    /// entries that only the first one has: they were not acknowledged without their bytes.
+    fn note_refusal(&self, host: usize, error: &str) {
+        let mut refused = self.refused.lock();
+        if error.contains("has every byte") {
+            refused.lacks_bytes = Some(host);
+        } else if refused.lacks_bytes.is_some_and(|other| other != host) {
+            refused.gives_up = Some(host);
         }
     }
 
@@ -141,7 +176,10 @@ impl World {
             Level::Local | Level::Archive => AckPolicy::Local,
         };
         let successor = Successor { node: own, attempts, given_up: Default::default() };
-        let request = PromoteRequest { own, next, policy, assume_lost: Default::default() };
+        let gives_up = self.refused.lock().gives_up == Some(host);
+        let assume_lost = if gives_up { ground.others(parts.source) } else { Default::default() };
+        let assume_lost = assume_lost.into_iter().filter(|member| *member != own).collect();
+        let request = PromoteRequest { own, next, policy, assume_lost };
         let acts = Acts { ground: Arc::clone(ground), parts, places, successor };
         let plan = promote(&request, &acts).await.map_err(|error| error.to_string())?;
         Ok((plan, complete))
@@ -162,7 +200,7 @@ impl World {
         let mut places: Vec<Arc<dyn Fence>> = Vec::new();
         let (mut epochs, mut complete) = (Vec::new(), true);
         for account in &ground.archives {
-            if account.is_gone() {
+            if account.is_gone() || self.refused.lock().spoiled.contains(&account.name) {
                 // Given up by name.
                 complete = false;
                 continue;
@@ -175,9 +213,21 @@ impl World {
                 Ok::<_, String>((fence.with_supplies(supplies.clone()), held.epoch))
             };
             let opened = tokio::time::timeout(ANSWER_MAX, open).await;
-            let (fence, epoch) = opened.map_err(|_| format!("{} does not answer", account.name))??;
-            places.push(Arc::new(fence));
-            epochs.push(epoch);
+            let opened = opened.map_err(|_| format!("{} does not answer", account.name)).flatten();
+            match opened {
+                Ok((fence, epoch)) => {
+                    places.push(Arc::new(fence));
+                    epochs.push(epoch);
+                    // What only a damaged one had is gone with the source.
+                    complete &= !account.is_damaged();
+                }
+                // One that a disaster has made unreadable is given up by name, too.
+                Err(error) if account.is_damaged() => {
+                    self.stage().note(format!("host {host}: gives up {}: {error}", account.name));
+                    complete = false;
+                }
+                Err(error) => return Err(error),
+            }
         }
         let log = Arc::clone(&parts.log) as Arc<dyn Log>;
         Ok((TakeOverLog { log, keys: ground.keys.clone(), places }, epochs, complete))

@@ -32,6 +32,7 @@ use super::{
     mirrors::identity_of,
     network::Network,
     node::{Ending, Ground, Process},
+    promotion::Refused,
     restores,
     stage::Stage,
 };
@@ -46,6 +47,8 @@ pub(super) struct World {
     pub(super) promoting: Mutex<bool>,
     /// Who has begun to take over and has not sealed everybody.
     pub(super) candidate: Mutex<Option<usize>>,
+    /// What stood in the way of promotions.
+    pub(super) refused: Mutex<Refused>,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
     /// Where copiers keep how far they have come.
@@ -100,6 +103,7 @@ impl World {
             network: (hosts > 1).then(|| Network::new(stage)),
             promoting: Mutex::default(),
             candidate: Mutex::default(),
+            refused: Mutex::default(),
             bytes_lost: AtomicBool::new(false),
             folder: in_memory()?,
             places: watch::Sender::new(Vec::new()),
@@ -468,8 +472,11 @@ impl World {
             };
             let status = handle.status();
             let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
-            // What has ended has said so.
-            if held < tip.lsn && status.end.is_none() {
+            // What has ended has said so; and so has what waits for a pack that a disaster took from the only place it can read.
+            let lacks_pack =
+                self.ground.archives.iter().any(|account| account.is_damaged() || account.is_gone())
+                    && status.error.as_ref().is_some_and(|error| error.starts_with("pack "));
+            if held < tip.lsn && status.end.is_none() && !lacks_pack {
                 return Some(format!(
                     "{} is at lsn {held} of {}: {:?}",
                     one.account.name, tip.lsn, status.error

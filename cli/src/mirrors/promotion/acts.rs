@@ -85,9 +85,10 @@ impl TakeOver for Acts {
     }
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
-        Box::pin(
-            async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) },
-        )
+        Box::pin(async move {
+            let more = format!("member {member} holds more, up to lsn {}: promote that one", to.lsn);
+            Err(format!("{more} (--assume-lost {member} gives up what only it has)"))
+        })
     }
 
     fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
