@@ -176,7 +176,15 @@ impl TakeOverLog {
             if standing.is_sealed {
                 return Ok(());
             }
-            match place.seal(standing.held.end, next).await {
+            // A seal below the base would end the old epoch before what was archived: a place that loses a slot meanwhile is looked at anew.
+            let sealed = match standing.held.end.lsn < base.lsn {
+                true => Err(FenceError::Unavailable {
+                    place: place.place().to_owned(),
+                    reason: format!("it held lsn {} and ends at {} now", base.lsn, standing.held.end.lsn),
+                }),
+                false => place.seal(standing.held.end, next).await,
+            };
+            match sealed {
                 Ok(()) => return Ok(()),
                 // The old source may have been faster: its slot is read, and the next name tried.
                 Err(FenceError::Unavailable { .. }) if attempt < SEAL_ATTEMPTS => attempt += 1,
