@@ -37,10 +37,8 @@ fn a_seed_is_the_same_world_twice() {
 /// An archive that lost a slot in the middle of a promotion was sealed below the base of the new epoch (7299).
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
-    for seed in ["7299"] {
-        let (output, said) = simulate(&["--first-seed", seed, "--seeds", "1"]);
-        assert!(output.status.success(), "seed {seed}: {said}");
-    }
+    let (output, said) = simulate(&["--first-seed", "7299", "--seeds", "1"]);
+    assert!(output.status.success(), "{said}");
 }
 
 /// The fear: a judge that never objects. Every deliberate bug is found, as the violation that it is.
