@@ -31,6 +31,7 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
 /// # Panics
 /// As [`new_volume`].
 pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume, Arc<dyn Log>) {
+    murphy_cli::allocator::keep_freed_memory();
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
     let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
     let origin = State { position, digest: Digest::default(), usage: Usage::default() };

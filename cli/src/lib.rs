@@ -3,6 +3,7 @@
 //! [`main_with`] is the whole program. A command is a file in `commands`; what serves a node is `serve`, what a running node answers is
 //! `control`, and a node's directory is `node`.
 
+pub mod allocator;
 mod archive_notes;
 mod archives;
 mod args;
@@ -35,6 +36,7 @@ use output::Output;
 
 /// Runs the program with these arguments, its own name first. Data goes to stdout, everything else to stderr.
 pub fn main_with(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    allocator::keep_freed_memory();
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {

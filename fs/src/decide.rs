@@ -98,6 +98,12 @@ pub(crate) trait Operation {
 
     /// Reads rows from `draft` and writes the changes into it. A reply with no change makes no entry.
     fn decide(&self, draft: &mut Draft<'_>) -> Result<Self::Reply, Refusal>;
+
+    /// A row that deciding will ask for and that memory seldom has, such as the one of a name that is about to be new: loaded before,
+    /// it spares the decision that would only find out that it is missing.
+    fn foreseen(&self) -> Option<RowKey> {
+        None
+    }
 }
 
 /// The kinds of entries. A number never changes its meaning.

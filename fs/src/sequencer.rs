@@ -234,6 +234,9 @@ impl Sequencer {
         operation: &O,
     ) -> Result<O::Reply, SubmitError> {
         let mut loaded = Loaded::default();
+        if let Some(key) = operation.foreseen().filter(|key| !self.cache.contains_key(key)) {
+            loaded.load(&self.view(), [key]).map_err(|error| unreadable(&error))?;
+        }
         loop {
             let refusal = {
                 let mut core = self.core.lock();
@@ -332,7 +335,7 @@ impl Sequencer {
             caller: caller.map(|caller| Requester { uid: caller.uid, gid: caller.gid, pid: caller.pid }),
             request: None,
             names: decided.names,
-            changes: decided.writes.iter().map(|write| write.change()).collect(),
+            changes: decided.writes,
         };
         let was_empty = core.frames.is_empty();
         let pushed = core.frames.push(&entry, state.digest, state.usage).ok_or(Errno::EROFS)?;
@@ -340,7 +343,7 @@ impl Sequencer {
             tracing::error!(%error, ?kind, "an entry could not be encoded");
             Errno::EIO
         })?;
-        self.show(moment.lsn, decided.writes.into_iter().map(|write| (write.key, write.new)));
+        self.show(moment.lsn, entry.changes.into_iter().map(|write| (write.key, write.new)));
         core.state = state;
         if core.frames.due(moment.time) == Due::Close {
             self.close_frames(core);

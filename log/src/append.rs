@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::{
     ChainHash, Digest, EncodeError, Entry, Epoch, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, Frame,
-    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, Requester, State, Usage, VolumeKeys,
+    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, Requester, State, Usage, VolumeKeys, WrittenRow,
     chain::{LINK_START_BYTES, start_link},
     entry::{EncodedBody, encode_body},
 };
@@ -54,9 +54,9 @@ impl Appender {
     }
 
     /// Adds the next entry, with the digest and size of the tree after it, and says which position it has.
-    pub fn push(
+    pub fn push<R: WrittenRow>(
         &mut self,
-        entry: &Entry,
+        entry: &Entry<R>,
         digest_after: Digest,
         usage_after: Usage,
     ) -> Result<Position, PushError> {
@@ -155,7 +155,7 @@ struct OpenFrame {
 }
 
 impl OpenFrame {
-    fn new(mut bytes: Vec<u8>, entry: &Entry, hash_before: ChainHash) -> OpenFrame {
+    fn new<R>(mut bytes: Vec<u8>, entry: &Entry<R>, hash_before: ChainHash) -> OpenFrame {
         bytes.clear();
         bytes.resize(FRAME_HEADER_BYTES, 0);
         OpenFrame {
@@ -179,7 +179,7 @@ impl OpenFrame {
         u32::try_from(time.as_nanos().checked_sub(self.base_time.as_nanos())?).ok()
     }
 
-    fn add(&mut self, entry: &Entry, encoded: &EncodedBody, body: &[u8]) {
+    fn add<R>(&mut self, entry: &Entry<R>, encoded: &EncodedBody, body: &[u8]) {
         let delta = self.delta(entry.time).expect("push begins a new frame when the time does not fit");
         encoded.push_stored(body, delta, self.caller, &mut self.bytes);
         self.caller = entry.caller.or(self.caller);

@@ -17,9 +17,9 @@ use crate::{LogTime, Lsn};
 pub use codec::{DecodeError, EncodeError, decode_entry, encode_entry};
 pub(crate) use codec::{EncodedBody, StoredEntries, encode_body};
 
-/// One metadata mutation.
+/// One metadata mutation. `R` is what its changes are held in; whoever writes entries may use a type of their own ([`WrittenRow`]).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub struct Entry<R = Change> {
     /// Its place in the history.
     pub lsn: Lsn,
     /// When it was decided.
@@ -33,7 +33,7 @@ pub struct Entry {
     /// The names that the operation spoke of, for people: not needed to apply it.
     pub names: Vec<Bytes>,
     /// The rows that it writes, in the order in which they are applied.
-    pub changes: Vec<Change>,
+    pub changes: Vec<R>,
 }
 
 impl Entry {
@@ -48,6 +48,32 @@ impl Entry {
             names: Vec::new(),
             changes: Vec::new(),
         }
+    }
+}
+
+/// What an entry needs to know of a row that it writes.
+pub trait WrittenRow {
+    /// The table; the numbers belong to the crate above.
+    fn table(&self) -> u8;
+
+    /// The key of the row within its table; at least eight bytes.
+    fn key(&self) -> &[u8];
+
+    /// The row after the change, or `None` for a tombstone.
+    fn value(&self) -> Option<&[u8]>;
+}
+
+impl WrittenRow for Change {
+    fn table(&self) -> u8 {
+        self.table
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    fn value(&self) -> Option<&[u8]> {
+        self.value.as_deref()
     }
 }
 

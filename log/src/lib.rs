@@ -29,7 +29,7 @@ pub use clock::{Clock, LogTime, ManualClock, SystemClock};
 pub use disk::{DiskLog, DiskOptions, Drive};
 pub use entry::{
     Change, DecodeError, EncodeError, Entry, ForwardedRequest, KIND_TICK, MAX_CHANGES, MAX_ENTRY_BYTES,
-    MAX_NAMES, Requester, decode_entry, encode_entry,
+    MAX_NAMES, Requester, WrittenRow, decode_entry, encode_entry,
 };
 pub use files::{
     DirectoryLock, FileReader, FileWriter, Files, OsFiles, SegmentFile, UNFINISHED, rename_durably,

@@ -98,17 +98,21 @@ impl PackFetcher {
         Some(footer.assemble(plain, wanted.start, &parts))
     }
 
-    /// Brings `plain` into the cache in the background, on `handle`. Tells whether it was begun: when too many are under way
-    /// it is not, because reading ahead must not stand in the way of reading. A failure is left to the reader to meet.
+    /// Brings `plain` into the cache in the background, on `handle`. Tells whether it is there or on its way: when too many are under
+    /// way it is not begun, because reading ahead must not stand in the way of reading. A failure is left to the reader to meet.
     pub fn prefetch(&self, handle: &Handle, meta: &PackMeta, plain: Range<u64>) -> bool {
         if check_range(meta, &plain).is_err() {
             return false;
         }
+        // A sequential reader asks for nearly the same range with every read.
+        if self.shared.has_all(meta, &plain) {
+            return true;
+        }
         let Ok(permit) = Arc::clone(&self.shared.prefetches).try_acquire_owned() else { return false };
-        let (fetcher, meta) = (self.clone(), *meta);
+        let (shared, meta) = (Arc::clone(&self.shared), *meta);
         handle.spawn(async move {
             let _permit = permit;
-            if let Err(error) = fetcher.read(&meta, plain).await {
+            if let Err(error) = shared.warm(&meta, &plain).await {
                 tracing::debug!(%error, "read-ahead failed");
             }
         });
@@ -135,6 +139,24 @@ impl Shared {
     fn cached_footer(&self, meta: &PackMeta) -> Option<Arc<PackFooter>> {
         // A wrong digest here means that the log says two things of one pack; the store then decides which is true.
         self.cache.footer(meta.name).filter(|footer| footer.digest() == meta.footer_digest)
+    }
+
+    fn has_all(&self, meta: &PackMeta, plain: &Range<u64>) -> bool {
+        let Some(footer) = self.cached_footer(meta) else { return false };
+        footer.cells_covering(plain).all(|cell| self.cache.has_cell(meta.name, cell))
+    }
+
+    /// Brings the cells of `plain` into the cache and puts nothing together.
+    async fn warm(self: &Arc<Self>, meta: &PackMeta, plain: &Range<u64>) -> Result<(), ReadError> {
+        let (footer, _) = self.footer(meta).await?;
+        let covering = footer.cells_covering(plain);
+        let missing: Vec<usize> = covering.filter(|cell| !self.cache.has_cell(meta.name, *cell)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let landed = self.fetch_missing(meta, &footer, &missing).await;
+        let mut cells = landed.iter().flat_map(|(_, cells)| cells.iter());
+        cells.find_map(|cell| cell.as_ref().err()).map_or(Ok(()), |error| Err(error.clone()))
     }
 
     async fn footer(self: &Arc<Self>, meta: &PackMeta) -> FooterLanded {

@@ -26,6 +26,10 @@ impl Operation for MakeNode {
         let new = NewInode { kind, mode, rdev, size: 0 };
         new.born(draft, self.parent, &self.name).map(|(ino, row)| row.attr(ino, None))
     }
+
+    fn foreseen(&self) -> Option<RowKey> {
+        Some(self.name.first_key(self.parent))
+    }
 }
 
 /// Creates a directory.
@@ -47,6 +51,10 @@ impl Operation for MakeDirectory {
         let directory = DirectoryRow { mtime: now, ctime: now, ..DirectoryRow::default() };
         draft.put_newborn(RowKey::directory(ino), directory.encode());
         Ok(row.attr(ino, Some(&directory)))
+    }
+
+    fn foreseen(&self) -> Option<RowKey> {
+        Some(self.name.first_key(self.parent))
     }
 }
 
@@ -74,6 +82,10 @@ impl Operation for MakeSymlink {
         draft.mention(self.target.clone());
         draft.put_newborn(RowKey::symlink(ino), SymlinkRow { target: self.target.clone() }.encode());
         Ok(row.attr(ino, None))
+    }
+
+    fn foreseen(&self) -> Option<RowKey> {
+        Some(self.name.first_key(self.parent))
     }
 }
 

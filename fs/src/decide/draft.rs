@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
-use murphy_log::{Change, MAX_NAMES};
+use murphy_log::{MAX_NAMES, WrittenRow};
 
 use super::{Moment, Refusal, RowState, Rows};
 use crate::{
@@ -35,17 +35,24 @@ pub(crate) struct Decided {
 }
 
 /// A row before and after.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowWrite {
     pub(crate) key: RowKey,
     pub(crate) old: Option<Bytes>,
     pub(crate) new: Option<Bytes>,
 }
 
-impl RowWrite {
-    /// The change that an entry carries.
-    pub(crate) fn change(&self) -> Change {
-        Change { table: self.key.table(), key: self.key.key_bytes(), value: self.new.clone() }
+impl WrittenRow for RowWrite {
+    fn table(&self) -> u8 {
+        self.key.table()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.key.key()
+    }
+
+    fn value(&self) -> Option<&[u8]> {
+        self.new.as_deref()
     }
 }
 

@@ -22,6 +22,11 @@ impl PlacedName {
     pub(crate) fn new(hasher: &NameHasher, name: &Name) -> PlacedName {
         PlacedName { name: name.clone(), place: hasher.place(name) }
     }
+
+    /// Where the search for it in `parent` begins.
+    pub(crate) fn first_key(&self, parent: Ino) -> RowKey {
+        RowKey::dentry(parent, self.place.in_slot(0).get())
+    }
 }
 
 /// Finds a name through `row`, which gives the dentry row at a key: the one search that decisions and readers share.

@@ -17,7 +17,7 @@ use crate::{
 struct Tree {
     rows: BTreeMap<RowKey, Bytes>,
     lsn: Lsn,
-    entries: Vec<Entry>,
+    entries: Vec<Entry<RowWrite>>,
 }
 
 impl Rows for Tree {
@@ -66,6 +66,13 @@ impl Tree {
         let reply = operation.decide(&mut draft)?;
         let decided = draft.finish();
         self.lsn = moment.lsn;
+        for write in &decided.writes {
+            assert_eq!(self.rows.get(&write.key), write.old.as_ref());
+            match write.new.clone() {
+                Some(row) => self.rows.insert(write.key.clone(), row),
+                None => self.rows.remove(&write.key),
+            };
+        }
         self.entries.push(Entry {
             lsn: moment.lsn,
             time: moment.time,
@@ -73,15 +80,8 @@ impl Tree {
             caller: Some(Requester::default()),
             request: None,
             names: decided.names,
-            changes: decided.writes.iter().map(RowWrite::change).collect(),
+            changes: decided.writes,
         });
-        for write in decided.writes {
-            assert_eq!(self.rows.get(&write.key), write.old.as_ref());
-            match write.new {
-                Some(row) => self.rows.insert(write.key, row),
-                None => self.rows.remove(&write.key),
-            };
-        }
         Ok(reply)
     }
 
@@ -298,7 +298,7 @@ fn the_names_of_a_created_file_cost_the_log_three_bytes() {
         tree.decide(&MakeNode { parent: Ino::ROOT, name: PlacedName::new(&hasher, &name), node }).unwrap();
     }
     let nameless = tree.entries.iter().map(|entry| Entry { names: Vec::new(), ..entry.clone() });
-    let bytes = |entry: &Entry| {
+    let bytes = |entry: &Entry<RowWrite>| {
         let mut stored = Vec::new();
         encode_entry(entry, entry.time, &mut stored).unwrap();
         stored.len()

@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use murphy_log::{
-    AppendError, Appender, Digest, Entry, Epoch, Frame, Log, LogTime, Position, PushError, Usage,
+    AppendError, Appender, Digest, Entry, Epoch, Frame, Log, LogTime, Position, PushError, Usage, WrittenRow,
 };
 
 /// The way of entries from the sequencer into the log.
@@ -72,9 +72,9 @@ impl Frames {
     }
 
     /// Takes the next entry; `None` if this node follows another source.
-    pub(super) fn push(
+    pub(super) fn push<R: WrittenRow>(
         &mut self,
-        entry: &Entry,
+        entry: &Entry<R>,
         digest: Digest,
         usage: Usage,
     ) -> Option<Result<Position, PushError>> {

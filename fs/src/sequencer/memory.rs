@@ -39,7 +39,11 @@ struct LoadedRow {
 
 impl Loaded {
     /// Loads rows from `view`.
-    pub(super) fn load(&mut self, view: &View, keys: Vec<RowKey>) -> Result<(), ViewError> {
+    pub(super) fn load(
+        &mut self,
+        view: &View,
+        keys: impl IntoIterator<Item = RowKey>,
+    ) -> Result<(), ViewError> {
         for key in keys {
             let value = view.row(&key)?;
             self.rows.push(LoadedRow { key, value, indexed: view.indexed() });
@@ -72,7 +76,10 @@ impl Rows for Newest<'_> {
         // A row that is in no generation is what the index says; what was loaded counts while that is the same index.
         match self.loaded.find(key).filter(|row| row.indexed == basis.indexed) {
             Some(LoadedRow { value, indexed, .. }) => {
-                self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: value.clone() });
+                // What is not there is asked for because it is about to be written, and written through.
+                if value.is_some() {
+                    self.sequencer.cache.insert(key.clone(), Cached { lsn: *indexed, value: value.clone() });
+                }
                 RowState::Known(value.clone())
             }
             None => RowState::Unknown,

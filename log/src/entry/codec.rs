@@ -14,7 +14,7 @@ mod decode;
 mod encode;
 mod token;
 
-use super::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES};
+use super::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, WrittenRow};
 use crate::{LogTime, Lsn};
 
 use cursor::Cursor;
@@ -23,7 +23,11 @@ pub(crate) use encode::{EncodedBody, encode_body};
 
 /// Appends the stored form of `entry` to `out`, as the first entry of a frame with this base time; on error `out` is as it
 /// was.
-pub fn encode_entry(entry: &Entry, base: LogTime, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+pub fn encode_entry<R: WrittenRow>(
+    entry: &Entry<R>,
+    base: LogTime,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
     let delta =
         entry.time.as_nanos().checked_sub(base.as_nanos()).and_then(|delta| u32::try_from(delta).ok());
     let delta = delta.ok_or(EncodeError::TimeOutOfFrame { lsn: entry.lsn })?;

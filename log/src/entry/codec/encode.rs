@@ -11,7 +11,7 @@ use super::{
     SHORTEST_NAME_REFERENCE, TAG_BITS, TAG_DISTANCE, TAG_REST, TAG_VALUE,
     token::{Mark, Tokens, be_u64},
 };
-use crate::entry::{Change, Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, Requester};
+use crate::entry::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, Requester, WrittenRow};
 
 /// What has been learned of an entry while its body was encoded.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,10 @@ impl EncodedBody {
 }
 
 /// Appends the body of `entry` to `out`; on error `out` is as it was.
-pub(crate) fn encode_body(entry: &Entry, out: &mut Vec<u8>) -> Result<EncodedBody, EncodeError> {
+pub(crate) fn encode_body<R: WrittenRow>(
+    entry: &Entry<R>,
+    out: &mut Vec<u8>,
+) -> Result<EncodedBody, EncodeError> {
     check_limits(entry)?;
     let start = out.len();
     let (names, changes) = (few(entry.names.len(), FEW_NAMES), few(entry.changes.len(), FEW_CHANGES));
@@ -85,7 +88,7 @@ fn few(count: usize, many: u8) -> u8 {
     u8::try_from(count).map_or(many, |count| count.min(many))
 }
 
-fn check_limits(entry: &Entry) -> Result<(), EncodeError> {
+fn check_limits<R: WrittenRow>(entry: &Entry<R>) -> Result<(), EncodeError> {
     let lsn = entry.lsn;
     if entry.changes.len() > MAX_CHANGES {
         return Err(EncodeError::TooManyChanges { lsn, count: entry.changes.len() });
@@ -95,10 +98,10 @@ fn check_limits(entry: &Entry) -> Result<(), EncodeError> {
     }
     let mut length: usize = entry.names.iter().map(Bytes::len).sum();
     for change in &entry.changes {
-        if change.key.len() < KEY_NUMBER_BYTES {
-            return Err(EncodeError::ShortKey { lsn, table: change.table });
+        if change.key().len() < KEY_NUMBER_BYTES {
+            return Err(EncodeError::ShortKey { lsn, table: change.table() });
         }
-        length += change.key.len() + change.value.as_ref().map_or(0, Bytes::len);
+        length += change.key().len() + change.value().map_or(0, <[u8]>::len);
     }
     if length > MAX_ENTRY_BYTES {
         return Err(EncodeError::TooLarge { lsn, length });
@@ -106,21 +109,21 @@ fn check_limits(entry: &Entry) -> Result<(), EncodeError> {
     Ok(())
 }
 
-fn push_change(out: &mut Vec<u8>, change: &Change, tokens: &Tokens) {
-    let (number, rest) = change.key.split_at(KEY_NUMBER_BYTES);
+fn push_change(out: &mut Vec<u8>, change: &impl WrittenRow, tokens: &Tokens) {
+    let (number, rest) = change.key().split_at(KEY_NUMBER_BYTES);
     let number = be_u64(number);
     let distance = tokens.distance(number);
-    let mut tag = u64::from(change.table) << TAG_BITS;
+    let mut tag = u64::from(change.table()) << TAG_BITS;
     tag |= u64::from(!rest.is_empty()) * TAG_REST;
     tag |= u64::from(distance.is_some()) * TAG_DISTANCE;
-    tag |= u64::from(change.value.is_some()) * TAG_VALUE;
+    tag |= u64::from(change.value().is_some()) * TAG_VALUE;
     push_varint(out, tag);
     push_varint(out, distance.unwrap_or(number));
     if !rest.is_empty() {
         push_varint(out, rest.len() as u64);
         out.extend_from_slice(rest);
     }
-    if let Some(value) = &change.value {
+    if let Some(value) = change.value() {
         push_value(out, value, tokens);
     }
 }
@@ -146,9 +149,9 @@ fn push_value(out: &mut Vec<u8>, value: &[u8], tokens: &Tokens) {
 }
 
 /// Appends a name: where it stands in a value, if it does, else its bytes.
-fn push_name(out: &mut Vec<u8>, name: &[u8], changes: &[Change]) {
+fn push_name(out: &mut Vec<u8>, name: &[u8], changes: &[impl WrittenRow]) {
     let found = changes.iter().take(NAME_SEARCH_CHANGES).enumerate().find_map(|(index, change)| {
-        let value = change.value.as_ref()?;
+        let value = change.value()?;
         let offset = find(&value[..value.len().min(SEARCHED_BYTES)], name)?;
         Some((index, offset))
     });
