@@ -17,7 +17,7 @@ use murphy_log::{Files, NodeId, OsFiles, replace_file, replace_private_file};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::CryptoProvider,
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
     server::{
         ParsedCertificate,
@@ -157,7 +157,7 @@ impl Identity {
     /// How this node accepts connections: with its key, from anybody who proves a key.
     pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
         let provider = provider();
-        let verifier = Arc::new(AnyNode { provider: Arc::clone(&provider) });
+        let verifier = Arc::new(NodeVerifier::new(&provider, None));
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -169,7 +169,7 @@ impl Identity {
     /// How this node connects: with its key, to exactly the node with the key `pinned`.
     pub(crate) fn client_config(&self, pinned: PublicKey) -> Result<rustls::ClientConfig, rustls::Error> {
         let provider = provider();
-        let verifier = Arc::new(PinnedNode { pinned, provider: Arc::clone(&provider) });
+        let verifier = Arc::new(NodeVerifier::new(&provider, Some(pinned)));
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -190,14 +190,28 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Accepts one key.
+/// Accepts certificates by the key in them: one key, or every Ed25519 key, where that key then decides what the node may do.
 #[derive(Debug)]
-struct PinnedNode {
-    pinned: PublicKey,
-    provider: Arc<CryptoProvider>,
+struct NodeVerifier {
+    pinned: Option<PublicKey>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for PinnedNode {
+impl NodeVerifier {
+    fn new(provider: &CryptoProvider, pinned: Option<PublicKey>) -> NodeVerifier {
+        NodeVerifier { pinned, algorithms: provider.signature_verification_algorithms }
+    }
+
+    fn accept(&self, certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        let key = PublicKey::of_certificate(certificate);
+        if key.is_some() && (self.pinned.is_none() || self.pinned == key) {
+            return Ok(());
+        }
+        Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+    }
+}
+
+impl ServerCertVerifier for NodeVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -206,29 +220,20 @@ impl ServerCertVerifier for PinnedNode {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if PublicKey::of_certificate(end_entity) == Some(self.pinned) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+        self.accept(end_entity).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Signed {
         Err(rustls::PeerIncompatible::Tls13RequiredForQuic.into())
     }
 
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Signed {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -236,13 +241,8 @@ impl ServerCertVerifier for PinnedNode {
     }
 }
 
-/// Accepts every node that proves a key; what it may do is decided by that key.
-#[derive(Debug)]
-struct AnyNode {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ClientCertVerifier for AnyNode {
+/// A client proves its key as a server does.
+impl ClientCertVerifier for NodeVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -253,35 +253,34 @@ impl ClientCertVerifier for AnyNode {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        if PublicKey::of_certificate(end_entity).is_some() {
-            return Ok(ClientCertVerified::assertion());
-        }
-        Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+        self.accept(end_entity).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::PeerIncompatible::Tls13RequiredForQuic.into())
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Signed {
+        ServerCertVerifier::verify_tls12_signature(self, message, certificate, signature)
     }
 
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Signed {
+        ServerCertVerifier::verify_tls13_signature(self, message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        ServerCertVerifier::supported_verify_schemes(self)
     }
 }
+
+/// Whether a signature is that of the key in a certificate.
+type Signed = Result<HandshakeSignatureValid, rustls::Error>;
 
 /// Why a node has no identity.
 #[derive(Debug, thiserror::Error)]
