@@ -26,7 +26,7 @@ use crate::{
     descriptor::{Archive, ArchiveKind},
     document::{self, DOCUMENT_BYTES_MAX, DocumentError, StateText},
     layout,
-    pack::{CopyPackError, copy_pack, has_pack, meta_of},
+    pack::{CopyPackError, copy_pack, has_pack},
     registry::{Record, Registry, RegistryError},
     store::{Creation, StoreError},
     walk::Boundary,
@@ -281,7 +281,7 @@ async fn upload(
     let (sender, receiver) = mpsc::channel(1);
     let (source, keys) = (Arc::clone(&base.source), archive.keys().clone());
     let origin = SnapshotOrigin { branch: archive.lineage().branch, created: base.now };
-    let writing = murphy_log::spawn_blocking(move || {
+    let writing = murphy_log::aside(move || {
         let mut out = PartWriter { parts: sender, current: BytesMut::new() };
         let summary = write_snapshot(&*source, &keys, origin, &mut out, &|_| {})?;
         out.finish()?;
@@ -306,7 +306,7 @@ async fn upload(
         parts.push(part?);
     }
     drop(created);
-    let summary = writing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let summary = writing.await?;
     Ok((parts, summary))
 }
 
@@ -354,7 +354,7 @@ async fn copy_all_packs(
     let copies = rows.map(|row| {
         let (target, from) = (&target, from);
         async move {
-            let meta = meta_of(&row?);
+            let meta = row?.meta();
             if !has_pack(&meta, target).await.map_err(CopyPackError::Store)? {
                 copy_pack(&meta, &**from, target).await?;
             }

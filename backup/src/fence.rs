@@ -15,7 +15,7 @@ use crate::{
     layout,
     registry::Registry,
     seal::{Occupant, Seal},
-    ship::{CursorError, LostPacks, SaveCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    ship::{LostPacks, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     slot::SlotHeader,
     store::Creation,
     survey::read_slot,
@@ -100,8 +100,7 @@ impl ArchiveFence {
         let read = read_slot(&self.archive, &name).await;
         let slot = read.map_err(|error| self.unavailable(error.to_string()))?;
         let keys = self.archive.keys().clone();
-        let frames = murphy_log::spawn_blocking(move || slot.verify_alone(&keys)).await;
-        let frames = frames.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let frames = murphy_log::aside(move || slot.verify_alone(&keys)).await;
         let frames = frames.map_err(|error| self.unavailable(format!("{name} is damaged: {error}")))?;
         let behind: Vec<Frame> = frames.into_iter().filter(|frame| frame.last() > after.lsn).collect();
         match behind.first() {
@@ -124,6 +123,7 @@ impl ArchiveFence {
             packs: supplies.packs,
             node: self.node,
             known: self.known,
+            // Whoever ships only to seal remembers nothing: the seal is what is looked for next time.
             cursor: Arc::new(NoCursor),
             clock: Arc::clone(&self.clock),
             limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
@@ -243,15 +243,6 @@ impl Fence for ArchiveFence {
 
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()> {
         Box::pin(self.create_seal(base, next))
-    }
-}
-
-/// Whoever ships only to seal remembers nothing: the seal is what is looked for next time.
-struct NoCursor;
-
-impl SaveCursor for NoCursor {
-    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
-        Ok(())
     }
 }
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use murphy_fs::{
-    BlockStore, BlockStoreError, FooterDigest, ObjectBlockStore, PackError, PackMeta, PackName, PackReader,
-    PackRow, RowError, Table, WriterId,
+    BlockStore, BlockStoreError, ObjectBlockStore, PackError, PackMeta, PackName, PackReader, PackRow,
+    RowError, Table,
 };
 use murphy_log::{DecodeError, Frame, Lsn};
 
@@ -32,16 +32,6 @@ impl Archive {
     }
 }
 
-/// What has to be known of a row's pack to read it.
-pub(crate) fn meta_of(row: &PackRow) -> PackMeta {
-    PackMeta {
-        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
-        footer_digest: FooterDigest::from_bytes(row.footer_digest),
-        plain_len: u64::from(row.plain_bytes),
-        stored_len: u64::from(row.stored_bytes),
-    }
-}
-
 /// The packs that the entries of `frames` name, each once. Rows that say that nothing refers to a pack any more name none.
 pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackError> {
     let mut packs: BTreeMap<PackName, NamedPack> = BTreeMap::new();
@@ -57,7 +47,7 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
             if row.live_bytes == 0 && !is_new {
                 continue;
             }
-            let meta = meta_of(&row);
+            let meta = row.meta();
             packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new }).is_new |= is_new;
         }
     }
@@ -74,7 +64,7 @@ pub(crate) fn released_packs(frames: &[Frame], upto: Lsn) -> Result<Vec<PackName
             let row =
                 PackRow::decode(value).map_err(|source| NamedPackError::Row { lsn: entry.lsn, source })?;
             if row.live_bytes == 0 {
-                released.push(meta_of(&row).name);
+                released.push(row.meta().name);
             }
         }
     }
@@ -89,7 +79,7 @@ pub(crate) async fn copy_pack(
 ) -> Result<u64, CopyPackError> {
     let bytes = from.get(meta.name).await?;
     let reader = PackReader::open(meta, bytes.clone()).and_then(|reader| reader.verify());
-    reader.map_err(|source| CopyPackError::Damaged { store: from.label().to_owned(), source })?;
+    reader.map_err(|source| CopyPackError::Damaged { store: from.label().into_owned(), source })?;
     let length = bytes.len() as u64;
     to.put(meta.name, bytes).await?;
     Ok(length)

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     base::{BaseManifest, PackRowError, live_packs, read_base},
     descriptor::Archive,
-    pack::{CopyPackError, copy_pack, has_pack, meta_of},
+    pack::{CopyPackError, copy_pack, has_pack},
     plan::RestorePlan,
     survey::read_slot,
     surveyed::{Step, next_step},
@@ -66,12 +66,12 @@ pub async fn restore_tree(
     let producer =
         Frames { archives, plan, at: Boundary::after(start.position), sender, progress: &progress };
     let target = Arc::clone(&index);
-    let replaying = murphy_log::spawn_blocking(move || {
+    let replaying = murphy_log::aside(move || {
         let frames = Received { receiver, current: Vec::new().into_iter() };
         replay(&*target, start, frames, ReplayBudget::default())
     });
     let produced = producer.run().await;
-    let replayed = replaying.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let replayed = replaying.await;
     // If the replay stopped first the producer only knows that nobody takes its frames.
     let state = match produced {
         Err(RestoreError::Stopped) | Ok(()) => replayed?,
@@ -81,8 +81,7 @@ pub async fn restore_tree(
         return Err(RestoreError::Elsewhere { found: state.position, planned: route.end });
     }
     let keys = first.keys().clone();
-    let check = murphy_log::spawn_blocking(move || check_digest(&*index.snapshot(), &keys)).await;
-    let check = check.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let check = murphy_log::aside(move || check_digest(&*index.snapshot(), &keys)).await?;
     if check.digest != state.digest {
         return Err(RestoreError::Digest { found: check.digest, expected: state.digest });
     }
@@ -97,7 +96,7 @@ async fn load_base(
 ) -> Result<State, RestoreError> {
     let reader = read_base(archive, base);
     let lineage = archive.lineage();
-    let loading = murphy_log::spawn_blocking(move || {
+    let loading = murphy_log::aside(move || {
         let reader = SnapshotReader::open(reader)?;
         let header = *reader.header();
         let state = reader.load_into(&*index, &|done| {
@@ -105,9 +104,8 @@ async fn load_base(
         })?;
         Ok::<_, ReadSnapshotError>((header, state))
     });
-    let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     let folder = || base.folder.clone();
-    let (header, state) = loaded.map_err(|source| RestoreError::Snapshot {
+    let (header, state) = loading.await.map_err(|source| RestoreError::Snapshot {
         folder: folder(),
         url: archive.url().to_owned(),
         source,
@@ -217,8 +215,7 @@ async fn fetch(archives: &[Archive], step: &Step) -> Result<Vec<Frame>, RestoreE
     let slot = read_slot(archive, &name).await;
     let slot = slot.map_err(|error| RestoreError::Slot { reason: error.to_string() })?;
     let keys = archive.keys().clone();
-    let verified = murphy_log::spawn_blocking(move || slot.verify_alone(&keys)).await;
-    let verified = verified.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let verified = murphy_log::aside(move || slot.verify_alone(&keys)).await;
     let object = || archive.store().object(&name);
     verified.map_err(|error| RestoreError::Slot { reason: format!("{} is damaged: {error}", object()) })
 }
@@ -283,7 +280,7 @@ pub async fn restore_packs(
     let copies = live_packs(tree).map(|row| {
         let target = &target;
         async move {
-            let meta = meta_of(&row?);
+            let meta = row?.meta();
             Ok::<_, PackRowError>((meta, restore_pack(&meta, sources, target).await))
         }
     });

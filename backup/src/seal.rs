@@ -184,8 +184,9 @@ const LSN_LIMIT: u64 = 1 << 62;
 
 #[cfg(test)]
 mod tests {
+    use murphy_log::conformance::golden;
+
     use super::*;
-    use crate::testing::golden;
 
     fn seal() -> Seal {
         let epoch = |number, byte| Epoch { number, id: EpochId::from_bytes([byte; 16]) };
@@ -202,7 +203,7 @@ mod tests {
     #[test]
     fn a_seal_has_golden_bytes() {
         let bytes = seal().encode();
-        golden("seal", &bytes);
+        golden("archive_seal.hex", &bytes);
         assert_eq!(Seal::decode(&bytes), Ok(seal()));
     }
 

@@ -33,7 +33,7 @@ use self::{
 
 pub use self::{
     core::{ShipEnd, ShipLimits},
-    cursor::{CursorError, CursorFile, SaveCursor},
+    cursor::{CursorError, CursorFile, NoCursor, SaveCursor},
 };
 
 /// What a shipper works with.
@@ -292,12 +292,8 @@ impl Shipper {
         match action {
             Action::Read { from, bytes } => {
                 let log = Arc::clone(&self.parts.log);
-                let read = murphy_log::spawn_blocking(move || read_frames(&*log, from, bytes));
-                work.push(Box::pin(async move {
-                    Event::Frames(
-                        read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())),
-                    )
-                }));
+                let read = murphy_log::aside(move || read_frames(&*log, from, bytes));
+                work.push(Box::pin(async move { Event::Frames(read.await) }));
             }
             Action::Start(job) => {
                 let task = Arc::clone(&self.task);
@@ -312,9 +308,9 @@ impl Shipper {
             }
             Action::Archived { boundary, time } => {
                 let cursor = Arc::clone(&self.parts.cursor);
-                let saved = murphy_log::spawn_blocking(move || cursor.save(&boundary)).await;
+                let saved = murphy_log::aside(move || cursor.save(&boundary)).await;
                 // Without the cursor the archive still holds it, and a restart finds that out by walking.
-                if let Ok(Err(error)) = saved {
+                if let Err(error) = saved {
                     tracing::error!(url = self.parts.archive.url(), %error, "the archive cursor is not saved");
                     core.failed(error.to_string());
                 }

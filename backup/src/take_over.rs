@@ -14,7 +14,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::try_join_all;
 use murphy_fs::{Fence, FenceError, Held, Sealed};
-use murphy_log::{Appender, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, NodeId, Position, State, VolumeKeys};
+use murphy_log::{
+    Appender, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, NodeId, Position, State, VolumeKeys, append_copy,
+};
 
 use crate::fence::{ArchiveFence, Supplies};
 
@@ -198,7 +200,8 @@ impl TakeOverLog {
     pub async fn begin(&self, successor: &Successor) -> Result<State, TakeOverError> {
         let next = successor.next()?;
         let log = Arc::clone(&self.log);
-        blocking(move || log.claim(next).map_err(|error| TakeOverError::Log(error.to_string()))).await?;
+        murphy_log::aside(move || log.claim(next).map_err(|error| TakeOverError::Log(error.to_string())))
+            .await?;
         for place in &self.places {
             loop {
                 let tail = self.log.tail();
@@ -215,17 +218,9 @@ impl TakeOverLog {
     /// Appends frames, each in its own epoch.
     async fn append(&self, frames: Vec<Frame>) -> Result<(), TakeOverError> {
         let log = Arc::clone(&self.log);
-        blocking(move || {
-            let failed = |error: &dyn std::fmt::Display| TakeOverError::Log(error.to_string());
+        murphy_log::aside(move || {
             for frame in frames {
-                let tail = log.tail().position;
-                match log.append(&tail, frame.clone()) {
-                    Err(murphy_log::AppendError::NotClaimed | murphy_log::AppendError::WrongEpoch { .. }) => {
-                        log.claim(frame.epoch()).map_err(|error| failed(&error))?;
-                        log.append(&tail, frame).map_err(|error| failed(&error))?;
-                    }
-                    other => other.map_err(|error| failed(&error))?,
-                }
+                append_copy(&*log, frame).map_err(|error| TakeOverError::Log(error.to_string()))?;
             }
             Ok(())
         })
@@ -245,7 +240,7 @@ impl TakeOverLog {
         if standing.is_ahead || held.end.lsn < log.first() {
             return Ok(());
         }
-        let read = blocking(move || {
+        let read = murphy_log::aside(move || {
             let mut frames = log.read(held.end.lsn).map_err(|error| TakeOverError::Log(error.to_string()))?;
             let mut next = || frames.next().transpose();
             let both = next().and_then(|first| Ok((first, next()?)));
@@ -384,11 +379,6 @@ fn under(
 
 fn at(place: &dyn Fence, error: FenceError) -> TakeOverError {
     TakeOverError::Fence { url: place.place().to_owned(), error }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let done = murphy_log::spawn_blocking(work).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// Why a source was not replaced.

@@ -1,4 +1,4 @@
-//! What this crate's tests share: a source of frames, golden bytes, and stores that misbehave.
+//! What this crate's tests share: a source of frames, snapshots and packs, and stores that misbehave.
 
 mod faulty;
 mod source;
@@ -6,27 +6,16 @@ mod source;
 pub(crate) use faulty::{Fault, FaultyStore, Life};
 pub(crate) use source::{Source, append};
 
+use murphy_fs::{PackBuilder, PackName, PackRow, SealedPack, WriterId};
 use murphy_log::{Frame, NodeId, Position};
 
 use crate::{
+    base::{BaseManifest, NewBase, write_base},
     descriptor::{Archive, ArchiveKind, Descriptor},
     layout,
     slot::encode_slot,
+    walk::Boundary,
 };
-
-/// Compares `bytes` with the golden file `archive_<name>.hex`, which `MURPHY_GOLDEN=write` makes anew.
-pub(crate) fn golden(name: &str, bytes: &[u8]) {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v0");
-    let path = folder.join(format!("archive_{name}.hex"));
-    let line =
-        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ") + "\n";
-    let text: String = bytes.chunks(16).map(line).collect();
-    if std::env::var("MURPHY_GOLDEN").is_ok_and(|value| value == "write") {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(golden == text, "the bytes of {name} are not those of {}", path.display());
-}
 
 /// An archive of the [`Source`]'s branch in `store`.
 pub(crate) async fn archive(store: &FaultyStore) -> Archive {
@@ -56,4 +45,30 @@ pub(crate) async fn put(store: &FaultyStore, frames: &[Frame]) -> Position {
     let bytes = encode_slot(Source::new().lineage(), NodeId::default(), frames).unwrap();
     store.overwrite(&layout::slot(frames[0].epoch().number, frames[0].first()), bytes).await;
     frames.last().unwrap().position()
+}
+
+/// A snapshot of what `source` holds, which ends where `archive` does; packs are not looked at.
+pub(crate) fn new_base(source: &Source) -> NewBase {
+    NewBase {
+        source: source.tree(),
+        archived: Boundary::after(source.state().position),
+        as_of: source.now(),
+        now: source.now(),
+        node: NodeId::default(),
+        packs: None,
+    }
+}
+
+/// Writes that snapshot.
+pub(crate) async fn snapshot(archive: &Archive, source: &Source) -> BaseManifest {
+    write_base(archive, new_base(source)).await.unwrap()
+}
+
+/// A pack with these bytes, and its row.
+pub(crate) fn pack(number: u64, bytes: &[u8]) -> (SealedPack, PackRow) {
+    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(77), number));
+    builder.add(bytes).unwrap();
+    let sealed = builder.finish().unwrap();
+    let row = PackRow::of(&sealed);
+    (sealed, row)
 }

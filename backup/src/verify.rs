@@ -23,7 +23,7 @@ use crate::{
     descriptor::{Archive, ArchiveKind},
     document::PositionText,
     layout,
-    pack::{meta_of, named_packs, released_packs},
+    pack::{named_packs, released_packs},
     proof::Proof,
     registry::{Pin, Registry, RegistryError},
     store::StoreError,
@@ -398,7 +398,7 @@ impl Verifier<'_> {
         let reader = read_base(self.archive, base);
         let lineage = self.archive.lineage();
         let state = base.state;
-        let verified = murphy_log::spawn_blocking(move || {
+        let verified = murphy_log::aside(move || {
             let reader = SnapshotReader::open(reader)?;
             let header = *reader.header();
             let mut packs = Vec::new();
@@ -411,14 +411,13 @@ impl Verifier<'_> {
                 (header.volume, header.branch, header.state) == (lineage.volume, lineage.branch, state);
             Ok::<_, murphy_fs::ReadSnapshotError>((matches, packs))
         });
-        let verified = verified.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        match verified {
+        match verified.await {
             Ok((true, packs)) => {
                 for (key, value) in packs {
                     match PackRow::decode(&value) {
                         Ok(row) if row.live_bytes == 0 => {}
                         Ok(row) => {
-                            let meta = meta_of(&row);
+                            let meta = row.meta();
                             self.packs.insert(meta.name, meta);
                         }
                         Err(error) => {

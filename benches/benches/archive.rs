@@ -12,13 +12,13 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use murphy_backup::{
-    Archive, ArchiveKind, ArchiveStore, Boundary, CursorError, Descriptor, Lineage, SaveCursor, ShipHandle,
-    ShipLimits, Shipper, ShipperParts,
+    Archive, ArchiveKind, ArchiveStore, Descriptor, Lineage, NoCursor, ShipHandle, ShipLimits, Shipper,
+    ShipperParts,
 };
 use murphy_fs::{ObjectBlockStore, Table};
 use murphy_log::{
-    Appender, BranchId, ChainHash, Change, Clock, Digest, Entry, Epoch, EpochId, Log, LogTime, Lsn,
-    MemoryLog, NodeId, Position, State, SystemClock, Usage, VolumeId, VolumeKeys,
+    Appender, BranchId, Change, Clock, Digest, Entry, Epoch, EpochId, Log, LogTime, Lsn, MemoryLog, NodeId,
+    Position, State, SystemClock, Usage, VolumeId, VolumeKeys,
 };
 use object_store::{
     memory::InMemory,
@@ -39,11 +39,10 @@ async fn main() {
 async fn measure(rate: u64, seconds: u64) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([2; 16]) };
-    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    let base = State { position, digest: Digest::default(), usage: Usage::default() };
+    let base = State::origin(epoch);
     let log = Arc::new(MemoryLog::new(base));
     log.claim(epoch).expect("nobody else claims it");
-    let archive = archive(position, clock.wall()).await;
+    let archive = archive(base.position, clock.wall()).await;
     let (shipper, handle) = Shipper::new(ShipperParts {
         archive,
         log: Arc::clone(&log) as Arc<dyn Log>,
@@ -51,7 +50,7 @@ async fn measure(rate: u64, seconds: u64) {
         node: NodeId::default(),
         epoch,
         known: None,
-        cursor: Arc::new(Forget),
+        cursor: Arc::new(NoCursor),
         clock: Arc::clone(&clock),
         limits: ShipLimits::default(),
         lost: None,
@@ -183,14 +182,6 @@ async fn archive(base: Position, now: LogTime) -> Archive {
     };
     let store = ArchiveStore::new(store, Path::default(), "memory");
     Archive::create(store, descriptor).await.expect("memory takes an archive")
-}
-
-struct Forget;
-
-impl SaveCursor for Forget {
-    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
-        Ok(())
-    }
 }
 
 const LATENCY: Duration = Duration::from_millis(30);

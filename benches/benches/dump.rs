@@ -310,23 +310,17 @@ impl Maker<'_> {
         [atime, mtime, ctime]: [Timespec; 3],
     ) {
         let row = InodeRow {
-            kind,
             mode,
             uid: 1000,
             gid: 1000,
-            rdev: 0,
-            nlink: 1,
             size,
             allocated: size,
             extents: size.div_ceil(SLOT_BYTES),
-            has_xattrs: false,
-            generation: 1,
-            project: 0,
             parent,
             cookie,
             atime,
             mtime,
-            ctime,
+            ..InodeRow::empty(kind, ctime)
         };
         self.usage.inodes += 1;
         self.usage.bytes += size;

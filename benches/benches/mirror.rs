@@ -13,8 +13,8 @@ use std::{
 use bytes::Bytes;
 use murphy_fs::{MemberRole, MemberRow, MemberState};
 use murphy_log::{
-    Appender, BranchId, ChainHash, Change, Clock, Digest, Entry, Epoch, EpochId, Frame, Log, LogTime, Lsn,
-    MemoryLog, Position, State, SystemClock, Usage, VolumeId, VolumeKeys,
+    Appender, BranchId, Change, Clock, Digest, Entry, Epoch, EpochId, Frame, Log, LogTime, Lsn, MemoryLog,
+    State, SystemClock, Usage, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{
     Dialer, Durability, FollowSetup, Following, Identity, Listener, MemoryBook, MemoryReplica,
@@ -189,6 +189,5 @@ fn entry(lsn: Lsn) -> Entry {
 }
 
 fn base() -> State {
-    let position = Position { epoch: EPOCH, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    State { position, digest: Digest::default(), usage: Usage::default() }
+    State::origin(EPOCH)
 }

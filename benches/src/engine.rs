@@ -7,8 +7,7 @@ use murphy_fs::{
     PackFetcher, RequestCounts, StoreUrl, Volume, VolumeOptions, VolumeParts,
 };
 use murphy_log::{
-    BranchId, ChainHash, Clock, Digest, DiskLog, DiskOptions, Epoch, EpochId, Log, Lsn, Position, State,
-    SystemClock, Usage, VolumeId, VolumeKeys,
+    BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId, VolumeKeys,
 };
 
 use crate::mount_load::Target;
@@ -33,8 +32,7 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
 pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume, Arc<dyn Log>) {
     murphy_cli::allocator::keep_freed_memory();
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
-    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+    let origin = State::origin(epoch);
     let log = DiskLog::create(DiskOptions::new(directory.join("log"), VOLUME, BRANCH), origin)
         .expect("an empty directory");
     let state = log.claim(epoch).expect("a new log");

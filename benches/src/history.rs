@@ -4,8 +4,7 @@ use std::path::Path;
 
 use murphy_fs::{DentryRow, DirectoryRow, Ino, InodeRow, Kind, Name, NameHasher, RowKey, Timespec};
 use murphy_log::{
-    Appender, ChainHash, Change, Digest, Entry, Epoch, EpochId, Frame, LogTime, Lsn, Position, Requester,
-    State, Usage, VolumeKeys,
+    Appender, Change, Digest, Entry, Epoch, EpochId, Frame, LogTime, Lsn, Requester, State, Usage, VolumeKeys,
 };
 
 /// The frames of `count` creates: directories of a thousand files, each with an inode, a name and its directory's row. Also
@@ -15,8 +14,7 @@ use murphy_log::{
 /// If the log's own code refuses an entry of it.
 pub fn creates(count: usize, keys: &VolumeKeys) -> (State, Vec<Frame>) {
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([2; 16]) };
-    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    let base = State { position, digest: Digest::default(), usage: Usage::default() };
+    let base = State::origin(epoch);
     let mut appender = Appender::new(keys.clone(), epoch, base);
     let hasher = NameHasher::new(keys.derived("names of the replay benchmark"));
     let (mut frames, mut digest) = (Vec::new(), Digest::default());
@@ -53,25 +51,8 @@ fn create(lsn: Lsn, time: LogTime, parent: Ino, directory: &mut DirectoryRow, ha
     let (ino, now) = (Ino::born_at(lsn), Timespec::from(time));
     let name = Name::new(format!("file-{:08}.txt", lsn.get())).expect("a short name");
     let cookie = hasher.place(&name).get();
-    let inode = InodeRow {
-        kind: Kind::File,
-        mode: 0o644,
-        uid: 1000,
-        gid: 1000,
-        rdev: 0,
-        nlink: 1,
-        size: 0,
-        allocated: 0,
-        extents: 0,
-        has_xattrs: false,
-        generation: 1,
-        project: 0,
-        parent,
-        cookie,
-        atime: now,
-        mtime: now,
-        ctime: now,
-    };
+    let empty = InodeRow::empty(Kind::File, now);
+    let inode = InodeRow { mode: 0o644, uid: 1000, gid: 1000, parent, cookie, ..empty };
     *directory = DirectoryRow { children: directory.children + 1, mtime: now, ctime: now, ..*directory };
     let dentry = DentryRow { named: Some((name.clone(), ino, Kind::File)), more: false };
     let change = |key: RowKey, value| Change { table: key.table(), key: key.key_bytes(), value: Some(value) };

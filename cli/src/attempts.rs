@@ -6,16 +6,30 @@
 
 use std::{fs, io, path::Path};
 
-use murphy_log::{Epoch, EpochId, OsFiles, replace_file};
+use murphy_log::{Epoch, OsFiles, ParseIdError, replace_file};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, at, failed};
 
+/// An epoch in a file of a node.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Attempt {
+pub(crate) struct StoredEpoch {
     number: u32,
     id: String,
+}
+
+impl StoredEpoch {
+    /// The epoch, if its id is one.
+    pub(crate) fn epoch(&self) -> Result<Epoch, ParseIdError> {
+        Ok(Epoch { number: self.number, id: self.id.parse()? })
+    }
+}
+
+impl From<&Epoch> for StoredEpoch {
+    fn from(epoch: &Epoch) -> StoredEpoch {
+        StoredEpoch { number: epoch.number, id: epoch.id.to_string() }
+    }
 }
 
 /// The epochs in the file at `path`, oldest first; none if there is no file.
@@ -29,23 +43,20 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Epoch>, CliError> {
         CliError::new(format!("{} is damaged: {error}", path.display()))
             .hint("it names the epochs that this node may have sealed archives for; restore it from a copy")
     };
-    let attempts: Vec<Attempt> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-    let epoch = |attempt: Attempt| {
-        let id: EpochId = attempt.id.parse().map_err(|error| damaged(&error))?;
-        Ok(Epoch { number: attempt.number, id })
-    };
-    attempts.into_iter().map(epoch).collect()
+    let attempts: Vec<StoredEpoch> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    attempts.iter().map(|attempt| attempt.epoch().map_err(|error| damaged(&error))).collect()
 }
 
 /// Remembers `epochs` in the file at `path`; durable when it returns.
 pub(crate) fn remember(path: &Path, epochs: &[Epoch]) -> Result<(), CliError> {
-    let attempt = |epoch: &Epoch| Attempt { number: epoch.number, id: epoch.id.to_string() };
-    let attempts: Vec<Attempt> = epochs.iter().map(attempt).collect();
+    let attempts: Vec<StoredEpoch> = epochs.iter().map(StoredEpoch::from).collect();
     replace_file(&OsFiles, path, &serde_json::to_vec(&attempts).map_err(failed)?).map_err(at(path))
 }
 
 #[cfg(test)]
 mod tests {
+    use murphy_log::EpochId;
+
     use super::*;
 
     #[test]

@@ -159,6 +159,25 @@ impl MountDefaults {
 }
 
 impl NodeConfig {
+    /// A source that has nothing but its store: what a command has more to say about its node it sets.
+    pub(crate) fn new(volume: VolumeId, branch: BranchId, name: String, blocks: StoreUrl) -> NodeConfig {
+        NodeConfig {
+            format: FORMAT,
+            volume,
+            branch,
+            name,
+            role: Role::Source,
+            blocks,
+            packs_from: Vec::new(),
+            archives: Vec::new(),
+            mount: MountDefaults::default(),
+            source: None,
+            promoted: None,
+            fenced: None,
+            branches: Vec::new(),
+        }
+    }
+
     /// Reads the file in `directory`.
     pub(crate) fn read(directory: &Path) -> Result<NodeConfig, CliError> {
         let path = directory.join(FILE);
@@ -241,7 +260,7 @@ mod texts {
 }
 
 /// The version of a node's directory that is read and written.
-pub(crate) const FORMAT: u32 = 0;
+const FORMAT: u32 = 0;
 const FILE: &str = "murphy.toml";
 const HEADER: &str = "# What is local to this node. Shared settings are in the volume's log.\n\n";
 
@@ -250,21 +269,15 @@ mod tests {
     use super::*;
 
     fn config() -> NodeConfig {
+        let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
+        let name = "some \"name\"".to_owned();
         NodeConfig {
-            format: FORMAT,
-            volume: VolumeId::from_bytes([1; 16]),
-            branch: BranchId::from_bytes([2; 16]),
-            name: "some \"name\"".to_owned(),
-            role: Role::Source,
-            blocks: "file:///x".parse().unwrap(),
-            packs_from: Vec::new(),
             archives: vec!["s3://b?credentials=env:X_".parse().unwrap()],
             mount: MountDefaults { io_timeout: Some("5s".to_owned()), ..MountDefaults::default() },
             source: Some(Upstream {
                 addresses: vec!["h:7000".to_owned()],
                 key: PublicKey::from_bytes([7; 32]),
             }),
-            promoted: None,
             fenced: Some(Fenced { epoch: 2, by: None }),
             branches: vec![KeptBranch {
                 epoch: 1,
@@ -273,6 +286,7 @@ mod tests {
                 hash: "00".to_owned(),
                 place: "log".to_owned(),
             }],
+            ..NodeConfig::new(volume, branch, name, "file:///x".parse().unwrap())
         }
     }
 

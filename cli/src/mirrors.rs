@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{MemberRole, Volume};
+use murphy_fs::{BlockStores, MemberRole, Volume};
 use murphy_log::{Clock, DiskLog, Epoch, Log, SystemClock, VolumeKeys};
 use murphy_mirror::{
     Dialer, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Secret,
@@ -38,7 +38,7 @@ use crate::{
     archives::check_fences,
     config::{NodeConfig, Role},
     error::{CliError, failed},
-    node::{Layered, MirrorOpening, Node, NodeOptions},
+    node::{MirrorOpening, Node, NodeOptions},
     settings::Settings,
     status::{MirrorStatus, SourceStatus, Status},
 };
@@ -59,7 +59,7 @@ pub(crate) struct Mirroring {
     book: Arc<VolumeBook>,
     volume: Volume,
     log: Arc<DiskLog>,
-    blocks: Arc<Layered>,
+    blocks: Arc<BlockStores>,
     config: Mutex<NodeConfig>,
     listen: Option<SocketAddr>,
     replica: Option<Arc<DiskReplica>>,

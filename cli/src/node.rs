@@ -12,7 +12,6 @@
 //! - A directory that cannot be opened is left as it is, except for its index, which is made anew when it cannot be used.
 
 mod base;
-mod blocks;
 mod create;
 mod index;
 mod lost_tail;
@@ -26,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{FailureDomain, StoreUrl, Volume};
+use murphy_fs::{BlockStores, FailureDomain, StoreUrl, Volume};
 use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
 use murphy_mirror::{Identity, RemotePacks};
 
@@ -36,7 +35,6 @@ use crate::{
     settings::SharedArchive,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
-pub(crate) use blocks::Layered;
 pub(crate) use create::{CopyOf, NewNode, begin_copy, create, random};
 pub(crate) use open::open_log;
 pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
@@ -49,7 +47,7 @@ pub(crate) struct Node {
     pub(crate) volume: Volume,
     pub(crate) log: Arc<DiskLog>,
     pub(crate) keys: VolumeKeys,
-    pub(crate) blocks: Arc<Layered>,
+    pub(crate) blocks: Arc<BlockStores>,
     pub(crate) identity: Identity,
     /// Held until everything else is gone.
     _lock: DirectoryLock,
@@ -164,7 +162,7 @@ fn lock_patiently(directory: &Path) -> Result<DirectoryLock, CliError> {
         }
     }
     Err(CliError::new(format!("{} is in use by another process", directory.display()))
-        .hint("murphy status shows it; one process serves a node, with as many mounts as are wanted"))
+        .hint("one process has a node open; murphy status shows it if it serves the node"))
 }
 
 /// Whether no process has the node open.

@@ -46,6 +46,15 @@ pub(crate) async fn create_archive(
     Ok(archive)
 }
 
+/// Refuses a file store whose directory is not there: opening it would make an empty one, in place of a disk that is not mounted.
+pub(crate) fn check_there(url: &StoreUrl) -> Result<(), CliError> {
+    match url.directory() {
+        Some(directory) if !directory.is_dir() => Err(CliError::new(format!("{url} is not there"))
+            .hint("is its disk mounted? nothing is written in its place")),
+        _ => Ok(()),
+    }
+}
+
 /// The store of an archive.
 pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
     let opened = url.open().map_err(failed)?;
@@ -54,11 +63,8 @@ pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
 
 /// Opens the archive at `url`, which must be one of this volume's branch.
 pub(crate) async fn open_archive(config: &NodeConfig, url: &StoreUrl) -> Result<Archive, ArchiveNotOpen> {
-    // Opening a file store makes its directory, and an empty archive in place of a disk that is not mounted is none.
-    if url.directory().is_some_and(|directory| !directory.is_dir()) {
-        return Err(ArchiveNotOpen::Store(format!("{url} is not there")));
-    }
-    let store = open_store(url).map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
+    let store = check_there(url).and_then(|()| open_store(url));
+    let store = store.map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
     let lineage = Lineage { volume: config.volume, branch: config.branch };
     Ok(Archive::open_for(store, lineage).await?)
 }

@@ -15,6 +15,7 @@ mod location;
 mod name;
 mod pack;
 mod store;
+mod stores;
 
 pub use cache::{CellCache, DiskCache, DiskCacheError};
 pub use cell::CellFault;
@@ -30,3 +31,4 @@ pub use pack::{
     PackFooter, PackMeta, PackReader, PlainOffset, SealedPack,
 };
 pub use store::{BlockStore, BlockStoreError, ObjectBlockStore, Refusal, StoredPack};
+pub use stores::BlockStores;

@@ -33,12 +33,12 @@ pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use changes::{ChangeObserver, Observation};
 pub use check::{FINDINGS_MAX, Finding, TreeCounts, check_tree, check_tree_with};
 pub use data::{
-    AddPieceError, BlockStore, BlockStoreError, CellCache, CellFault, ClaimPrefixError, CredentialsError,
-    DiskCache, DiskCacheError, DurableFolders, FailureDomain, FetchStats, FooterDigest, LayeredStore,
-    MAX_PACK_PLAIN, MAX_PACK_STORED, ObjectBlockStore, OpenStoreError, OpenedStore, PROBE_FOLDER,
-    PackBuilder, PackDamage, PackError, PackFetcher, PackFooter, PackMeta, PackName, PackReader,
-    ParsePackNameError, ParseStoreUrlError, PlainOffset, ProbeError, ReadError, Refusal, SealedPack,
-    StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix, claim_prefix,
+    AddPieceError, BlockStore, BlockStoreError, BlockStores, CellCache, CellFault, ClaimPrefixError,
+    CredentialsError, DiskCache, DiskCacheError, DurableFolders, FailureDomain, FetchStats, FooterDigest,
+    LayeredStore, MAX_PACK_PLAIN, MAX_PACK_STORED, ObjectBlockStore, OpenStoreError, OpenedStore,
+    PROBE_FOLDER, PackBuilder, PackDamage, PackError, PackFetcher, PackFooter, PackMeta, PackName,
+    PackReader, ParsePackNameError, ParseStoreUrlError, PlainOffset, ProbeError, ReadError, Refusal,
+    SealedPack, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix, claim_prefix,
     probe_put_if_absent, release_prefix, remove_object,
 };
 pub use decide::EntryKind;

@@ -5,6 +5,7 @@
 //!   volume/tree    names and attributes        volume/io      reading and writing bytes
 //!   volume/files   open files, their locks     volume/flush   from dirty bytes to packs to entries
 //!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
+//!   volume/workers its threads                 volume/members who may follow it
 //! ```
 //!
 //! Invariants:
@@ -370,6 +371,24 @@ impl Volume {
         Ok(lsn)
     }
 
+    /// Waits until every entry so far is durable on this node, whatever the volume's level: joining as the first mirror cannot wait for mirrors.
+    pub async fn durable_here(&self) -> Result<Lsn, Errno> {
+        let lsn = self.shared.sequencer.close_open_frame();
+        let deadline = self.shared.options.io_timeout;
+        let watch = self.shared.sequencer.log().durable();
+        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
+            Ok(Ok(_)) => Ok(lsn),
+            Ok(Err(error)) => {
+                tracing::error!(%lsn, %error, "entries do not become durable");
+                Err(Errno::EIO)
+            }
+            Err(_) => {
+                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
     /// Makes everything durable, moves it into the index and stops deciding. The volume can still be read.
     pub async fn close(&self) -> Result<(), Errno> {
         self.flush_all().await?;
@@ -378,8 +397,7 @@ impl Volume {
         // What was decided meanwhile, too.
         self.make_durable().await?;
         let volume = self.clone();
-        let settled = murphy_log::spawn_blocking(move || volume.settle_index()).await;
-        settled.map_err(|_| Errno::EIO)?
+        murphy_log::aside(move || volume.settle_index()).await
     }
 
     /// Moves every durable entry into the index, which then survives a power cut. EIO if that takes longer than a request may.

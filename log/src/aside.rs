@@ -16,6 +16,22 @@ pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     tokio::task::spawn_blocking(work)
 }
 
+/// The same for work that is waited for: what it returns. It begins now, and goes on if nobody waits for it any more; if it panics, so does
+/// whoever waits.
+pub fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> + Send {
+    let begun = spawn_blocking(work);
+    async move {
+        match begun.await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down; it will drop this future too.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+}
+
 /// Whether this thread does in place what others do on threads of their own.
 pub fn works_in_place() -> bool {
     IN_PLACE.get()
@@ -55,7 +71,15 @@ mod tests {
 
     async fn ran_here() -> bool {
         let here = thread::current().id();
-        spawn_blocking(move || thread::current().id() == here).await.unwrap()
+        aside(move || thread::current().id() == here).await
+    }
+
+    /// The fear: work dies, and whoever waits for it takes that for an answer, or waits for ever.
+    #[tokio::test]
+    #[should_panic(expected = "of the work")]
+    async fn a_panic_of_the_work_is_one_of_whoever_waits() {
+        let work: fn() = || panic!("of the work");
+        aside(work).await;
     }
 
     /// The fear: a simulation whose outcome depends on threads.

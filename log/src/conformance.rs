@@ -4,7 +4,7 @@
 //! - Nothing here knows how a log works inside; what it is given is a maker of [`Subject`]s.
 //! - A violation panics with the sentence that was violated.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -109,6 +109,22 @@ pub const BRANCH: BranchId = BranchId::from_bytes([0x42; 16]);
 /// The epoch of the suite with this number.
 pub fn epoch(number: u32) -> Epoch {
     Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }
+}
+
+/// Compares `bytes` with the golden file `name` of version 0, which `MURPHY_WRITE_GOLDEN` makes anew.
+///
+/// # Panics
+/// If they differ, or there is no such file.
+pub fn golden(name: &str, bytes: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v0").join(name);
+    let line =
+        |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ") + "\n";
+    let text: String = bytes.chunks(16).map(line).collect();
+    if std::env::var_os("MURPHY_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).expect("golden files can be written here");
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(golden, text, "{name} is not what version 0 wrote");
 }
 
 /// A claimed log and its history.

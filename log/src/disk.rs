@@ -99,15 +99,7 @@ impl DiskOptions {
     }
 
     fn header(&self, epoch: Epoch, base: State, previous: Option<Lsn>) -> SegmentHeader {
-        SegmentHeader {
-            cipher: 0,
-            key_id: 0,
-            volume: self.volume,
-            branch: self.branch,
-            epoch,
-            base,
-            previous,
-        }
+        SegmentHeader { previous, ..SegmentHeader::plain(self.volume, self.branch, epoch, base) }
     }
 
     /// What a segment has for frames and their marks, in bytes.

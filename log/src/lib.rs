@@ -23,7 +23,7 @@ mod segment;
 mod watch;
 
 pub use append::{Appender, PushError};
-pub use aside::{InPlace, spawn_blocking, works_in_place};
+pub use aside::{InPlace, aside, spawn_blocking, works_in_place};
 pub use chain::VolumeKeys;
 pub use clock::{Clock, LogTime, ManualClock, SystemClock};
 pub use disk::{DiskLog, DiskOptions, Drive};
@@ -39,7 +39,10 @@ pub use frame::{
     Entries, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader,
     MAX_FRAME_BYTES, UnverifiedFrame,
 };
-pub use log::{AppendError, ClaimError, FrameReader, FrameSource, Log, ReadError, TrimError};
+pub use log::{
+    AppendCopyError, AppendError, ClaimError, FrameReader, FrameSource, Log, ReadError, TrimError,
+    append_copy,
+};
 pub use lsn::Lsn;
 pub use memory::MemoryLog;
 pub use position::{

@@ -96,6 +96,30 @@ impl fmt::Debug for FrameReader {
     }
 }
 
+/// Queues a frame that another source has decided, behind everything that is queued; its epoch is claimed first if the log is in an earlier
+/// one. For whoever is the only one to append.
+pub fn append_copy(log: &dyn Log, frame: Frame) -> Result<(), AppendCopyError> {
+    let tail = log.tail().position;
+    match log.append(&tail, frame.clone()) {
+        Err(AppendError::NotClaimed | AppendError::WrongEpoch { .. }) => {
+            log.claim(frame.epoch())?;
+            Ok(log.append(&tail, frame)?)
+        }
+        appended => Ok(appended?),
+    }
+}
+
+/// Why a copy of a frame was not queued.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AppendCopyError {
+    /// The log does not take the frame.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The log cannot begin its epoch.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+}
+
 /// Why an epoch cannot be claimed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ClaimError {

@@ -184,6 +184,14 @@ pub struct State {
     pub usage: Usage,
 }
 
+impl State {
+    /// The state of a new branch before its first entry, which is of `epoch`.
+    pub fn origin(epoch: Epoch) -> State {
+        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
+        State { position, digest: Digest::default(), usage: Usage::default() }
+    }
+}
+
 /// A text that is not the hexadecimal form of an id or hash of the expected length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("expected {expected} hexadecimal digits")]

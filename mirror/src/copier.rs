@@ -8,7 +8,7 @@
 
 mod plan;
 
-use std::{io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -80,7 +80,7 @@ impl Copier {
             {
                 let () = done?;
             }
-            copying.push(self.copy_surely(plan::pack_meta(&row)));
+            copying.push(self.copy_surely(row.meta()));
         }
         while let Some(done) = copying.next().await {
             let () = done?;
@@ -374,8 +374,8 @@ impl FallbackStore {
 }
 
 impl BlockStore for FallbackStore {
-    fn label(&self) -> &str {
-        self.own.label()
+    fn label(&self) -> Cow<'_, str> {
+        format!("{} or the source's store", self.own.label()).into()
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {

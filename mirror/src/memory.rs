@@ -3,10 +3,10 @@
 //! Invariants:
 //! - They keep the contracts of [`Replica`] and [`SnapshotSource`], with the life of the process as their medium.
 
-use std::{fmt, io::Read, sync::Arc};
+use std::{io::Read, sync::Arc};
 
 use bytes::Bytes;
-use murphy_log::{AppendError, DurableWatch, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys};
+use murphy_log::{DurableWatch, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -105,7 +105,7 @@ impl Replica for MemoryReplica {
             return Err(ReplicaError::Promised { promised });
         }
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
-        queue(log, frame)
+        Ok(append_copy(&**log, frame)?)
     }
 
     fn durable(&self) -> Option<DurableWatch> {
@@ -149,7 +149,7 @@ impl Replica for MemoryReplica {
             let log = new_log(base, Durability::Immediate);
             let frames = old.read(old.first()).map_err(|error| ReplicaError::Storage(error.to_string()))?;
             for frame in frames.map_while(Result::ok).take_while(|frame| frame.last() <= ancestor.lsn) {
-                queue(&log, frame)?;
+                append_copy(&*log, frame)?;
             }
             shared.log = Some(log);
         }
@@ -219,23 +219,6 @@ fn new_log(base: State, durability: Durability) -> Arc<MemoryLog> {
         Durability::Immediate => MemoryLog::new(base),
         Durability::Held => MemoryLog::held(base),
     })
-}
-
-/// Appends a frame of whatever epoch.
-fn queue(log: &MemoryLog, frame: Frame) -> Result<(), ReplicaError> {
-    let storage = |error: &dyn fmt::Display| ReplicaError::Storage(error.to_string());
-    let tail = log.tail().position;
-    if let Err(error) = log.append(&tail, frame.clone()) {
-        match error {
-            AppendError::NotClaimed | AppendError::WrongEpoch { .. } => {
-                log.claim(frame.epoch()).map_err(|error| storage(&error))?;
-                log.append(&tail, frame).map_err(|error| storage(&error))?;
-            }
-            AppendError::Ended(terminal) => return Err(ReplicaError::Ended(terminal.to_string())),
-            other => return Err(storage(&other)),
-        }
-    }
-    Ok(())
 }
 
 /// The length of an encoded seed offer.

@@ -4,7 +4,9 @@
 
 use std::{fmt, io::Read};
 
-use murphy_log::{DurableWatch, Epoch, Frame, Lsn, Position, State, VolumeKeys};
+use murphy_log::{
+    AppendCopyError, AppendError, ClaimError, DurableWatch, Epoch, Frame, Lsn, Position, State, VolumeKeys,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -91,6 +93,18 @@ pub enum ReplicaError {
     /// The medium does not answer, or refuses.
     #[error("{0}")]
     Storage(String),
+}
+
+impl From<AppendCopyError> for ReplicaError {
+    fn from(error: AppendCopyError) -> ReplicaError {
+        match error {
+            AppendCopyError::Append(AppendError::NoSpace { message })
+            | AppendCopyError::Claim(ClaimError::NoSpace { message }) => ReplicaError::NoSpace(message),
+            AppendCopyError::Append(AppendError::Ended(end))
+            | AppendCopyError::Claim(ClaimError::Ended(end)) => ReplicaError::Ended(end.to_string()),
+            error => ReplicaError::Storage(error.to_string()),
+        }
+    }
 }
 
 /// Opens snapshots to seed mirrors with.

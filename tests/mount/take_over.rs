@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -19,6 +19,17 @@ struct Region {
 }
 
 impl Region {
+    /// A region with files, every one of which the mirror and both archives have. `None`, which is said, where `test` cannot mount.
+    fn sown(test: &str, ack: &str) -> Option<Region> {
+        if !can_mount(test) {
+            return None;
+        }
+        let region = Region::start(ack);
+        sow(&region.path("ma"));
+        region.settle();
+        Some(region)
+    }
+
     fn start(ack: &str) -> Region {
         let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
         let url = |name: &str, domain: &str| format!("{}?domain={domain}", scratch.url(name));
@@ -47,6 +58,13 @@ impl Region {
         let _there_already = fs::create_dir(self.path(&place));
         let mount = ["mount", node, &place, "-d", "--io-timeout", "20s"];
         self.scratch.run(mount.iter().chain(more)).expect_code(0);
+    }
+
+    /// Begins a command that may be killed.
+    fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_murphy-program"));
+        command.args(arguments).current_dir(self.path("."));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
     fn status(&self, node: &str) -> Value {
@@ -141,12 +159,10 @@ fn write_safely(path: &Path, bytes: &[u8]) {
 /// Two sources on one archive would be two histories: the seal decides, without a word between the two nodes.
 #[test]
 fn a_promotion_seals_the_archives_and_ships_to_them_at_once() {
-    if !can_mount("a_promotion_seals_the_archives_and_ships_to_them_at_once") {
+    let Some(region) = Region::sown("a_promotion_seals_the_archives_and_ships_to_them_at_once", "local")
+    else {
         return;
-    }
-    let region = Region::start("local");
-    sow(&region.path("ma"));
-    region.settle();
+    };
     region.kill("a");
     let plan = region.plan();
     for at in [0, 1] {
@@ -167,12 +183,9 @@ fn a_promotion_seals_the_archives_and_ships_to_them_at_once() {
 /// With `--ack archive` what an fsync was answered for may be in one archive only, its bytes too.
 #[test]
 fn what_only_an_archive_holds_is_fetched_by_a_promotion() {
-    if !can_mount("what_only_an_archive_holds_is_fetched_by_a_promotion") {
+    let Some(region) = Region::sown("what_only_an_archive_holds_is_fetched_by_a_promotion", "archive") else {
         return;
-    }
-    let region = Region::start("archive");
-    sow(&region.path("ma"));
-    region.settle();
+    };
     region.kill("b");
     let large: Vec<u8> = (0..900_000u32).map(|i| (i.wrapping_mul(2_246_822_519) >> 11) as u8).collect();
     write_safely(&region.path("ma/precious"), b"precious");
@@ -199,12 +212,10 @@ fn what_only_an_archive_holds_is_fetched_by_a_promotion() {
 /// An archive that does not answer could go on with the old source: it is named, and given up only by name.
 #[test]
 fn an_archive_that_does_not_answer_is_given_up_by_its_url_only() {
-    if !can_mount("an_archive_that_does_not_answer_is_given_up_by_its_url_only") {
+    let Some(region) = Region::sown("an_archive_that_does_not_answer_is_given_up_by_its_url_only", "local")
+    else {
         return;
-    }
-    let region = Region::start("local");
-    sow(&region.path("ma"));
-    region.settle();
+    };
     region.kill("a");
     fs::rename(region.path("two"), region.path("away")).unwrap();
     let plan = region.plan();
@@ -226,12 +237,7 @@ fn an_archive_that_does_not_answer_is_given_up_by_its_url_only() {
 /// The seal of a successor that nobody knows of stops a promotion, and names it.
 #[test]
 fn a_mirror_does_not_take_over_from_a_successor() {
-    if !can_mount("a_mirror_does_not_take_over_from_a_successor") {
-        return;
-    }
-    let region = Region::start("local");
-    sow(&region.path("ma"));
-    region.settle();
+    let Some(region) = Region::sown("a_mirror_does_not_take_over_from_a_successor", "local") else { return };
     region.scratch.run(["umount", "mb"]).expect_code(0);
     // A clone of the mirror's directory with a key of its own would be such a successor; so is a restore.
     region.kill("a");
@@ -253,15 +259,11 @@ fn a_mirror_does_not_take_over_from_a_successor() {
 /// The promoter is killed as soon as it has remembered its epoch, and as soon as it has sealed one archive, and both.
 #[test]
 fn a_promoter_that_is_killed_in_between_is_promoted_again() {
-    if !can_mount("a_promoter_that_is_killed_in_between_is_promoted_again") {
-        return;
-    }
+    const TEST: &str = "a_promoter_that_is_killed_in_between_is_promoted_again";
     let seal = |place: &str| format!("{place}/log/0000000001");
     let moments = [vec!["b/promoting.json".to_owned()], vec![seal("one")], vec![seal("one"), seal("two")]];
     for moment in moments {
-        let region = Region::start("local");
-        sow(&region.path("ma"));
-        region.settle();
+        let Some(region) = Region::sown(TEST, "local") else { return };
         region.kill("a");
         let count = |place: &String| match fs::read_dir(region.path(place)) {
             Ok(entries) => entries.count(),
@@ -269,14 +271,7 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
         };
         let before: Vec<usize> = moment.iter().map(count).collect();
         let pid = region.pid("b");
-        let mut promoting = Command::new(env!("CARGO_BIN_EXE_murphy-program"))
-            .args(["promote", "b", "--confirm", "vol"])
-            .current_dir(region.path("."))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut promoting = region.begin(&["promote", "b", "--confirm", "vol"]);
         wait_for("the moment of the kill", || {
             let has_come = moment.iter().zip(&before).all(|(place, before)| count(place) != *before);
             has_come || promoting.try_wait().unwrap().is_some()
@@ -299,10 +294,8 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
 const SILENCE: Duration = Duration::from_secs(61);
 
 /// A region that is gone for longer than a source is silent, and its two archives, the second of which lacks the end.
-fn region_lost_with_an_archive_behind() -> (Region, PathBuf, PathBuf) {
-    let region = Region::start("local");
-    sow(&region.path("ma"));
-    region.settle();
+fn region_lost_with_an_archive_behind(test: &str) -> Option<(Region, PathBuf, PathBuf)> {
+    let region = Region::sown(test, "local")?;
     // The second archive is behind when the region is lost.
     fs::rename(region.path("two"), region.path("away")).unwrap();
     write_safely(&region.path("ma/last"), b"in the first archive only");
@@ -317,16 +310,14 @@ fn region_lost_with_an_archive_behind() -> (Region, PathBuf, PathBuf) {
         fs::rename(region.path(name), silent.join(name)).unwrap();
     }
     let (one, two) = (silent.join("one"), silent.join("two"));
-    (region, one, two)
+    Some((region, one, two))
 }
 
 /// The fear: the successor dies between its seal and its rename, and its archives are sealed for ever by nobody.
 #[test]
 fn a_restore_that_takes_over_and_is_killed_is_run_again() {
-    if !can_mount("a_restore_that_takes_over_and_is_killed_is_run_again") {
-        return;
-    }
-    let (region, one, two) = region_lost_with_an_archive_behind();
+    let test = "a_restore_that_takes_over_and_is_killed_is_run_again";
+    let Some((region, one, two)) = region_lost_with_an_archive_behind(test) else { return };
     // What is there when the restore is killed: in the hidden directory, or in an archive.
     let moments = ["index", "base", "taking-over", "one/log/0000000001", "two/log/0000000001", "log", "next"];
     for (number, moment) in moments.into_iter().enumerate() {
@@ -347,14 +338,7 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
             inner => hidden(&place).map_or(0, |hidden| usize::from(hidden.join(inner).exists())),
         };
         let before = count();
-        let mut restoring = Command::new(env!("CARGO_BIN_EXE_murphy-program"))
-            .args(&take_over)
-            .current_dir(region.path("."))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut restoring = region.begin(&take_over);
         wait_for("the moment of the kill", || count() != before || restoring.try_wait().unwrap().is_some());
         restoring.kill().unwrap();
         restoring.wait().unwrap();

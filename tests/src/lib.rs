@@ -11,14 +11,17 @@ mod driver;
 mod dump_file;
 pub mod fuzz;
 mod history;
+mod layers;
 mod ledger;
 mod ops;
 mod pair;
+mod parts;
 mod program;
 mod random;
 mod reference;
 mod s3;
 mod simulation;
+mod sound;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -27,6 +30,7 @@ pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};
+pub use layers::{BlockLayer, Layered, LogLayer};
 pub use ledger::{Found, Ledger};
 pub use ops::{
     AttributePick, Contest, Counterexample, Judge, Length, Mismatch, NamePick, Operation, Pick, Place,
@@ -34,9 +38,11 @@ pub use ops::{
     search_inside, search_subjects, strategy,
 };
 pub use pair::Pair;
+pub use parts::{VOLUME, epoch, lead_new, memory_volume, new_log, new_volume, volume_keys, volume_parts};
 pub use program::{Ran, Scratch, can_mount, is_dead, report, skip};
 pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
+pub use sound::check_sound;
 pub use wait::{PATIENCE, pause, pause_task, stays, until, wait_for, wait_for_ok, wait_until};

@@ -5,17 +5,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_fs::{
-    BlockStore, CellCache, Errno, FileSystem, MemoryIndex, ObjectBlockStore, PackFetcher, Volume,
-    VolumeOptions, VolumeParts,
-};
-use murphy_log::{
-    ChainHash, Digest, Epoch, EpochId, Log, Lsn, MemoryLog, Position, State, SystemClock, Usage, VolumeId,
-    VolumeKeys,
-};
+use murphy_fs::{Errno, FileSystem, MemoryIndex, ObjectBlockStore, Volume, VolumeOptions, VolumeParts};
+use murphy_log::{Log, Lsn, MemoryLog, Position, State, SystemClock};
 use parking_lot::Mutex;
 
-use crate::{Driver, wait_for};
+use crate::{Driver, epoch, lead_new, new_log, volume_parts, wait_for};
 
 /// Two volumes of one history.
 pub struct Pair {
@@ -23,8 +17,6 @@ pub struct Pair {
     pub source: Volume,
     /// The one that follows.
     pub follower: Volume,
-    /// The epoch of the source.
-    pub epoch: Epoch,
     driver: Driver,
     follower_log: Arc<MemoryLog>,
     /// The end of what has been copied.
@@ -39,33 +31,20 @@ impl Pair {
     pub fn new(options: VolumeOptions) -> Pair {
         let driver = Driver::new();
         let _runtime = driver.enter();
-        let epoch = Epoch { number: 1, id: EpochId::from_bytes([7; 16]) };
-        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-        let state = State { position, digest: Digest::default(), usage: Usage::default() };
-        let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
-        let volume = || {
-            let log = Arc::new(MemoryLog::new(state));
-            log.claim(epoch).expect("a new log can be claimed");
+        let blocks = Arc::new(ObjectBlockStore::in_memory());
+        let parts = |log: Arc<MemoryLog>| {
             let clock = Arc::new(SystemClock::new());
-            let parts = VolumeParts {
-                log: log.clone(),
-                index: Arc::new(MemoryIndex::new()),
-                state,
-                last_time: murphy_log::LogTime::default(),
-                keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
-                clock,
-                fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(1 << 20), None),
-                blocks: Arc::clone(&blocks),
-                runtime: driver.handle().clone(),
-                options,
-            };
-            (Volume::open(parts).expect("a volume in memory opens"), log)
+            let parts = volume_parts(log, Arc::new(MemoryIndex::new()), blocks.clone(), clock);
+            VolumeParts { options, ..parts }
         };
-        let ((source, _), (follower, follower_log)) = (volume(), volume());
-        source.lead(epoch, Some(&[])).expect("the source of a new volume leads");
+        let source = lead_new(parts(new_log()));
+        let follower_log = new_log();
+        follower_log.claim(epoch(1)).expect("a new log can be claimed");
+        let follower = Volume::open(parts(follower_log.clone())).expect("a volume in memory opens");
         follower.follow().expect("a follower follows");
         drop(_runtime);
-        Pair { source, follower, epoch, driver, follower_log, copied: Mutex::new(position) }
+        let copied = Mutex::new(State::origin(epoch(1)).position);
+        Pair { source, follower, driver, follower_log, copied }
     }
 
     /// Waits for answers of either volume.

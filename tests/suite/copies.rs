@@ -9,40 +9,26 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::tz::TimeZone;
 use murphy_backup::{
-    Archive, ArchiveKind, ArchiveStore, CursorError, Descriptor, Lineage, SaveCursor, ShipEnd, ShipLimits,
-    Shipper, ShipperParts, Target, plan_restore, restore_packs, restore_tree,
+    Archive, ArchiveKind, ArchiveStore, Descriptor, Lineage, NoCursor, ShipEnd, ShipLimits, Shipper,
+    ShipperParts, Target, plan_restore, restore_packs, restore_tree,
 };
 use murphy_fs::{
-    BlockStore, CellCache, FileSystem, Index, MemberRole, MemberRow, MemberState, MemoryIndex,
-    ObjectBlockStore, PackFetcher, SnapshotOrigin, SnapshotReader, Volume, VolumeOptions, VolumeParts,
-    check_tree, write_snapshot,
+    BlockStore, FileSystem, Index, MemberRole, MemberRow, MemberState, MemoryIndex, ObjectBlockStore,
+    SnapshotOrigin, SnapshotReader, Volume, VolumeOptions, VolumeParts, write_snapshot,
 };
-use murphy_log::{
-    BranchId, Clock, Epoch, EpochId, Log, LogTime, MemoryLog, NodeId, State, SystemClock, VolumeId,
-    VolumeKeys,
-};
+use murphy_log::{BranchId, Clock, Log, LogTime, MemoryLog, NodeId, State, SystemClock};
 use murphy_mirror::{
     Dialer, Durability, FollowSetup, Following, Identity, Listener, MemoryBook, MemoryReplica,
     MemorySnapshots, NetworkOptions, Part, Services, SourcePart, UdpSockets,
 };
 use murphy_tests::{
-    Driver, Judge, PATIENCE, Random, Search, Subject, TreeImage, judge_subjects, search_subjects, wait_until,
+    Driver, Judge, PATIENCE, Random, Search, Subject, TreeImage, VOLUME, check_sound, epoch, judge_subjects,
+    lead_new, new_log, search_subjects, volume_keys, volume_parts, wait_until,
 };
 use object_store::memory::InMemory;
 use tokio::sync::watch;
 
-use crate::volume::origin;
-
-const VOLUME: VolumeId = VolumeId::from_bytes([1; 16]);
 const BRANCH: BranchId = BranchId::from_bytes([2; 16]);
-
-fn epoch() -> Epoch {
-    Epoch { number: 1, id: EpochId::from_bytes([7; 16]) }
-}
-
-fn keys() -> VolumeKeys {
-    VolumeKeys::derive(VOLUME)
-}
 
 /// A volume that runs programs, and what its copies are taken from.
 struct Source {
@@ -54,14 +40,11 @@ struct Source {
 }
 
 impl Source {
-    fn new(clock: Arc<dyn Clock>, driver: &Driver) -> Source {
-        let log = Arc::new(MemoryLog::new(origin(epoch())));
-        let state = log.claim(epoch()).unwrap();
-        let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    fn new(clock: Arc<dyn Clock>) -> Source {
+        let (log, blocks) = (new_log(), Arc::new(ObjectBlockStore::in_memory()));
         let options = VolumeOptions { generation_bytes: 4096, cached_rows: 64, ..VolumeOptions::default() };
-        let index = Arc::new(MemoryIndex::new());
-        let volume = open(log.clone(), index, state, &blocks, &clock, driver, options);
-        volume.lead(epoch(), Some(&[])).unwrap();
+        let parts = volume_parts(log.clone(), Arc::new(MemoryIndex::new()), blocks.clone(), clock.clone());
+        let volume = lead_new(VolumeParts { options, ..parts });
         Source { volume, log, blocks, clock, random: Random::new(9) }
     }
 
@@ -77,46 +60,10 @@ impl Source {
     }
 
     /// The tree that stands in `index`, with bytes from `blocks`, as a volume that only shows it.
-    fn shown(
-        &self,
-        index: Arc<dyn Index>,
-        state: State,
-        blocks: &Arc<dyn BlockStore>,
-        driver: &Driver,
-    ) -> Volume {
+    fn shown(&self, index: Arc<dyn Index>, state: State, blocks: &Arc<dyn BlockStore>) -> Volume {
         let log = Arc::new(MemoryLog::new(state));
-        open(log, index, state, blocks, &self.clock, driver, VolumeOptions::default())
+        Volume::open(volume_parts(log, index, Arc::clone(blocks), Arc::clone(&self.clock))).unwrap()
     }
-}
-
-fn open(
-    log: Arc<dyn Log>,
-    index: Arc<dyn Index>,
-    state: State,
-    blocks: &Arc<dyn BlockStore>,
-    clock: &Arc<dyn Clock>,
-    driver: &Driver,
-    options: VolumeOptions,
-) -> Volume {
-    let parts = VolumeParts {
-        log,
-        index,
-        state,
-        last_time: LogTime::default(),
-        keys: keys(),
-        clock: Arc::clone(clock),
-        fetcher: PackFetcher::new(vec![Arc::clone(blocks)], CellCache::new(1 << 20), None),
-        blocks: Arc::clone(blocks),
-        runtime: driver.handle().clone(),
-        options,
-    };
-    Volume::open(parts).unwrap()
-}
-
-/// The rows of a copy, looked at by the same check as `fsck`.
-fn check_sound(who: &str, volume: &Volume) -> Result<(), String> {
-    let findings = check_tree(&volume.view_with_state()).map_err(|error| format!("{who}: {error}"))?;
-    if findings.is_empty() { Ok(()) } else { Err(format!("{who} is not sound: {findings:?}")) }
 }
 
 /// Lets a volume go, whose threads take a moment to stop.
@@ -131,7 +78,7 @@ impl Dumped {
     fn check(&self, judge: &Judge<'_>) -> Result<(), String> {
         let loaded = self.load(judge.driver)?;
         judge.compare("the loaded dump", &judge.expected()?, &loaded)?;
-        check_sound("the loaded dump", &loaded)?;
+        check_sound(&loaded).map_err(|error| format!("the loaded dump: {error}"))?;
         let_go(loaded);
         Ok(())
     }
@@ -142,12 +89,12 @@ impl Dumped {
         source.sync(driver)?;
         let (view, mut file) = (source.volume.view_with_state(), Vec::new());
         let origin = SnapshotOrigin { branch: BRANCH, created: source.clock.wall() };
-        write_snapshot(&view, &keys(), origin, &mut file, &|_| ())
+        write_snapshot(&view, &volume_keys(), origin, &mut file, &|_| ())
             .map_err(|error| format!("the dump: {error}"))?;
         let index = Arc::new(MemoryIndex::new());
         let reader = SnapshotReader::open(&file[..]).map_err(|error| format!("the dump: {error}"))?;
         let state = reader.load_into(&*index, &|_| ()).map_err(|error| format!("the load: {error}"))?;
-        Ok(source.shown(index, state, &source.blocks, driver))
+        Ok(source.shown(index, state, &source.blocks))
     }
 }
 
@@ -168,7 +115,7 @@ impl Subject for Dumped {
 /// The fear: a dump of a volume in use says "done" and lacks what was open, unlinked, sparse or linked twice.
 #[test]
 fn a_loaded_dump_is_the_reference_at_any_step() {
-    judge_subjects(|clock, driver| Dumped(Source::new(clock, driver)), 30);
+    judge_subjects(|clock, _| Dumped(Source::new(clock)), 30);
 }
 
 /// The canary: a dump that was taken too early.
@@ -195,7 +142,7 @@ impl Subject for Late {
 #[test]
 fn a_copy_that_is_too_old_is_found() {
     let quick = Search { shrinks_max: 0, ..Search::of(5) };
-    let found = search_subjects(quick, |clock, driver| Late(Dumped(Source::new(clock, driver)), None));
+    let found = search_subjects(quick, |clock, _| Late(Dumped(Source::new(clock)), None));
     assert!(found.is_err_and(|found| found.what.contains("the early dump")));
 }
 
@@ -207,8 +154,8 @@ struct Mirrored {
 }
 
 impl Mirrored {
-    fn new(clock: Arc<dyn Clock>, driver: &Driver) -> Mirrored {
-        let source = Source::new(Arc::clone(&clock), driver);
+    fn new(clock: Arc<dyn Clock>) -> Mirrored {
+        let source = Source::new(Arc::clone(&clock));
         let (identity, joiner) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         let book = Arc::new(MemoryBook::default());
         let joined = MemberState::Joined { public_key: *joiner.public_key().as_bytes() };
@@ -219,11 +166,12 @@ impl Mirrored {
             addresses: Vec::new(),
         };
         book.put(joiner.node(), row);
-        let services = Services::new(keys(), BRANCH, identity.node(), Arc::new(SystemClock::new()), book);
+        let services =
+            Services::new(volume_keys(), BRANCH, identity.node(), Arc::new(SystemClock::new()), book);
         let snapshots = Arc::new(MemorySnapshots { log: source.log.clone(), bytes: 1000 });
         let part = SourcePart {
             log: source.log.clone(),
-            epoch: epoch(),
+            epoch: epoch(1),
             snapshots,
             heartbeat: Duration::from_millis(100),
         };
@@ -233,7 +181,8 @@ impl Mirrored {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(listener.run(stopped.clone()));
-        let replica = Arc::new(MemoryReplica::new(keys(), Some(origin(epoch())), Durability::Immediate));
+        let replica =
+            Arc::new(MemoryReplica::new(volume_keys(), Some(State::origin(epoch(1))), Durability::Immediate));
         let (following, _) = Following::new(FollowSetup {
             addresses: vec![address.to_string()],
             source_key: identity.public_key(),
@@ -247,7 +196,9 @@ impl Mirrored {
         tokio::spawn(following.run(stopped));
         let (log, index) = (replica.log().unwrap(), Arc::new(MemoryIndex::new()));
         let options = VolumeOptions { generation_bytes: 4096, ..VolumeOptions::default() };
-        let mirror = open(log, index, origin(epoch()), &source.blocks, &clock, driver, options);
+        let parts = volume_parts(log, index, source.blocks.clone(), clock);
+        let state = State::origin(epoch(1));
+        let mirror = Volume::open(VolumeParts { state, options, ..parts }).unwrap();
         mirror.follow().unwrap();
         Mirrored { source, mirror, stop }
     }
@@ -278,7 +229,7 @@ impl Subject for Mirrored {
 
     fn after_program(&mut self, judge: &Judge<'_>) -> Result<(), String> {
         self.check(judge)?;
-        check_sound("the mirror", &self.mirror)
+        check_sound(&self.mirror).map_err(|error| format!("the mirror: {error}"))
     }
 }
 
@@ -291,21 +242,13 @@ impl Drop for Mirrored {
 /// The fear: a mirror diverges, in one attribute of one file, and nobody looks until it has been promoted.
 #[test]
 fn a_mirror_at_the_same_position_is_the_reference() {
-    judge_subjects(Mirrored::new, 20);
+    judge_subjects(|clock, _| Mirrored::new(clock), 20);
 }
 
 /// A volume, and what it was at some steps of its program.
 struct Archived {
     source: Source,
     moments: Vec<(State, LogTime, TreeImage)>,
-}
-
-struct Forget;
-
-impl SaveCursor for Forget {
-    fn save(&self, _: &murphy_backup::Boundary) -> Result<(), CursorError> {
-        Ok(())
-    }
 }
 
 impl Archived {
@@ -328,7 +271,7 @@ impl Archived {
             kind: ArchiveKind::Full,
             failure_domain: "elsewhere".to_owned(),
             created: LogTime::default(),
-            base: origin(epoch()).position,
+            base: State::origin(epoch(1)).position,
         };
         let archive = Archive::create(store, descriptor).await.map_err(|error| error.to_string())?;
         let (shipper, _) = Shipper::new(ShipperParts {
@@ -336,9 +279,9 @@ impl Archived {
             log: self.source.log.clone(),
             packs: Arc::clone(&self.source.blocks),
             node: NodeId::default(),
-            epoch: epoch(),
+            epoch: epoch(1),
             known: None,
-            cursor: Arc::new(Forget),
+            cursor: Arc::new(NoCursor),
             clock: Arc::new(SystemClock::new()),
             lost: None,
             limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(1), in_flight: 2 },
@@ -351,7 +294,7 @@ impl Archived {
     }
 
     /// The restored tree and its bytes, from the archive alone.
-    async fn restore(&self, archive: &Archive, target: Target, driver: &Driver) -> Result<Volume, String> {
+    async fn restore(&self, archive: &Archive, target: Target) -> Result<Volume, String> {
         let archives = [archive.clone()];
         let plan = plan_restore(&archives, target, &BTreeSet::new(), &TimeZone::UTC).await;
         let plan = plan.map_err(|error| format!("{target:?}: {error}"))?;
@@ -365,7 +308,7 @@ impl Archived {
         if !packs.is_complete() {
             return Err(format!("{target:?}: packs are missing: {packs:?}"));
         }
-        Ok(self.source.shown(index, state, &blocks, driver))
+        Ok(self.source.shown(index, state, &blocks))
     }
 }
 
@@ -380,7 +323,7 @@ impl Subject for Archived {
 
     fn after_program(&mut self, judge: &Judge<'_>) -> Result<(), String> {
         self.remember(judge)?;
-        let (driver, handle) = (judge.driver, judge.driver.handle());
+        let handle = judge.driver.handle();
         let archive = handle.block_on(self.ship())?;
         let last = self.moments.len() - 1;
         let chosen: BTreeSet<usize> = [0, last, self.source.random.index(last + 1)].into();
@@ -389,12 +332,12 @@ impl Subject for Archived {
             // After the last entry nothing is known of any moment, which a restore says.
             let moment = (state.position != end).then_some(Target::At(*time));
             for target in [Target::Lsn(state.position.lsn)].into_iter().chain(moment) {
-                let restored = handle.block_on(self.restore(&archive, target, driver))?;
+                let restored = handle.block_on(self.restore(&archive, target))?;
                 if matches!(target, Target::Lsn(_)) && restored.state() != *state {
                     return Err(format!("restored to {:?}, not to {state:?}", restored.state()));
                 }
                 judge.compare(&format!("the restore to {target:?}"), expected, &restored)?;
-                check_sound("the restored tree", &restored)?;
+                check_sound(&restored).map_err(|error| format!("the restored tree: {error}"))?;
                 let_go(restored);
             }
         }
@@ -405,9 +348,5 @@ impl Subject for Archived {
 /// The fear: a restore that ends without an error, at the wrong moment or without the bytes of that moment.
 #[test]
 fn a_restore_is_the_reference_as_it_was_then() {
-    let make = |clock: Arc<dyn Clock>, driver: &Driver| Archived {
-        source: Source::new(clock, driver),
-        moments: Vec::new(),
-    };
-    judge_subjects(make, 20);
+    judge_subjects(|clock, _| Archived { source: Source::new(clock), moments: Vec::new() }, 20);
 }

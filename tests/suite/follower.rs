@@ -7,8 +7,8 @@ use murphy_fs::{
     Answer, Caller, ChangeObserver, Errno, FileSystem, Ino, Kind, Name, NewNode, OpenFlags, RenameMode,
     SetAttr, VolumeOptions, XattrMode, XattrName,
 };
-use murphy_log::{Entry, Epoch, EpochId, Lsn};
-use murphy_tests::{Pair, TreeRules, compare_trees, wait_until};
+use murphy_log::{Entry, Lsn};
+use murphy_tests::{Pair, TreeRules, compare_trees, epoch, wait_until};
 use parking_lot::Mutex;
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -102,10 +102,9 @@ fn a_follower_that_leads_may_change() {
     let (pair, file, _) = pair();
     let mirror = &pair.follower;
     refused("before", mirror.open(&ROOT_USER, file, WRITE));
-    let epoch = Epoch { number: 2, id: EpochId::from_bytes([8; 16]) };
-    mirror.log().claim(epoch).unwrap();
+    mirror.log().claim(epoch(2)).unwrap();
     let _runtime = pair.driver().enter();
-    mirror.lead(epoch, None).unwrap();
+    mirror.lead(epoch(2), None).unwrap();
     let opened = pair.driver().wait(mirror.open(&ROOT_USER, file, WRITE)).unwrap();
     let data = Bytes::from_static(b"after");
     pair.driver().wait(mirror.write(&ROOT_USER, file, opened.handle, 0, data)).unwrap();

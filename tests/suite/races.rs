@@ -19,17 +19,16 @@ use bytes::Bytes;
 use futures::poll;
 use murphy_fs::{
     Answer, Attr, Caller, Errno, FileSystem, Index, Ino, Kind, NewNode, OpenFlags, RenameMode, SetAttr,
-    SetTime, Timespec, VolumeOptions, XattrMode, XattrName, check_tree,
+    SetTime, Timespec, Volume, VolumeOptions, VolumeParts, XattrMode, XattrName, check_tree,
 };
-use murphy_log::{InPlace, Log, MemoryLog, Terminal};
-use murphy_tests::{pause_task, stays, until};
+use murphy_log::{InPlace, Log, MemoryLog, State, Terminal};
+use murphy_tests::{Layered, epoch, lead_new, new_log, pause_task, stays, until};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 
-use crate::volume::origin;
 use world::{
-    CrampedLog, FaultyStore, PATIENCE, Puts, READ_WRITE, ROOT, StuckIndex, World, alone, epoch, impatient,
-    named, now, soon, volume,
+    CrampedLog, PATIENCE, PutFaults, Puts, READ_WRITE, ROOT, StuckIndex, World, alone, impatient, named, now,
+    parts, soon,
 };
 
 /// Two processes sync one file, the flush fails: both are told, or one of them believes in bytes that are nowhere.
@@ -154,7 +153,7 @@ fn a_lookup_never_misses_a_name_that_is_replaced() {
 fn a_change_does_not_wait_for_ever_for_room() {
     alone(async {
         let options = VolumeOptions { generation_bytes: 1000, ..impatient() };
-        let world = World::over(MemoryLog::held(origin(epoch(1))), options);
+        let world = World::over(held_log(), options);
         for number in 0..1000 {
             match world.volume.mkdir(&ROOT, Ino::ROOT, &named(&number.to_string()), 0o755) {
                 Answer::Now(result) => drop(result.unwrap()),
@@ -238,9 +237,8 @@ fn an_orphan_held_open_across_a_promotion_is_purged() {
         let source = World::new(VolumeOptions::default());
         let (ino, handle) = source.create("f");
         source.fsync((ino, handle)).await.unwrap();
-        let state = origin(epoch(1));
         let store = Arc::clone(&source.store);
-        let mirror = World::beside(Arc::clone(&source.log), state, store, VolumeOptions::default());
+        let mirror = World::beside(Arc::clone(&source.log), store, VolumeOptions::default());
         mirror.volume.follow().unwrap();
         let lsn = source.volume.view().lsn();
         until("the mirror to follow", PATIENCE, || mirror.volume.view().lsn() >= lsn).await;
@@ -265,8 +263,7 @@ fn a_mirror_takes_no_bytes() {
         let file = source.create("f");
         source.fsync(file).await.unwrap();
         let store = Arc::clone(&source.store);
-        let state = origin(epoch(1));
-        let mirror = World::beside(Arc::clone(&source.log), state, store, VolumeOptions::default());
+        let mirror = World::beside(Arc::clone(&source.log), store, VolumeOptions::default());
         mirror.volume.follow().unwrap();
         let lsn = source.volume.view().lsn();
         until("the mirror to follow", PATIENCE, || mirror.volume.view().lsn() >= lsn).await;
@@ -340,7 +337,7 @@ fn a_rename_over_a_file_waits_for_the_bytes_of_what_moves_in_the_end() {
 #[test]
 fn settling_the_index_does_not_wait_for_ever_for_the_log() {
     alone(async {
-        let world = World::over(MemoryLog::held(origin(epoch(1))), impatient());
+        let world = World::over(held_log(), impatient());
         now(world.volume.mkdir(&ROOT, Ino::ROOT, &named("d"), 0o755)).unwrap();
         let volume = world.volume.clone();
         let settled = soon(tokio::task::spawn_blocking(move || volume.settle_index())).await;
@@ -408,12 +405,10 @@ fn a_flush_that_panics_is_followed_by_another() {
 #[test]
 fn a_log_without_room_gathers_no_ticks_and_loses_nothing() {
     alone(async {
-        let log = CrampedLog { below: MemoryLog::new(origin(epoch(1))), is_full: AtomicBool::new(false) };
-        let log = Arc::new(log);
-        let state = log.claim(epoch(1)).unwrap();
+        let log = Arc::new(Layered(CrampedLog { below: new_log(), is_full: AtomicBool::new(false) }));
         let index = Arc::new(murphy_fs::MemoryIndex::new());
-        let volume = volume(Arc::<CrampedLog>::clone(&log), index, state, &FaultyStore::new(), impatient());
-        volume.lead(epoch(1), Some(&[])).unwrap();
+        let parts = parts(log.clone(), index, &PutFaults::store());
+        let volume = lead_new(VolumeParts { options: impatient(), ..parts });
         soon(volume.sync_all().wait()).await.unwrap();
         log.is_full.store(true, Ordering::SeqCst);
         let kept = now(volume.mkdir(&ROOT, Ino::ROOT, &named("kept"), 0o755)).unwrap();
@@ -440,9 +435,9 @@ fn a_follower_whose_index_is_stuck_shows_no_more_than_the_overlay_holds() {
         let source = World::new(VolumeOptions::default());
         let index = Arc::new(StuckIndex::default());
         let options = VolumeOptions { generation_bytes: 1000, ..VolumeOptions::default() };
-        let log = Arc::<MemoryLog>::clone(&source.log);
-        let (state, taken) = (origin(epoch(1)), Arc::<StuckIndex>::clone(&index));
-        let mirror = volume(log, taken, state, &source.store, options);
+        let parts = parts(source.log.clone(), index.clone(), &source.store);
+        let state = State::origin(epoch(1));
+        let mirror = Volume::open(VolumeParts { state, options, ..parts }).unwrap();
         let stuck = index.stuck.lock();
         mirror.follow().unwrap();
         for number in 0..500 {
@@ -498,7 +493,7 @@ fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
         let store = Arc::clone(&world.store);
         store.let_puts(Puts::Succeed);
         log.claim(epoch(2)).unwrap();
-        let after = World::beside(log, origin(epoch(1)), store, VolumeOptions::default());
+        let after = World::beside(log, store, VolumeOptions::default());
         after.volume.follow().unwrap();
         after.volume.lead(epoch(2), None).unwrap();
         let opened = now(after.volume.open(&ROOT, file.0, READ_WRITE)).unwrap();
@@ -509,6 +504,11 @@ fn what_an_fsync_promised_outlives_a_crash_however_the_store_behaves() {
         }
         assert_eq!(check_tree(&after.volume.view()).unwrap(), Vec::new());
     });
+}
+
+/// A log that makes nothing durable unless it is told to.
+fn held_log() -> Arc<MemoryLog> {
+    Arc::new(MemoryLog::held(State::origin(epoch(1))))
 }
 
 /// So many puts begin before a store that fails works again, or the other way round.

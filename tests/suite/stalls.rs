@@ -3,20 +3,20 @@
 //! Invariants:
 //! - How long a store takes changes what is where, and never what is seen.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{future::BoxFuture, poll, stream::BoxStream};
+use futures::{future::BoxFuture, poll};
 use murphy_fs::{
-    Answer, BlockStore, BlockStoreError, Caller, CellCache, FileSystem, Index, Ino, MemoryIndex, Name,
-    ObjectBlockStore, OpenFlags, PackFetcher, PackName, ReplayBudget, StoredPack, Volume, VolumeOptions,
-    VolumeParts, WriterId, check_tree, replay,
+    Answer, BlockStore, BlockStoreError, Caller, FileSystem, Index, Ino, MemoryIndex, Name, ObjectBlockStore,
+    OpenFlags, PackName, ReplayBudget, Volume, VolumeOptions, VolumeParts, replay,
 };
-use murphy_log::{Clock, Epoch, EpochId, Log, MemoryLog, SystemClock, VolumeId, VolumeKeys};
-use murphy_tests::{Driver, Judge, Random, Subject, judge_subjects, pause_task};
+use murphy_log::{Clock, State, SystemClock};
+use murphy_tests::{
+    BlockLayer, Driver, Judge, Layered, Random, Subject, check_sound, epoch, judge_subjects, new_volume,
+    pause_task, volume_parts,
+};
 use parking_lot::Mutex;
-
-use crate::volume::origin;
 
 /// A store that holds puts for a while, each for another, and never answers a get if told so.
 #[derive(Debug)]
@@ -26,9 +26,9 @@ struct Stalling {
     gets_hang: bool,
 }
 
-impl BlockStore for Stalling {
-    fn label(&self) -> &str {
-        "stalling"
+impl BlockLayer for Stalling {
+    fn below(&self) -> &dyn BlockStore {
+        &self.below
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
@@ -39,61 +39,12 @@ impl BlockStore for Stalling {
         })
     }
 
-    fn get_range(
-        &self,
-        name: PackName,
-        range: std::ops::Range<u64>,
-    ) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         if self.gets_hang { Box::pin(std::future::pending()) } else { self.below.get_range(name, range) }
     }
 
     fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         if self.gets_hang { Box::pin(std::future::pending()) } else { self.below.get(name) }
-    }
-
-    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.below.size(name)
-    }
-
-    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.below.delete(name)
-    }
-
-    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
-        self.below.list(writer)
-    }
-}
-
-/// A volume whose reads and writes go through `blocks`; it leads unless it finds a tree.
-fn volume(clock: Arc<dyn Clock>, blocks: Arc<dyn BlockStore>, options: VolumeOptions) -> Volume {
-    let epoch = Epoch { number: 1, id: EpochId::from_bytes([7; 16]) };
-    let log = Arc::new(MemoryLog::new(origin(epoch)));
-    let state = log.claim(epoch).unwrap();
-    let parts = parts(log, Arc::new(MemoryIndex::new()), state, clock, blocks, options);
-    let volume = Volume::open(parts).unwrap();
-    volume.lead(epoch, Some(&[])).unwrap();
-    volume
-}
-
-fn parts(
-    log: Arc<dyn Log>,
-    index: Arc<MemoryIndex>,
-    state: murphy_log::State,
-    clock: Arc<dyn Clock>,
-    blocks: Arc<dyn BlockStore>,
-    options: VolumeOptions,
-) -> VolumeParts {
-    VolumeParts {
-        log,
-        index,
-        state,
-        last_time: clock.wall(),
-        keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
-        clock,
-        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(1 << 20), None),
-        blocks,
-        runtime: tokio::runtime::Handle::current(),
-        options,
     }
 }
 
@@ -109,8 +60,7 @@ impl Subject for Held {
     }
 
     fn after_program(&mut self, _: &Judge<'_>) -> Result<(), String> {
-        let findings = check_tree(&self.0.view_with_state()).map_err(|error| error.to_string())?;
-        if findings.is_empty() { Ok(()) } else { Err(format!("the tree is not sound: {findings:?}")) }
+        check_sound(&self.0)
     }
 }
 
@@ -125,7 +75,7 @@ fn the_volume_is_the_reference_while_puts_are_held_at_random() {
     let make = |clock: Arc<dyn Clock>, _: &Driver| {
         let random = Mutex::new(Random::new(3));
         let blocks = Stalling { below: ObjectBlockStore::in_memory(), random, gets_hang: false };
-        Held(volume(clock, Arc::new(blocks), options))
+        Held(new_volume(Arc::new(Layered(blocks)), clock, options))
     };
     judge_subjects(make, 40);
 }
@@ -137,7 +87,7 @@ fn names_and_attributes_are_answered_while_cold_reads_hang() {
     let _runtime = driver.enter();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let below = ObjectBlockStore::in_memory();
-    let warm = volume(Arc::clone(&clock), Arc::new(below.clone()), VolumeOptions::default());
+    let warm = new_volume(Arc::new(below.clone()), Arc::clone(&clock), VolumeOptions::default());
     let (root, flags) = (Caller::default(), OpenFlags { read: true, write: true, ..OpenFlags::default() });
     let name = |number: u64| Name::new(format!("file {number}")).unwrap();
     for number in 0..READERS {
@@ -149,14 +99,13 @@ fn names_and_attributes_are_answered_while_cold_reads_hang() {
     }
     driver.wait(warm.sync_all()).unwrap();
     let (log, index) = (Arc::clone(warm.log()), Arc::new(MemoryIndex::new()));
-    let start = origin(log.durable().state().position.epoch);
+    let start = State::origin(epoch(1));
     index.ingest(&mut std::iter::empty(), &start).unwrap();
-    let state = replay(&*index, start, log.read(log.first()).unwrap(), ReplayBudget::default());
+    let state = replay(&*index, start, log.read(log.first()).unwrap(), ReplayBudget::default()).unwrap();
     drop(warm);
     let stalling = Stalling { below, random: Mutex::new(Random::new(1)), gets_hang: true };
-    let cold =
-        Volume::open(parts(log, index, state.unwrap(), clock, Arc::new(stalling), VolumeOptions::default()))
-            .unwrap();
+    let parts = volume_parts(log, index, Arc::new(Layered(stalling)), clock);
+    let cold = Volume::open(VolumeParts { state, ..parts }).unwrap();
     let mut reads = Vec::new();
     for number in 0..READERS {
         let Answer::Now(Ok(attr)) = cold.lookup(&root, Ino::ROOT, &name(number)) else {

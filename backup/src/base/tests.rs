@@ -3,25 +3,7 @@
 use murphy_fs::{Index, MemoryIndex, SnapshotReader, verify_snapshot};
 
 use super::*;
-use crate::testing::{Fault, FaultyStore, Source, archive};
-
-fn index_of(source: &Source) -> Arc<dyn IndexSnapshot> {
-    let index = MemoryIndex::new();
-    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-    index.ingest(&mut rows, &source.state()).unwrap();
-    index.snapshot()
-}
-
-fn new_base(source: &Source) -> NewBase {
-    NewBase {
-        source: index_of(source),
-        archived: Boundary::after(source.state().position),
-        as_of: source.now(),
-        now: source.now(),
-        node: NodeId::default(),
-        packs: None,
-    }
-}
+use crate::testing::{Fault, FaultyStore, Source, archive, new_base};
 
 async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, MemoryIndex), String> {
     let reader = read_base(archive, manifest);

@@ -2,31 +2,15 @@
 
 use std::sync::Arc;
 
-use murphy_fs::{Index, MemoryIndex};
 use murphy_log::{Epoch, EpochId, Frame, ManualClock, NodeId};
 
 use super::*;
 use crate::{
-    base::{NewBase, write_base},
     fence::ArchiveFence,
     layout,
     registry::{Record, Registry},
-    testing::{Fault, FaultyStore, Source, archive, put},
+    testing::{Fault, FaultyStore, Source, archive, put, snapshot},
 };
-
-async fn snapshot(archive: &Archive, source: &Source) {
-    let index = MemoryIndex::new();
-    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-    index.ingest(&mut rows, &source.state()).unwrap();
-    let archived = Boundary::after(source.state().position);
-    let (source, time) = (index.snapshot(), source.now());
-    write_base(
-        archive,
-        NewBase { source, archived, as_of: time, now: time, node: NodeId::default(), packs: None },
-    )
-    .await
-    .unwrap();
-}
 
 async fn plan(archives: &[Archive], target: Target) -> Result<RestorePlan, PlanError> {
     plan_restore(archives, target, &BTreeSet::new(), &TimeZone::UTC).await

@@ -1,38 +1,23 @@
 //! Restores against a shadow, and from damaged archives.
 
 use jiff::tz::TimeZone;
-use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackBuilder, PackName, PackRow, SealedPack, WriterId};
+use murphy_fs::{Index, MemoryIndex, ObjectBlockStore};
 use std::time::Duration;
 
 use murphy_log::{Epoch, EpochId, NodeId};
 
 use super::*;
 use crate::{
-    base::{NewBase, write_base},
     fence::ArchiveFence,
     layout,
     plan::plan_restore,
     take_over::{Successor, take_over_at},
     target::Target,
-    testing::{Fault, FaultyStore, Source, append, archive, put},
+    testing::{Fault, FaultyStore, Source, append, archive, pack, put, snapshot},
 };
 
 fn quiet() -> OnProgress {
     Arc::new(|_| {})
-}
-
-async fn snapshot(archive: &Archive, source: &Source) {
-    let index = MemoryIndex::new();
-    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-    index.ingest(&mut rows, &source.state()).unwrap();
-    let archived = Boundary::after(source.state().position);
-    let (source, time) = (index.snapshot(), source.now());
-    write_base(
-        archive,
-        NewBase { source, archived, as_of: time, now: time, node: NodeId::default(), packs: None },
-    )
-    .await
-    .unwrap();
 }
 
 async fn restore(
@@ -156,27 +141,12 @@ async fn a_damaged_snapshot_is_gone_around_with_an_older_one() {
     assert_eq!(state, source.state());
 }
 
-fn pack(number: u64) -> (SealedPack, PackRow) {
-    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(5), number));
-    builder.add(&vec![number as u8; 5000]).unwrap();
-    let sealed = builder.finish().unwrap();
-    let row = PackRow {
-        writer: 5,
-        sequence: number,
-        footer_digest: *sealed.footer_digest.as_bytes(),
-        plain_bytes: sealed.plain_len as u32,
-        stored_bytes: sealed.stored_len as u32,
-        live_bytes: sealed.plain_len,
-    };
-    (sealed, row)
-}
-
 #[tokio::test]
 async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_on() {
     let (one, two) = (FaultyStore::new(), FaultyStore::new());
     let archives = [archive(&one).await, archive(&two).await];
     let mut source = Source::new();
-    let packs: Vec<_> = (0..6).map(pack).collect();
+    let packs: Vec<_> = (0..6).map(|number| pack(number, &vec![number as u8; 5000])).collect();
     let frames: Vec<_> = packs.iter().map(|(_, row)| source.frame_with_pack(row)).collect();
     put(&one, &frames).await;
     for (sealed, _) in &packs {
@@ -204,14 +174,6 @@ fn is_send<T: Send>(future: T) -> T {
     future
 }
 
-struct Forget;
-
-impl crate::ship::SaveCursor for Forget {
-    fn save(&self, _: &Boundary) -> Result<(), crate::ship::CursorError> {
-        Ok(())
-    }
-}
-
 /// The same over real files: ship, snapshot, ship on, seal, plan, restore, verify.
 #[tokio::test]
 async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
@@ -233,7 +195,7 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
             node: NodeId::default(),
             epoch: log.tail().position.epoch,
             known,
-            cursor: Arc::new(Forget),
+            cursor: Arc::new(crate::ship::NoCursor),
             clock: Arc::clone(&clock) as Arc<dyn murphy_log::Clock>,
             limits: crate::ship::ShipLimits { slot_bytes: 3000, ..Default::default() },
             lost: None,

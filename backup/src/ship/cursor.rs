@@ -20,6 +20,16 @@ pub trait SaveCursor: Send + Sync {
     fn save(&self, boundary: &Boundary) -> Result<(), CursorError>;
 }
 
+/// Remembers nothing: for whoever ships once.
+#[derive(Clone, Copy, Debug)]
+pub struct NoCursor;
+
+impl SaveCursor for NoCursor {
+    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
+        Ok(())
+    }
+}
+
 /// A cursor in a file of the node's directory.
 #[derive(Clone, Debug)]
 pub struct CursorFile {

@@ -52,28 +52,22 @@ impl SlotTask {
         let (lsn, url) = (position.lsn, self.url());
         if lsn < log.first() {
             // Trimmed, or the base of everything: the frame behind it tells what its hash must be.
-            let next =
-                murphy_log::spawn_blocking(move || log.read(lsn.next()).map(|mut frames| frames.next()));
+            let next = murphy_log::aside(move || log.read(lsn.next()).map(|mut frames| frames.next()));
             return match next.await {
-                Ok(Ok(Some(Ok(frame)))) if frame.previous_hash() == position.hash => Ok(()),
-                Ok(Ok(Some(Ok(_)))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
-                Ok(Ok(None)) if self.parts.log.durable().state().position.hash == position.hash => Ok(()),
-                Ok(Ok(None)) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
-                Ok(Ok(Some(Err(error))) | Err(error)) => {
+                Ok(Some(Ok(frame))) if frame.previous_hash() == position.hash => Ok(()),
+                Ok(None) if self.parts.log.durable().state().position.hash == position.hash => Ok(()),
+                Ok(Some(Ok(_)) | None) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn: lsn.next() })),
+                Ok(Some(Err(error))) | Err(error) => {
                     Err(Outcome::Ended(ShipEnd::Gap { url, lsn: lsn.next(), reason: error.to_string() }))
                 }
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             };
         }
-        let found = murphy_log::spawn_blocking(move || log.read(lsn).map(|mut frames| frames.next()));
+        let found = murphy_log::aside(move || log.read(lsn).map(|mut frames| frames.next()));
         match found.await {
-            Ok(Ok(Some(Ok(frame)))) if (frame.last(), frame.position().hash) == (lsn, position.hash) => {
-                Ok(())
-            }
-            Ok(Ok(Some(Ok(_)))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn })),
-            Ok(Ok(None)) => Err(Outcome::Failed(format!("lsn {lsn} is not durable in this log"))),
-            Ok(Ok(Some(Err(error))) | Err(error)) => Err(Outcome::Failed(error.to_string())),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            Ok(Some(Ok(frame))) if (frame.last(), frame.position().hash) == (lsn, position.hash) => Ok(()),
+            Ok(Some(Ok(_))) => Err(Outcome::Ended(ShipEnd::Forked { url, lsn })),
+            Ok(None) => Err(Outcome::Failed(format!("lsn {lsn} is not durable in this log"))),
+            Ok(Some(Err(error))) | Err(error) => Err(Outcome::Failed(error.to_string())),
         }
     }
 
@@ -83,8 +77,7 @@ impl SlotTask {
             self.copy_packs(frames).await?;
         }
         let (lineage, node, owned) = (archive.lineage(), self.parts.node, frames.to_vec());
-        let encoded = murphy_log::spawn_blocking(move || encode_slot(lineage, node, &owned)).await;
-        let encoded = encoded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let encoded = murphy_log::aside(move || encode_slot(lineage, node, &owned)).await;
         let bytes = encoded.map_err(|error| Outcome::Failed(error.to_string()))?;
         match archive.store().create(&at.slot_name(), bytes).await.map_err(failed)? {
             Creation::Created | Creation::SameContent => self.check_floor(at).await,

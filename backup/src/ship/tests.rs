@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use murphy_fs::{
-    AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackBuilder, PackName, PackRow, WriterId,
-};
+use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackRow, SealedPack};
 use murphy_log::{EpochId, MemoryLog, Position, State, SystemClock};
 
 use super::*;
@@ -15,16 +13,8 @@ use crate::{
     layout,
     registry::Record,
     slot::{SLOT_BYTES_MAX, Slot},
-    testing::{Fault, FaultyStore, Source, append, archive, archive_of, put},
+    testing::{self, Fault, FaultyStore, Source, append, archive, archive_of, put},
 };
-
-struct Forget;
-
-impl SaveCursor for Forget {
-    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
-        Ok(())
-    }
-}
 
 fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperParts {
     ShipperParts {
@@ -34,10 +24,26 @@ fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperPar
         node: NodeId::from_bytes([7; 16]),
         epoch: source.base().position.epoch,
         known: None,
-        cursor: Arc::new(Forget),
+        cursor: Arc::new(NoCursor),
         clock: Arc::new(SystemClock::new()),
         limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(20), in_flight: 4 },
         lost: None,
+    }
+}
+
+/// A source, its log, and an archive that nothing was shipped to.
+struct Scene {
+    store: FaultyStore,
+    archive: Archive,
+    source: Source,
+    log: Arc<MemoryLog>,
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let (store, source) = (FaultyStore::new(), Source::new());
+        let (archive, log) = (archive(&store).await, claimed_log(source.base()));
+        Scene { store, archive, source, log }
     }
 }
 
@@ -71,27 +77,13 @@ fn assert_same(held: &[Frame], shipped: &[Frame]) {
     assert!(held.iter().zip(shipped).all(|(held, shipped)| held.bytes() == shipped.bytes()));
 }
 
-fn pack(number: u64) -> (murphy_fs::SealedPack, PackRow) {
-    let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(77), number));
-    builder.add(format!("the bytes of pack {number}").as_bytes()).unwrap();
-    let sealed = builder.finish().unwrap();
-    let row = PackRow {
-        writer: 77,
-        sequence: number,
-        footer_digest: *sealed.footer_digest.as_bytes(),
-        plain_bytes: sealed.plain_len as u32,
-        stored_bytes: sealed.stored_len as u32,
-        live_bytes: sealed.plain_len,
-    };
-    (sealed, row)
+fn pack(number: u64) -> (SealedPack, PackRow) {
+    testing::pack(number, format!("the bytes of pack {number}").as_bytes())
 }
 
 #[tokio::test]
 async fn what_is_durable_is_archived_and_read_back() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
     let running = tokio::spawn(shipper.run());
     let mut all = Vec::new();
@@ -111,10 +103,7 @@ async fn what_is_durable_is_archived_and_read_back() {
 /// Every way in which a store was seen to answer a put: nothing is lost, doubled or reordered.
 #[tokio::test]
 async fn a_store_that_lies_about_puts_loses_nothing() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { store, archive, mut source, log } = Scene::new().await;
     let frames = source.frames(120, 3);
     append(&log, &frames);
     for fault in
@@ -130,10 +119,7 @@ async fn a_store_that_lies_about_puts_loses_nothing() {
 
 #[tokio::test]
 async fn a_shipper_that_starts_again_goes_on_where_the_archive_ends() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     let mut all = Vec::new();
     for round in 0..4 {
         let frames = source.frames(7, 3);
@@ -149,10 +135,7 @@ async fn a_shipper_that_starts_again_goes_on_where_the_archive_ends() {
 /// The process died with two slots under way, of which only the second arrived; its successor cuts otherwise.
 #[tokio::test]
 async fn slots_that_an_earlier_process_left_behind_are_adopted_or_passed_over() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { store, archive, mut source, log } = Scene::new().await;
     let frames = source.frames(40, 3);
     append(&log, &frames);
     put(&store, &frames[10..25]).await;
@@ -163,10 +146,7 @@ async fn slots_that_an_earlier_process_left_behind_are_adopted_or_passed_over() 
 
 #[tokio::test]
 async fn a_second_source_on_one_archive_is_refused() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { store, archive, mut source, log } = Scene::new().await;
     append(&log, &source.frames(5, 3));
     assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
     // A copy of the directory from before, running as well: same branch, same epoch, other entries.
@@ -226,10 +206,7 @@ async fn an_archive_with_another_history_ends_acknowledging_through_the_others()
 
 #[tokio::test]
 async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(5, 3));
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
     let running = tokio::spawn(shipper.run());
@@ -253,10 +230,7 @@ async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
 
 #[tokio::test]
 async fn the_successor_ships_its_epoch_and_seals_where_nobody_did() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     let mut all = source.frames(5, 3);
     append(&log, &all);
     let epoch = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
@@ -289,10 +263,7 @@ async fn an_archive_that_is_ahead_of_the_log_stops_the_source() {
 
 #[tokio::test]
 async fn a_log_that_was_trimmed_too_far_is_said_at_once() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(10, 3));
     log.trim(Lsn::new(15)).unwrap();
     let end = ship_all(parts(&archive, &source, &log)).await;
@@ -301,10 +272,7 @@ async fn a_log_that_was_trimmed_too_far_is_said_at_once() {
 
 #[tokio::test]
 async fn a_stale_writer_that_wakes_after_its_slot_was_expired_is_refused() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(10, 3));
     let mut registry = Registry::new(archive.clone());
     let shipper = Shipper::new(parts(&archive, &source, &log)).0;
@@ -376,10 +344,7 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
 
 #[tokio::test]
 async fn a_damaged_pack_is_not_archived() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { store, archive, mut source, log } = Scene::new().await;
     let (sealed, row) = pack(1);
     append(&log, &[source.frame_with_pack(&row)]);
     let mut wrong = sealed.bytes.to_vec();
@@ -396,10 +361,7 @@ async fn a_damaged_pack_is_not_archived() {
 
 #[tokio::test]
 async fn the_same_pack_name_with_other_content_is_refused() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (sealed, row) = pack(1);
     append(&log, &[source.frame_with_pack(&row)]);
     let packs = ObjectBlockStore::in_memory();
@@ -425,10 +387,7 @@ async fn a_log_archive_does_not_wait_for_packs() {
 
 #[tokio::test]
 async fn an_acknowledgement_that_does_not_come_names_the_archive_and_its_error() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { store, archive, mut source, log } = Scene::new().await;
     store.fail("log/", Fault::PutFails, usize::MAX);
     append(&log, &source.frames(1, 1));
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
@@ -446,10 +405,7 @@ async fn an_acknowledgement_that_does_not_come_names_the_archive_and_its_error()
 /// A tick every 20 s is all that an idle source writes: the lag is that of the last tick, and 0 when it has arrived.
 #[tokio::test]
 async fn the_lag_is_true_on_an_idle_source() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
-    let log = claimed_log(source.base());
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
     let running = tokio::spawn(shipper.run());
     append(&log, &source.frames(1, 1));

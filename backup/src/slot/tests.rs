@@ -1,10 +1,10 @@
 //! Slots: golden bytes, damage, foreign frames.
 
 use bytes::Bytes;
-use murphy_log::{ChainHash, FrameError, Lsn, NodeId, Position};
+use murphy_log::{ChainHash, FrameError, Lsn, NodeId, Position, conformance::golden};
 
 use super::*;
-use crate::testing::{Source, golden};
+use crate::testing::Source;
 
 fn slot() -> (Source, Bytes) {
     let mut source = Source::new();
@@ -78,7 +78,7 @@ fn frames_of_another_history_do_not_verify() {
 #[test]
 fn a_slot_has_golden_bytes() {
     let (_, bytes) = slot();
-    golden("slot", &bytes);
+    golden("archive_slot.hex", &bytes);
     assert_eq!(Slot::decode(&bytes).unwrap().header.first, Lsn::FIRST);
 }
 

@@ -7,10 +7,9 @@ use super::*;
 use crate::{
     descriptor::Archive,
     plan::plan_restore,
-    ship::{CursorError, SaveCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    ship::{NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     target::Target,
     testing::{FaultyStore, Life, Source, append, archive, put},
-    walk::Boundary,
 };
 
 const MIRROR: u8 = 5;
@@ -32,14 +31,6 @@ fn epoch(number: u32, byte: u8) -> Epoch {
     Epoch { number, id: EpochId::from_bytes([byte; 16]) }
 }
 
-struct Forget;
-
-impl SaveCursor for Forget {
-    fn save(&self, _: &Boundary) -> Result<(), CursorError> {
-        Ok(())
-    }
-}
-
 fn parts(archive: &Archive, log: &Arc<MemoryLog>, by: u8) -> ShipperParts {
     ShipperParts {
         archive: archive.clone(),
@@ -48,7 +39,7 @@ fn parts(archive: &Archive, log: &Arc<MemoryLog>, by: u8) -> ShipperParts {
         node: node(by),
         epoch: log.tail().position.epoch,
         known: None,
-        cursor: Arc::new(Forget),
+        cursor: Arc::new(NoCursor),
         clock: Arc::new(SystemClock::new()),
         limits: ShipLimits { slot_bytes: 900, slot_age: Duration::ZERO, in_flight: 2 },
         lost: None,

@@ -1,10 +1,12 @@
 //! A source without a file system: entries that write rows, framed and appended to a log in memory.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use murphy_fs::{PackRow, RowKey, Table};
+use murphy_fs::{Index, IndexSnapshot, MemoryIndex, PackRow, RowKey, Table};
 use murphy_log::{
-    Appender, BranchId, ChainHash, Change, Digest, Entry, Epoch, EpochId, Frame, Log, LogTime, Lsn,
-    MemoryLog, Position, State, Usage, VolumeId, VolumeKeys,
+    Appender, BranchId, Change, Digest, Entry, Epoch, EpochId, Frame, Log, LogTime, Lsn, MemoryLog, State,
+    Usage, VolumeId, VolumeKeys,
 };
 
 use crate::slot::Lineage;
@@ -27,8 +29,7 @@ impl Source {
 
     pub(crate) fn of_branch(byte: u8) -> Source {
         let epoch = Epoch { number: 1, id: EpochId::from_bytes([byte; 16]) };
-        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::from_bytes([0; 32]) };
-        let base = State { position, digest: Digest(0), usage: Usage::default() };
+        let base = State::origin(epoch);
         Source::continuing(base, epoch)
     }
 
@@ -93,6 +94,14 @@ impl Source {
 
     pub(crate) fn rows(&self) -> &std::collections::BTreeMap<RowKey, Bytes> {
         &self.rows
+    }
+
+    /// The rows as an index shows them.
+    pub(crate) fn tree(&self) -> Arc<dyn IndexSnapshot> {
+        let index = MemoryIndex::new();
+        let mut rows = self.rows.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+        index.ingest(&mut rows, &self.state()).unwrap();
+        index.snapshot()
     }
 
     /// `count` frames of `entries` entries each.

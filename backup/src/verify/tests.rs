@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use murphy_fs::{Fence, Index, MemoryIndex, PackBuilder, WriterId};
+use murphy_fs::Fence;
 use murphy_log::{Epoch, EpochId, LogTime, ManualClock};
 
 use super::*;
 use crate::{
-    base::{NewBase, write_base},
     fence::ArchiveFence,
     registry::Record,
-    testing::{Fault, FaultyStore, Source, archive, put},
+    testing::{Fault, FaultyStore, Source, archive, pack, put, snapshot},
 };
 
 /// An archive with slots, packs, a snapshot, a seal and a second epoch, and the names of everything in it.
@@ -19,35 +18,13 @@ async fn whole() -> (FaultyStore, Archive) {
     let archive = archive(&store).await;
     let mut source = Source::new();
     for number in 0..4 {
-        let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(3), number));
-        builder.add(&[number as u8; 300]).unwrap();
-        let sealed = builder.finish().unwrap();
-        let row = PackRow {
-            writer: 3,
-            sequence: number,
-            footer_digest: *sealed.footer_digest.as_bytes(),
-            plain_bytes: sealed.plain_len as u32,
-            stored_bytes: sealed.stored_len as u32,
-            live_bytes: sealed.plain_len,
-        };
+        let (sealed, row) = pack(number, &[number as u8; 300]);
         archive.packs().put(sealed.name, sealed.bytes).await.unwrap();
         let mut frames = vec![source.frame_with_pack(&row)];
         frames.extend(source.frames(3, 2));
         put(&store, &frames).await;
     }
-    let index = MemoryIndex::new();
-    let mut rows = source.rows().iter().map(|(key, value)| (key.clone(), Some(value.clone())));
-    index.ingest(&mut rows, &source.state()).unwrap();
-    let (tree, time) = (index.snapshot(), source.now());
-    let base = NewBase {
-        source: tree,
-        archived: Boundary::after(source.state().position),
-        as_of: time,
-        now: time,
-        node: NodeId::default(),
-        packs: None,
-    };
-    write_base(&archive, base).await.unwrap();
+    snapshot(&archive, &source).await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
     let clock = Arc::new(ManualClock::new(LogTime::from_nanos(1)));
     let fence = ArchiveFence::new(archive.clone(), NodeId::default(), clock, None);

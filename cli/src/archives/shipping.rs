@@ -1,4 +1,8 @@
 //! The life of one shipper: until the archive answers, while it is shipped to, and the snapshots in between.
+//!
+//! Invariants:
+//! - An archive that does not answer is tried again for ever, and its status says why.
+//! - No snapshot is ahead of what this node holds durably, nor of what its archive holds of the log.
 
 use std::{sync::PoisonError, time::Duration};
 
@@ -129,8 +133,7 @@ pub(super) async fn write_base_of(
     // A snapshot must never be ahead of what this node holds for certain.
     context.log.durable().wait_for(position.lsn).await.map_err(failed)?;
     let log = Arc::clone(&context.log);
-    let as_of = tokio::task::spawn_blocking(move || entry_time(&*log, position.lsn));
-    let as_of = as_of.await.map_err(failed)??;
+    let as_of = murphy_log::aside(move || entry_time(&*log, position.lsn)).await?;
     let base = NewBase {
         source: Arc::new(view),
         archived,

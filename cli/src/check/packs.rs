@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use murphy_fs::{
-    BlockStore, FooterDigest, PackMeta, PackName, PackReader, PackRow, RowKey, Table, View, WriterId,
-};
+use murphy_fs::{BlockStore, PackMeta, PackReader, PackRow, RowKey, Table, View};
 use tokio::runtime::Handle;
 
 use super::Findings;
@@ -33,7 +31,7 @@ pub(super) fn check_packs(
     let packs = packs.filter(|row| row.as_ref().map_or(true, |row| row.live_bytes > 0));
     let checks = futures::stream::iter(packs).map(|row| {
         let store = Arc::clone(&node.blocks);
-        async move { Ok::<_, CliError>(check_pack(&*store, meta(&row?), data).await) }
+        async move { Ok::<_, CliError>(check_pack(&*store, row?.meta(), data).await) }
     });
     runtime.block_on(async {
         let mut verified = 0;
@@ -59,20 +57,8 @@ async fn check_pack(store: &dyn BlockStore, meta: PackMeta, data: bool) -> Resul
     }
     let bytes = store.get(meta.name).await.map_err(|error| error.to_string())?;
     let verify = move || PackReader::open(&meta, bytes).and_then(|pack| pack.verify());
-    match tokio::task::spawn_blocking(verify).await {
-        Ok(Ok(())) => Ok(meta.stored_len),
-        Ok(Err(damage)) => Err(damage.to_string()),
-        Err(error) => Err(format!("pack {} could not be verified: {error}", meta.name)),
-    }
-}
-
-fn meta(row: &PackRow) -> PackMeta {
-    PackMeta {
-        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
-        footer_digest: FooterDigest::from_bytes(row.footer_digest),
-        plain_len: u64::from(row.plain_bytes),
-        stored_len: u64::from(row.stored_bytes),
-    }
+    murphy_log::aside(verify).await.map_err(|damage| damage.to_string())?;
+    Ok(meta.stored_len)
 }
 
 /// Packs that are asked for at once; each may be a few MiB in memory.

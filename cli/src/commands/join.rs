@@ -1,4 +1,8 @@
-//! `murphy join`.
+//! `murphy join`: a new node that will follow.
+//!
+//! Invariants:
+//! - A token is read from a file or stdin; it never stands in the arguments.
+//! - The directory appears when the source has admitted the node; before, everything begun is taken back.
 
 use std::{
     fs::File,
@@ -13,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::format::parse_url;
 use crate::{
-    config::{FORMAT, MountDefaults, NodeConfig, Role, Upstream},
+    config::{NodeConfig, Role, Upstream},
     error::{CliError, Code, at, failed},
     node::Staging,
     output::Output,
@@ -98,19 +102,9 @@ fn redeem(
 ) -> Result<(NodeConfig, MemberRole), CliError> {
     let identity = Arc::new(Identity::load_or_create(&staging.path).map_err(failed)?);
     let config = NodeConfig {
-        format: FORMAT,
-        volume: token.volume,
-        branch: token.branch,
-        name: token.volume.to_string(),
         role: Role::Mirror,
-        blocks,
-        packs_from: Vec::new(),
-        archives: Vec::new(),
-        mount: MountDefaults::default(),
         source: Some(Upstream { addresses: token.addresses.clone(), key: token.source_key }),
-        promoted: None,
-        fenced: None,
-        branches: Vec::new(),
+        ..NodeConfig::new(token.volume, token.branch, token.volume.to_string(), blocks)
     };
     config.write(&staging.path)?;
     let dialer = Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() };

@@ -1,4 +1,7 @@
-//! `murphy load`.
+//! `murphy load`: a new node from a dump.
+//!
+//! Invariants:
+//! - The copy is published only if every pack that it refers to is in its store.
 
 use std::{
     fs::File,
@@ -14,7 +17,7 @@ use tokio::runtime::Runtime;
 use super::format::parse_url;
 use crate::{
     check,
-    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    config::NodeConfig,
     error::{CliError, Code, at, failed},
     node::{BaseWriter, CopyOf, Staging, begin_copy, index_directory, random},
     output::Output,
@@ -68,21 +71,8 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         let last = args.directory.file_name().and_then(|name| name.to_str());
         last.and_then(|last| parse_name(last).ok())
     });
-    let config = NodeConfig {
-        format: FORMAT,
-        volume: header.volume,
-        branch: BranchId::from_bytes(random()?),
-        name: name.unwrap_or_else(|| "copy".to_owned()),
-        role: Role::Source,
-        blocks: blocks.clone(),
-        packs_from: Vec::new(),
-        archives: Vec::new(),
-        mount: MountDefaults::default(),
-        source: None,
-        promoted: None,
-        fenced: None,
-        branches: Vec::new(),
-    };
+    let (branch, name) = (BranchId::from_bytes(random()?), name.unwrap_or_else(|| "copy".to_owned()));
+    let config = NodeConfig::new(header.volume, branch, name, blocks.clone());
     let opened = blocks.open().map_err(failed)?;
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
     config.write(&staging.path)?;

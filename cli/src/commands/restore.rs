@@ -1,4 +1,8 @@
 //! `murphy restore`: the plan, and what is asked before it is executed.
+//!
+//! Invariants:
+//! - `--dry-run` writes nothing, not even a pin.
+//! - Taking over asks for the volume's name; a copy does not, because it disturbs nobody.
 
 mod execute;
 mod pins;
@@ -11,11 +15,11 @@ use murphy_fs::StoreUrl;
 use murphy_log::{Clock, Lsn, SystemClock};
 use tokio::runtime::Runtime;
 
-use super::{format::parse_url, source::check_there};
+use super::format::parse_url;
 use crate::{
     error::{CliError, Code, failed},
     output::Output,
-    places::open_store,
+    places::{check_there, open_store},
     units::bytes_text,
 };
 

@@ -1,4 +1,7 @@
 //! What a command's SRC or MNT names: a node's directory, or the node behind a mount point.
+//!
+//! Invariants:
+//! - A mount whose process is gone is told from a directory that was never one.
 
 use std::{
     fs,
@@ -90,14 +93,6 @@ pub(super) fn node_of(source: &Path) -> Result<PathBuf, CliError> {
         }
         // Whoever opens it says what is wrong with it as a node.
         Err(_) => std::path::absolute(source).map_err(at(source)),
-    }
-}
-
-/// Refuses a file store whose directory is not there: opening it would make an empty one.
-pub(super) fn check_there(url: &murphy_fs::StoreUrl) -> Result<(), CliError> {
-    match url.directory() {
-        Some(directory) if !directory.is_dir() => Err(CliError::new(format!("{url} is not there"))),
-        _ => Ok(()),
     }
 }
 

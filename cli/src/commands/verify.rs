@@ -1,4 +1,8 @@
-//! `murphy verify`.
+//! `murphy verify`: whether an archive can be restored.
+//!
+//! Invariants:
+//! - The archive is changed by its proof alone.
+//! - Whatever is wrong ends with exit code 3.
 
 use jiff::tz::TimeZone;
 use murphy_backup::{Archive, Finding, OpenArchiveError, VerifyReport, show_time, verify};
@@ -10,7 +14,7 @@ use crate::{
     error::{CliError, Code, failed},
     node::random,
     output::Output,
-    places::open_store,
+    places::{check_there, open_store},
     progress::{Progress, ProgressLine},
 };
 
@@ -32,7 +36,7 @@ pub(crate) struct VerifyArgs {
 
 pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<Code, CliError> {
     let url = parse_url("URL", &args.url)?;
-    super::source::check_there(&url)?;
+    check_there(&url)?;
     let runtime = Runtime::new().map_err(failed)?;
     let clock = SystemClock::new();
     let began = clock.wall().as_nanos();

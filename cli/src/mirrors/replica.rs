@@ -23,14 +23,14 @@ use std::{
 
 use murphy_fs::verify_snapshot;
 use murphy_log::{
-    AppendError, BranchId, DiskLog, DurableWatch, Epoch, EpochId, Files, Frame, Log, Lsn, OsFiles, Position,
-    State, VolumeKeys, rename_durably, replace_file,
+    BranchId, DiskLog, DurableWatch, Epoch, Files, Frame, Log, Lsn, OsFiles, Position, State, VolumeKeys,
+    append_copy, rename_durably, replace_file,
 };
 use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, forbidding_promise, look_up};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
+    attempts::StoredEpoch,
     config::NodeConfig,
     error::{CliError, at},
     node::{SEED_READY, keep_aside, log_directory, open_log, seed_file, settle},
@@ -125,14 +125,7 @@ impl Replica for DiskReplica {
             return Err(ReplicaError::Promised { promised });
         }
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
-        let tail = log.tail().position;
-        match log.append(&tail, frame.clone()) {
-            Err(AppendError::NotClaimed | AppendError::WrongEpoch { .. }) => {
-                log.claim(frame.epoch()).map_err(|error| storage(&error))?;
-                log.append(&tail, frame).map_err(append_error)
-            }
-            other => other.map_err(append_error),
-        }
+        Ok(append_copy(&**log, frame)?)
     }
 
     fn durable(&self) -> Option<DurableWatch> {
@@ -261,12 +254,6 @@ impl SeedWriter for Seed {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Promise {
-    number: u32,
-    id: String,
-}
-
 fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
     let path = directory.join(PROMISED);
     let text = match fs::read(&path) {
@@ -278,14 +265,13 @@ fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
         CliError::new(format!("{} is damaged: {error}", path.display()))
             .hint("it keeps this mirror from acknowledging to a source that was replaced; join it again")
     };
-    let promise: Promise = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-    let id: EpochId = promise.id.parse().map_err(|error| damaged(&error))?;
-    Ok(Some(Epoch { number: promise.number, id }))
+    let promise: StoredEpoch = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    promise.epoch().map(Some).map_err(|error| damaged(&error))
 }
 
 fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
-    let promise = Promise { number: epoch.number, id: epoch.id.to_string() };
-    replace_file(&OsFiles, &directory.join(PROMISED), &serde_json::to_vec(&promise)?)
+    let promise = serde_json::to_vec(&StoredEpoch::from(&epoch))?;
+    replace_file(&OsFiles, &directory.join(PROMISED), &promise)
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -295,14 +281,6 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 fn storage(error: &dyn std::fmt::Display) -> ReplicaError {
     ReplicaError::Storage(error.to_string())
-}
-
-fn append_error(error: AppendError) -> ReplicaError {
-    match error {
-        AppendError::NoSpace { message } => ReplicaError::NoSpace(message),
-        AppendError::Ended(terminal) => ReplicaError::Ended(terminal.to_string()),
-        error => storage(&error),
-    }
 }
 
 const PARTIAL: &str = "seed.partial";

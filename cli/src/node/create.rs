@@ -12,9 +12,9 @@ use murphy_fs::{
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, index::origin, lock, log_directory, open, staging::Staging};
+use super::{Node, NodeOptions, lock, log_directory, open, staging::Staging};
 use crate::{
-    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    config::NodeConfig,
     error::{CliError, failed},
     places::create_archive,
     settings::{Settings, shared_form},
@@ -31,20 +31,10 @@ pub(crate) struct NewNode {
 /// Makes a new volume and its first node in `directory`.
 pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Result<NodeConfig, CliError> {
     let staging = Staging::beside(directory)?;
+    let (volume, branch) = (VolumeId::from_bytes(random()?), BranchId::from_bytes(random()?));
     let config = NodeConfig {
-        format: FORMAT,
-        volume: VolumeId::from_bytes(random()?),
-        branch: BranchId::from_bytes(random()?),
-        name: new.settings.name.clone(),
-        role: Role::Source,
-        blocks: new.blocks.clone(),
-        packs_from: Vec::new(),
         archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
-        mount: MountDefaults::default(),
-        source: None,
-        promoted: None,
-        fenced: None,
-        branches: Vec::new(),
+        ..NodeConfig::new(volume, branch, new.settings.name.clone(), new.blocks.clone())
     };
     let opened = new.blocks.open().map_err(failed)?;
     runtime
@@ -57,7 +47,7 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         let epoch = begin(&staging.path, &config, new, runtime)?;
         let now = SystemClock::new().wall();
         for (url, log_only) in &new.archives {
-            let base = origin(epoch).position;
+            let base = State::origin(epoch).position;
             runtime.block_on(create_archive(&config, url, *log_only, base, now))?;
             begun.push(url.open().map_err(failed)?);
         }
@@ -83,7 +73,7 @@ fn begin(directory: &Path, config: &NodeConfig, new: &NewNode, runtime: &Handle)
     let epoch = Epoch { number: 1, id: EpochId::from_bytes(random()?) };
     let options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
     let lock = lock(directory)?;
-    let log = DiskLog::create(options, origin(epoch)).map_err(failed)?;
+    let log = DiskLog::create(options, State::origin(epoch)).map_err(failed)?;
     let node = open::assemble(directory, config.clone(), lock, log, &NodeOptions::default(), runtime)?;
     node.log.claim(epoch).map_err(failed)?;
     let _entered = runtime.enter();

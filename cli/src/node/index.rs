@@ -13,7 +13,7 @@ use murphy_fs::{
     Cookie, DentryRow, FjallIndex, FjallOptions, Index, Ino, NameHasher, OpenIndexError, ReplayBudget,
     ReplayError, RowKey, replay,
 };
-use murphy_log::{ChainHash, Digest, DiskLog, Log, Lsn, OsFiles, Position, State, Usage, VolumeKeys};
+use murphy_log::{DiskLog, Log, Lsn, OsFiles, State, VolumeKeys};
 
 use super::{base::load_base_file, index_directory};
 use crate::error::{CliError, failed};
@@ -143,15 +143,9 @@ fn begin(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchU
     let mut frames = log.read(Lsn::FIRST).map_err(|error| fatal(&error))?;
     let first = frames.next().transpose().map_err(|error| fatal(&error))?;
     let epoch = first.map_or(log.recovery().epoch, |frame| frame.epoch());
-    let base = origin(epoch);
+    let base = State::origin(epoch);
     index.ingest(&mut std::iter::empty(), &base).map_err(|error| CatchUpError::Index(error.to_string()))?;
     Ok(base)
-}
-
-/// The state before the first entry of a new volume.
-pub(super) fn origin(epoch: murphy_log::Epoch) -> State {
-    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    State { position, digest: Digest::default(), usage: Usage::default() }
 }
 
 fn of_open(error: &OpenIndexError) -> CliError {

@@ -1,10 +1,14 @@
 //! Opening a node, in the order in which each step may refuse: log, index, block store, volume.
+//!
+//! Invariants:
+//! - A step that refuses leaves what is on the disk as it was, except that a source's log gets back what archives hold of it.
+//! - No directory is made in place of a store that is not there.
 
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{
-    BlockStore, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow, StoreUrl,
-    Volume, VolumeOptions, VolumeParts, check_prefix,
+    BlockStore, BlockStores, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow,
+    StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
     Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State, SystemClock,
@@ -13,13 +17,12 @@ use murphy_log::{
 use murphy_mirror::{FallbackStore, Identity, RemotePacks};
 use tokio::runtime::Handle;
 
-use super::{
-    Node, NodeOptions, blocks::Layered, index::open_index, log_directory, lost_tail, settle::settle,
-};
+use super::{Node, NodeOptions, index::open_index, log_directory, lost_tail, settle::settle};
 use crate::{
     archive_notes::known_durable,
     config::{NodeConfig, Role},
     error::{CliError, failed},
+    places::check_there,
     settings::SYNC,
     units::{parse_bytes, parse_duration},
 };
@@ -165,13 +168,10 @@ fn last_time(log: &DiskLog, state: &State) -> Result<Option<LogTime>, CliError> 
 
 /// Opens the block store. A directory that is not there is refused: it may be a disk that is not mounted, and what is written in its place
 /// would be on another one. A cloud that does not answer is no reason not to start.
-fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<Layered>, CliError> {
+fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>, CliError> {
     let url = &config.blocks;
-    if let Some(directory) = url.directory() {
-        if !directory.is_dir() {
-            return Err(CliError::new(format!("the block store {url} is not there"))
-                .hint("is its disk mounted? nothing is written in its place"));
-        }
+    if url.is_file() {
+        check_there(url)?;
         let opened = url.open().map_err(failed)?;
         runtime.block_on(check_prefix(&opened, config.volume)).map_err(failed)?;
     }
@@ -180,7 +180,7 @@ fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<Layered>, Cl
         let store = ObjectBlockStore::open(url).map_err(failed)?;
         Ok(Arc::new(store) as Arc<dyn BlockStore>)
     });
-    Ok(Arc::new(Layered::new(own, others.collect::<Result<_, CliError>>()?)))
+    Ok(Arc::new(BlockStores::new(own, others.collect::<Result<_, CliError>>()?)))
 }
 
 /// The cache on disk, for a store that is far away.

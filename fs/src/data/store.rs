@@ -6,7 +6,7 @@
 //! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
 //! - No answer larger than a pack is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 
-use std::{fmt, ops::Range, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -30,8 +30,8 @@ use super::{
 /// Only put-if-absent and a strongly consistent get are required of a store; listings are hints. Every method may be
 /// dropped at any time: a put that was dropped has happened or has not, and may be repeated.
 pub trait BlockStore: Send + Sync + fmt::Debug {
-    /// What the store is called in messages; never with a secret.
-    fn label(&self) -> &str;
+    /// What the store is called in messages: its URL, or those of all of which any may answer; never with a secret.
+    fn label(&self) -> Cow<'_, str>;
 
     /// Stores a pack. When it returns, the pack is durable under its name; repeating it is harmless.
     ///
@@ -227,8 +227,8 @@ impl ObjectBlockStore {
 }
 
 impl BlockStore for ObjectBlockStore {
-    fn label(&self) -> &str {
-        &self.label
+    fn label(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.label)
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {

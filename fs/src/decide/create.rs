@@ -123,25 +123,17 @@ impl NewInode {
         if inherits && self.kind == Kind::Directory {
             mode |= SETGID;
         }
-        let now = draft.now();
         Ok(InodeRow {
-            kind: self.kind,
             mode,
             uid: draft.caller().uid,
             gid: if inherits { above.gid } else { draft.caller().gid },
             rdev: self.rdev,
-            nlink: 1,
             size: self.size,
-            allocated: 0,
-            extents: 0,
-            has_xattrs: false,
             generation: draft.epoch(),
             project: above.project,
             parent,
             cookie: cookie.get(),
-            atime: now,
-            mtime: if self.kind == Kind::Directory { crate::Timespec::default() } else { now },
-            ctime: now,
+            ..InodeRow::empty(self.kind, draft.now())
         })
     }
 }

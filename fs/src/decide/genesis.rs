@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Draft, EntryKind, Operation, Refusal};
-use crate::{DirectoryRow, Ino, InodeRow, Kind, RowKey, SessionRow, SettingRow, Timespec};
+use crate::{DirectoryRow, Ino, InodeRow, Kind, RowKey, SessionRow, SettingRow};
 
 /// Makes the root directory and the settings of a new volume.
 #[derive(Clone, Debug)]
@@ -18,23 +18,11 @@ impl Operation for Genesis {
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
         let now = draft.now();
         let root = InodeRow {
-            kind: Kind::Directory,
             mode: 0o755,
             uid: draft.caller().uid,
             gid: draft.caller().gid,
-            rdev: 0,
-            nlink: 1,
-            size: 0,
-            allocated: 0,
-            extents: 0,
-            has_xattrs: false,
             generation: draft.epoch(),
-            project: 0,
-            parent: Ino::ROOT,
-            cookie: 0,
-            atime: now,
-            mtime: Timespec::default(),
-            ctime: now,
+            ..InodeRow::empty(Kind::Directory, now)
         };
         let directory = DirectoryRow { mtime: now, ctime: now, ..DirectoryRow::default() };
         draft.put(RowKey::inode(Ino::ROOT), Some(root.encode()))?;

@@ -34,12 +34,10 @@ fn time(seconds: i64) -> Timespec {
 
 fn inode(kind: Kind) -> InodeRow {
     InodeRow {
-        kind,
         mode: 0o644,
         uid: 1000,
         gid: 100,
         rdev: if matches!(kind, Kind::CharDevice | Kind::BlockDevice) { 0x0103 } else { 0 },
-        nlink: 1,
         size: match kind {
             Kind::File => 5000,
             Kind::Symlink => 6,
@@ -48,13 +46,10 @@ fn inode(kind: Kind) -> InodeRow {
         allocated: if kind == Kind::File { 4096 } else { 0 },
         extents: u64::from(kind == Kind::File),
         has_xattrs: kind == Kind::File,
-        generation: 1,
-        project: 0,
-        parent: Ino::ROOT,
         cookie: 0x1230,
         atime: time(1),
         mtime: if kind == Kind::Directory { Timespec::default() } else { time(2) },
-        ctime: time(3),
+        ..InodeRow::empty(kind, time(3))
     }
 }
 

@@ -48,6 +48,29 @@ pub struct InodeRow {
 }
 
 impl InodeRow {
+    /// An inode with one name, made at `now`, with nothing in it: root's, with no permission for anybody, not placed in any directory yet.
+    pub fn empty(kind: Kind, now: Timespec) -> InodeRow {
+        InodeRow {
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            nlink: 1,
+            size: 0,
+            allocated: 0,
+            extents: 0,
+            has_xattrs: false,
+            generation: 1,
+            project: 0,
+            parent: Ino::ROOT,
+            cookie: 0,
+            atime: now,
+            mtime: if kind == Kind::Directory { Timespec::default() } else { now },
+            ctime: now,
+        }
+    }
+
     /// The bytes of the row.
     pub fn encode(&self) -> Bytes {
         let mut row = RowWriter::new(VERSION);
@@ -86,23 +109,16 @@ impl InodeRow {
         let kind = Kind::from_number(first & !HAS_XATTRS).ok_or(RowError::Field("kind"))?;
         let mode = u16::try_from(row.varint()?).ok().filter(|mode| *mode <= 0o7777);
         let mut inode = InodeRow {
-            kind,
             mode: mode.ok_or(RowError::Field("mode"))?,
             uid: row.varint32("uid")?,
             gid: row.varint32("gid")?,
-            rdev: 0,
             nlink: row.varint32("nlink")?,
-            size: 0,
-            allocated: 0,
-            extents: 0,
             has_xattrs: first & HAS_XATTRS != 0,
             generation: row.varint32("generation")?,
             project: row.varint32("project")?,
             parent: Ino::new(row.varint()?),
             cookie: row.fixed()?,
-            atime: Timespec::default(),
-            mtime: Timespec::default(),
-            ctime: Timespec::default(),
+            ..InodeRow::empty(kind, Timespec::default())
         };
         match kind {
             Kind::File => {

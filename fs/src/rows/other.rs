@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::codec::{RowError, RowReader, RowWriter};
+use crate::data::{FooterDigest, PackMeta, PackName, SealedPack, WriterId};
 
 /// The number of a pack in the tree: the LSN of the entry that first referred to it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -26,6 +27,18 @@ pub struct PackRow {
 }
 
 impl PackRow {
+    /// The row of a new pack, every byte of which is referred to.
+    pub fn of(pack: &SealedPack) -> PackRow {
+        PackRow {
+            writer: pack.name.writer.as_u64(),
+            sequence: pack.name.number,
+            footer_digest: *pack.footer_digest.as_bytes(),
+            plain_bytes: pack.plain_len as u32,
+            stored_bytes: pack.stored_len as u32,
+            live_bytes: pack.plain_len,
+        }
+    }
+
     /// The bytes of the row.
     pub fn encode(&self) -> Bytes {
         RowWriter::new(VERSION)
@@ -51,6 +64,16 @@ impl PackRow {
         };
         row.finish()?;
         Ok(pack)
+    }
+
+    /// What has to be known of the pack to read it.
+    pub fn meta(&self) -> PackMeta {
+        PackMeta {
+            name: PackName::new(WriterId::from_u64(self.writer), self.sequence),
+            footer_digest: FooterDigest::from_bytes(self.footer_digest),
+            plain_len: u64::from(self.plain_bytes),
+            stored_len: u64::from(self.stored_bytes),
+        }
     }
 }
 

@@ -142,17 +142,16 @@ const SHORTEST_WAIT: Duration = Duration::from_micros(100);
 
 #[cfg(test)]
 mod tests {
-    use murphy_log::{ChainHash, EpochId, Lsn, MemoryLog, State, VolumeId, VolumeKeys};
+    use murphy_log::{EpochId, Lsn, MemoryLog, State, VolumeId, VolumeKeys};
 
     use super::*;
 
     fn frames() -> (Frames, Arc<MemoryLog>) {
         let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
-        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-        let state = State { position, digest: Digest::default(), usage: Usage::default() };
+        let state = State::origin(epoch);
         let log = Arc::new(MemoryLog::new(state));
         log.claim(epoch).unwrap();
-        let mut frames = Frames::new(Arc::clone(&log) as Arc<dyn Log>, position, at(0));
+        let mut frames = Frames::new(Arc::clone(&log) as Arc<dyn Log>, state.position, at(0));
         let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
         frames.lead(Appender::new(keys, epoch, state));
         (frames, log)

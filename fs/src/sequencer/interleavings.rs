@@ -15,10 +15,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{
-    ChainHash, Digest, Epoch, EpochId, Log, LogTime, Lsn, ManualClock, MemoryLog, Position, State, Usage,
-    VolumeId, VolumeKeys,
-};
+use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn, ManualClock, MemoryLog, State, VolumeId, VolumeKeys};
 use shuttle::thread;
 
 use super::{Limits, Sequencer, SubmitError};
@@ -49,8 +46,7 @@ impl World {
     fn new() -> Arc<World> {
         let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
         let epoch = Epoch { number: 1, id: EpochId::from_bytes([7; 16]) };
-        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-        let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+        let origin = State::origin(epoch);
         let log = Arc::new(MemoryLog::new(origin));
         log.claim(epoch).unwrap();
         let index: Arc<dyn Index> = Arc::new(MemoryIndex::new());

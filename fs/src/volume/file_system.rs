@@ -1,4 +1,8 @@
 //! The volume as a [`FileSystem`]: each call to what does it.
+//!
+//! Invariants:
+//! - What changes something is refused with EROFS while the node follows, before anything else is looked at.
+//! - A request that cannot be answered at once owns what it needs: nothing in an answer borrows from the caller.
 
 use std::sync::Arc;
 

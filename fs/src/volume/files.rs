@@ -92,7 +92,7 @@ impl FileTable {
         }
     }
 
-    /// Every file that has dirty data.
+    /// Every file that is open or dirty.
     pub(crate) fn all(&self) -> Vec<Arc<FileState>> {
         self.files.read().values().cloned().collect()
     }

@@ -311,7 +311,7 @@ impl Batch {
 
     /// Decides the entries of a stored pack.
     async fn land(&mut self, load: &Load) {
-        let mut pack = PackUse::New(pack_row(&load.pack));
+        let mut pack = PackUse::New(PackRow::of(&load.pack));
         let mut placed = &load.placed[..];
         while let Some((index, _)) = placed.first() {
             let run = placed.iter().take_while(|(flight, _)| flight == index).count();
@@ -519,17 +519,6 @@ impl Cutter<'_> {
             },
             None => true,
         }
-    }
-}
-
-fn pack_row(pack: &SealedPack) -> PackRow {
-    PackRow {
-        writer: pack.name.writer.as_u64(),
-        sequence: pack.name.number,
-        footer_digest: *pack.footer_digest.as_bytes(),
-        plain_bytes: pack.plain_len as u32,
-        stored_bytes: pack.stored_len as u32,
-        live_bytes: pack.plain_len,
     }
 }
 

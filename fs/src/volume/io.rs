@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened,
     PackNumber, PackRow, RowKey, SetAttr,
-    data::{FooterDigest, PackMeta, PackName, WriterId},
+    data::PackMeta,
     decide::{DropPrivilege, FILE_MAX, capability_key, loses_mode_bits},
     sequencer::SubmitError,
 };
@@ -178,7 +178,7 @@ impl Volume {
             return Err(Errno::EIO);
         };
         let row = self.pack_row(pack)?;
-        Ok(StoredPart { at: extent.offset, length: extent.row.length, pack: pack_meta(&row), from: offset })
+        Ok(StoredPart { at: extent.offset, length: extent.row.length, pack: row.meta(), from: offset })
     }
 
     fn pack_row(&self, number: PackNumber) -> Result<PackRow, Errno> {
@@ -278,16 +278,6 @@ impl ReadPlan {
             bytes[from..from + part.len()].copy_from_slice(&part);
         }
         bytes.freeze()
-    }
-}
-
-/// What the data path needs to know of a pack.
-pub(crate) fn pack_meta(row: &PackRow) -> PackMeta {
-    PackMeta {
-        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
-        footer_digest: FooterDigest::from_bytes(row.footer_digest),
-        plain_len: u64::from(row.plain_bytes),
-        stored_len: u64::from(row.stored_bytes),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The members of a volume, as its log says.
+//!
+//! Invariants:
+//! - Members are rows: a change of them is an entry, and durable only as entries are.
 
-use murphy_log::{LogTime, Lsn, NodeId};
+use murphy_log::{LogTime, NodeId};
 
 use super::Volume;
-use crate::{Answer, Caller, Errno, MemberRow, RowKey, Table, ViewError, decide::ChangeMembers};
+use crate::{Answer, Caller, MemberRow, RowKey, Table, ViewError, decide::ChangeMembers};
 
 impl Volume {
     /// The row at this key: a member's, or an invitation's.
@@ -35,24 +38,6 @@ impl Volume {
         F: Fn(Option<&MemberRow>, LogTime) -> Result<Vec<(NodeId, Option<MemberRow>)>, E> + Send + 'static,
     {
         self.mutate(Caller::default(), ChangeMembers { key: node, change })
-    }
-
-    /// Waits until every entry so far is durable on this node, whatever the volume's level: joining as the first mirror cannot wait for mirrors.
-    pub async fn durable_here(&self) -> Result<Lsn, Errno> {
-        let lsn = self.shared.sequencer.close_open_frame();
-        let deadline = self.shared.options.io_timeout;
-        let watch = self.shared.sequencer.log().durable();
-        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
-            Ok(Ok(_)) => Ok(lsn),
-            Ok(Err(error)) => {
-                tracing::error!(%lsn, %error, "entries do not become durable");
-                Err(Errno::EIO)
-            }
-            Err(_) => {
-                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
-                Err(Errno::EIO)
-            }
-        }
     }
 
     /// The packs that the tree refers to now, by number.

@@ -1,4 +1,8 @@
 //! The end of orphans: an inode without a name, once nobody has it open, is removed in entries of bounded size.
+//!
+//! Invariants:
+//! - An inode is purged by one task at a time, and only while nobody has it open.
+//! - A purge that was cut short is gone on with by whoever leads next: the orphan's row goes last.
 
 use super::{STALE_TRIES, Volume};
 use crate::{

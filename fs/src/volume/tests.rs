@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::atomic::AtomicU64};
 
 use bytes::Bytes;
-use murphy_log::{ChainHash, Digest, EpochId, MemoryLog, SystemClock, Usage, VolumeId};
+use murphy_log::{EpochId, MemoryLog, SystemClock, VolumeId};
 
 use super::*;
 use crate::{
@@ -22,8 +22,7 @@ struct Node {
 
 impl Node {
     fn new() -> (Node, Volume) {
-        let position = Position { epoch: epoch(1), lsn: Lsn::ROOT, hash: ChainHash::default() };
-        let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+        let origin = State::origin(epoch(1));
         let mut node = Node {
             log: Arc::new(MemoryLog::new(origin)),
             index: Arc::default(),

@@ -1,4 +1,8 @@
-//! Names and attributes.
+//! Names and attributes: what is read of them, and what removes, moves and changes them.
+//!
+//! Invariants:
+//! - Attributes are shown with the file's dirty bytes, under the file's lock.
+//! - A row that cannot be read is EIO to whoever asked, and said once in the log of the process.
 
 use bytes::Bytes;
 

@@ -1,5 +1,9 @@
 //! The threads of a volume: one closes frames and appends ticks, one applies generations; while the volume follows a source, one shows
 //! what has become durable in its log. Where work is done in place they are tasks.
+//!
+//! Invariants:
+//! - Each thread ends when the last volume goes, and is waited for.
+//! - Observers hear of an entry before it is shown, and again after.
 
 mod in_place;
 

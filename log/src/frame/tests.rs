@@ -3,12 +3,10 @@
 //! Invariants:
 //! - The golden files change only when the format's version does.
 
-use std::{fs, path::PathBuf};
-
 use super::*;
 use crate::{
     Change, Digest, ForwardedRequest, LogTime, Requester, SegmentHeader, Usage, WaitError,
-    conformance::{BRANCH, History, VOLUME, epoch},
+    conformance::{BRANCH, History, VOLUME, epoch, golden},
     decode_entry, encode_entry,
 };
 
@@ -122,18 +120,6 @@ fn waiting_errors_name_what_was_waited_for() {
     assert_eq!(WaitError::TimedOut { lsn: Lsn::new(9) }.to_string(), "lsn 9 did not become durable in time");
 }
 
-fn golden(name: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v0").join(name);
-    let lines =
-        bytes.chunks(16).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<String>>());
-    let text = lines.map(|line| line.join(" ") + "\n").collect::<String>();
-    if std::env::var_os("MURPHY_WRITE_GOLDEN").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(fs::read_to_string(&path).unwrap(), text, "{name} is not what version 0 wrote");
-}
-
 /// An entry with everything that an entry can have.
 fn full_entry() -> Entry {
     let (lsn, time) = (Lsn::new(70_000), LogTime::from_nanos(1_800_000_000_123_456_789));
@@ -171,15 +157,7 @@ fn golden_frame() {
 #[test]
 fn golden_segment_header() {
     let base = State { digest: Digest(9), usage: Usage { inodes: 4, bytes: 5 }, ..History::origin() };
-    let header = SegmentHeader {
-        cipher: 0,
-        key_id: 0,
-        volume: VOLUME,
-        branch: BRANCH,
-        epoch: epoch(3),
-        base,
-        previous: None,
-    };
+    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base);
     golden("segment_header.hex", &header.encode());
     assert_eq!(SegmentHeader::parse(&header.encode()).unwrap(), header);
 }

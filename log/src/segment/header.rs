@@ -26,6 +26,11 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
+    /// The header of a segment that is not sealed and has no known segment before it.
+    pub fn plain(volume: VolumeId, branch: BranchId, epoch: Epoch, base: State) -> SegmentHeader {
+        SegmentHeader { cipher: 0, key_id: 0, volume, branch, epoch, base, previous: None }
+    }
+
     /// Reads a header; the checksum first, then what it says.
     pub fn parse(bytes: &[u8]) -> Result<SegmentHeader, HeaderError> {
         let Some(bytes) = bytes.first_chunk::<SEGMENT_HEADER_BYTES>() else {

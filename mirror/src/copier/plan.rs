@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{FooterDigest, PackMeta, PackName, PackRow, RowError, RowKey, Table, WriterId};
+use murphy_fs::{PackMeta, PackRow, RowError, RowKey, Table};
 use murphy_log::{DecodeError, Frame, Lsn};
 
 use crate::history::Point;
@@ -85,7 +85,7 @@ impl CopyPlan {
                     Some(value) if number == entry.lsn.get() => {
                         let row = PackRow::decode(value)
                             .map_err(|error| ScanError::Row { lsn: entry.lsn, error })?;
-                        found.push((number, Some(pack_meta(&row))));
+                        found.push((number, Some(row.meta())));
                     }
                     Some(_) => {}
                 }
@@ -142,16 +142,6 @@ impl CopyPlan {
         while let Some(end) = self.ends.pop_front_if(|end| end.lsn < first_missing) {
             self.data = end;
         }
-    }
-}
-
-/// What a pack row says of its pack.
-pub(crate) fn pack_meta(row: &PackRow) -> PackMeta {
-    PackMeta {
-        name: PackName::new(WriterId::from_u64(row.writer), row.sequence),
-        footer_digest: FooterDigest::from_bytes(row.footer_digest),
-        plain_len: row.plain_bytes.into(),
-        stored_len: row.stored_bytes.into(),
     }
 }
 

@@ -12,18 +12,6 @@ fn pack(sequence: u64) -> SealedPack {
     builder.finish().unwrap()
 }
 
-fn row(pack: &SealedPack) -> PackRow {
-    let meta = pack.meta();
-    PackRow {
-        writer: meta.name.writer.as_u64(),
-        sequence: meta.name.number,
-        footer_digest: *meta.footer_digest.as_bytes(),
-        plain_bytes: meta.plain_len as u32,
-        stored_bytes: meta.stored_len as u32,
-        live_bytes: meta.plain_len,
-    }
-}
-
 /// A log in which every entry names one new pack, and a store that has them.
 async fn source(count: u64) -> (Arc<MemoryLog>, Arc<dyn BlockStore>) {
     let (log, store) = (Arc::new(MemoryLog::new(base_state())), Arc::new(ObjectBlockStore::in_memory()));
@@ -40,7 +28,8 @@ fn name_pack(log: &MemoryLog, pack: &SealedPack) {
     let mut appender = Appender::new(keys(), from.position.epoch, from);
     let mut entry = Entry::tick(from.position.lsn.next(), LogTime::from_nanos(from.position.lsn.get()));
     let key = RowKey::pack(entry.lsn.get()).key_bytes();
-    entry.changes = vec![Change { table: Table::Pack.number(), key, value: Some(row(pack).encode()) }];
+    entry.changes =
+        vec![Change { table: Table::Pack.number(), key, value: Some(PackRow::of(pack).encode()) }];
     appender.push(&entry, Digest(1), Usage::default()).unwrap();
     extend(log, &[appender.close(LogTime::from_nanos(1), Lsn::ROOT).unwrap()]);
 }
@@ -163,7 +152,7 @@ async fn the_packs_of_a_base_are_copied_before_the_log_goes_on() {
     let test = start(&log, &source, &own, &folder);
     assert!(matches!(test.task.await.unwrap(), Err(CopyError::NoBase { .. })));
     let Lookup::End(base) = look_up(&*log, Lsn::new(7)).unwrap() else { panic!("no frame end") };
-    let rows = (0..6).map(|sequence| row(&pack(sequence)));
+    let rows = (0..6).map(|sequence| PackRow::of(&pack(sequence)));
     test.copier.copy_base(rows, base).await.unwrap();
     assert_eq!(*test.data.borrow(), Lsn::new(7));
     let mut test = start(&log, &source, &own, &folder);

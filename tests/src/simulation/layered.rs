@@ -39,7 +39,7 @@ impl Layered {
 }
 
 impl BlockStore for Layered {
-    fn label(&self) -> &str {
+    fn label(&self) -> std::borrow::Cow<'_, str> {
         self.own.label()
     }
 

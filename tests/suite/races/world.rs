@@ -15,25 +15,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{future::BoxFuture, stream::BoxStream};
+use futures::future::BoxFuture;
 use murphy_fs::{
-    Answer, BlockStore, BlockStoreError, Caller, CellCache, Errno, FileSystem, Handle, Index, IndexError,
-    IndexSnapshot, Ino, MemoryIndex, Name, ObjectBlockStore, OpenFlags, PackFetcher, PackName, Refusal,
-    RowKey, StoredPack, Table, Volume, VolumeOptions, VolumeParts, WriterId, check_tree,
+    Answer, BlockStore, BlockStoreError, Caller, Errno, FileSystem, Handle, Index, IndexError, IndexSnapshot,
+    Ino, MemoryIndex, Name, ObjectBlockStore, OpenFlags, PackName, Refusal, RowKey, Table, Volume,
+    VolumeOptions, VolumeParts, check_tree,
 };
-use murphy_log::{
-    AppendError, ClaimError, Clock, DurableWatch, Epoch, EpochId, Frame, FrameReader, Log, Lsn, MemoryLog,
-    Position, ReadError, State, SystemClock, TrimError, VolumeId, VolumeKeys,
-};
-use murphy_tests::until;
+use murphy_log::{AppendError, Frame, Log, MemoryLog, Position, State, SystemClock};
+use murphy_tests::{BlockLayer, Layered, LogLayer, epoch, lead_new, new_log, until, volume_parts};
 use parking_lot::Mutex;
 use tokio::{runtime::Builder, sync::watch};
 
-use crate::volume::origin;
-
 /// A block store whose puts fail or hang when told to.
+pub(super) type FaultyStore = Layered<PutFaults>;
+
+/// What makes puts fail or hang.
 #[derive(Debug)]
-pub(super) struct FaultyStore {
+pub(super) struct PutFaults {
     below: ObjectBlockStore,
     puts: watch::Sender<Puts>,
     pub(super) begun: AtomicU64,
@@ -64,11 +62,11 @@ pub(super) enum Puts {
     Panic,
 }
 
-impl FaultyStore {
-    pub(super) fn new() -> Arc<FaultyStore> {
+impl PutFaults {
+    pub(super) fn store() -> Arc<FaultyStore> {
         let below = ObjectBlockStore::in_memory();
         let puts = watch::Sender::new(Puts::Succeed);
-        Arc::new(FaultyStore { below, puts, begun: AtomicU64::new(0), given_up: AtomicU64::new(0) })
+        Arc::new(Layered(PutFaults { below, puts, begun: AtomicU64::new(0), given_up: AtomicU64::new(0) }))
     }
 
     pub(super) fn let_puts(&self, puts: Puts) {
@@ -81,9 +79,9 @@ impl FaultyStore {
     }
 }
 
-impl BlockStore for FaultyStore {
-    fn label(&self) -> &str {
-        "faulty"
+impl BlockLayer for PutFaults {
+    fn below(&self) -> &dyn BlockStore {
+        &self.below
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
@@ -101,30 +99,6 @@ impl BlockStore for FaultyStore {
             self.below.put(name, bytes).await
         })
     }
-
-    fn get_range(
-        &self,
-        name: PackName,
-        range: std::ops::Range<u64>,
-    ) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get_range(name, range)
-    }
-
-    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get(name)
-    }
-
-    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.below.size(name)
-    }
-
-    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.below.delete(name)
-    }
-
-    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
-        self.below.list(writer)
-    }
 }
 
 /// A volume and what it stands on.
@@ -137,27 +111,22 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(options: VolumeOptions) -> World {
-        World::over(MemoryLog::new(origin(epoch(1))), options)
+        World::over(new_log(), options)
     }
 
-    pub(super) fn over(log: MemoryLog, options: VolumeOptions) -> World {
-        let log = Arc::new(log);
-        let state = log.claim(epoch(1)).unwrap();
-        let world = World::beside(log, state, FaultyStore::new(), options);
-        world.volume.lead(epoch(1), Some(&[])).unwrap();
-        world
+    pub(super) fn over(log: Arc<MemoryLog>, options: VolumeOptions) -> World {
+        World::made(log, PutFaults::store(), |parts| lead_new(VolumeParts { options, ..parts }))
     }
 
-    /// A volume at `state` of a log that somebody else may fill.
-    pub(super) fn beside(
-        log: Arc<MemoryLog>,
-        state: State,
-        store: Arc<FaultyStore>,
-        options: VolumeOptions,
-    ) -> World {
+    /// A volume at the beginning of a log that somebody else fills.
+    pub(super) fn beside(log: Arc<MemoryLog>, store: Arc<FaultyStore>, options: VolumeOptions) -> World {
+        let state = State::origin(epoch(1));
+        World::made(log, store, |parts| Volume::open(VolumeParts { state, options, ..parts }).unwrap())
+    }
+
+    fn made(log: Arc<MemoryLog>, store: Arc<FaultyStore>, open: impl FnOnce(VolumeParts) -> Volume) -> World {
         let index = Arc::new(MemoryIndex::new());
-        let volume =
-            volume(Arc::<MemoryLog>::clone(&log), Arc::<MemoryIndex>::clone(&index), state, &store, options);
+        let volume = open(parts(log.clone(), index.clone(), &store));
         World { volume, log, store, index }
     }
 
@@ -194,41 +163,21 @@ impl World {
     }
 }
 
-/// A volume over these.
-pub(super) fn volume(
-    log: Arc<dyn Log>,
-    index: Arc<dyn Index>,
-    state: State,
-    store: &Arc<FaultyStore>,
-    options: VolumeOptions,
-) -> Volume {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let blocks: Arc<dyn BlockStore> = Arc::<FaultyStore>::clone(store);
-    let parts = VolumeParts {
-        log,
-        index,
-        state,
-        last_time: clock.wall(),
-        keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
-        clock,
-        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(1 << 20), None),
-        blocks,
-        runtime: tokio::runtime::Handle::current(),
-        options,
-    };
-    Volume::open(parts).unwrap()
+/// What a volume over these is made of.
+pub(super) fn parts(log: Arc<dyn Log>, index: Arc<dyn Index>, store: &Arc<FaultyStore>) -> VolumeParts {
+    volume_parts(log, index, Arc::<FaultyStore>::clone(store), Arc::new(SystemClock::new()))
 }
 
 /// A log that can be without room.
 #[derive(Debug)]
 pub(super) struct CrampedLog {
-    pub(super) below: MemoryLog,
+    pub(super) below: Arc<MemoryLog>,
     pub(super) is_full: AtomicBool,
 }
 
-impl Log for CrampedLog {
-    fn claim(&self, epoch: Epoch) -> Result<State, ClaimError> {
-        self.below.claim(epoch)
+impl LogLayer for CrampedLog {
+    fn below(&self) -> &dyn Log {
+        &*self.below
     }
 
     fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError> {
@@ -236,30 +185,6 @@ impl Log for CrampedLog {
             return Err(AppendError::NoSpace { message: "full".to_owned() });
         }
         self.below.append(previous, frame)
-    }
-
-    fn durable(&self) -> DurableWatch {
-        self.below.durable()
-    }
-
-    fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
-        self.below.read(from)
-    }
-
-    fn tail(&self) -> State {
-        self.below.tail()
-    }
-
-    fn first(&self) -> Lsn {
-        self.below.first()
-    }
-
-    fn trim(&self, below: Lsn) -> Result<Lsn, TrimError> {
-        self.below.trim(below)
-    }
-
-    fn max_frame(&self) -> usize {
-        self.below.max_frame()
     }
 }
 
@@ -292,10 +217,6 @@ impl Index for StuckIndex {
     fn reached(&self) -> Option<State> {
         self.below.reached()
     }
-}
-
-pub(super) fn epoch(number: u32) -> Epoch {
-    Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }
 }
 
 pub(super) fn named(name: &str) -> Name {

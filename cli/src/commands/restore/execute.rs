@@ -27,7 +27,7 @@ use tokio::runtime::Runtime;
 use super::Restore;
 use crate::{
     attempts,
-    config::{FORMAT, MountDefaults, NodeConfig, Role},
+    config::NodeConfig,
     error::{CliError, failed},
     node::{CopyOf, Staging, begin_copy, index_directory, random, write_base_file},
     output::Output,
@@ -191,21 +191,7 @@ impl Restore {
         runtime.block_on(adopt_prefix(&opened, volume)).map_err(failed)?;
         let full = self.urls.iter().zip(&self.archives);
         let full = full.filter(|(_, archive)| archive.descriptor().kind == ArchiveKind::Full);
-        let mut config = NodeConfig {
-            format: FORMAT,
-            volume,
-            branch,
-            name: first.descriptor().name.clone(),
-            role: Role::Source,
-            blocks: own.clone(),
-            packs_from: Vec::new(),
-            archives: Vec::new(),
-            mount: MountDefaults::default(),
-            source: None,
-            promoted: None,
-            fenced: None,
-            branches: Vec::new(),
-        };
+        let mut config = NodeConfig::new(volume, branch, first.descriptor().name.clone(), own.clone());
         if self.take_over {
             let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());
             config.archives = own.cloned().collect();

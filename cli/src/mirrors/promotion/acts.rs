@@ -50,8 +50,7 @@ impl TakeOver for Acts {
     fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
         let replica = Arc::clone(&self.replica);
         Box::pin(async move {
-            let promised = tokio::task::spawn_blocking(move || replica.promise(epoch)).await;
-            promised.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            murphy_log::aside(move || replica.promise(epoch)).await.map_err(|error| error.to_string())?;
             let state = self.places.log.fetch(&self.successor).await.map_err(|error| error.to_string())?;
             self.mirroring.shown(state).await?;
             self.check_unchanged()?;

@@ -6,14 +6,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use murphy_backup::{Archive, ArchiveFence, ArchiveKind, LostPacks, Successor, Supplies, TakeOverLog};
-use murphy_fs::{BlockStore, Fence, FenceError, Held, StoreUrl};
+use murphy_fs::{BlockStore, BlockStores, Fence, FenceError, Held, StoreUrl};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, VolumeKeys};
 use serde::Serialize;
 
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
-    node::Layered,
     places::{local_url, open_archive},
     settings::{SharedArchive, shared_form},
 };
@@ -54,7 +53,7 @@ pub(super) struct Promoted {
     pub(super) node: NodeId,
     pub(super) log: Arc<dyn Log>,
     pub(super) keys: VolumeKeys,
-    pub(super) blocks: Arc<Layered>,
+    pub(super) blocks: Arc<BlockStores>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) lost: Option<LostPacks>,
 }
@@ -93,7 +92,7 @@ impl Places {
             .collect();
         let own: Arc<dyn BlockStore> = promoted.blocks.clone();
         let others = full.iter().map(|(_, packs)| Arc::clone(packs)).collect();
-        let packs: Arc<dyn BlockStore> = Arc::new(Layered::new(own, others));
+        let packs: Arc<dyn BlockStore> = Arc::new(BlockStores::new(own, others));
         let supplies = Supplies { log: Arc::clone(&promoted.log), packs, lost: promoted.lost };
         let epochs = opened.iter().map(|(_, _, held)| held.epoch).collect();
         let places = opened

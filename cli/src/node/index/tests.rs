@@ -4,7 +4,9 @@ use std::fs;
 
 use bytes::Bytes;
 use murphy_fs::{IndexSnapshot, Kind, Name};
-use murphy_log::{Appender, BranchId, Change, DiskOptions, Entry, Epoch, EpochId, Frame, LogTime, VolumeId};
+use murphy_log::{
+    Appender, BranchId, Change, Digest, DiskOptions, Entry, Epoch, EpochId, Frame, LogTime, Usage, VolumeId,
+};
 
 use super::*;
 
@@ -23,7 +25,7 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let options =
             DiskOptions::new(directory.path().join("log"), id(volume), BranchId::from_bytes([2; 16]));
-        let log = DiskLog::create(options, origin(epoch(volume, history[0].0))).unwrap();
+        let log = DiskLog::create(options, State::origin(epoch(volume, history[0].0))).unwrap();
         let mut claimed = None;
         for frame in frames(volume, history, salt) {
             if claimed != Some(frame.epoch()) {
@@ -81,7 +83,7 @@ fn epoch(volume: u8, number: u32) -> Epoch {
 fn frames(volume: u8, history: History<'_>, salt: u8) -> Vec<Frame> {
     let keys = VolumeKeys::derive(id(volume));
     let hasher = NameHasher::of(&keys);
-    let (mut state, mut frames) = (origin(epoch(volume, history[0].0)), Vec::new());
+    let (mut state, mut frames) = (State::origin(epoch(volume, history[0].0)), Vec::new());
     for (number, lsns) in history {
         let mut appender = Appender::new(keys.clone(), epoch(volume, *number), state);
         for lsn in lsns.clone() {

@@ -6,6 +6,7 @@
 //! - Only verified bytes enter the disk cache.
 
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::{
         Arc,
@@ -137,7 +138,7 @@ impl Origins {
             };
             run.map(open).collect()
         };
-        if large { blocking(open).await } else { open() }
+        if large { murphy_log::aside(open).await } else { open() }
     }
 
     /// Each store twice, because a flipped bit may have come from the way, not from the store.
@@ -180,7 +181,7 @@ impl Origins {
                 None
             }
             Err(error) => {
-                tracing::warn!(store = store.label(), %error, "a pack could not be read");
+                tracing::warn!(store = %store.label(), %error, "a pack could not be read");
                 failures.given_up = Some(place);
                 failures.store = Some(error);
                 None
@@ -198,7 +199,7 @@ impl Origins {
             return None;
         }
         let (disk, name, range) = (Arc::clone(disk), meta.name, range.clone());
-        let bytes = blocking(move || disk.get(name, &range)).await?;
+        let bytes = murphy_log::aside(move || disk.get(name, &range)).await?;
         self.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
         Some(bytes.into())
     }
@@ -230,7 +231,7 @@ impl Origins {
                 disk.discard(meta.name, range);
             }
             Origin::Store(_, store) => {
-                tracing::warn!(store = store.label(), %error, "a store gave damaged bytes");
+                tracing::warn!(store = %store.label(), %error, "a store gave damaged bytes");
                 failures.damage = Some(error);
             }
         }
@@ -242,7 +243,7 @@ impl Origins {
             Failures { store: Some(source), .. } => ReadError::Store { pack: meta.name, source },
             Failures { damage: Some(error), .. } => ReadError::Damaged(error),
             Failures { .. } => {
-                let sources: Vec<&str> = self.sources.iter().map(|store| store.label()).collect();
+                let sources: Vec<Cow<'_, str>> = self.sources.iter().map(|store| store.label()).collect();
                 ReadError::NotFound { pack: meta.name, sources: sources.join(", ") }
             }
         }
@@ -288,18 +289,6 @@ impl Failures {
             Origin::Disk(_) => false,
             Origin::Store(place, _) => self.given_up == Some(place),
         }
-    }
-}
-
-/// Runs `work` on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match murphy_log::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shutting down; it will drop this future too.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a reader must get, from stores and caches that lie, fail and dawdle.
 
-use std::sync::atomic::AtomicBool;
+use std::{borrow::Cow, sync::atomic::AtomicBool};
 
 use futures::{StreamExt, stream::BoxStream};
 
@@ -90,8 +90,8 @@ impl Liar {
 }
 
 impl BlockStore for Liar {
-    fn label(&self) -> &str {
-        "liar"
+    fn label(&self) -> Cow<'_, str> {
+        "liar".into()
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {

@@ -148,26 +148,8 @@ mod tests {
     }
 
     fn file() -> Bytes {
-        let row = InodeRow {
-            kind: Kind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            nlink: 1,
-            size: 9,
-            allocated: 0,
-            extents: 0,
-            has_xattrs: false,
-            generation: 1,
-            project: 0,
-            parent: DIRECTORY,
-            cookie: 16,
-            atime: Timespec::default(),
-            mtime: Timespec::default(),
-            ctime: Timespec::default(),
-        };
-        row.encode()
+        let empty = InodeRow::empty(Kind::File, Timespec::default());
+        InodeRow { mode: 0o644, size: 9, parent: DIRECTORY, cookie: 16, ..empty }.encode()
     }
 
     fn dentry(text: &str, ino: Ino) -> Option<Bytes> {

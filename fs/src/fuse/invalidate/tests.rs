@@ -4,8 +4,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
 use murphy_log::{
-    Appender, ChainHash, Change, Digest, Entry, Epoch, EpochId, LogTime, ManualClock, MemoryLog, Position,
-    State, Usage, VolumeId, VolumeKeys,
+    Appender, Change, Entry, Epoch, EpochId, LogTime, ManualClock, MemoryLog, Position, State, VolumeId,
+    VolumeKeys,
 };
 use parking_lot::Mutex;
 
@@ -36,8 +36,7 @@ struct World {
 impl World {
     fn new() -> World {
         let epoch = Epoch { number: 1, id: EpochId::from_bytes([7; 16]) };
-        let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-        let state = State { position, digest: Digest::default(), usage: Usage::default() };
+        let state = State::origin(epoch);
         let log = Arc::new(MemoryLog::new(state));
         log.claim(epoch).unwrap();
         let clock = Arc::new(ManualClock::default());
@@ -57,7 +56,7 @@ impl World {
         let invalidator = Invalidator::start(followed.clone(), observation, parts, &kernel).unwrap();
         let appender = Appender::new(VolumeKeys::derive(VolumeId::from_bytes([1; 16])), epoch, state);
         let pages_held = Some(pages_held);
-        World { log, appender, end: position, state, followed, clock, told, pages_held, invalidator }
+        World { log, appender, end: state.position, state, followed, clock, told, pages_held, invalidator }
     }
 
     /// An entry becomes durable and visible.
