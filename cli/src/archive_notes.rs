@@ -10,7 +10,7 @@ use std::{
 };
 
 use murphy_backup::CursorFile;
-use murphy_log::Position;
+use murphy_log::{OsFiles, Position, replace_file};
 
 use crate::{
     error::{CliError, at},
@@ -66,7 +66,8 @@ pub(crate) fn fenced_before(directory: &Path) -> Result<Option<String>, CliError
 
 /// Notes why this node is not the source any more. Without the note the archive says so again.
 pub(crate) fn remember_fence(directory: &Path, reason: &str) {
-    if let Err(error) = fs::write(directory.join(FENCED), format!("{reason}\n")) {
+    let text = format!("{reason}\n");
+    if let Err(error) = replace_file(&OsFiles, &directory.join(FENCED), text.as_bytes()) {
         tracing::warn!(%error, "that another source has taken over is not noted down");
     }
 }

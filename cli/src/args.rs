@@ -1,4 +1,7 @@
 //! The arguments: what the program can be asked.
+//!
+//! Invariants:
+//! - Every command has an example in its help; a test looks.
 
 use clap::{Parser, Subcommand};
 
@@ -66,11 +69,19 @@ mod tests {
     /// Whoever reads the help of a command wants to see it used.
     #[test]
     fn the_help_of_every_command_has_an_example() {
-        for command in Cli::command().get_subcommands_mut() {
-            let help = command.render_long_help().to_string();
-            assert!(help.contains("Example"), "{}", command.get_name());
-            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-            assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about:?}", command.get_name());
+        fn look_below(command: &mut clap::Command, of: &str) -> usize {
+            // `help` itself is clap's.
+            let below = command.get_subcommands_mut().filter(|command| command.get_name() != "help");
+            let below = below.map(|command| {
+                let (name, help) =
+                    (format!("{of} {}", command.get_name()), command.render_long_help().to_string());
+                assert!(help.contains("Example") && help.contains(&format!("  {name} ")), "{name}: {help}");
+                let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+                assert!(!about.is_empty() && !about.ends_with('.'), "{name}: {about:?}");
+                1 + look_below(command, &name)
+            });
+            below.sum()
         }
+        assert!(look_below(&mut Cli::command(), "murphy") >= 21);
     }
 }

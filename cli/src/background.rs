@@ -2,6 +2,9 @@
 //!
 //! The child is told by a variable that it is one. It says on its stdout, which is a pipe to the parent, that it serves or why it does not; its
 //! stderr is `DIR/murphy.log`.
+//!
+//! Invariants:
+//! - The parent returns when the child serves or has ended, and says which; it never leaves behind a child that does not serve.
 
 use std::{
     fs::OpenOptions,

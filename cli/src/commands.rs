@@ -1,4 +1,7 @@
 //! The commands, one file each.
+//!
+//! Invariants:
+//! - A command that fails tells whoever started it in the background.
 
 pub(crate) mod archive;
 pub(crate) mod demo;

@@ -32,7 +32,7 @@ pub(crate) enum Request {
     Status,
     /// Makes everything durable at the volume's level.
     Flush,
-    /// Mounts the node's volume at one more place.
+    /// Mounts the node's volume, which is mounted nowhere yet.
     Mount(MountRequest),
     /// Makes everything durable and unmounts.
     Unmount {

@@ -57,7 +57,7 @@ impl Output {
         let _untold = writeln!(std::io::stderr().lock(), "{line}");
     }
 
-    /// Asks for the name of what an irreversible step is about. Scripts give it as an argument.
+    /// Asks for the name of the volume that an irreversible step is about. Scripts give it with `--confirm`.
     pub(crate) fn confirm(&self, given: Option<&str>, name: &str, effect: &str) -> Result<(), CliError> {
         let answer = match given {
             Some(given) => given.to_owned(),
@@ -68,14 +68,16 @@ impl Output {
                 line.trim().to_owned()
             }
             None => {
-                return Err(CliError::usage(format!("{effect}; nobody can be asked here"))
-                    .hint("confirm with --confirm NAME, the name of the volume"));
+                return Err(CliError::usage(format!("{effect}: that has to be confirmed")).hint(format!(
+                    "give --confirm {name} if that is what you want, or --dry-run to see the plan"
+                )));
             }
         };
         if answer == name {
             return Ok(());
         }
-        Err(CliError::usage(format!("{answer:?} is not the name of the volume; nothing was done")))
+        Err(CliError::usage(format!("the volume is called {name:?}, not {answer:?}"))
+            .hint("nothing was changed"))
     }
 
     /// Whether a person looks at stderr.

@@ -1,4 +1,7 @@
 //! Progress: a bar on a terminal, silence in a pipe.
+//!
+//! Invariants:
+//! - It goes to stderr, and only if a person looks at it.
 
 use std::time::Duration;
 

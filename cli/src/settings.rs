@@ -1,4 +1,8 @@
 //! The settings that all nodes of a volume share: entries of its log, by name.
+//!
+//! Invariants:
+//! - A setting that is missing has its default; one that cannot be read is an error.
+//! - No secret, and no place of one, is shared.
 
 use std::{fmt, str::FromStr};
 

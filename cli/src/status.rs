@@ -237,7 +237,7 @@ fn scenario(status: &Status, lost: String) -> Scenario {
         archive.domain != lost && bytes && archive.lsn > 0 && archive.error.is_none()
     };
     let archive = status.archives.iter().filter(survives).max_by_key(|archive| archive.lsn);
-    let mirror = status.mirrors.iter().filter(|mirror| mirror.data_lsn > 0);
+    let mirror = status.mirrors.iter().filter(|mirror| mirror.connected && mirror.data_lsn > 0);
     let mirror = mirror.max_by_key(|mirror| mirror.data_lsn);
     let best = archive.map(|archive| (archive.lsn, archive.url.clone()));
     let best = best.max(mirror.map(|mirror| (mirror.data_lsn, format!("mirror {}", mirror.node))));
@@ -309,5 +309,75 @@ impl Status {
         }
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A source at lsn 100, on a machine that its block store shares.
+    fn source() -> Status {
+        let status = json!({
+            "fenced": null, "verdict": "", "danger": false, "volume": "v", "name": "home", "branch": "b",
+            "role": "source", "directory": "/srv/home", "running": null,
+            "position": { "epoch": 1, "epoch_id": "e", "lsn": 100, "hash": "h" },
+            "digest": "d", "durable_lsn": 100, "inodes": 1, "bytes": 0, "dirty_bytes": 0, "ack": "local",
+            "sync": false, "window": "30d", "blocks": "file:///srv/blocks", "failure_domain": "here",
+            "blocks_domain": "here", "scenarios": [], "archives": [], "mirrors": [], "branches": [],
+        });
+        serde_json::from_value(status).unwrap()
+    }
+
+    fn judged(archives: &[(&str, bool, Option<&str>)], mirrors: &[bool]) -> Status {
+        let mut status = source();
+        status.archives = archives
+            .iter()
+            .map(|(domain, log_only, error)| ArchiveStatus {
+                url: format!("s3://{domain}"),
+                log_only: *log_only,
+                domain: (*domain).to_owned(),
+                lsn: 90,
+                lag_ms: None,
+                error: error.map(str::to_owned),
+            })
+            .collect();
+        status.mirrors = mirrors
+            .iter()
+            .map(|connected| MirrorStatus {
+                node: "m".to_owned(),
+                metadata_lsn: 100,
+                data_lsn: 95,
+                lag_ms: Some(0),
+                connected: *connected,
+            })
+            .collect();
+        judge(&mut status);
+        status
+    }
+
+    /// The fear: the verdict says that all is safe, and the copy that it counts on has been dead for a week.
+    #[test]
+    fn a_copy_that_does_not_answer_is_not_counted() {
+        assert!(judged(&[], &[]).danger);
+        assert!(judged(&[("here", false, None)], &[]).danger, "it dies with the node");
+        assert!(judged(&[("there", true, None)], &[]).danger, "its bytes die with the node");
+        assert!(judged(&[("there", false, Some("no answer"))], &[]).danger);
+        assert!(judged(&[], &[false]).danger);
+        let safe = judged(&[("there", false, None)], &[false]);
+        assert_eq!((safe.danger, safe.scenarios[0].restorable_lsn), (false, Some(90)));
+        let best = judged(&[("there", false, None)], &[false, true]);
+        assert_eq!(best.scenarios[0].restorable_lsn, Some(95));
+        assert!(best.verdict.contains("5 entries would be lost"), "{}", best.verdict);
+    }
+
+    #[test]
+    fn a_source_that_was_replaced_is_never_safe() {
+        let mut status = judged(&[("there", false, None)], &[true]);
+        status.fenced = Some("sealed at 7".to_owned());
+        judge(&mut status);
+        assert!(status.danger && status.verdict.contains("another source has taken over: sealed at 7"));
     }
 }

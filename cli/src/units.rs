@@ -1,4 +1,7 @@
 //! Numbers with units, as people write and read them.
+//!
+//! Invariants:
+//! - What cannot be read is refused, with an example of what can.
 
 use std::time::Duration;
 

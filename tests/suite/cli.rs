@@ -4,6 +4,7 @@ use std::fs;
 
 use murphy_tests::{PATIENCE, Scratch, wait_for};
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 
 fn scratch() -> Scratch {
     Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
@@ -211,4 +212,57 @@ fn wrong_usage_ends_with_two() {
     }
     scratch.run(["--help"]).expect_code(0).stdout();
     scratch.run(["status", "nowhere"]).expect_error(1, "is not a node");
+}
+
+/// The fear: a script that reads what people read is broken by the next nicer sentence.
+#[test]
+fn every_command_that_prints_prints_json_when_asked() {
+    let scratch = scratch();
+    let said = |code: i32, arguments: &[&str]| -> Vec<Value> {
+        let ran = scratch.run(arguments.iter().chain(&["--json"])).expect_code(code);
+        let lines: Result<Vec<Value>, _> = ran.stdout().lines().map(serde_json::from_str).collect();
+        let lines = lines.unwrap_or_else(|error| panic!("{error}: {ran}"));
+        assert!(!lines.is_empty(), "nothing is printed: {ran}");
+        lines
+    };
+    let (blocks, archive) = (scratch.url("blocks"), format!("{}?domain=elsewhere", scratch.url("archive")));
+    let formatted = said(0, &["format", "node", "--blocks", &blocks, "--name", "vol"]);
+    assert_eq!(formatted[0]["name"], "vol");
+    assert!(said(0, &["subscribe", "node"]).len() > 1, "one line an entry");
+    said(0, &["serve", "node", "-d", "--listen", "127.0.0.1:0"]);
+    assert_eq!(said(3, &["status", "node"])[0]["danger"], true);
+    assert_eq!(said(0, &["archive", "add", "node", &archive])[0]["url"], archive);
+    assert_eq!(said(0, &["archive", "list", "node"])[0]["url"], archive);
+    let taken = said(0, &["archive", "snapshot", "node"]);
+    said(0, &["flush", "node"]);
+    let token = said(0, &["invite", "node"])[0]["token"].as_str().unwrap().to_owned();
+    fs::write(scratch.path("token"), token).unwrap();
+    assert_eq!(said(0, &["join", "mirror", "--token-file", "token"])[0]["role"], "mirror");
+    assert_eq!(said(0, &["dump", "node", "tree"])[0]["inodes"], 1);
+    assert_eq!(said(0, &["load", "tree", "copy", "--blocks", &blocks])[0]["inodes"], 1);
+    let lsn = taken[0]["lsn"].as_u64().unwrap();
+    assert!(said(0, &["restore", &archive, "then", "--dry-run"])[0]["position"]["lsn"].as_u64() >= Some(lsn));
+    assert_eq!(said(0, &["restore", &archive, "then"])[0]["missing_packs"], 0);
+    assert_eq!(said(0, &["verify", &archive])[0]["findings"], Value::Array(Vec::new()));
+    assert_eq!(said(0, &["fsck", "node", "--data"])[0]["findings"], 0);
+    assert_eq!(said(0, &["archive", "remove", "node", &archive])[0]["removed"], archive);
+    let refused = scratch.run(["status", "nowhere", "--json"]).expect_code(1);
+    let refused: Value = serde_json::from_str(&refused.stderr()).unwrap();
+    assert!(refused["error"]["message"].as_str().unwrap().contains("nowhere"), "{refused}");
+}
+
+/// What destroys asks for the volume's name, and a script that has not thought of it changes nothing.
+#[test]
+fn taking_over_has_to_be_confirmed_by_name() {
+    let scratch = scratch();
+    let (blocks, archive) = (scratch.url("blocks"), format!("{}?domain=elsewhere", scratch.url("archive")));
+    let format = ["format", "node", "--blocks", &blocks, "--name", "vol", "--archive", &archive];
+    scratch.run(format).expect_code(0);
+    let before = scratch.bytes_of("archive/log");
+    let restore = ["restore", &archive, "next", "--take-over"];
+    let refused = scratch.run(restore).expect_error(2, "has to be confirmed").stderr();
+    assert!(refused.contains("--confirm vol") && refused.contains("--dry-run"), "{refused}");
+    let refused = scratch.run(restore.iter().chain(&["--confirm", "other"]));
+    refused.expect_error(2, "the volume is called \"vol\"");
+    assert!(!scratch.path("next").exists() && scratch.bytes_of("archive/log") == before);
 }

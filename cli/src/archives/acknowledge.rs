@@ -1,4 +1,7 @@
 //! Who acknowledges an fsync, as the shared setting `ack` says.
+//!
+//! Invariants:
+//! - An archive that dies with the source, or holds no packs, acknowledges nothing.
 
 use std::{
     sync::{Arc, Weak},

@@ -1,4 +1,8 @@
-//! `murphy archive add|list|snapshot|remove`.
+//! `murphy archive add|list|snapshot|remove`: where a volume is shipped to.
+//!
+//! Invariants:
+//! - An archive is named by the shared form of its URL; its credentials stay with this node.
+//! - Removing detaches: nothing in an archive is deleted.
 
 use std::path::PathBuf;
 
@@ -16,7 +20,7 @@ use crate::{
 /// Add, list or remove archives of a volume
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Example:\n  murphy archive add /srv/home s3://other-account/home?credentials=file:/etc/murphy/b"
+    after_help = "Example:\n  murphy archive add /srv/home 's3://other-account/home?credentials=file:/etc/murphy/b'"
 )]
 pub(crate) struct ArchiveArgs {
     #[command(subcommand)]
@@ -81,6 +85,9 @@ pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError>
             let status: Status = serde_json::from_value(ask(directory, &Request::Status)?).map_err(failed)?;
             for archive in &status.archives {
                 output.data(archive, ArchiveStatus::text)?;
+            }
+            if status.archives.is_empty() && !output.is_json() {
+                output.note("This volume has no archive: murphy archive add makes one");
             }
         }
         ArchiveCommand::Snapshot { directory, url } => {

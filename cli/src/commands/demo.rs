@@ -1,4 +1,7 @@
-//! `murphy demo`.
+//! `murphy demo`: its arguments.
+//!
+//! Invariants:
+//! - What it does is in `demo`; here are its arguments.
 
 use std::path::PathBuf;
 

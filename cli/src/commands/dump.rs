@@ -1,4 +1,8 @@
-//! `murphy dump`.
+//! `murphy dump`: the tree as one file.
+//!
+//! Invariants:
+//! - A dump has its name only when it is complete and durable; nothing that is there is replaced.
+//! - With `-` stdout has the dump and nothing else.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,7 @@
-//! `murphy flush`.
+//! `murphy flush`: what `sync(2)` cannot do here.
+//!
+//! Invariants:
+//! - It returns with 0 only if everything written before is durable at the volume's level.
 
 use std::path::PathBuf;
 

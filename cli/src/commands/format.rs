@@ -1,4 +1,8 @@
-//! `murphy format`.
+//! `murphy format`: a new volume and its first node.
+//!
+//! Invariants:
+//! - Nothing is made before all places were found to fit together: no two stores share a prefix, and `--ack archive` has an archive that
+//!   survives the source.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +21,7 @@ use crate::{
 /// Make a new volume and its first node
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  murphy format /srv/home --blocks s3://bucket/home?region=eu-central-1\n  murphy format /srv/home --blocks s3://bucket/home --archive s3://other/home?credentials=file:/etc/murphy/other"
+    after_help = "Examples:\n  murphy format /srv/home --blocks 's3://bucket/home?region=eu-central-1'\n  murphy format /srv/home --blocks s3://bucket/home --archive 's3://other/home?credentials=file:/etc/murphy/other'"
 )]
 pub(crate) struct FormatArgs {
     /// The directory of the new node; it must not exist, or be empty

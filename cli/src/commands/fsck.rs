@@ -1,4 +1,7 @@
-//! `murphy fsck`.
+//! `murphy fsck`: whether a node holds what it should.
+//!
+//! Invariants:
+//! - Damage ends with exit code 3, also where it keeps the log or the index from being opened.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,7 @@
-//! `murphy invite`.
+//! `murphy invite`: a token for one new node.
+//!
+//! Invariants:
+//! - The token is on stdout, and in no log line or error.
 
 use std::{path::PathBuf, time::Duration};
 

@@ -1,4 +1,7 @@
-//! `murphy mount`.
+//! `murphy mount`: serving a node through the kernel.
+//!
+//! Invariants:
+//! - With `-d` it returns when the mount answers, or says why it does not.
 
 use std::path::PathBuf;
 

@@ -1,16 +1,16 @@
-//! `murphy promote`.
+//! `murphy promote`: making a mirror the source.
+//!
+//! Invariants:
+//! - Nothing is changed before the volume's name was given, by somebody who could see the plan.
 
-use std::{
-    io::{IsTerminal, Write},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::source::node_of;
 use crate::{
     control::Request,
-    error::{CliError, Code, failed},
+    error::{CliError, Code},
     mirrors::PromoteOrder,
     output::Output,
     serve,
@@ -51,7 +51,8 @@ pub(crate) fn run(args: &PromoteArgs, output: &Output) -> Result<Code, CliError>
     if !output.is_json() {
         output.note(&text(&plan));
     }
-    confirm(args, plan["name"].as_str().unwrap_or_default(), output)?;
+    let effect = "this mirror becomes the source; the one before is shut out for good";
+    output.confirm(args.confirm.as_deref(), plan["name"].as_str().unwrap_or_default(), effect)?;
     let done = serve::ask(&directory, &order(false), output, |_| Ok(()))?;
     output.data(&done, |done| {
         format!(
@@ -74,29 +75,4 @@ fn text(plan: &Value) -> String {
         lines.push(note.to_owned());
     }
     lines.join("\n")
-}
-
-fn confirm(args: &PromoteArgs, name: &str, output: &Output) -> Result<(), CliError> {
-    let given = match &args.confirm {
-        Some(given) => given.clone(),
-        None if std::io::stdin().is_terminal() => {
-            write!(std::io::stderr(), "Type the volume's name to go on: ").map_err(failed)?;
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).map_err(failed)?;
-            line.trim().to_owned()
-        }
-        None => {
-            return Err(CliError::usage("a promotion has to be confirmed").hint(format!(
-                "give --confirm {name} if that is what you want, or --dry-run to see the plan"
-            )));
-        }
-    };
-    if given != name {
-        return Err(CliError::usage(format!("the volume is called {name:?}, not {given:?}"))
-            .hint("nothing was changed"));
-    }
-    if output.is_watched() {
-        output.note("Promoting");
-    }
-    Ok(())
 }

@@ -1,4 +1,7 @@
 //! `murphy serve`, and the options that it shares with `mount`.
+//!
+//! Invariants:
+//! - A node that is served already is not served again.
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},

@@ -1,4 +1,7 @@
-//! `murphy status`.
+//! `murphy status`: what would be lost.
+//!
+//! Invariants:
+//! - It answers for any node whose log can be opened, served or not; danger is exit code 3.
 
 use std::path::PathBuf;
 

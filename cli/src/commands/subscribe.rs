@@ -1,4 +1,7 @@
-//! `murphy subscribe`.
+//! `murphy subscribe`: every entry as a line of JSON.
+//!
+//! Invariants:
+//! - Entries come in order, each once, from the first that was asked for; a lost connection is resumed where it ended, on the same history.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,4 +1,8 @@
-//! `murphy umount`.
+//! `murphy umount`: the clean end of a mount.
+//!
+//! Invariants:
+//! - Everything is durable before the mount goes.
+//! - A process that served only this mount is waited for, within a limit: the next one should not meet it.
 
 use std::{
     path::{Path, PathBuf},

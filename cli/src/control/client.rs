@@ -1,4 +1,7 @@
-//! The asking side.
+//! The asking side of the control socket.
+//!
+//! Invariants:
+//! - Whoever does not answer is given up after a while before a request is sent, and waited for after: what it does may take long.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},

@@ -1,4 +1,8 @@
-//! The answering side: a thread that accepts, and one for each connection.
+//! The answering side of the control socket: a thread that accepts, and one for each connection.
+//!
+//! Invariants:
+//! - An answer is one last line, after any number of others; a request that is not understood gets one too.
+//! - A connection that breaks ends its own thread and nothing else.
 
 use std::{
     fs,

@@ -1,4 +1,7 @@
 //! Whether two directories hold the same names and bytes.
+//!
+//! Invariants:
+//! - Names, kinds and contents are compared, never what either side says of itself.
 
 use std::{
     fs, io,

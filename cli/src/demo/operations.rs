@@ -1,4 +1,7 @@
 //! The writer's operations: a list that is the same every time, to be applied to a mount and to a plain directory alike.
+//!
+//! Invariants:
+//! - One seed is one list, on every machine: what was written need not be kept to be known.
 
 use std::{
     collections::BTreeSet,

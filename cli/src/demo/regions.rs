@@ -1,4 +1,7 @@
 //! A region is lost with everything in it, and its mirror goes on.
+//!
+//! Invariants:
+//! - What a lost region held is removed before anything is asked of the one that is left.
 
 use std::{
     fs::File,
@@ -153,8 +156,7 @@ pub(super) fn lose_a_region_with_mirror_ack(
     regions.lose_a()?;
     report.add(regions.take_over(sources, output)?);
     output.note("The archive in region C gives two moments back.");
-    restores::before_the_deletion(place, &archive, &regions.ledger, deletion, report)?;
-    restores::in_the_middle(place, &archive, &regions.ledger, deletion, report)
+    restores::around_the_deletion(place, &archive, &regions.ledger, deletion, report)
 }
 
 /// Lines that B hears of.

@@ -1,4 +1,7 @@
 //! What the demo found: a short table.
+//!
+//! Invariants:
+//! - What was measured is printed as it is; the demo is proven only if nothing differs that may not.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,7 @@
 //! Moments from the archive, held against the plain directory as it was after the same operations.
+//!
+//! Invariants:
+//! - A moment is compared with the plain directory after every operation that it allows, and with no other.
 
 use std::{
     path::Path,
@@ -23,8 +26,8 @@ pub(super) fn wait_archived(a: &Served) -> Result<(), CliError> {
     })
 }
 
-/// The last moment before the mass deletion began at line `deletion`.
-pub(super) fn before_the_deletion(
+/// The last moment before the mass deletion began at line `deletion`, and one in the middle of the work before it.
+pub(super) fn around_the_deletion(
     place: &Place,
     archive: &str,
     ledger: &Ledger,
@@ -32,18 +35,7 @@ pub(super) fn before_the_deletion(
     report: &mut Report,
 ) -> Result<(), CliError> {
     let lines = &ledger.lines;
-    restore(place, archive, ledger, "before-the-deletion", lines[deletion].begun, report)
-}
-
-/// A moment in the middle of the work before it.
-pub(super) fn in_the_middle(
-    place: &Place,
-    archive: &str,
-    ledger: &Ledger,
-    deletion: usize,
-    report: &mut Report,
-) -> Result<(), CliError> {
-    let lines = &ledger.lines;
+    restore(place, archive, ledger, "before-the-deletion", lines[deletion].begun, report)?;
     restore(place, archive, ledger, "in-the-middle", lines[deletion / 2].acknowledged, report)
 }
 

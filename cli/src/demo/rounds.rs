@@ -1,4 +1,7 @@
-//! The disasters.
+//! The first disaster: one region, and a process that dies in the middle of its work.
+//!
+//! Invariants:
+//! - What is there afterwards is judged by the ledger and the sources, not by what the program says.
 
 use std::path::{Path, PathBuf};
 

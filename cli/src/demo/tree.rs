@@ -1,4 +1,7 @@
 //! The tree that the demo copies in: real sources, found on this machine.
+//!
+//! Invariants:
+//! - Within its limits of files and bytes it takes the same files every time.
 
 use std::{
     collections::BTreeSet,

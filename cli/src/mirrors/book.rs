@@ -1,4 +1,7 @@
 //! The member book above a volume: its rows are entries, so that a promoted mirror admits and refuses as the source did.
+//!
+//! Invariants:
+//! - An invitation and an admission are durable before anybody is told of them.
 
 use futures::future::BoxFuture;
 use murphy_fs::{Errno, MemberRole, MemberRow, MemberState, Volume};

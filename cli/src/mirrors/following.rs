@@ -1,4 +1,7 @@
 //! The mirror's part: following the source's log, and copying the packs that it names.
+//!
+//! Invariants:
+//! - What was begun here ends with the [`Followed`], within a limit.
 
 use std::{
     path::{Path, PathBuf},

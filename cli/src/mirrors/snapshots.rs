@@ -1,4 +1,8 @@
 //! What new mirrors begin with: a snapshot of the tree of now, in a file without a name.
+//!
+//! Invariants:
+//! - Nothing leaves the node before it is durable there.
+//! - The file has no name while it is sent: it goes with the process.
 
 use std::{
     fs::{self, File, OpenOptions},

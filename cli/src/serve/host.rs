@@ -1,4 +1,8 @@
 //! The open node as commands see it: what answers requests, whether they come through the control socket or from the same process.
+//!
+//! Invariants:
+//! - A request is answered the same way whoever has the node open.
+//! - One mount a node.
 
 use std::{
     path::Path,

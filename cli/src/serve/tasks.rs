@@ -1,4 +1,7 @@
 //! What takes longer than an answer: checks, dumps, archives.
+//!
+//! Invariants:
+//! - What is written for others to read has its name only when it is complete.
 
 use std::{
     cell::RefCell,
