@@ -242,4 +242,4 @@ fn every_fear_has_tests_that_exist_or_says_what_it_waits_for() {
     assert!(fears > 40, "{fears} fears are not all");
 }
 
-const LINES_MAX: usize = 620;
+const LINES_MAX: usize = 600;
