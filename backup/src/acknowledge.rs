@@ -4,10 +4,12 @@
 //! - Only shippers of full archives are asked: a log archive holds no bytes.
 //! - One archive is enough (W is 1 for archives), while nothing at any of them says that another source exists: a seal, another history, or
 //!   entries that this log lacks. Then nothing is acknowledged any more: the other one may acknowledge through the archives that it won.
+//! - Before the first entry of this process is acknowledged every archive that answers has taken one. A copy of the node's directory that
+//!   runs as well needs the same names: of the two at most one ever acknowledges. An archive that does not answer is waited for once.
 
 use std::time::Duration;
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
 use murphy_log::Lsn;
 
@@ -39,6 +41,24 @@ impl ArchiveAcknowledger {
         Err(self.too_few(lsn))
     }
 
+    /// Returns when every archive has taken an entry that this process was the first to write, or has been waited for once.
+    async fn none_shows_another(&self, lsn: Lsn, at_most: Duration) -> Result<(), AcknowledgeError> {
+        let unproven =
+            || self.archives.iter().filter(|archive| lsn > archive.began() && archive.is_awaited());
+        let proofs = unproven().map(|archive| archive.archived(archive.began().next()));
+        if tokio::time::timeout(PROOF_WAIT.min(at_most), join_all(proofs)).await.is_err() {
+            for archive in unproven() {
+                let url = archive.status().url;
+                tracing::warn!(
+                    url,
+                    "the archive takes nothing yet; fsync goes on without knowing whether a copy of this node ships to it"
+                );
+                archive.wait_no_more();
+            }
+        }
+        self.rival().map_or(Ok(()), |rival| Err(AcknowledgeError::Fenced(rival)))
+    }
+
     /// What an archive says of another source.
     fn rival(&self) -> Option<String> {
         let ends = self.archives.iter().filter_map(|archive| archive.status().end);
@@ -61,10 +81,17 @@ impl ArchiveAcknowledger {
 impl Acknowledger for ArchiveAcknowledger {
     fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
         Box::pin(async move {
-            match tokio::time::timeout(deadline, self.one_holds(lsn)).await {
+            let held = async {
+                self.one_holds(lsn).await?;
+                self.none_shows_another(lsn, deadline / 2).await
+            };
+            match tokio::time::timeout(deadline, held).await {
                 Ok(answer) => answer,
                 Err(_) => Err(self.too_few(lsn)),
             }
         })
     }
 }
+
+/// So long the first acknowledgement waits for an archive that takes nothing.
+const PROOF_WAIT: Duration = Duration::from_secs(5);

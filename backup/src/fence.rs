@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 
 use crate::{
     descriptor::Archive,
-    layout,
     registry::Registry,
     seal::{Occupant, Seal},
     ship::{LostPacks, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
@@ -30,8 +29,8 @@ pub struct ArchiveFence {
     clock: Arc<dyn Clock>,
     known: Option<Boundary>,
     supplies: Option<Supplies>,
-    /// The slots that the last look found.
-    slots: Arc<Mutex<Vec<SlotHeader>>>,
+    /// The slots that the last look found, and their names.
+    slots: Arc<Mutex<Vec<(SlotHeader, String)>>>,
 }
 
 /// What an archive is brought up from.
@@ -63,6 +62,12 @@ impl ArchiveFence {
         ArchiveFence { supplies: Some(supplies), ..self }
     }
 
+    /// The same fence, which walks from `end` on: the archive was seen to hold everything up to there.
+    #[must_use]
+    pub(crate) fn known_up_to(self, end: Position) -> ArchiveFence {
+        ArchiveFence { known: Some(Boundary::after(end)), ..self }
+    }
+
     /// The archive.
     pub fn archive(&self) -> &Archive {
         &self.archive
@@ -77,7 +82,7 @@ impl ArchiveFence {
         let walk = self.walk().await.map_err(|error| self.refused(error))?;
         let seals = walk.seals.iter().map(Seal::sealed).collect();
         let held = Held { end: walk.end.position, epoch: walk.end.epoch, seals };
-        *self.slots.lock() = walk.slots;
+        *self.slots.lock() = walk.slots.into_iter().zip(walk.names).collect();
         Ok(held)
     }
 
@@ -85,18 +90,17 @@ impl ArchiveFence {
         let next = after.lsn.next();
         let find = || {
             let slots = self.slots.lock();
-            let at = slots.partition_point(|slot| slot.last < next);
-            slots.get(at).filter(|slot| slot.first <= next).copied()
+            let at = slots.partition_point(|(slot, _)| slot.last < next);
+            slots.get(at).filter(|(slot, _)| slot.first <= next).map(|(_, name)| name.clone())
         };
         let found = match find() {
-            Some(slot) => Some(slot),
+            Some(name) => Some(name),
             None => {
                 self.adopt_end().await?;
                 find()
             }
         };
-        let Some(slot) = found else { return Ok(Vec::new()) };
-        let name = layout::slot(slot.epoch.number, slot.first);
+        let Some(name) = found else { return Ok(Vec::new()) };
         let read = read_slot(&self.archive, &name).await;
         let slot = read.map_err(|error| self.unavailable(error.to_string()))?;
         let keys = self.archive.keys().clone();

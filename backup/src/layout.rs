@@ -4,7 +4,7 @@
 //! - A name is built here or not at all; parsing accepts exactly what building makes.
 //! - Numbers have a fixed width, so that names sort as the numbers do.
 //! - The name of a slot follows from the number of the epoch and its first LSN alone: two sources that would write the same
-//!   entries meet in one name, whatever id their epochs have.
+//!   entries meet in one name, whatever id their epochs have. Only where that name holds a slot of a history that lost there is a further one.
 
 use murphy_log::{LogTime, Lsn};
 
@@ -16,12 +16,23 @@ pub(crate) fn slot(epoch: u32, first: Lsn) -> String {
     format!("{LOG_FOLDER}/{epoch:010}/{:020}.seg", first.get())
 }
 
-/// The epoch and the first LSN of a slot's name.
-pub(crate) fn parse_slot(name: &str) -> Option<(u32, Lsn)> {
+/// The same if so many names for it before hold slots of a history that lost.
+pub(crate) fn slot_in_turn(epoch: u32, first: Lsn, turn: u32) -> String {
+    match turn {
+        0 => slot(epoch, first),
+        turn => format!("{LOG_FOLDER}/{epoch:010}/{:020}-{turn:02}.seg", first.get()),
+    }
+}
+
+/// The epoch, the first LSN and the turn of a slot's name.
+pub(crate) fn parse_slot(name: &str) -> Option<(u32, Lsn, u32)> {
     let (epoch, file) = name.strip_prefix(LOG_FOLDER)?.strip_prefix('/')?.split_once('/')?;
-    let epoch = epoch.parse().ok()?;
-    let first = Lsn::new(file.strip_suffix(".seg")?.parse().ok()?);
-    (slot(epoch, first) == name).then_some((epoch, first))
+    let (first, turn) = match file.strip_suffix(".seg")?.split_once('-') {
+        None => (file.strip_suffix(".seg")?, 0),
+        Some((first, turn)) => (first, turn.parse().ok()?),
+    };
+    let (epoch, first) = (epoch.parse().ok()?, Lsn::new(first.parse().ok()?));
+    (slot_in_turn(epoch, first, turn) == name).then_some((epoch, first, turn))
 }
 
 /// The registry record `number`.
@@ -82,13 +93,21 @@ mod tests {
             [slot(1, Lsn::new(2)), slot(1, Lsn::new(10)), slot(2, Lsn::new(9)), slot(10, Lsn::new(3))];
         assert!(names.is_sorted());
         assert_eq!(names[0], "log/0000000001/00000000000000000002.seg");
-        assert_eq!(parse_slot(&names[1]), Some((1, Lsn::new(10))));
+        assert_eq!(parse_slot(&names[1]), Some((1, Lsn::new(10), 0)));
+        let again = slot_in_turn(1, Lsn::new(10), 3);
+        assert_eq!(again, "log/0000000001/00000000000000000010-03.seg");
+        assert_eq!(parse_slot(&again), Some((1, Lsn::new(10), 3)));
     }
 
     #[test]
     fn another_spelling_of_a_name_is_not_a_slot() {
         for name in
             ["log/1/2.seg", "log/0000000001/2.seg", "log/0000000001/00000000000000000002.sega", "log/", "x"]
+                .into_iter()
+                .chain([
+                    "log/0000000001/00000000000000000002-00.seg",
+                    "log/0000000001/00000000000000000002-1.seg",
+                ])
         {
             assert_eq!(parse_slot(name), None, "{name}");
         }

@@ -52,7 +52,7 @@ pub use slot::{
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
 pub use survey::{ReadSlotError, SurveyError};
-pub use surveyed::{FrameEnd, Step, Survey, next_step};
+pub use surveyed::{FrameEnd, SlotKey, Step, Survey, next_step};
 pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};

@@ -16,11 +16,12 @@ use crate::{
     descriptor::Archive,
     document::PositionText,
     layout,
+    seal::Seal,
     slot::SlotHeader,
     survey::{SurveyError, frame_ends, survey},
-    surveyed::{FrameEnd, Step, Survey, is_of_lost_tail, is_usable, next_step},
+    surveyed::{FrameEnd, Step, Survey, disagreement, is_of_lost_tail, is_usable, next_step},
     target::{Target, show_time},
-    walk::Boundary,
+    walk::{Boundary, HOLE_LOOKS, HOLE_PAUSE},
 };
 use murphy_fs::Table;
 
@@ -96,6 +97,8 @@ pub struct Route {
     pub steps: Vec<Step>,
     /// Where it ends.
     pub end: Position,
+    /// Whether the history goes on behind the end, and something in between is missing.
+    pub is_cut: bool,
     /// The surveys that it was made of, for those who have to go around what turns out to be damaged.
     pub surveys: Vec<Survey>,
 }
@@ -177,6 +180,24 @@ pub async fn plan_restore(
     if let Some(other) = archives.iter().find(|archive| archive.lineage() != first.lineage()) {
         return Err(PlanError::Different { one: first.url().to_owned(), other: other.url().to_owned() });
     }
+    let mut looks = 0;
+    loop {
+        let planned = plan_once(archives, target, excluded, zone).await?;
+        // A source puts several slots at once: a later one may be there before an earlier one.
+        if !planned.route.is_cut || looks == HOLE_LOOKS {
+            return Ok(planned);
+        }
+        looks += 1;
+        tokio::time::sleep(HOLE_PAUSE).await;
+    }
+}
+
+async fn plan_once(
+    archives: &[Archive],
+    target: Target,
+    excluded: &BTreeSet<String>,
+    zone: &TimeZone,
+) -> Result<RestorePlan, PlanError> {
     let surveys =
         futures::future::join_all(archives.iter().map(|archive| survey(archive, &target, excluded))).await;
     let (mut known, mut problems, mut alive) = (Vec::new(), Vec::new(), archives.len());
@@ -195,6 +216,7 @@ pub async fn plan_restore(
                     base: Position { lsn: Lsn::MAX, ..archive.descriptor().base },
                     bases: Vec::new(),
                     slots: Default::default(),
+                    strays: BTreeSet::new(),
                     seals: Vec::new(),
                     floor: Lsn::default(),
                     horizon: None,
@@ -262,9 +284,10 @@ pub(crate) fn plan_of(
     let (inodes, data_bytes) = (chain.start.usage.inodes, chain.start.usage.bytes);
     let seconds = (inodes + entries) as f64 / ROWS_PER_SECOND;
     problems.extend(surveys.iter().flat_map(|survey| survey.problems.clone()));
-    if *target == Target::Latest {
-        problems.extend(unreached(chain, surveys));
-    }
+    let unreached = if *target == Target::Latest { unreached(chain, surveys) } else { None };
+    let is_cut = unreached.is_some();
+    problems.extend(unreached);
+    problems.extend(disagreement(&steps, surveys));
     Ok(RestorePlan {
         archives: surveys.iter().map(|survey| survey.url.clone()).collect(),
         position: end.into(),
@@ -285,6 +308,7 @@ pub(crate) fn plan_of(
             start: chain.start,
             steps,
             end,
+            is_cut,
             surveys: surveys.to_vec(),
         },
     })
@@ -315,9 +339,17 @@ fn unreached(chain: &Chain, surveys: &[Survey]) -> Option<String> {
         same if same == number => slot.epoch == at.epoch && slot.first > at.next(),
         other => other > number,
     };
+    // A seal ends what comes before it: its base was there.
+    let is_seal_behind = |seal: &&Seal| match seal.epoch.number {
+        same if same == number => seal.epoch == at.epoch && seal.base.lsn > at.position.lsn,
+        other => other > number,
+    };
     let behind = surveys.iter().flat_map(|survey| {
-        let slots = survey.slots.values().filter(is_behind);
-        slots.map(|slot| (slot.epoch.number, slot.first, &survey.url))
+        let slots = survey.slots.iter().filter(|(key, _)| !survey.strays.contains(key));
+        let slots = slots.map(|(_, slot)| slot).filter(is_behind).map(|slot| (slot.epoch.number, slot.first));
+        let seals = survey.seals.iter().filter(is_seal_behind);
+        let seals = seals.map(|seal| (seal.epoch.number, seal.base.lsn.next()));
+        slots.chain(seals).map(|(epoch, first)| (epoch, first, &survey.url))
     });
     let (epoch, first, url) = behind.min()?;
     let (missing, found) = (layout::slot(number, at.next()), layout::slot(epoch, first));

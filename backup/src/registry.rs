@@ -7,6 +7,8 @@
 //! Invariants:
 //! - Records are created with put-if-absent and never changed; the next one is found with a get, never with a list.
 //! - Every record carries a random nonce, so that a writer knows its own again after an ambiguous put.
+//! - The name of a record that was lost is not given to another one: whoever would be next looks some names ahead, marks the lost one, and
+//!   goes on behind what is there. A reader looks one name ahead. Only that the last records were lost cannot be seen.
 //! - A floor never goes down.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +73,8 @@ pub enum Record {
         /// Its position.
         lsn: u64,
     },
+    /// The record that had this number was lost, and nobody knows what it said.
+    Lost {},
 }
 
 /// A record as it is stored.
@@ -98,7 +102,7 @@ impl StoredRecord {
             | Record::Pin { lsn, .. }
             | Record::Horizon { lsn, .. }
             | Record::Snapshot { lsn, .. } => *lsn,
-            Record::Unpin { .. } | Record::Owner { .. } | Record::Leave { .. } => 0,
+            Record::Unpin { .. } | Record::Owner { .. } | Record::Leave { .. } | Record::Lost {} => 0,
         };
         if lsn > LSN_LIMIT { Err(DocumentError::Field("lsn")) } else { Ok(stored) }
     }
@@ -128,7 +132,10 @@ pub struct RegistryView {
     pub horizons: BTreeMap<String, Lsn>,
     /// Complete snapshots, by LSN, with the number of the epoch.
     pub snapshots: BTreeMap<Lsn, u32>,
-    /// How many records there are.
+    /// Records that were lost: a floor, a pin, an owner may be missing above. Nothing may be deleted while there are any. The value is the
+    /// number of one behind it; 0 for one that was marked.
+    pub lost: BTreeMap<u64, u64>,
+    /// How many records there are, those that were lost included.
     pub records: u64,
 }
 
@@ -164,8 +171,16 @@ impl RegistryView {
             Record::Snapshot { epoch, lsn } => {
                 self.snapshots.insert(Lsn::new(*lsn), *epoch);
             }
+            Record::Lost {} => {
+                self.lost.insert(self.records + 1, 0);
+            }
         }
         self.records += 1;
+    }
+
+    fn pass_over(&mut self, behind: u64) {
+        self.records += 1;
+        self.lost.insert(self.records, behind);
     }
 }
 
@@ -174,12 +189,14 @@ impl RegistryView {
 pub struct Registry {
     archive: Archive,
     view: RegistryView,
+    /// Whether it was seen that nothing lies behind the end.
+    knows_end: bool,
 }
 
 impl Registry {
     /// A reader that has read nothing yet.
     pub fn new(archive: Archive) -> Registry {
-        Registry { archive, view: RegistryView::default() }
+        Registry { archive, view: RegistryView::default(), knows_end: false }
     }
 
     /// What the records read so far come to.
@@ -187,20 +204,48 @@ impl Registry {
         &self.view
     }
 
-    /// Reads on to the end; what was written before the call is then in the view. One get if nothing is new.
+    /// Reads on to the end; what was written before the call is then in the view. One get if nothing is new; the first time another one, for
+    /// what may lie behind a record that was lost.
     pub async fn refresh(&mut self) -> Result<&RegistryView, RegistryError> {
+        self.read_on(READ_AHEAD).await
+    }
+
+    async fn read_on(&mut self, ahead: u64) -> Result<&RegistryView, RegistryError> {
         loop {
             let number = self.view.records + 1;
-            let name = layout::registry(number);
-            match self.archive.store().get(&name, DOCUMENT_BYTES_MAX).await {
-                Ok(bytes) => {
-                    let stored = self.decode(number, &bytes)?;
-                    self.view.add(&stored.record, stored.time);
-                }
-                Err(StoreError::NotFound { .. }) => return Ok(&self.view),
-                Err(error) => return Err(error.into()),
+            match self.read(number).await? {
+                Some(stored) => self.view.add(&stored.record, stored.time),
+                None if self.knows_end => return Ok(&self.view),
+                None => match self.behind(number, ahead).await? {
+                    None => {
+                        self.knows_end = true;
+                        return Ok(&self.view);
+                    }
+                    // It may have been written since it was asked for: before the one behind it, then.
+                    Some(behind) => match self.read(number).await? {
+                        Some(stored) => self.view.add(&stored.record, stored.time),
+                        None => self.view.pass_over(behind),
+                    },
+                },
             }
         }
+    }
+
+    async fn read(&self, number: u64) -> Result<Option<StoredRecord>, RegistryError> {
+        match self.archive.store().get(&layout::registry(number), DOCUMENT_BYTES_MAX).await {
+            Ok(bytes) => self.decode(number, &bytes).map(Some),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first record that is there behind `number`, at most so many names ahead.
+    async fn behind(&self, number: u64, ahead: u64) -> Result<Option<u64>, StoreError> {
+        let looks = (number + 1..=number + ahead).map(|ahead| async move {
+            let size = self.archive.store().size(&layout::registry(ahead)).await?;
+            Ok::<_, StoreError>(size.map(|_| ahead))
+        });
+        Ok(futures::future::try_join_all(looks).await?.into_iter().flatten().next())
     }
 
     /// The number of a record that is missing and that of one behind it that is there. A list is only asked what else there is.
@@ -228,26 +273,45 @@ impl Registry {
     ) -> Result<u64, RegistryError> {
         let nonce = format!("{:016x}", getrandom::u64().map_err(RegistryError::Random)?);
         let time = time.as_nanos();
+        let node = node.to_string();
         for _ in 0..APPEND_ATTEMPTS {
-            self.refresh().await?;
+            // The name after the end must not be that of a record that was lost.
+            self.knows_end = false;
+            self.read_on(WRITE_AHEAD).await?;
+            let unmarked = self.view.lost.iter().filter(|(_, behind)| **behind > 0);
+            let unmarked: Vec<u64> = unmarked.map(|(number, _)| *number).collect();
+            let stored = |number: u64, record: &Record| StoredRecord {
+                number,
+                node: node.clone(),
+                nonce: nonce.clone(),
+                time,
+                record: record.clone(),
+            };
+            for number in &unmarked {
+                self.create(&stored(*number, &Record::Lost {})).await?;
+            }
+            if !unmarked.is_empty() {
+                // One that has come back counts.
+                self.view = RegistryView::default();
+                continue;
+            }
             let number = self.view.records + 1;
-            let node = node.to_string();
-            let stored = StoredRecord { number, node, nonce: nonce.clone(), time, record: record.clone() };
-            let name = layout::registry(number);
-            let object = || self.archive.store().object(&name);
-            let bytes = document::encode(REGISTRY_KIND, &stored).map_err(|error| RegistryError::Record {
-                object: object(),
-                reason: DocumentError::Syntax(error.to_string()),
-            })?;
-            match self.archive.store().create(&name, bytes).await? {
-                Creation::Created | Creation::SameContent => {
-                    self.view.add(&record, time);
-                    return Ok(number);
-                }
-                Creation::Other(_) => {}
+            if self.create(&stored(number, &record)).await? {
+                self.view.add(&record, time);
+                return Ok(number);
             }
         }
         Err(RegistryError::Contended { url: self.archive.url().to_owned() })
+    }
+
+    /// Whether the record has its name now; otherwise another one has it.
+    async fn create(&self, stored: &StoredRecord) -> Result<bool, RegistryError> {
+        let name = layout::registry(stored.number);
+        let bytes = document::encode(REGISTRY_KIND, stored).map_err(|error| RegistryError::Record {
+            object: self.archive.store().object(&name),
+            reason: DocumentError::Syntax(error.to_string()),
+        })?;
+        Ok(!matches!(self.archive.store().create(&name, bytes).await?, Creation::Other(_)))
     }
 
     /// Keeps everything that a restore from `lsn` on needs, until the pin is taken back; returns its id. To be done before anything is
@@ -306,6 +370,9 @@ pub enum RegistryError {
 
 const REGISTRY_KIND: &str = "registry";
 const APPEND_ATTEMPTS: usize = 100;
+/// So many names behind a free one are looked at, for one that is taken: by those who only read, and by those who would take the free one.
+const READ_AHEAD: u64 = 1;
+const WRITE_AHEAD: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -370,5 +437,59 @@ mod tests {
         store.fail(&layout::registry(2), Fault::WrongBytes, usize::MAX);
         let refused = Registry::new(archive).refresh().await.unwrap_err().to_string();
         assert!(refused.contains(&layout::registry(2)), "{refused}");
+    }
+
+    /// The fear: the next writer takes the name of a record that was lost; what lies behind it is read by nobody, and nothing tells of it.
+    #[tokio::test]
+    async fn the_name_of_a_lost_record_is_marked_and_not_given_away() {
+        let (node, time) = (NodeId::default(), LogTime::default());
+        for (lost, next) in [(&[2][..], 5), (&[1], 5), (&[1, 2, 3], 5), (&[4], 4)] {
+            let store = FaultyStore::new();
+            let archive = archive(&store).await;
+            let mut before = Registry::new(archive.clone());
+            for number in 1..=4 {
+                before.append(node, time, owner(number)).await.unwrap();
+            }
+            for number in lost {
+                store.remove(&layout::registry(*number)).await;
+            }
+            let mut reader = Registry::new(archive.clone());
+            let kept = reader.refresh().await.unwrap().clone();
+            assert!(
+                kept.owners.len() == 4 - lost.len() || lost.len() > 1,
+                "{lost:?}: what lies behind is read"
+            );
+            assert_eq!(
+                store.names().await.iter().filter(|name| name.starts_with("registry/")).count(),
+                4 - lost.len()
+            );
+            let mut writer = Registry::new(archive.clone());
+            assert_eq!(writer.append(node, time, owner(9)).await.unwrap(), next, "{lost:?}");
+            // Only that the last one was lost cannot be seen.
+            let seen: Vec<u64> = lost.iter().copied().filter(|number| *number < 4).collect();
+            let mut fresh = Registry::new(archive);
+            for registry in [&mut fresh, &mut reader, &mut writer] {
+                let view = registry.refresh().await.unwrap();
+                assert_eq!(view.lost.keys().copied().collect::<Vec<u64>>(), seen, "{lost:?}");
+                assert!(view.owners.contains("9") && view.owners.len() == 5 - lost.len(), "{lost:?}");
+            }
+        }
+    }
+
+    /// A record that two write at once is no hole, however the answers are ordered.
+    #[tokio::test]
+    async fn a_record_that_comes_back_counts() {
+        let store = FaultyStore::new();
+        let archive = archive(&store).await;
+        let (node, time) = (NodeId::default(), LogTime::default());
+        let mut registry = Registry::new(archive.clone());
+        for number in 1..=3 {
+            registry.append(node, time, owner(number)).await.unwrap();
+        }
+        store.fail(&layout::registry(2), Fault::Lost, 2);
+        let mut writer = Registry::new(archive.clone());
+        assert_eq!(writer.append(node, time, owner(4)).await.unwrap(), 4);
+        assert_eq!((writer.view().owners.len(), writer.view().lost.len()), (4, 0));
+        assert_eq!(Registry::new(archive).refresh().await.unwrap(), writer.view());
     }
 }

@@ -167,7 +167,7 @@ impl Frames<'_> {
             let reason = format!("the slot ends at {at}, {} was expected", end.position);
             return Err(RestoreError::Slot { reason });
         }
-        self.at = Boundary { position: at, epoch: end.epoch };
+        self.at = Boundary::before(at, end.epoch);
         let entries = at.lsn.since(self.plan.route.start.position.lsn);
         (self.progress)(RestoreProgress { entries, ..RestoreProgress::default() });
         if wanted.is_empty() {

@@ -13,7 +13,13 @@ mod core;
 mod cursor;
 mod task;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_fs::BlockStore;
@@ -99,6 +105,10 @@ pub struct ArchiveStatus {
 pub struct ShipHandle {
     status: watch::Receiver<ArchiveStatus>,
     wanted: Arc<watch::Sender<Lsn>>,
+    /// Where the log ended when the shipper was made.
+    began: Lsn,
+    /// Whether an acknowledgement still waits for the archive to take something of this process.
+    awaited: Arc<AtomicBool>,
 }
 
 impl ShipHandle {
@@ -110,6 +120,22 @@ impl ShipHandle {
     /// Waits until the status changes after the last call on this handle; `false` when there is no shipper any more. Cancel safe.
     pub async fn changed(&mut self) -> bool {
         self.status.changed().await.is_ok()
+    }
+
+    /// Where the log ended when shipping began: what comes behind it this process was the first to write.
+    pub(crate) fn began(&self) -> Lsn {
+        self.began
+    }
+
+    /// Whether the archive has taken nothing of this process yet, and is still waited for.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let held = self.status.borrow().archived.map_or(Lsn::default(), |held| held.position.lsn);
+        held <= self.began && self.awaited.load(Ordering::Relaxed)
+    }
+
+    /// It was waited for in vain; this holds for all clones.
+    pub(crate) fn wait_no_more(&self) {
+        self.awaited.store(false, Ordering::Relaxed);
     }
 
     /// Waits until the archive holds `lsn`, and hurries the shipper. Returns the end if that comes first. Cancel safe.
@@ -163,7 +189,8 @@ impl Shipper {
             seen: parking_lot::Mutex::default(),
             parts: parts.clone(),
         });
-        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted) };
+        let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
+        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited };
         (Shipper { parts, status, wanted: waiting, task }, handle)
     }
 
@@ -193,6 +220,14 @@ impl Shipper {
             let error = match walk(&self.parts.archive, self.parts.known).await {
                 Ok(walked) => match self.check_end(&walked.end, walked.seals.last()).await {
                     Ok(()) => {
+                        if !walked.dead.is_empty() {
+                            let (url, dead) = (self.parts.archive.url(), walked.dead.join(", "));
+                            tracing::warn!(
+                                url,
+                                dead,
+                                "slots of a copy of this source, which has lost, are passed over"
+                            );
+                        }
                         self.status.send_modify(|status| {
                             status.archived = Some(walked.end);
                             status.as_of = walked.as_of();

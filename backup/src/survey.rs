@@ -19,7 +19,7 @@ use crate::{
     store::StoreError,
     surveyed::{FrameEnd, Survey, is_of_lost_tail, is_usable, next_step},
     target::Target,
-    walk::{Boundary, HEADS_AT_ONCE, Head, WalkError, listed_slots, read_head},
+    walk::{Boundary, HEADS_AT_ONCE, Head, TURNS_MAX, WalkError, listed_slots, read_head},
 };
 
 /// Surveys `archive` for a restore to `target`. Snapshots whose folder is in `excluded` are left out.
@@ -42,6 +42,7 @@ impl Survey {
             base: archive.descriptor().base,
             bases: Vec::new(),
             slots: BTreeMap::new(),
+            strays: BTreeSet::new(),
             seals: Vec::new(),
             floor: Lsn::default(),
             horizon: None,
@@ -101,17 +102,18 @@ impl Survey {
             Head::Seal(seal) => seal.lineage,
         };
         let place = match &head {
-            Head::Slot(slot) => layout::slot(slot.epoch.number, slot.first),
-            Head::Seal(seal) => layout::slot(seal.epoch.number, seal.base.lsn.next()),
+            Head::Slot(slot) => (slot.epoch.number, slot.first),
+            Head::Seal(seal) => (seal.epoch.number, seal.base.lsn.next()),
         };
-        if lineage != archive.lineage() || place != name {
+        let key = layout::parse_slot(name).filter(|(epoch, first, _)| (*epoch, *first) == place);
+        let (Some(key), true) = (key, lineage == archive.lineage()) else {
             self.problems.push(format!("{} belongs elsewhere", archive.store().object(name)));
             return;
-        }
+        };
         match head {
             Head::Slot(slot) if slot.first < self.floor => {}
             Head::Slot(slot) => {
-                self.slots.insert((slot.epoch.number, slot.first), slot);
+                self.slots.insert(key, slot);
             }
             Head::Seal(seal) if !self.seals.contains(&seal) => self.seals.push(seal),
             Head::Seal(_) => {}
@@ -122,7 +124,7 @@ impl Survey {
         let mut names: Vec<(Lsn, String, u64)> = listed_slots(archive, "")
             .await?
             .into_iter()
-            .filter_map(|(name, bytes)| layout::parse_slot(&name).map(|(_, first)| (first, name, bytes)))
+            .filter_map(|(name, bytes)| layout::parse_slot(&name).map(|(_, first, _)| (first, name, bytes)))
             .collect();
         names.sort();
         // The slot that holds the entry after `from` begins before it.
@@ -144,6 +146,7 @@ impl Survey {
                 Err(error) => self.problems.push(error.to_string()),
             }
         }
+        self.mark_strays();
         Ok(())
     }
 
@@ -155,16 +158,27 @@ impl Survey {
                 at = step.end;
                 continue;
             }
+            let dead = at.slot_name();
+            while at.turn < TURNS_MAX && self.slots.contains_key(&(at.epoch.number, at.next(), at.turn)) {
+                at.turn += 1;
+            }
             let name = at.slot_name();
             match read_head(archive, &name).await {
-                Ok(None) => return Ok(()),
+                Ok(None) if at.turn == 0 => return Ok(()),
+                Ok(None) => {
+                    let object = archive.store().object(&dead);
+                    self.problems.push(format!("{object} does not continue what comes before it"));
+                    return Ok(());
+                }
                 Ok(Some(head)) => {
                     let known = (self.slots.len(), self.seals.len());
                     self.add(&name, head, archive);
                     if known == (self.slots.len(), self.seals.len()) {
                         return Ok(());
                     }
-                    if next_step(std::slice::from_ref(self), &BTreeSet::new(), &at).is_none() {
+                    self.mark_strays();
+                    let is_seal = matches!(head, Head::Seal(_));
+                    if is_seal && next_step(std::slice::from_ref(self), &BTreeSet::new(), &at).is_none() {
                         let object = archive.store().object(&name);
                         self.problems.push(format!("{object} does not continue what comes before it"));
                         return Ok(());
@@ -191,10 +205,13 @@ pub(crate) async fn read_slot(archive: &Archive, name: &str) -> Result<Slot, Rea
         Occupant::Slot(slot) if slot.header.lineage != archive.lineage() => {
             Err(damaged("it belongs to another volume or branch".to_owned()))
         }
-        Occupant::Slot(slot) if layout::slot(slot.header.epoch.number, slot.header.first) != name => {
-            Err(damaged("it belongs under another name".to_owned()))
+        Occupant::Slot(slot) => {
+            let place = Some((slot.header.epoch.number, slot.header.first));
+            match layout::parse_slot(name).map(|(epoch, first, _)| (epoch, first)) == place {
+                true => Ok(slot),
+                false => Err(damaged("it belongs under another name".to_owned())),
+            }
         }
-        Occupant::Slot(slot) => Ok(slot),
         Occupant::Seal(_) => Err(damaged("it is a seal".to_owned())),
     }
 }

@@ -18,8 +18,10 @@ pub struct Survey {
     pub base: Position,
     /// Its snapshots, oldest first.
     pub bases: Vec<BaseManifest>,
-    /// Its slots, by number of the epoch and first LSN, as far back as the newest snapshot that is usable for the target.
-    pub slots: BTreeMap<(u32, Lsn), SlotHeader>,
+    /// Its slots, by number of the epoch, first LSN and turn, as far back as the newest snapshot that is usable for the target.
+    pub slots: BTreeMap<SlotKey, SlotHeader>,
+    /// Those of them that may be of a history that lost: they continue nothing of what the archive holds otherwise.
+    pub strays: BTreeSet<SlotKey>,
     /// Its seals.
     pub seals: Vec<Seal>,
     /// Slots that begin below this LSN may be gone; they are not in `slots`.
@@ -28,6 +30,39 @@ pub struct Survey {
     pub horizon: Option<Lsn>,
     /// Objects that are damaged or missing.
     pub problems: Vec<String>,
+}
+
+/// Number of the epoch, first LSN, and turn of a slot's name.
+pub type SlotKey = (u32, Lsn, u32);
+
+impl Survey {
+    /// Finds out which slots are strays. One that begins within what the others hold, and continues none of them, may have been cut by an
+    /// earlier process of the same source, or come from a copy of it; one behind a hole is believed until something is known of it.
+    pub(crate) fn mark_strays(&mut self) {
+        let mut ends = BTreeSet::from([(self.base.lsn, *self.base.hash.as_bytes())]);
+        ends.extend(self.seals.iter().map(|seal| (seal.base.lsn, *seal.base.hash.as_bytes())));
+        let mut stray_ends = BTreeSet::new();
+        let (mut epoch, mut reached): (u32, Option<Lsn>) = (0, None);
+        self.strays.clear();
+        for (key, slot) in &self.slots {
+            if epoch != slot.epoch.number {
+                (epoch, reached) = (slot.epoch.number, None);
+            }
+            let start = (slot.first.previous(), *slot.hash_before.as_bytes());
+            let end = (slot.last, *slot.hash_after.as_bytes());
+            let is_behind_hole = reached.is_none_or(|reached| slot.first > reached.next());
+            // A further name is only used for what the one before it does not continue.
+            let has_lost = self.slots.contains_key(&(key.0, key.1, key.2 + 1));
+            let is_kept = ends.contains(&start) || (is_behind_hole && !stray_ends.contains(&start));
+            if is_kept && !has_lost {
+                ends.insert(end);
+                reached = reached.max(Some(slot.last));
+            } else {
+                stray_ends.insert(end);
+                self.strays.insert(*key);
+            }
+        }
+    }
 }
 
 /// The end of a frame: a place where a restore can stop.
@@ -46,6 +81,8 @@ pub struct Step {
     pub archive: usize,
     /// The slot; `None` for a seal.
     pub slot: Option<SlotHeader>,
+    /// How many names of its place hold slots of a history that lost.
+    pub turn: u32,
     /// Where the history is after it.
     pub end: Boundary,
 }
@@ -54,7 +91,7 @@ impl Step {
     /// The name of the object.
     pub fn name(&self) -> String {
         match &self.slot {
-            Some(slot) => layout::slot(slot.epoch.number, slot.first),
+            Some(slot) => layout::slot_in_turn(slot.epoch.number, slot.first, self.turn),
             None => layout::slot(self.end.epoch.number, self.end.next()),
         }
     }
@@ -67,27 +104,58 @@ pub fn next_step(surveys: &[Survey], excluded: &BTreeSet<(usize, String)>, at: &
     for (archive, survey) in surveys.iter().enumerate() {
         for seal in survey.seals.iter().filter(|seal| seal.epoch == at.epoch) {
             if (seal.base.lsn, seal.base.hash) == (at.position.lsn, at.position.hash) {
-                let end = Boundary { position: at.position, epoch: seal.next };
-                return Some(Step { archive, slot: None, end });
+                let end = Boundary::before(at.position, seal.next);
+                return Some(Step { archive, slot: None, turn: 0, end });
             }
             if seal.base.lsn > at.position.lsn {
                 limit = Some(seal.base);
             }
         }
     }
-    let next = at.next();
+    let (next, number) = (at.next(), at.epoch.number);
     for (archive, survey) in surveys.iter().enumerate() {
-        let number = at.epoch.number;
-        let holding = survey.slots.range((number, Lsn::default())..=(number, next)).rev().take(SLOTS_BEFORE);
-        let holding = holding.map(|(_, slot)| slot).filter(|slot| {
-            let continues = slot.first < next || slot.hash_before == at.position.hash;
-            let name = layout::slot(slot.epoch.number, slot.first);
-            slot.last >= next && slot.epoch == at.epoch && continues && !excluded.contains(&(archive, name))
-        });
-        if let Some(slot) = holding.max_by_key(|slot| slot.last) {
+        let before = (number, Lsn::default(), 0)..=(number, next, u32::MAX);
+        let holding =
+            survey.slots.range(before).rev().take(SLOTS_BEFORE).filter(|((_, first, turn), slot)| {
+                let name = layout::slot_in_turn(number, *first, *turn);
+                slot.last >= next && slot.epoch == at.epoch && !excluded.contains(&(archive, name))
+            });
+        let holding: Vec<_> = holding.collect();
+        // One that begins here is on the chain, or is not; of one that begins before, its archive has to know.
+        let linked =
+            holding.iter().find(|(_, slot)| slot.first == next && slot.hash_before == at.position.hash);
+        let known = holding.iter().filter(|(key, slot)| slot.first < next && !survey.strays.contains(key));
+        if let Some(((_, _, turn), slot)) = linked.or(known.max_by_key(|(_, slot)| slot.last)) {
             let position = limit.filter(|limit: &Position| limit.lsn < slot.last).unwrap_or(slot.end());
-            let end = Boundary { position, epoch: at.epoch };
-            return Some(Step { archive, slot: Some(*slot), end });
+            let end = Boundary::before(position, at.epoch);
+            return Some(Step { archive, slot: Some(**slot), turn: *turn, end });
+        }
+    }
+    None
+}
+
+/// Says which archive holds other entries than the steps under the same numbers, as far as that is seen without reading them: two sources
+/// that did not know of each other have shipped.
+pub(crate) fn disagreement(steps: &[Step], surveys: &[Survey]) -> Option<String> {
+    let (mut ends, mut starts) = (BTreeMap::new(), BTreeMap::new());
+    for step in steps {
+        let Some(slot) = &step.slot else { continue };
+        ends.insert((slot.epoch, step.end.position.lsn), (step.end.position.hash, step));
+        starts.insert((slot.epoch, slot.first), ((slot.hash_before, slot.first_time), step));
+    }
+    for survey in surveys {
+        let slots = survey.slots.iter().filter(|(key, _)| !survey.strays.contains(key));
+        for ((number, first, turn), slot) in slots {
+            let end = ends.get(&(slot.epoch, slot.last)).filter(|(hash, _)| *hash != slot.hash_after);
+            let start = starts.get(&(slot.epoch, slot.first));
+            let start = start.filter(|(start, _)| *start != (slot.hash_before, slot.first_time));
+            let Some(step) = end.map(|(_, step)| step).or(start.map(|(_, step)| step)) else { continue };
+            let (name, other) = (layout::slot_in_turn(*number, *first, *turn), &surveys[step.archive].url);
+            return Some(format!(
+                "{} holds another history than {other}: {name} there contradicts {} here",
+                survey.url,
+                step.name()
+            ));
         }
     }
     None

@@ -276,28 +276,62 @@ pub async fn take_over_at(
     (as_of, now): (LogTime, LogTime),
 ) -> Result<(), TakeOverError> {
     check_silence(as_of, now)?;
-    let mut standings = Vec::new();
+    let over = RestoredTakeOver { places, successor, base };
     for place in places {
-        let standing = successor.look(place, &base).await?;
-        if standing.is_ahead {
-            let (url, last, base) = (place.place().to_owned(), standing.held.end.lsn, base.lsn);
-            return Err(TakeOverError::Behind { url, last, base });
-        }
-        standings.push(standing);
+        over.look(place).await?;
     }
-    for (place, standing) in places.iter().zip(&standings) {
-        if standing.is_sealed {
-            continue;
-        }
-        if standing.held.end.lsn < base.lsn {
-            relay(places, place, standing.held.end, base.lsn).await?;
-        }
-        place
-            .seal(Position { epoch: standing.held.end.epoch, ..base }, successor.next()?)
-            .await
-            .map_err(|error| at(place, error))?;
+    for place in places {
+        over.seal_one(place).await?;
     }
     Ok(())
+}
+
+/// A take-over by a successor that has a tree and no log: what a place lacks only another place can give.
+struct RestoredTakeOver<'a> {
+    places: &'a [ArchiveFence],
+    successor: &'a Successor,
+    base: Position,
+}
+
+impl RestoredTakeOver<'_> {
+    /// How a place stands, which must not hold more than was restored.
+    async fn look(&self, place: &ArchiveFence) -> Result<PlaceStanding, TakeOverError> {
+        let standing = self.successor.look(place, &self.base).await?;
+        if standing.is_ahead {
+            let (url, last) = (place.place().to_owned(), standing.held.end.lsn);
+            return Err(TakeOverError::Behind { url, last, base: self.base.lsn });
+        }
+        Ok(standing)
+    }
+
+    /// Seals a place at the base, and nowhere below: it is looked at until it is seen to lead to the seal. A place that loses a slot on
+    /// the way gets it from another one, before its seal and behind it: the successor's log begins at the base, so nobody could later.
+    async fn seal_one(&self, place: &ArchiveFence) -> Result<(), TakeOverError> {
+        let (next, base) = (self.successor.next()?, self.base);
+        let mut refused = None;
+        for _ in 0..SEAL_ATTEMPTS {
+            let standing = self.look(place).await?;
+            let end = standing.held.end;
+            if end.lsn < base.lsn {
+                relay(self.places, place, end, base.lsn).await?;
+                continue;
+            }
+            if standing.is_sealed {
+                return Ok(());
+            }
+            match place.seal(Position { epoch: end.epoch, ..base }, next).await {
+                Ok(()) => {}
+                // It has changed since it was looked at.
+                Err(error @ FenceError::Unavailable { .. }) => refused = Some(error),
+                Err(error) => return Err(at(place, error)),
+            }
+        }
+        let changes = || FenceError::Unavailable {
+            place: place.place().to_owned(),
+            reason: format!("it does not stay as it was at lsn {}", base.lsn),
+        };
+        Err(at(place, refused.unwrap_or_else(changes)))
+    }
 }
 
 /// Refuses while the source shows life: its newest entry, of log time `as_of`, is younger than a minute at `now`.
@@ -321,11 +355,14 @@ async fn relay(
         let mut found = None;
         for place in places.iter().filter(|place| !std::ptr::eq(*place, lagging)) {
             match place.entries(from).await {
-                Ok(frames) if !frames.is_empty() => {
-                    found = Some((place, frames));
-                    break;
+                Ok(mut frames) => {
+                    // What a place has got beyond that meanwhile was not restored.
+                    frames.retain(|frame| frame.last() <= to);
+                    if !frames.is_empty() {
+                        found = Some((place, frames));
+                        break;
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => why = Some(at(place, error)),
             }
         }
@@ -343,9 +380,11 @@ async fn relay(
             TakeOverLog { log: Arc::new(log), keys: lagging.archive().keys().clone(), places: Vec::new() };
         memory.append(frames).await?;
         let packs = Arc::new(place.archive().packs());
-        let supplied = lagging.clone().with_supplies(Supplies { log: memory.log, packs, lost: None });
+        let supplies = Supplies { log: memory.log, packs, lost: None };
+        let supplied = lagging.clone().with_supplies(supplies).known_up_to(from);
         supplied.ship(last.lsn).await.map_err(|error| at(lagging, error))?;
-        from = last;
+        // Behind a slot that was lost may be others.
+        from = supplied.adopt().await.map_err(|error| at(lagging, error))?.end;
     }
     Ok(())
 }

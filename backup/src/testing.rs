@@ -3,7 +3,7 @@
 mod faulty;
 mod source;
 
-pub(crate) use faulty::{Fault, FaultyStore, Life};
+pub(crate) use faulty::{Fault, FaultyStore, Life, Loss};
 pub(crate) use source::{Source, append};
 
 use murphy_fs::{PackBuilder, PackName, PackRow, SealedPack, WriterId};

@@ -26,9 +26,10 @@ use crate::{
     pack::{named_packs, released_packs},
     proof::Proof,
     registry::{Pin, Registry, RegistryError},
+    slot::SlotHeader,
     store::StoreError,
     survey::{ReadSlotError, read_slot},
-    walk::{Boundary, Head, WalkError, listed_slots, read_head},
+    walk::{Boundary, HOLE_LOOKS, HOLE_PAUSE, Head, Link, TURNS_MAX, WalkError, listed_slots, read_head},
 };
 
 /// What is wrong with an object.
@@ -86,6 +87,8 @@ pub struct VerifyReport {
     pub entries: u64,
     /// How many slots no walk reaches: puts that landed late, or were cut anew. They do no harm.
     pub strays: u64,
+    /// How many slots of a history that lost lie under names that the log has passed: a copy of the source ran. They do no harm.
+    pub dead: u64,
     /// How many seals were passed.
     pub seals: u64,
     /// How many snapshots were read.
@@ -133,6 +136,7 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
         slots: 0,
         entries: 0,
         strays: 0,
+        dead: 0,
         seals: 0,
         snapshots: 0,
         packs: 0,
@@ -201,7 +205,14 @@ impl Verifier<'_> {
             Err(RegistryError::Store(error)) => self.found_error(&layout::registry(number), &error),
             Err(error) => self.found(FindingKind::Damaged, &layout::registry(number), error),
         }
-        // What lies behind a hole is read by nobody: floors, pins and owners are forgotten.
+        for (number, behind) in registry.view().lost.clone() {
+            let reason = match behind {
+                0 => "it was lost, and marked when somebody went on: what it said is not known".to_owned(),
+                _ => format!("it was lost: {} is there", layout::registry(behind)),
+            };
+            self.found(FindingKind::Missing, &layout::registry(number), reason);
+        }
+        // What lies behind a wider hole is read by nobody: floors, pins and owners are forgotten.
         match registry.hole().await {
             Ok(Some((missing, there))) => {
                 let reason = format!("the last one that is there is {}", layout::registry(there));
@@ -225,9 +236,9 @@ impl Verifier<'_> {
         match read_head(self.archive, &name).await {
             Ok(Some(Head::Slot(slot))) => {
                 let position = Position { epoch: slot.epoch, lsn: first.previous(), hash: slot.hash_before };
-                Boundary { position, epoch: slot.epoch }
+                Boundary::after(position)
             }
-            Ok(Some(Head::Seal(seal))) => Boundary { position: seal.base, epoch: seal.epoch },
+            Ok(Some(Head::Seal(seal))) => Boundary::before(seal.base, seal.epoch),
             Ok(None) => {
                 self.found(FindingKind::Missing, &name, "the floor names it");
                 base
@@ -254,9 +265,17 @@ impl Verifier<'_> {
                 at = next;
             }
             let behind = listed.iter().filter_map(|(name, _)| layout::parse_slot(name));
-            let behind = behind.filter(|place| *place > (at.epoch.number, at.next()));
-            let unreached = behind.map(|(epoch, first)| layout::slot(epoch, first));
+            let behind = behind.filter(|(epoch, first, _)| (*epoch, *first) > (at.epoch.number, at.next()));
+            let unreached = behind.map(|(epoch, first, turn)| layout::slot_in_turn(epoch, first, turn));
             let unreached: Vec<String> = unreached.filter(|name| !self.reached.contains(name)).collect();
+            if at.turn > 0 {
+                // What lies further on may be the copy's.
+                let dead = Boundary { turn: 0, ..at }.slot_name();
+                let reason = "it continues another history than the log before it: a copy of the source has shipped here; \
+                    whoever goes on, or takes over, passes it over";
+                self.found(FindingKind::Contradiction, &dead, reason);
+                break;
+            }
             match self.behind_hole(&at, &unreached).await {
                 Some(next) => at = next,
                 None => break,
@@ -285,11 +304,9 @@ impl Verifier<'_> {
                 Ok(Some(Head::Slot(slot))) => {
                     let lsn = slot.first.previous();
                     let position = Position { epoch: slot.epoch, lsn, hash: slot.hash_before };
-                    return Some(Boundary { position, epoch: slot.epoch });
+                    return Some(Boundary::after(position));
                 }
-                Ok(Some(Head::Seal(seal))) => {
-                    return Some(Boundary { position: seal.base, epoch: seal.epoch });
-                }
+                Ok(Some(Head::Seal(seal))) => return Some(Boundary::before(seal.base, seal.epoch)),
                 Ok(None) => self.found(FindingKind::Missing, name, "it is listed"),
                 Err(error) => self.found(FindingKind::Damaged, name, error),
             }
@@ -327,7 +344,11 @@ impl Verifier<'_> {
                     );
                     return None;
                 }
-                Some(Boundary { position: at.position, epoch: seal.next })
+                Some(Boundary::before(at.position, seal.next))
+            }
+            Head::Slot(header) if self.is_dead(&header, &at) => {
+                self.report.dead += 1;
+                Some(Boundary { turn: at.turn + 1, ..at })
             }
             Head::Slot(header) => {
                 if let Err((kind, reason)) = self.slot(&name, at).await {
@@ -340,6 +361,11 @@ impl Verifier<'_> {
                 Some(Boundary::after(header.end()))
             }
         }
+    }
+
+    fn is_dead(&self, slot: &SlotHeader, at: &Boundary) -> bool {
+        let is_own = slot.lineage == self.archive.lineage();
+        is_own && at.turn < TURNS_MAX && Link::of(slot, at) == Some(Link::Dead)
     }
 
     async fn slot(&mut self, name: &str, at: Boundary) -> Result<(), (FindingKind, String)> {
@@ -509,9 +535,6 @@ async fn look_at_pack(
 }
 
 const PACKS_AT_ONCE: usize = 32;
-/// A name that is free while later ones are taken is looked at so often, with this pause.
-const HOLE_LOOKS: u32 = 3;
-const HOLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(if cfg!(test) { 5 } else { 2000 });
 
 #[cfg(test)]
 mod tests;

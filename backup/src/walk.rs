@@ -9,8 +9,10 @@
 //!   are not reached from there (a put that landed after the seal, one that was cut anew) do not count.
 //! - The next name follows from the last LSN; lists only say which headers to fetch ahead.
 //! - Every step is checked against the chain. A name that is below the floor is not free, it is gone.
+//! - A slot that a name leads to and that does not continue the chain is dead: a copy of the source has lost there. Objects never change, so
+//!   everybody who walks passes over it to the next name of its place; nothing off the chain is ever a step.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, TryStreamExt};
 use murphy_log::{Epoch, LogTime, Lsn, Position};
@@ -31,12 +33,19 @@ pub struct Boundary {
     pub position: Position,
     /// The epoch of the next slot; later than that of `position` just after a seal.
     pub epoch: Epoch,
+    /// How many names for the next slot hold slots of a history that lost.
+    pub turn: u32,
 }
 
 impl Boundary {
     /// The boundary after `position`, in its own epoch.
     pub fn after(position: Position) -> Boundary {
-        Boundary { position, epoch: position.epoch }
+        Boundary::before(position, position.epoch)
+    }
+
+    /// The boundary after `position`, where `epoch` goes on.
+    pub fn before(position: Position, epoch: Epoch) -> Boundary {
+        Boundary { position, epoch, turn: 0 }
     }
 
     /// The first LSN of the next slot.
@@ -46,7 +55,7 @@ impl Boundary {
 
     /// The name of the next slot.
     pub fn slot_name(&self) -> String {
-        layout::slot(self.epoch.number, self.next())
+        layout::slot_in_turn(self.epoch.number, self.next(), self.turn)
     }
 }
 
@@ -59,6 +68,10 @@ pub struct Walk {
     pub end: Boundary,
     /// The slots, in order.
     pub slots: Vec<SlotHeader>,
+    /// Their names.
+    pub(crate) names: Vec<String>,
+    /// Slots under names that the walk came to, which continue another history.
+    pub dead: Vec<String>,
     /// The seals, in order.
     pub seals: Vec<Seal>,
 }
@@ -81,6 +94,23 @@ pub(crate) enum Head {
 ///
 /// If the archive's floor is above `from`, the walk begins at the floor, on the word of the slot there.
 pub async fn walk(archive: &Archive, from: Option<Boundary>) -> Result<Walk, WalkError> {
+    let walk = walk_from(archive, from).await?;
+    match (from, walk.dead.first()) {
+        // Where the walk begins may be off the chain itself: only the whole walk tells what is dead.
+        (Some(_), Some(dead)) => {
+            let whole = walk_from(archive, None).await?;
+            let object = || archive.store().object(dead);
+            if whole.end == walk.end {
+                Ok(walk)
+            } else {
+                Err(WalkError::Fork { object: object(), lsn: walk.end.next() })
+            }
+        }
+        _ => Ok(walk),
+    }
+}
+
+async fn walk_from(archive: &Archive, from: Option<Boundary>) -> Result<Walk, WalkError> {
     let mut registry = Registry::new(archive.clone());
     let start = from.unwrap_or(Boundary::after(archive.descriptor().base));
     loop {
@@ -103,9 +133,9 @@ async fn above_floor(archive: &Archive, start: Boundary, registry: &Registry) ->
     match read_head(archive, &name).await? {
         Some(Head::Slot(slot)) => {
             let position = Position { epoch: slot.epoch, lsn: floor.previous(), hash: slot.hash_before };
-            Ok(Boundary { position, epoch: slot.epoch })
+            Ok(Boundary::after(position))
         }
-        Some(Head::Seal(seal)) => Ok(Boundary { position: seal.base, epoch: seal.epoch }),
+        Some(Head::Seal(seal)) => Ok(Boundary::before(seal.base, seal.epoch)),
         None => Err(WalkError::Missing { object: archive.store().object(&name) }),
     }
 }
@@ -122,7 +152,8 @@ struct Walker<'a> {
 
 impl Walker<'_> {
     fn new(archive: &Archive, start: Boundary) -> Walker<'_> {
-        let walk = Walk { start, end: start, slots: Vec::new(), seals: Vec::new() };
+        let (slots, names, dead, seals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let walk = Walk { start, end: start, slots, names, dead, seals };
         Walker { archive, walk, ahead: BTreeMap::new(), probes: 0 }
     }
 
@@ -131,14 +162,20 @@ impl Walker<'_> {
             let name = self.walk.end.slot_name();
             match self.head(&name).await? {
                 None => return Ok(self.walk),
-                Some(Head::Slot(slot)) => {
-                    self.check_slot(&name, &slot)?;
-                    self.walk.end = Boundary::after(slot.end());
-                    self.walk.slots.push(slot);
-                }
+                Some(Head::Slot(slot)) => match self.check_slot(&name, &slot)? {
+                    Link::Next => {
+                        self.walk.end = Boundary::after(slot.end());
+                        self.walk.slots.push(slot);
+                        self.walk.names.push(name);
+                    }
+                    Link::Dead => {
+                        self.walk.end.turn += 1;
+                        self.walk.dead.push(name);
+                    }
+                },
                 Some(Head::Seal(seal)) => {
                     self.check_seal(&name, &seal)?;
-                    self.walk.end.epoch = seal.next;
+                    self.walk.end = Boundary::before(self.walk.end.position, seal.next);
                     self.walk.seals.push(seal);
                 }
             }
@@ -176,15 +213,14 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn check_slot(&self, name: &str, slot: &SlotHeader) -> Result<(), WalkError> {
+    fn check_slot(&self, name: &str, slot: &SlotHeader) -> Result<Link, WalkError> {
         let (archive, end) = (self.archive, &self.walk.end);
         let object = || archive.store().object(name);
         if slot.lineage != archive.lineage() {
             return Err(WalkError::Foreign { object: object() });
         }
-        let follows =
-            slot.first == end.next() && slot.hash_before == end.position.hash && slot.epoch == end.epoch;
-        if follows { Ok(()) } else { Err(WalkError::Fork { object: object(), lsn: end.next() }) }
+        let link = Link::of(slot, end).filter(|link| *link == Link::Next || end.turn < TURNS_MAX);
+        link.ok_or_else(|| WalkError::Fork { object: object(), lsn: end.next() })
     }
 
     fn check_seal(&self, name: &str, seal: &Seal) -> Result<(), WalkError> {
@@ -197,6 +233,26 @@ impl Walker<'_> {
         let follows =
             (base.lsn, base.hash) == (end.position.lsn, end.position.hash) && seal.epoch == end.epoch;
         if follows { Ok(()) } else { Err(WalkError::Fork { object: object(), lsn: end.next() }) }
+    }
+}
+
+/// What a slot is to the end of a chain that its name continues.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Link {
+    /// It goes on there.
+    Next,
+    /// It continues another history.
+    Dead,
+}
+
+impl Link {
+    /// `None` for a slot that belongs under another name.
+    pub(crate) fn of(slot: &SlotHeader, end: &Boundary) -> Option<Link> {
+        if (slot.first, slot.epoch.number) != (end.next(), end.epoch.number) {
+            return None;
+        }
+        let follows = slot.hash_before == end.position.hash && slot.epoch == end.epoch;
+        Some(if follows { Link::Next } else { Link::Dead })
     }
 }
 
@@ -271,5 +327,10 @@ pub enum WalkError {
 
 /// So many names are asked for one by one before a list is made.
 const PROBES_BEFORE_LIST: usize = 16;
+/// So many dead slots may lie under the names of one place.
+pub(crate) const TURNS_MAX: u32 = 16;
 /// So many heads are fetched at once.
 pub(crate) const HEADS_AT_ONCE: usize = 64;
+/// A name that is free while later ones are taken is looked at so often again before it counts as missing, with this pause.
+pub(crate) const HOLE_LOOKS: u32 = 3;
+pub(crate) const HOLE_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2000 });

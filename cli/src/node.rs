@@ -5,6 +5,7 @@
 //!   lock          held by the process that has it open      identity/   the node's key
 //!   log/          the ground: segment files                 base/       the snapshot that the log begins after
 //!   index/        derived: may be deleted                   control.sock, murphy.log
+//!   look.tmp/     while it is looked at: a copy of the index
 //! ```
 //!
 //! Invariants:
@@ -14,6 +15,7 @@
 mod base;
 mod create;
 mod index;
+mod look;
 mod lost_tail;
 mod open;
 mod settle;
@@ -36,6 +38,7 @@ use crate::{
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, begin_copy, create, random};
+pub(crate) use look::Looked;
 pub(crate) use open::open_log;
 pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
 pub(crate) use staging::Staging;

@@ -24,8 +24,8 @@ use crate::{
     admit::{self, Admission},
     files::{DirectoryLock, Files, OsFiles},
     segment::{
-        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, parse_segment_name, recover,
-        segment_name,
+        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, look, parse_segment_name,
+        recover, segment_name,
     },
     watch::Publisher,
 };
@@ -50,10 +50,21 @@ pub struct DiskOptions {
     pub recent_bytes: usize,
     /// How much is read at opening.
     pub scrub: Scrub,
+    /// Whether the log may be gone on with.
+    pub access: Access,
     /// Who drives the writer.
     pub drive: Drive,
     /// The file system.
     pub files: Arc<dyn Files>,
+}
+
+/// What a log is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// To be gone on with: what was recovered is made durable anew.
+    Write,
+    /// To be looked at: no file is changed, and nobody can claim it. What it holds may be on no disk yet and must not be passed on.
+    Read,
 }
 
 /// Who drives the writer.
@@ -76,6 +87,7 @@ impl DiskOptions {
             known_durable: None,
             recent_bytes: DEFAULT_RECENT_BYTES,
             scrub: Scrub::default(),
+            access: Access::Write,
             drive: Drive::Thread,
             files: Arc::new(OsFiles),
         }
@@ -141,8 +153,13 @@ impl DiskLog {
     pub fn open(options: DiskOptions) -> Result<DiskLog, OpenError> {
         check_segment_bytes(options.segment_bytes)?;
         let lock = options.lock()?;
-        let recovery = recover(&options.place())?;
-        if let Some(cut) = &recovery.cut {
+        let recovery = match options.access {
+            Access::Write => recover(&options.place())?,
+            Access::Read => look(&options.place())?,
+        };
+        if let Some(cut) = &recovery.cut
+            && options.access == Access::Write
+        {
             let directory = options.directory.display();
             tracing::warn!(%directory, lsn = %recovery.tail.position.lsn, "cut a torn write after this lsn: {cut}");
         }
@@ -234,6 +251,9 @@ impl Drop for DiskLog {
 
 impl Log for DiskLog {
     fn claim(&self, epoch: Epoch) -> Result<State, ClaimError> {
+        if self.inner.shared.options.access == Access::Read {
+            return Err(ClaimError::ReadOnly);
+        }
         self.inner.core.lock().claim(&self.inner.shared, epoch)
     }
 
@@ -277,6 +297,9 @@ impl Log for DiskLog {
 
     fn trim(&self, below: Lsn) -> Result<Lsn, TrimError> {
         let shared = &*self.inner.shared;
+        if shared.options.access == Access::Read {
+            return Ok(self.first());
+        }
         let durable = shared.publisher.state().position.lsn;
         loop {
             let oldest = {

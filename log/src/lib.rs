@@ -26,7 +26,7 @@ pub use append::{Appender, PushError};
 pub use aside::{InPlace, aside, spawn_blocking, works_in_place};
 pub use chain::VolumeKeys;
 pub use clock::{Clock, LogTime, ManualClock, SystemClock};
-pub use disk::{DiskLog, DiskOptions, Drive};
+pub use disk::{Access, DiskLog, DiskOptions, Drive};
 pub use entry::{
     Change, DecodeError, EncodeError, Entry, ForwardedRequest, KIND_TICK, MAX_CHANGES, MAX_ENTRY_BYTES,
     MAX_NAMES, Requester, WrittenRow, decode_entry, encode_entry,

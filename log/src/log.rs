@@ -135,6 +135,9 @@ pub enum ClaimError {
         /// What the medium said.
         message: String,
     },
+    /// It was opened to be looked at.
+    #[error("the log was opened for reading")]
+    ReadOnly,
     /// The log has ended.
     #[error(transparent)]
     Ended(#[from] Terminal),

@@ -218,3 +218,26 @@ fn wrong_credentials_are_one_error_and_stay_secret() {
     scratch.run(["format", "node", "--blocks", &nowhere]).expect_error(1, "no-such-bucket");
     assert!(!scratch.path("node").exists());
 }
+
+/// An archive that may only be read is restored from all the same; whoever expires there does not know of it, and that must be said.
+#[test]
+fn a_restore_that_could_not_pin_an_archive_says_so() {
+    let (scratch, s3) = world();
+    let (blocks, archive) = (s3.url("blocks", "home", "here"), s3.url("archive", "home", "elsewhere"));
+    scratch.run(["format", "node", "--blocks", &blocks, "--archive", &archive]).expect_code(0);
+    let whole = scratch.run(["restore", &archive, "whole", "--json"]).expect_code(0).json();
+    assert_eq!(
+        (&whole["unpinned"], &whole["unregistered"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+    s3.misbehave(Some("PUT"), "/archive/home/registry/", Misdeed::Fail);
+    let told = scratch.run(["restore", &archive, "told", "--json"]).expect_code(0).json();
+    for field in ["unpinned", "unregistered"] {
+        let [unwritten] = &told[field].as_array().unwrap()[..] else { panic!("{field}: {told}") };
+        assert!(unwritten["url"].as_str().unwrap().contains("/archive/home"), "{told}");
+        assert!(unwritten["reason"].as_str().unwrap().contains("registry/"), "{told}");
+    }
+    let text = scratch.run(["restore", &archive, "text"]).expect_code(0).stdout();
+    assert!(text.contains("read without a pin") && text.contains("does not know of this copy"), "{text}");
+    assert!(s3.misdeeds() > 0);
+}

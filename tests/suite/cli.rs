@@ -266,3 +266,41 @@ fn taking_over_has_to_be_confirmed_by_name() {
     refused.expect_error(2, "the volume is called \"vol\"");
     assert!(!scratch.path("next").exists() && scratch.bytes_of("archive/log") == before);
 }
+
+/// The fear: whoever looks for the cause of damage loses it by looking: a torn end is cut, an index is brought up or made anew.
+#[test]
+fn fsck_of_a_node_that_is_not_served_changes_no_file() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    for _ in 0..3 {
+        scratch.run(["serve", "node", "-d"]).expect_code(0);
+        scratch.signal_all(Signal::KILL);
+    }
+    let unchanged = |what: &str, code: i32| {
+        let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        let ran = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(code);
+        let after = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        assert!(before == after, "{what}: {ran}");
+        ran
+    };
+    let sound = unchanged("killed", 0).json();
+    let newest = scratch.bytes_of("node/log").into_iter().rfind(|(path, _)| path.is_file()).unwrap();
+    let (path, whole) = newest;
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut torn = whole.clone();
+    torn.truncate(end);
+    torn.extend_from_slice(b"half of what was never acknowledged");
+    fs::write(&path, &torn).unwrap();
+    assert_eq!(unchanged("a torn end", 0).json(), sound);
+    fs::create_dir(scratch.path("node/look.tmp")).unwrap();
+    fs::write(scratch.path("node/look.tmp/left by a kill"), b"x").unwrap();
+    scratch.run(["fsck", "node"]).expect_code(0);
+    assert!(!scratch.path("node/look.tmp").exists());
+    let mut damaged = whole.clone();
+    damaged[end - 1] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    unchanged("a damaged last frame that the index knows", 3);
+    fs::write(&path, &whole).unwrap();
+    fs::remove_dir_all(scratch.path("node/index")).unwrap();
+    assert_eq!(unchanged("no index", 0).json(), sound);
+}

@@ -210,6 +210,27 @@ fn an_orphan_that_somebody_opens_late_is_purged() {
         now(world.volume.unlink(&ROOT, Ino::ROOT, &named("f"))).unwrap();
         assert_eq!(world.orphans(), 1, "its purge has not begun");
         assert_eq!(now(world.volume.open(&ROOT, ino, READ_WRITE)), Err(Errno::ESTALE));
+        // One that came while it is purged would stay behind.
+        let late = XattrName::new("user.late").unwrap();
+        let set = now(world.volume.setxattr(&ROOT, ino, &late, Bytes::new(), XattrMode::Set));
+        assert_eq!(set, Err(Errno::ESTALE));
+        world.without_orphans().await;
+    });
+}
+
+/// As on tmpfs: what is open works like any file, whether it has a name or not.
+#[test]
+fn an_orphan_takes_attributes_while_it_is_open() {
+    alone(async {
+        let world = World::new(VolumeOptions::default());
+        let (ino, handle) = world.create("f");
+        now(world.volume.unlink(&ROOT, Ino::ROOT, &named("f"))).unwrap();
+        let attribute = XattrName::new("user.a").unwrap();
+        let value = Bytes::from_static(b"value");
+        now(world.volume.setxattr(&ROOT, ino, &attribute, value.clone(), XattrMode::Set)).unwrap();
+        assert_eq!(now(world.volume.getxattr(&ROOT, ino, &attribute)), Ok(value));
+        now(world.volume.removexattr(&ROOT, ino, &attribute)).unwrap();
+        world.volume.release(ino, handle);
         world.without_orphans().await;
     });
 }

@@ -1,16 +1,42 @@
 //! Who is the source: adopting, sealing, races for a slot.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use murphy_fs::{Fence, FenceError};
-use murphy_log::{Epoch, EpochId, LogTime, Lsn, ManualClock, NodeId, Position};
+use jiff::tz::TimeZone;
+use murphy_fs::{Fence, FenceError, ObjectBlockStore};
+use murphy_log::{Epoch, EpochId, LogTime, Lsn, ManualClock, MemoryLog, NodeId, Position, SystemClock};
 
 use super::*;
 use crate::{
     layout,
+    plan::{RestorePlan, plan_restore},
     registry::Record,
-    testing::{Fault, FaultyStore, Source, archive, put},
+    target::Target,
+    testing::{Fault, FaultyStore, Source, append, archive, put},
+    verify::verify,
 };
+
+async fn ship(archive: &Archive, log: &Arc<MemoryLog>) -> ShipEnd {
+    let tail = log.tail().position;
+    let parts = ShipperParts {
+        archive: archive.clone(),
+        log: Arc::clone(log) as Arc<dyn Log>,
+        packs: Arc::new(ObjectBlockStore::in_memory()),
+        node: NodeId::default(),
+        epoch: tail.epoch,
+        known: None,
+        cursor: Arc::new(NoCursor),
+        clock: Arc::new(SystemClock::new()),
+        limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
+        lost: None,
+    };
+    Shipper::new(parts).0.run_to(tail.lsn).await
+}
+
+async fn plan_latest(archive: &Archive) -> RestorePlan {
+    let (archives, none) = ([archive.clone()], BTreeSet::new());
+    plan_restore(&archives, Target::Latest, &none, &TimeZone::UTC).await.unwrap()
+}
 
 fn fence(archive: &Archive, node: u8) -> ArchiveFence {
     let clock = Arc::new(ManualClock::new(LogTime::from_nanos(7)));
@@ -147,16 +173,94 @@ async fn a_damaged_or_lost_slot_is_named() {
 }
 
 #[tokio::test]
-async fn a_slot_of_another_history_is_a_fork() {
+async fn what_belongs_under_another_name_is_a_fork() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
     let mut source = Source::new();
     put(&store, &source.frames(1, 4)).await;
-    let mut other = Source::new();
-    other.frames(1, 2);
-    other.wait(1_000_000);
-    other.frames(1, 2);
-    put(&store, &other.frames(1, 1)).await;
+    source.frames(1, 2);
+    let end = put(&store, &source.frames(1, 1)).await;
+    let bytes = archive.store().get(&layout::slot(1, end.lsn), 1 << 20).await.unwrap();
+    store.overwrite(&layout::slot(1, Lsn::new(6)), bytes).await;
     let refused = fence(&archive, 1).adopt().await;
     assert!(matches!(refused, Err(FenceError::Forked { lsn, .. }) if lsn == Lsn::new(6)), "{refused:?}");
+}
+
+/// The fear: a copy of the node's directory runs as well, and a slot of it that was under way stands behind the winner's last one: the
+/// archive can neither be continued nor sealed, and a restore takes what lost.
+#[tokio::test]
+async fn a_slot_of_a_copy_that_lost_is_passed_over_by_everybody() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut common = Source::new();
+    put(&store, &common.frames(2, 2)).await;
+    let (mut winner, mut loser) =
+        (common.taken_over(common.base().position.epoch), common.taken_over(common.base().position.epoch));
+    loser.wait(5);
+    let (won, lost) = (winner.frames(8, 2), loser.frames(12, 2));
+    // One within what the winner has, one right behind it, one further on.
+    for slot in [&lost[1..3], &lost[4..6], &lost[6..9]] {
+        put(&store, slot).await;
+    }
+    put(&store, &won[..2]).await;
+    let end = put(&store, &won[2..4]).await;
+    let dead = layout::slot(1, lost[4].first());
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!((walked.end.position, &walked.dead[..]), (end, std::slice::from_ref(&dead)));
+    let planned = plan_latest(&archive).await;
+    assert_eq!(planned.route.end, end);
+    assert!(planned.problems.iter().any(|problem| problem.contains(&dead)), "{:?}", planned.problems);
+    let found = verify(&archive, 0, 1).await;
+    assert!(found.findings.iter().any(|finding| finding.object.contains(&dead)), "{:?}", found.findings);
+    // The winner goes on behind it when it starts again, the loser does not.
+    let log = |frames: &[Frame]| {
+        let log = MemoryLog::new(common.base());
+        log.claim(common.base().position.epoch).unwrap();
+        let mut source = Source::new();
+        append(&log, &source.frames(2, 2));
+        append(&log, frames);
+        Arc::new(log)
+    };
+    let shipped = ship(&archive, &log(&lost)).await;
+    assert!(matches!(shipped, ShipEnd::Forked { .. }), "{shipped}");
+    assert_eq!(ship(&archive, &log(&won)).await, ShipEnd::Reached);
+    let end = winner.state().position;
+    assert_eq!(walk(&archive, None).await.unwrap().end, Boundary::after(end));
+    let planned = plan_latest(&archive).await;
+    assert_eq!((planned.route.end, planned.problems), (end, Vec::new()));
+    let report = verify(&archive, 100, 1).await;
+    assert_eq!((report.findings, report.dead), (Vec::new(), 1));
+    // A cursor that is off the chain is not believed.
+    let known = Boundary::after(lost[1].position());
+    let refused = walk(&archive, Some(known)).await;
+    assert!(matches!(refused, Err(WalkError::Fork { .. })), "{refused:?}");
+}
+
+/// The same, and nobody is left who could go on: whoever takes over seals behind it.
+#[tokio::test]
+async fn an_archive_is_sealed_behind_a_slot_of_a_copy_that_lost() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut common = Source::new();
+    let base = put(&store, &common.frames(2, 2)).await;
+    let mut loser = common.taken_over(common.base().position.epoch);
+    let lost = loser.frames(2, 2);
+    // Its own first slot was lost on the way: what is there continues nothing.
+    put(&store, &lost[1..]).await;
+    let mut winner = common.taken_over(common.base().position.epoch);
+    winner.wait(5);
+    let end = put(&store, &winner.frames(1, 2)).await;
+    assert!(end.lsn > base.lsn && end.lsn == lost[0].last());
+    let (promoter, next) =
+        (NodeId::from_bytes([9; 16]), Epoch { number: 2, id: EpochId::from_bytes([9; 16]) });
+    let fence = ArchiveFence::new(archive.clone(), promoter, Arc::new(ManualClock::default()), None);
+    fence.seal(end, next).await.unwrap();
+    fence.seal(end, next).await.unwrap();
+    let mut successor = winner.taken_over(next);
+    let last = put(&store, &successor.frames(2, 2)).await;
+    let held = fence.adopt().await.unwrap();
+    assert_eq!((held.end, held.epoch, held.seals.len()), (last, next, 1));
+    let planned = plan_latest(&archive).await;
+    assert_eq!((planned.route.end, planned.problems), (last, Vec::new()));
+    assert_eq!(verify(&archive, 100, 1).await.findings, []);
 }

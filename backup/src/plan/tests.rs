@@ -274,3 +274,67 @@ async fn what_lies_behind_a_missing_slot_is_told() {
     let before = plan(&archives, Target::Lsn(frames[0].last())).await.unwrap();
     assert_eq!(before.problems, Vec::<String>::new(), "what was asked for is whole");
 }
+
+/// The last slot before a seal was lost: no later slot tells of it, the seal does.
+#[tokio::test]
+async fn what_lies_before_a_seal_and_is_missing_is_told() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(2, 2);
+    for frame in frames.chunks(1) {
+        put(&store, frame).await;
+    }
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::new(ManualClock::default()), None);
+    murphy_fs::Fence::seal(&fence, source.state().position, next).await.unwrap();
+    store.remove(&layout::slot(1, frames[1].first())).await;
+    let cut = plan(&[archive], Target::Latest).await.unwrap();
+    assert_eq!(cut.route.end, frames[0].position());
+    let [problem] = &cut.problems[..] else { panic!("{:?}", cut.problems) };
+    assert!(problem.contains(&layout::slot(1, frames[1].first())), "{problem}");
+}
+
+/// The fear: a source that ships on has a later slot there before an earlier one for a moment, and a restore says that something is missing.
+#[tokio::test]
+async fn a_slot_that_is_still_on_its_way_is_no_problem() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let frames = source.frames(3, 2);
+    for frame in frames.chunks(1) {
+        put(&store, frame).await;
+    }
+    let late = layout::slot(1, frames[1].first());
+    for looks in 1..=2 {
+        store.fail(&late, Fault::ListLags, looks);
+        store.fail(&late, Fault::Lost, looks);
+        let planned = plan(std::slice::from_ref(&archive), Target::Latest).await.unwrap();
+        assert_eq!((planned.route.end, planned.problems), (source.state().position, Vec::new()));
+    }
+}
+
+/// Two copies of one node shipped to one archive each: a restore of both has to choose, and must not be silent about it.
+#[tokio::test]
+async fn archives_that_disagree_are_told() {
+    let stores = [FaultyStore::new(), FaultyStore::new()];
+    let mut archives = Vec::new();
+    let mut common = Source::new();
+    let shared = common.frames(2, 2);
+    let mut ends = Vec::new();
+    for (copy, store) in stores.iter().enumerate() {
+        archives.push(archive(store).await);
+        put(store, &shared).await;
+        let mut source = common.taken_over(common.base().position.epoch);
+        source.wait(5 * copy as u64);
+        ends.push(put(store, &source.frames(2 + copy, 2)).await);
+    }
+    for (archive, end) in archives.iter().zip(&ends) {
+        let alone = plan(std::slice::from_ref(archive), Target::Latest).await.unwrap();
+        assert_eq!((alone.route.end, alone.problems), (*end, Vec::new()));
+    }
+    let both = plan(&archives, Target::Latest).await.unwrap();
+    assert!(both.problems.iter().any(|problem| problem.contains("another history")), "{:?}", both.problems);
+    let before = plan(&archives, Target::Lsn(shared[1].last())).await.unwrap();
+    assert_eq!(before.problems, Vec::<String>::new(), "they agree so far");
+}

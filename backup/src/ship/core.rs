@@ -380,7 +380,7 @@ impl Core {
         if !self.flights.is_empty() {
             return None;
         }
-        let end = Boundary { position: self.cut.position, epoch: next };
+        let end = Boundary::before(self.cut.position, next);
         Some(self.start(Work::Seal(next), end, None, now))
     }
 
@@ -545,7 +545,7 @@ mod tests {
         assert!(matches!(seal[..], [Job { work: Work::Seal(next), .. }, ..] if next == epoch), "{seal:?}");
         assert_eq!(seal[0].at, Boundary::after(source.state().position));
         let slot = seal.get(1).cloned().unwrap();
-        assert_eq!(slot.at, Boundary { position: source.state().position, epoch });
+        assert_eq!(slot.at, Boundary::before(source.state().position, epoch));
     }
 
     #[test]

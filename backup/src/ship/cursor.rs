@@ -81,7 +81,7 @@ struct CursorText {
 impl CursorText {
     fn parse(&self) -> Result<Boundary, DocumentError> {
         let id = self.next_epoch_id.parse().map_err(|_| DocumentError::Field("next_epoch_id"))?;
-        Ok(Boundary { position: self.position.position()?, epoch: Epoch { number: self.next_epoch, id } })
+        Ok(Boundary::before(self.position.position()?, Epoch { number: self.next_epoch, id }))
     }
 }
 

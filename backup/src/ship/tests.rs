@@ -16,6 +16,9 @@ use crate::{
     testing::{self, Fault, FaultyStore, Source, append, archive, archive_of, put},
 };
 
+/// More than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
 fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperParts {
     ShipperParts {
         archive: archive.clone(),
@@ -202,6 +205,69 @@ async fn an_archive_with_another_history_ends_acknowledging_through_the_others()
     let refused = ArchiveAcknowledger::new(handles).acknowledged(lsn, Duration::from_secs(5)).await;
     let Err(AcknowledgeError::Fenced(why)) = refused else { panic!("{refused:?}") };
     assert!(why.contains("another source ships to it"), "{why}");
+}
+
+/// The fear: a copy of the node's directory runs as well; each is first at one of two archives, is acknowledged there at once, and learns
+/// of the other afterwards.
+#[tokio::test]
+async fn of_two_copies_that_are_each_first_at_one_archive_none_is_acknowledged() {
+    let stores = [FaultyStore::new(), FaultyStore::new()];
+    let views = [stores.clone(), [stores[0].seen_by_another(), stores[1].seen_by_another()]];
+    for store in &stores {
+        archive(store).await;
+    }
+    let mut common = Source::new();
+    let frames = common.frames(5, 3);
+    let (shared, mut copies) = (common.state().position.lsn, Vec::new());
+    for (copy, view) in views.iter().enumerate() {
+        let mut source = common.taken_over(common.base().position.epoch);
+        source.wait(5 * copy as u64);
+        let log = claimed_log(common.base());
+        append(&log, &frames);
+        let mut handles = Vec::new();
+        for store in view {
+            let opened = Archive::open(store.archive_store()).await.unwrap();
+            let (shipper, handle) = Shipper::new(parts(&opened, &common, &log));
+            tokio::spawn(shipper.run());
+            // What both have is no proof of which of them it is.
+            handle.archived(shared).await.unwrap();
+            handles.push(handle);
+        }
+        view[1 - copy].fail("log/", Fault::PutFails, usize::MAX);
+        ArchiveAcknowledger::new(handles.clone()).acknowledged(shared, LONG).await.unwrap();
+        append(&log, &source.frames(5, 3));
+        copies.push((handles, source.state().position.lsn));
+    }
+    for (copy, (handles, lsn)) in copies.iter().enumerate() {
+        handles[copy].archived(*lsn).await.unwrap();
+    }
+    views.iter().flatten().for_each(FaultyStore::heal);
+    for (copy, (handles, lsn)) in copies.into_iter().enumerate() {
+        let refused = ArchiveAcknowledger::new(handles).acknowledged(lsn, LONG).await;
+        assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "copy {copy}: {refused:?}");
+    }
+}
+
+/// One archive is enough while another takes nothing; it costs the first acknowledgement a while and no more.
+#[tokio::test]
+async fn an_archive_that_takes_nothing_does_not_keep_the_other_from_acknowledging() {
+    let stores = [FaultyStore::new(), FaultyStore::new()];
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let mut handles = Vec::new();
+    for store in &stores {
+        let (shipper, handle) = Shipper::new(parts(&archive(store).await, &source, &log));
+        tokio::spawn(shipper.run());
+        handles.push(handle);
+    }
+    stores[1].fail("log/", Fault::PutFails, usize::MAX);
+    append(&log, &source.frames(5, 3));
+    let acknowledger = ArchiveAcknowledger::new(handles.clone());
+    // Half of the time is for the one that takes nothing.
+    acknowledger.acknowledged(source.state().position.lsn, Duration::from_secs(1)).await.unwrap();
+    assert!(!handles[1].is_awaited() && handles[1].status().archived.unwrap().position.lsn == Lsn::ROOT);
+    append(&log, &source.frames(5, 3));
+    acknowledger.acknowledged(source.state().position.lsn, LONG).await.unwrap();
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use super::*;
 use crate::{
     descriptor::Archive,
     plan::plan_restore,
+    seal::Seal,
     ship::{NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     target::Target,
-    testing::{FaultyStore, Life, Source, append, archive, put},
+    testing::{FaultyStore, Life, Loss, Source, append, archive, put},
 };
 
 const MIRROR: u8 = 5;
@@ -127,6 +128,44 @@ impl World {
         for store in &self.stores {
             store.live(life.cloned());
         }
+    }
+
+    fn lose(&self, loss: Option<&Loss>) {
+        for store in &self.stores {
+            store.lose(loss.cloned());
+        }
+    }
+
+    /// Every slot and seal, with the number of its archive.
+    async fn logged(&self) -> Vec<(usize, String)> {
+        let mut logged = Vec::new();
+        for (number, store) in self.stores.iter().enumerate() {
+            let names = store.names().await.into_iter().filter(|name| name.starts_with("log/"));
+            logged.extend(names.map(|name| (number, name)));
+        }
+        logged
+    }
+
+    /// The bases of all seals, reached by a walk or not.
+    async fn sealed_at(&self) -> Vec<Lsn> {
+        let mut bases = Vec::new();
+        for (number, name) in self.logged().await {
+            let bytes = self.archives[number].store().get(&name, 1 << 20).await.unwrap();
+            bases.extend(Seal::decode(&bytes).ok().map(|seal| seal.base.lsn));
+        }
+        bases
+    }
+
+    /// How a successor with a restored tree and no log takes over: what it takes over with, twelve frames.
+    async fn restored(&self) -> (Vec<ArchiveFence>, Position) {
+        let fences = self.archives.iter().map(|archive| fence(archive, 8)).collect();
+        (fences, self.log.tail().position)
+    }
+
+    async fn take_over_restored(&self, fences: &[ArchiveFence], base: Position) -> Result<(), TakeOverError> {
+        let as_of = self.source.now();
+        let late = as_of.after(Duration::from_secs(100));
+        take_over_at(fences, &successor(8, &[epoch(2, 80)], &[]), base, (as_of, late)).await
     }
 
     /// The new source goes on, ships, and its archives restore to one history, which has everything up to `kept` of the old one.
@@ -325,6 +364,103 @@ async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
             return first.unwrap();
         }
         requests += 1;
+    }
+}
+
+/// The fear: an account loses a slot while its archive is sealed: the old epoch ends before entries that were restored, or the archive
+/// does not lead to the seal, and nobody can mend that later.
+#[tokio::test]
+async fn an_archive_that_loses_a_slot_during_a_take_over_is_not_sealed_below_what_was_restored() {
+    let whole = World::new(&[12, 6], 0).await;
+    let (fences, base) = whole.restored().await;
+    whole.take_over_restored(&fences, base).await.unwrap();
+    for (account, name) in whole.logged().await {
+        for requests in 1.. {
+            let context = format!("archive {account} loses {name} before request {requests}");
+            let world = World::new(&[12, 6], 0).await;
+            let (fences, base) = world.restored().await;
+            let loss = Loss::before_request(requests, &world.stores[account], &name);
+            world.lose(Some(&loss));
+            let first = world.take_over_restored(&fences, base).await;
+            world.lose(None);
+            // The first archive has everything: what the other one loses it gets back at once.
+            assert!(account == 0 || first.is_ok(), "{context}: {first:?}");
+            let sealed = world.sealed_at().await;
+            assert!(sealed.iter().all(|lsn| *lsn == base.lsn), "{context}: sealed at {sealed:?}");
+            match world.take_over_restored(&fences, base).await {
+                Ok(()) => {
+                    for fence in &fences {
+                        let held = fence.adopt().await.unwrap();
+                        assert_eq!((held.end, held.epoch), (base, epoch(2, 80)), "{context}");
+                    }
+                }
+                Err(error) => {
+                    let is_gone = account == 0 && matches!(error, TakeOverError::Lags { .. });
+                    assert!(is_gone, "{context}: {error}");
+                }
+            }
+            if !loss.has_come() {
+                break;
+            }
+        }
+    }
+}
+
+/// The fear: an account dies during a take-over, and what it was sealed for stands in the way of going on without it.
+#[tokio::test]
+async fn a_take_over_goes_on_without_the_archive_whose_account_died_at_any_request() {
+    for dying in [0, 1] {
+        for requests in 1.. {
+            let world = World::new(&[12, 12], 0).await;
+            let (fences, base) = world.restored().await;
+            let life = Life::of(requests, requests % 2 == 0);
+            world.stores[dying].live(Some(life.clone()));
+            let taken = world.take_over_restored(&fences, base).await;
+            if !life.is_over() {
+                taken.unwrap();
+                break;
+            }
+            let left = &fences[1 - dying..2 - dying];
+            world.take_over_restored(left, base).await.unwrap();
+            let held = left[0].adopt().await.unwrap();
+            assert_eq!((held.end, held.epoch, held.seals.len()), (base, epoch(2, 80), 1), "at {requests}");
+            world.live(None);
+            assert!(world.sealed_at().await.iter().all(|lsn| *lsn == base.lsn), "at {requests}");
+        }
+    }
+}
+
+/// The fear: a slot is lost while a mirror is promoted, and what the mirror or another archive has of it is left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_loses_a_slot_during_a_promotion_gets_it_back_or_nothing_below_is_sealed() {
+    for (shipped, mirrored) in [(vec![6, 9], 12), (vec![12, 3], 6)] {
+        let mut whole = World::new(&shipped, mirrored).await;
+        whole.promote(&[]).await.unwrap();
+        for (account, name) in whole.logged().await {
+            for requests in 1.. {
+                let context =
+                    format!("{shipped:?} {mirrored}: {account} loses {name} before request {requests}");
+                let mut world = World::new(&shipped, mirrored).await;
+                let all: Vec<Position> =
+                    world.log.read(Lsn::FIRST).unwrap().map(|frame| frame.unwrap().position()).collect();
+                let elsewhere =
+                    (0..shipped.len()).filter(|other| *other != account).map(|other| shipped[other]);
+                let kept = all[elsewhere.fold(mirrored, usize::max) - 1];
+                let loss = Loss::before_request(requests, &world.stores[account], &name);
+                world.lose(Some(&loss));
+                let mut state = world.promote(&[]).await;
+                world.lose(None);
+                if state.is_err() {
+                    world.restart();
+                    state = world.promote(&[]).await;
+                }
+                let state = state.unwrap_or_else(|error| panic!("{context}: {error}"));
+                world.assert_good(state, kept, &context).await;
+                if !loss.has_come() {
+                    break;
+                }
+            }
+        }
     }
 }
 

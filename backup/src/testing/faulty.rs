@@ -68,9 +68,39 @@ impl Life {
     }
 }
 
+/// An object that its account loses for good, right before a request: the one that comes after so many to any store that knows of it.
+#[derive(Clone)]
+pub(crate) struct Loss {
+    left: Arc<std::sync::atomic::AtomicIsize>,
+    account: Arc<InMemory>,
+    path: Path,
+}
+
+impl Loss {
+    pub(crate) fn before_request(requests: isize, account: &FaultyStore, name: &str) -> Loss {
+        let path = Path::from(format!("bucket/prefix/{name}"));
+        Loss { left: Arc::new(requests.into()), account: Arc::clone(&account.inner), path }
+    }
+
+    pub(crate) fn has_come(&self) -> bool {
+        self.left.load(std::sync::atomic::Ordering::SeqCst) <= 0
+    }
+
+    async fn request(&self) -> ObjectResult<()> {
+        if self.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) != 1 {
+            return Ok(());
+        }
+        match self.account.delete(&self.path).await {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     life: Option<Life>,
+    loss: Option<Loss>,
     faults: Vec<(String, Fault, usize)>,
     late: Vec<(Path, Bytes)>,
     log: Vec<String>,
@@ -79,6 +109,11 @@ struct State {
 impl FaultyStore {
     pub(crate) fn new() -> FaultyStore {
         FaultyStore { inner: Arc::new(InMemory::new()), state: Arc::default() }
+    }
+
+    /// The same objects as another process sees them, with faults of its own.
+    pub(crate) fn seen_by_another(&self) -> FaultyStore {
+        FaultyStore { inner: Arc::clone(&self.inner), state: Arc::default() }
     }
 
     pub(crate) fn archive_store(&self) -> ArchiveStore {
@@ -97,6 +132,19 @@ impl FaultyStore {
     /// Requests come from a process with this life; `None`: from one that does not die.
     pub(crate) fn live(&self, life: Option<Life>) {
         self.state.lock().life = life;
+    }
+
+    /// Requests from now on count for this loss; `None`: for none.
+    pub(crate) fn lose(&self, loss: Option<Loss>) {
+        self.state.lock().loss = loss;
+    }
+
+    async fn count_for_loss(&self) -> ObjectResult<()> {
+        let loss = self.state.lock().loss.clone();
+        match loss {
+            Some(loss) => loss.request().await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a request of the process reaches the store, and whether its answer reaches the process.
@@ -156,6 +204,7 @@ impl FaultyStore {
 
     async fn put_faulty(&self, at: &Path, bytes: PutPayload, options: PutOptions) -> ObjectResult<PutResult> {
         self.record("put", at);
+        self.count_for_loss().await?;
         match self.reaches(true) {
             (true, true) => {}
             (true, false) => {
@@ -192,6 +241,7 @@ impl FaultyStore {
 
     async fn get_faulty(&self, at: &Path, options: GetOptions) -> ObjectResult<GetResult> {
         self.record("get", at);
+        self.count_for_loss().await?;
         if self.reaches(false) != (true, true) {
             return Err(broken());
         }

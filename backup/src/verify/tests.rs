@@ -116,7 +116,7 @@ async fn an_archive_that_was_expired_up_to_its_floor_is_whole() {
     let (store, archive) = whole().await;
     let slots: Vec<String> =
         store.names().await.into_iter().filter(|name| name.starts_with("log/")).collect();
-    let (epoch, floor) = layout::parse_slot(&slots[2]).unwrap();
+    let (epoch, floor, _) = layout::parse_slot(&slots[2]).unwrap();
     let mut registry = Registry::new(archive.clone());
     let record = Record::Floor { epoch, first: floor.get() };
     registry.append(NodeId::default(), LogTime::default(), record).await.unwrap();

@@ -4,7 +4,10 @@
 //! - An archive that dies with the source, or holds no packs, acknowledges nothing.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,8 @@ pub(crate) fn acknowledge_as_set(volume: &Volume, ack: Ack, archives: &Arc<Archi
         Ack::Local => {}
         Ack::Archive => {
             let archives = Arc::downgrade(archives);
-            volume.acknowledge_with(Arc::new(ByArchives { archives, domains: outside }));
+            let by = ByArchives { archives, domains: outside, unopened_awaited: AtomicBool::new(true) };
+            volume.acknowledge_with(Arc::new(by));
         }
         // The part of the node among other nodes sees to it.
         Ack::Mirrors(_) => {}
@@ -33,17 +37,20 @@ struct ByArchives {
     archives: Weak<Archives>,
     /// What dies together with the source.
     domains: Vec<String>,
+    /// Whether one that could not be opened is still waited for: a copy of this node may ship to it.
+    unopened_awaited: AtomicBool,
 }
 
 impl ByArchives {
-    fn handles(&self) -> Vec<ShipHandle> {
+    /// Those that may acknowledge; one that was not opened yet is `None`.
+    fn handles(&self) -> Vec<Option<ShipHandle>> {
         let Some(archives) = self.archives.upgrade() else { return Vec::new() };
         let shipped = archives.shipped();
         let may = shipped.iter().filter(|shipped| {
             let domain = shipped.url.failure_domain().to_string();
             !shipped.shared.log_only && !self.domains.contains(&domain)
         });
-        may.filter_map(|shipped| shipped.state().handle.clone()).collect()
+        may.map(|shipped| shipped.state().handle.clone()).collect()
     }
 }
 
@@ -52,8 +59,14 @@ impl Acknowledger for ByArchives {
         Box::pin(async move {
             let mut waited = Duration::ZERO;
             loop {
-                let handles = self.handles();
-                if !handles.is_empty() {
+                let all = self.handles();
+                let handles: Vec<ShipHandle> = all.iter().flatten().cloned().collect();
+                let is_awaited = handles.len() < all.len() && self.unopened_awaited.load(Ordering::Relaxed);
+                if is_awaited && waited >= UNOPENED_WAIT.min(deadline / 2) {
+                    self.unopened_awaited.store(false, Ordering::Relaxed);
+                    continue;
+                }
+                if !handles.is_empty() && !is_awaited {
                     let left = deadline.saturating_sub(waited);
                     return ArchiveAcknowledger::new(handles).acknowledged(lsn, left).await;
                 }
@@ -69,3 +82,5 @@ impl Acknowledger for ByArchives {
 }
 
 const LOOK: Duration = Duration::from_millis(100);
+/// So long the first acknowledgement waits for an archive that cannot be opened.
+const UNOPENED_WAIT: Duration = Duration::from_secs(5);

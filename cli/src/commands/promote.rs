@@ -22,7 +22,10 @@ use crate::{
     long_about = "Make a mirror the source, after its source is gone\n\nPrints what the mirror holds and what would be lost, asks for the \
                   volume's name, seals the archives and whoever could still acknowledge to the old source, and begins the \
                   next epoch. \
-                  Mounts stay and take writes. An old source that comes back stops.",
+                  Mounts stay and take writes. An old source that comes back stops.\n\nOne that fails on the way is not taken \
+                  back: who has promised the next epoch, and what was sealed, takes nothing from the old source any more, so that \
+                  its fsyncs may fail, or it stops, though nobody has replaced it. Run it again: it goes on with the same epoch. \
+                  If this mirror cannot finish, promote another one, with --assume-lost and this one's id if it has sealed an archive.",
     after_help = "Example:\n  murphy promote /srv/home --dry-run"
 )]
 pub(crate) struct PromoteArgs {

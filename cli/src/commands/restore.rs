@@ -71,7 +71,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     let runtime = Runtime::new().map_err(failed)?;
     let restore = prepare(args, &runtime)?;
     // Before anything is planned: what a plan has seen must not be deleted before it is read.
-    let _pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
+    let pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
     let plan = runtime.block_on(restore.plan(&BTreeSet::new()))?;
     if args.dry_run {
         output.data(&plan, plan_text)?;
@@ -86,11 +86,9 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     }
     // What could not be read may have gone further than what was restored.
     let is_sound = plan.problems.is_empty();
-    let restored = restore.execute(plan, &runtime, output)?;
-    output.data(&restored, |restored| {
-        let lsn = restored.lsn;
-        format!("{} inodes of lsn {lsn} in {}", restored.inodes, restored.directory.display())
-    })?;
+    let unpinned = pins.as_ref().map_or(&[][..], pins::Pins::unpinned);
+    let restored = restore.execute(plan, unpinned, &runtime, output)?;
+    output.data(&restored, restored_text)?;
     let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
     Ok(if is_sound { Code::Done } else { Code::Found })
 }
@@ -121,6 +119,22 @@ impl Restore {
         let planned = plan_restore(&self.archives, self.target, excluded, &TimeZone::system()).await;
         planned.map_err(failed)
     }
+}
+
+fn restored_text(restored: &execute::Restored) -> String {
+    let (inodes, lsn) = (restored.inodes, restored.lsn);
+    let mut lines = vec![format!("{inodes} inodes of lsn {lsn} in {}", restored.directory.display())];
+    lines.extend(restored.unpinned.iter().map(|one| {
+        format!(
+            "note: {} was read without a pin, an expire there would not have waited: {}",
+            one.url, one.reason
+        )
+    }));
+    lines.extend(restored.unregistered.iter().map(|one| {
+        let way = "expire nothing there, or restore again with --blocks";
+        format!("note: {} does not know of this copy, which reads its packs ({way}): {}", one.url, one.reason)
+    }));
+    lines.join("\n")
 }
 
 fn plan_text(plan: &RestorePlan) -> String {

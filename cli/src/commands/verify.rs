@@ -74,6 +74,12 @@ fn text(report: &VerifyReport) -> String {
             report.horizon, report.packs_below_horizon
         ));
     }
+    if report.dead > 0 {
+        lines.push(format!(
+            "{} slots of a copy of the source, which has lost, are passed over: two processes had one node",
+            report.dead
+        ));
+    }
     lines.extend(report.pins.iter().map(|pin| {
         let since = show_time(LogTime::from_nanos(pin.since), &TimeZone::system());
         format!("pinned from lsn {} on since {since}: {}", pin.lsn, pin.holder)

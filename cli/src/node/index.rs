@@ -24,7 +24,16 @@ pub(super) fn open_index(
     log: &DiskLog,
     keys: &VolumeKeys,
 ) -> Result<(Arc<FjallIndex>, State), CliError> {
-    let directory = &index_directory(node);
+    open_index_in(&index_directory(node), node, log, keys)
+}
+
+/// The same for an index in `directory`.
+pub(super) fn open_index_in(
+    directory: &Path,
+    node: &Path,
+    log: &DiskLog,
+    keys: &VolumeKeys,
+) -> Result<(Arc<FjallIndex>, State), CliError> {
     let index =
         FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
     check_not_ahead(&index, log, keys)?;

@@ -7,17 +7,22 @@
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{
-    BlockStore, BlockStores, CellCache, DiskCache, Index, ObjectBlockStore, PackFetcher, RowKey, SettingRow,
-    StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
+    BlockStore, BlockStores, CellCache, DiskCache, FjallIndex, Index, ObjectBlockStore, PackFetcher, RowKey,
+    SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
-    Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State, SystemClock,
-    VolumeKeys,
+    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State,
+    SystemClock, VolumeKeys,
 };
 use murphy_mirror::{FallbackStore, Identity, RemotePacks};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, index::open_index, log_directory, lost_tail, settle::settle};
+use super::{
+    Node, NodeOptions,
+    index::{open_index, open_index_in},
+    log_directory, lost_tail,
+    settle::{has_begun, settle},
+};
 use crate::{
     archive_notes::known_durable,
     config::{NodeConfig, Role},
@@ -82,12 +87,56 @@ pub(super) fn assemble_above(
         }
         opened => opened?,
     };
+    let cache = open_cache(directory, &config, options)?;
+    let ground = Ground { log, packs, index, state, cache };
+    assemble_on(directory, config, lock, ground, options, runtime)
+}
+
+/// Opens a node to be looked at: no file of it is changed. What its index lacks of the log goes to a copy of the index in `scratch`.
+/// A log that is damaged is refused and not mended.
+pub(super) fn open_to_look(
+    directory: &Path,
+    scratch: &Path,
+    lock: DirectoryLock,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
+    let config = NodeConfig::read(directory)?;
+    if config.role == Role::Mirror && (has_begun(directory) || !log_directory(directory).exists()) {
+        return Err(CliError::new(format!("mirror {} is about to be seeded", directory.display()))
+            .hint("murphy serve or murphy mount finishes that"));
+    }
+    let log = Arc::new(open_log_for(directory, &config, Access::Read)?);
+    let (index, state) = open_index_in(scratch, directory, &log, &VolumeKeys::derive(config.volume))?;
+    let ground = Ground { log, packs: None, index, state, cache: None };
+    assemble_on(directory, config, lock, ground, &NodeOptions::default(), runtime)
+}
+
+/// What a node stands on.
+struct Ground {
+    log: Arc<DiskLog>,
+    /// A way to the packs of the source.
+    packs: Option<RemotePacks>,
+    index: Arc<FjallIndex>,
+    /// Of the index.
+    state: State,
+    cache: Option<Arc<DiskCache>>,
+}
+
+fn assemble_on(
+    directory: &Path,
+    config: NodeConfig,
+    lock: DirectoryLock,
+    ground: Ground,
+    options: &NodeOptions,
+    runtime: &Handle,
+) -> Result<Node, CliError> {
+    let Ground { log, packs, index, state, cache } = ground;
+    let keys = VolumeKeys::derive(config.volume);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
     let identity = Identity::load_or_create(directory).map_err(failed)?;
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;
-    let cache = open_cache(directory, &config, options)?;
     let readable = match packs {
         Some(packs) => Arc::new(FallbackStore::new(blocks.clone(), packs)) as Arc<dyn BlockStore>,
         None => blocks.clone(),
@@ -112,8 +161,13 @@ pub(super) fn assemble_above(
 }
 
 pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {
+    open_log_for(directory, config, Access::Write)
+}
+
+fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result<DiskLog, CliError> {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
     options.known_durable = known_durable(directory)?;
+    options.access = access;
     DiskLog::open(options).map_err(|error| {
         let hint = match &error {
             OpenError::Locked { .. } => "one process serves a node; murphy status shows it",

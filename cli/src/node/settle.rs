@@ -44,6 +44,11 @@ pub(crate) fn settle(directory: &Path, config: &NodeConfig) -> Result<(), CliErr
     Ok(())
 }
 
+/// Whether an earlier process has begun something that [`settle`] would finish.
+pub(super) fn has_begun(directory: &Path) -> bool {
+    directory.join(SET_ASIDE).exists() || seed_file(directory, SEED_READY).exists()
+}
+
 fn settle_aside(directory: &Path) -> Result<(), CliError> {
     let order = directory.join(SET_ASIDE);
     let text = match fs::read(&order) {

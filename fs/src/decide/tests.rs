@@ -236,7 +236,8 @@ fn a_tree_without_one_of_its_rows_is_found_out() {
     };
     tree.decide(&store).unwrap();
     let name = XattrName::new("user.a").unwrap();
-    tree.decide(&SetXattr { ino: file, name, value: Bytes::new(), mode: XattrMode::Set }).unwrap();
+    tree.decide(&SetXattr { ino: file, name, value: Bytes::new(), mode: XattrMode::Set, open: false })
+        .unwrap();
     let orphan = tree.decide(&MakeNode { parent: Ino::ROOT, name: placed(1), node }).unwrap().ino;
     let victim = Victim { ino: orphan, open: true, extents: None };
     tree.decide(&Unlink { parent: Ino::ROOT, name: placed(1), victim }).unwrap();
@@ -248,6 +249,27 @@ fn a_tree_without_one_of_its_rows_is_found_out() {
         let is_found = !check_tree(&torn).unwrap().is_empty();
         assert!(is_found || key.table() == Table::Xattr.number(), "without {key:?}");
     }
+}
+
+/// The fear: an attribute comes to an orphan between the look for its attributes and the entry that removes it, and stays for ever.
+#[test]
+fn an_orphan_that_is_being_purged_takes_no_attribute_and_an_open_one_does() {
+    let hasher = NameHasher::new([3; 32]);
+    let placed = |name: &'static str| PlacedName::new(&hasher, &Name::new(name).unwrap());
+    let name = XattrName::new("user.a").unwrap();
+    let mut tree = Tree::new();
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let ino = tree.decide(&MakeNode { parent: Ino::ROOT, name: placed("file"), node }).unwrap().ino;
+    let victim = Victim { ino, open: true, extents: None };
+    tree.decide(&Unlink { parent: Ino::ROOT, name: placed("file"), victim }).unwrap();
+    let set = SetXattr { ino, name: name.clone(), value: Bytes::new(), mode: XattrMode::Set, open: true };
+    tree.decide(&set).unwrap();
+    let before = tree.rows.clone();
+    let refused = tree.decide(&SetXattr { open: false, ..set });
+    assert!(matches!(refused, Err(Refusal::Errno(Errno::ESTALE))), "{refused:?}");
+    assert!(tree.rows == before, "what is refused changes nothing");
+    tree.decide(&Purge { ino, extents: Vec::new(), xattrs: vec![name], last: true }).unwrap();
+    assert!(!tree.rows.keys().any(|key| key.table() == Table::Xattr.number()), "{:?}", tree.rows);
 }
 
 /// The fear: whoever reads the log, or subscribes to it, sees that something was made and not what.
@@ -266,7 +288,7 @@ fn an_entry_speaks_of_the_names_that_its_request_spoke_of() {
     assert_eq!(tree.names_of(&MakeSymlink { parent, name: placed("sym"), target }), ["sym", "target"]);
     assert_eq!(tree.names_of(&MakeLink { ino, parent, name: placed("link") }), ["link"]);
     let name = XattrName::new("user.note").unwrap();
-    let set = SetXattr { ino, name: name.clone(), value: Bytes::new(), mode: XattrMode::Set };
+    let set = SetXattr { ino, name: name.clone(), value: Bytes::new(), mode: XattrMode::Set, open: false };
     assert_eq!(tree.names_of(&set), ["user.note"]);
     assert_eq!(tree.names_of(&RemoveXattr { ino, name }), ["user.note"]);
     let victim = tree.victim(parent, &placed("link")).unwrap();

@@ -12,6 +12,8 @@ pub(crate) struct SetXattr {
     pub(crate) name: XattrName,
     pub(crate) value: Bytes,
     pub(crate) mode: XattrMode,
+    /// Whether somebody has it open. An orphan that nobody has open is being purged: what comes to it now would stay behind.
+    pub(crate) open: bool,
 }
 
 impl Operation for SetXattr {
@@ -21,6 +23,9 @@ impl Operation for SetXattr {
     fn decide(&self, draft: &mut Draft<'_>) -> Result<(), Refusal> {
         let mut row = draft.inode(self.ino)?;
         check_namespace(&self.name)?;
+        if row.nlink == 0 && !self.open {
+            return Err(Errno::ESTALE.into());
+        }
         if self.value.len() > XATTR_MAX {
             return Err(Errno::E2BIG.into());
         }

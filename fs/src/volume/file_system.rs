@@ -217,7 +217,8 @@ impl FileSystem for Volume {
         value: Bytes,
         mode: XattrMode,
     ) -> Answer<()> {
-        self.mutate(*caller, SetXattr { ino, name: name.clone(), value, mode })
+        let set = SetXattr { ino, name: name.clone(), value, mode, open: false };
+        self.mutate_with(*caller, move |volume, caller| volume.set_xattr(caller, &set))
     }
 
     fn getxattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Answer<Bytes> {

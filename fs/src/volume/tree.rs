@@ -11,8 +11,8 @@ use crate::{
     Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
     RenameMode, RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
     decide::{
-        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, Truncate, Unlink, Victim,
-        check_namespace, find,
+        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, SetXattr, Truncate, Unlink,
+        Victim, check_namespace, find,
     },
     sequencer::{SubmitError, unreadable},
     table::Table,
@@ -270,6 +270,14 @@ impl Volume {
         drop(inner);
         self.shared.files.forget(file);
         Ok(self.attr(ino)?)
+    }
+
+    /// Sets an attribute; whether the inode is open is seen under its lock, so that its last handle is not closed meanwhile.
+    pub(super) fn set_xattr(&self, caller: &Caller, set: &SetXattr) -> Result<(), SubmitError> {
+        let file = self.shared.files.find(set.ino);
+        let inner = file.as_ref().map(|file| file.lock());
+        let open = inner.as_ref().is_some_and(|inner| inner.opens > 0 && !inner.purging);
+        self.shared.sequencer.submit(Some(caller), &SetXattr { open, ..set.clone() })
     }
 
     pub(super) fn xattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Result<Bytes, Errno> {

@@ -57,21 +57,46 @@ pub struct Recovery {
 
 /// Recovers the log at `place`; the caller holds its lock.
 pub(crate) fn recover(place: &Place<'_>) -> Result<Recovery, OpenError> {
-    let listing = place.list()?;
-    let headers = place.read_headers(&listing.segments)?;
-    let Some((last, older)) = headers.split_last() else {
-        return Err(OpenError::Empty { directory: place.directory.to_owned() });
-    };
-    place.check_older(older, last)?;
-    let end = place.find_end(last)?;
-    for name in &listing.unfinished {
+    let found = Found::at(place)?;
+    for name in &found.listing.unfinished {
         let path = place.directory.join(name);
         place.files.remove(&path).map_err(|error| OpenError::io(&path, &error))?;
     }
-    if end.state.position.lsn >= last.first() {
-        place.copy_synced(last, end.state)?;
+    if found.end.state.position.lsn >= found.last.first() {
+        place.copy_synced(&found.last, found.end.state)?;
     }
-    Ok(Recovery { tail: end.state, epoch: last.epoch, segments: listing.segments, cut: end.cut })
+    Ok(found.recovery())
+}
+
+/// What a recovery of the log at `place` would find; changes nothing.
+pub(crate) fn look(place: &Place<'_>) -> Result<Recovery, OpenError> {
+    Ok(Found::at(place)?.recovery())
+}
+
+/// A log that may be opened.
+struct Found {
+    listing: Listing,
+    /// The newest segment.
+    last: SegmentHeader,
+    end: LogEnd,
+}
+
+impl Found {
+    fn at(place: &Place<'_>) -> Result<Found, OpenError> {
+        let listing = place.list()?;
+        let mut headers = place.read_headers(&listing.segments)?;
+        let Some(last) = headers.pop() else {
+            return Err(OpenError::Empty { directory: place.directory.to_owned() });
+        };
+        place.check_older(&headers, &last)?;
+        let end = place.find_end(&last)?;
+        Ok(Found { listing, last, end })
+    }
+
+    fn recovery(self) -> Recovery {
+        let Found { listing, last, end } = self;
+        Recovery { tail: end.state, epoch: last.epoch, segments: listing.segments, cut: end.cut }
+    }
 }
 
 struct Listing {

@@ -24,7 +24,7 @@ use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use super::Restore;
+use super::{Restore, pins::Unwritten};
 use crate::{
     attempts,
     config::NodeConfig,
@@ -48,6 +48,10 @@ pub(super) struct Restored {
     pub(super) missing_packs: u64,
     /// Snapshots that turned out to be damaged, around which it was restored.
     pub(super) damaged_snapshots: usize,
+    /// Archives that were read without a pin: what was deleted in them meanwhile was deleted without knowing of this.
+    pub(super) unpinned: Vec<Unwritten>,
+    /// Archives whose packs the copy reads and that do not know of its branch: an expire there may delete them.
+    pub(super) unregistered: Vec<Unwritten>,
 }
 
 impl Restore {
@@ -55,6 +59,7 @@ impl Restore {
     pub(super) fn execute(
         &self,
         plan: RestorePlan,
+        unpinned: &[Unwritten],
         runtime: &Runtime,
         output: &Output,
     ) -> Result<Restored, CliError> {
@@ -67,9 +72,10 @@ impl Restore {
         };
         let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
         let branch = if self.take_over { lineage.branch } else { BranchId::from_bytes(random()?) };
-        if !self.take_over && self.blocks.is_none() {
-            runtime.block_on(self.register(branch, identity.node()));
-        }
+        let unregistered = match !self.take_over && self.blocks.is_none() {
+            true => runtime.block_on(self.register(branch, identity.node())),
+            false => Vec::new(),
+        };
         let line = Arc::new(Mutex::new(ProgressLine::new(output)));
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of, damaged_snapshots) =
@@ -100,18 +106,23 @@ impl Restore {
             packs_copied: packs.copied,
             missing_packs: packs.missing,
             damaged_snapshots,
+            unpinned: unpinned.to_vec(),
+            unregistered,
         })
     }
 
-    /// Says in every archive whose packs will be read that this branch refers to them.
-    async fn register(&self, branch: BranchId, node: NodeId) {
+    /// Says in every archive whose packs will be read that this branch refers to them. Returns those that did not take it.
+    async fn register(&self, branch: BranchId, node: NodeId) -> Vec<Unwritten> {
+        let mut unregistered = Vec::new();
         for archive in self.full() {
             let mut registry = Registry::new(archive.clone());
             let record = Record::Owner { branch: branch.to_string() };
             if let Err(error) = registry.append(node, SystemClock::new().wall(), record).await {
                 tracing::warn!(url = archive.url(), %error, "an expire there would not know of this copy");
+                unregistered.push(Unwritten::new(archive, &error));
             }
         }
+        unregistered
     }
 
     fn full(&self) -> impl Iterator<Item = &Archive> {

@@ -2,9 +2,11 @@
 //!
 //! Invariants:
 //! - What was pinned is unpinned however the restore ends, unless its process is killed; a later one into the same directory does it then.
+//! - An archive that takes no records is read all the same, and the result of the restore says so.
 
 use murphy_backup::{Archive, Record, Registry, RegistryError};
 use murphy_log::{Clock, NodeId, SystemClock};
+use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::Restore;
@@ -14,6 +16,22 @@ pub(super) struct Pins<'a> {
     runtime: &'a Runtime,
     archives: &'a [Archive],
     holder: String,
+    unpinned: Vec<Unwritten>,
+}
+
+/// An archive that did not take a record: an expire there would not know of what the record says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(super) struct Unwritten {
+    /// The archive.
+    pub(super) url: String,
+    /// Why not.
+    pub(super) reason: String,
+}
+
+impl Unwritten {
+    pub(super) fn new(archive: &Archive, error: &RegistryError) -> Unwritten {
+        Unwritten { url: archive.url().to_owned(), reason: error.to_string() }
+    }
 }
 
 impl<'a> Pins<'a> {
@@ -23,16 +41,22 @@ impl<'a> Pins<'a> {
         let directory = std::path::absolute(&restore.directory).unwrap_or(restore.directory.clone());
         let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
         let holder = format!("restore to {} on {}", directory.display(), host.trim());
-        let pins = Pins { runtime, archives: &restore.archives, holder };
+        let mut pins = Pins { runtime, archives: &restore.archives, holder, unpinned: Vec::new() };
         for archive in pins.archives {
             let (lsn, holder) = (archive.descriptor().base.lsn, &pins.holder);
             let mut registry = Registry::new(archive.clone());
             let pinned = registry.pin(NodeId::default(), SystemClock::new().wall(), lsn, holder);
             if let Err(error) = runtime.block_on(pinned) {
                 tracing::warn!(url = archive.url(), %error, "an expire there would not know that it is read");
+                pins.unpinned.push(Unwritten::new(archive, &error));
             }
         }
         pins
+    }
+
+    /// The archives that are read without a pin.
+    pub(super) fn unpinned(&self) -> &[Unwritten] {
+        &self.unpinned
     }
 
     async fn take_back(&self, archive: &Archive) -> Result<(), RegistryError> {

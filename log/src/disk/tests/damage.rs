@@ -71,6 +71,35 @@ fn a_torn_tail_is_cut_at_every_length() {
     }
 }
 
+/// The fear: whoever only wants to know how a log is changes it, and takes away what tells why it is so.
+#[test]
+fn a_look_finds_what_a_recovery_would_and_changes_no_file() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    for length in [SEGMENT_HEADER_BYTES - 1, SEGMENT_HEADER_BYTES, used - 200, used - 1, used, used + 64] {
+        let damaged = files.after_kill();
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[length.min(used)..used].fill(0));
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes.truncate(length));
+        damaged.create(Path::new("/log/00000000000000000009.seg.tmp")).unwrap();
+        let before = damaged.contents();
+        let looked = DiskLog::open(DiskOptions { access: Access::Read, ..options(&damaged) });
+        let seen = looked.map(|log| {
+            assert_eq!(log.claim(epoch(2)), Err(ClaimError::ReadOnly));
+            assert_eq!(log.trim(Lsn::new(5)), Ok(log.first()));
+            (log.recovery().clone(), read_all(&log))
+        });
+        assert!(damaged.contents() == before, "{length}: a look changed something");
+        match (seen, recovered(&damaged)) {
+            (Ok((seen, read)), Ok((recovery, frames))) => {
+                assert_eq!(seen, recovery, "{length}");
+                assert_same(&read, &frames);
+            }
+            (Err(refused), Err(also)) => assert_eq!(refused, also, "{length}"),
+            (seen, recovered) => panic!("{length}: {:?}, {:?}", seen.is_ok(), recovered.is_ok()),
+        }
+    }
+}
+
 #[test]
 fn a_tail_that_is_known_to_have_been_durable_is_not_cut() {
     let (files, frames) = three_groups();

@@ -1,0 +1,88 @@
+//! A node that is only looked at: its log is read where it is, its index from a copy.
+//!
+//! Invariants:
+//! - No file of the node is changed. What is written goes to a directory that is removed in the end; one that a killed process left behind
+//!   is removed by the next look.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use tokio::runtime::Handle;
+
+use super::{Node, index_directory, lock, open};
+use crate::error::{CliError, at};
+
+/// A node that nobody serves, opened to be looked at.
+pub(crate) struct Looked {
+    /// The node; it decides nothing, and cannot.
+    pub(crate) node: Node,
+    /// Removed after the node is closed.
+    _scratch: Scratch,
+}
+
+impl Looked {
+    /// Opens the node in `directory`.
+    pub(crate) fn open(directory: &Path, runtime: &Handle) -> Result<Looked, CliError> {
+        let lock = lock(directory)?;
+        let scratch = Scratch::of_index(directory)?;
+        let node = open::open_to_look(directory, &scratch.path, lock, runtime)?;
+        Ok(Looked { node, _scratch: scratch })
+    }
+}
+
+/// A copy of the index. Dropping it removes it.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn of_index(node: &Path) -> Result<Scratch, CliError> {
+        let path = node.join(SCRATCH);
+        remove(&path).map_err(at(&path))?;
+        let scratch = Scratch { path };
+        fs::create_dir(&scratch.path).map_err(at(&scratch.path))?;
+        let index = index_directory(node);
+        if index.is_dir() {
+            copy_below(&index, &scratch.path).map_err(at(&index))?;
+        }
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "it is left behind; it may be removed");
+        }
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Copies what lies below `from`. Tables are never written again once they have their name: a second name is enough.
+fn copy_below(from: &Path, to: &Path) -> io::Result<()> {
+    let are_tables = from.file_name().is_some_and(|name| name == TABLES);
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            fs::create_dir(&target)?;
+            copy_below(&source, &target)?;
+        } else if !are_tables || fs::hard_link(&source, &target).is_err() {
+            fs::copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the copy is, in the node's directory: on the same disk.
+const SCRATCH: &str = "look.tmp";
+/// What fjall calls its folders of tables.
+const TABLES: &str = "tables";
