@@ -153,6 +153,9 @@ pub(crate) struct MirrorStatus {
     pub(crate) lag_ms: Option<u64>,
     #[serde(default)]
     pub(crate) connected: bool,
+    /// Where it listens, as far as it has said.
+    #[serde(default)]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// The status of an open node.
