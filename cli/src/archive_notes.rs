@@ -14,18 +14,19 @@ use murphy_log::{OsFiles, Position, replace_file};
 
 use crate::{
     error::{CliError, at},
+    mirror_notes,
     settings::SharedArchive,
 };
 
-/// The furthest position that any saved cursor in a node's directory vouches for.
+/// The furthest position that any saved cursor in a node's directory, or the note about its mirrors, vouches for.
 pub(crate) fn known_durable(directory: &Path) -> Result<Option<Position>, CliError> {
     let folder = cursors(directory);
+    let mut furthest = mirror_notes::load(directory).map(|note| note.position);
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(furthest),
         Err(error) => return Err(at(&folder)(error)),
     };
-    let mut furthest: Option<Position> = None;
     for entry in entries {
         let path = entry.map_err(at(&folder))?.path();
         if path.extension().is_none_or(|extension| extension != "json") {

@@ -15,6 +15,8 @@ mod config;
 mod control;
 mod demo;
 mod error;
+mod givers;
+mod mirror_notes;
 mod mirrors;
 mod node;
 mod output;

@@ -5,6 +5,7 @@
 //!   mirrors/book        members, as entries                  mirrors/leading     the source's part: who acknowledges
 //!   mirrors/replica     a mirror's node on disk              mirrors/promotion   from mirror to source
 //!   mirrors/snapshots   what new mirrors begin with          mirrors/stale       a source that was replaced
+//!   mirrors/lost        a source that has lost what mirrors hold
 //! ```
 //!
 //! Invariants:
@@ -14,6 +15,7 @@
 mod book;
 mod following;
 mod leading;
+mod lost;
 mod promotion;
 mod replica;
 mod snapshots;
@@ -27,7 +29,7 @@ use std::{
 };
 
 use murphy_fs::{BlockStores, MemberRole, Volume};
-use murphy_log::{Clock, DiskLog, Epoch, Log, SystemClock, VolumeKeys};
+use murphy_log::{Clock, DiskLog, Epoch, Log, Lsn, SystemClock, VolumeKeys};
 use murphy_mirror::{
     Dialer, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Secret,
     Services, Token, UdpSockets,
@@ -38,6 +40,7 @@ use crate::{
     archives::check_fences,
     config::{NodeConfig, Role},
     error::{CliError, failed},
+    givers::dialer,
     node::{MirrorOpening, Node, NodeOptions},
     settings::Settings,
     status::{MirrorStatus, SourceStatus, Status},
@@ -65,10 +68,14 @@ pub(crate) struct Mirroring {
     replica: Option<Arc<DiskReplica>>,
     followed: Mutex<Option<Followed>>,
     /// The last LSN heard of while a source was followed.
-    heard: Mutex<Option<murphy_log::Lsn>>,
+    heard: Mutex<Option<Lsn>>,
     acknowledger: Mutex<Option<Arc<MirrorAcknowledger>>>,
-    /// Why this source has to stop, once it has to.
+    /// Why this source has to stop, once it was replaced.
     fenced: Mutex<Option<String>>,
+    /// The same once a mirror holds what it has lost.
+    lost: Mutex<Option<String>>,
+    /// Up to where mirrors are noted to hold the log.
+    noted: Mutex<Lsn>,
     stop: watch::Sender<bool>,
 }
 
@@ -136,7 +143,7 @@ impl Mirroring {
         let mirroring = Arc::new(Mirroring::new(&node, replica, followed, listener, runtime)?);
         match node.config.role {
             Role::Source => {
-                stale::ask_members(&mirroring)?;
+                mirroring.ask_members(&node)?;
                 check_fences(&node, &Settings::of(&node.volume)?.archives, runtime)?;
                 let _entered = runtime.enter();
                 node.lead()?;
@@ -167,6 +174,9 @@ impl Mirroring {
         let mut services = Services::new(keys.clone(), branch, identity.node(), Arc::clone(&clock), members);
         services.packs = Some(node.blocks.clone());
         let services = Arc::new(services);
+        if let Some(source) = &node.config.source {
+            services.set_source_key(source.key);
+        }
         if let (Some(replica), Some(followed)) = (&replica, &followed) {
             let part = MirrorPart { replica: replica.clone(), heard: followed.heard.clone() };
             services.become_part(Part::Mirror(part));
@@ -200,6 +210,8 @@ impl Mirroring {
             heard: Mutex::default(),
             acknowledger: Mutex::default(),
             fenced: Mutex::default(),
+            lost: Mutex::default(),
+            noted: Mutex::default(),
             stop,
         })
     }
@@ -324,6 +336,7 @@ impl Mirroring {
                 let missing = config.promoted.filter(|promoted| promoted.data_lsn < promoted.metadata_lsn);
                 status.data_lsn = Some(missing.map_or(status.durable_lsn, |promoted| promoted.data_lsn));
                 let mirrors = self.services.board.status(self.clock.monotonic());
+                let addresses = |node| self.book.row(node).map(|row| row.addresses).unwrap_or_default();
                 status.mirrors = mirrors
                     .into_iter()
                     .map(|mirror| MirrorStatus {
@@ -332,6 +345,7 @@ impl Mirroring {
                         data_lsn: mirror.data_lsn.get(),
                         lag_ms: Some(mirror.lag_ms),
                         connected: mirror.connected,
+                        addresses: addresses(mirror.node),
                     })
                     .collect();
             }
@@ -341,6 +355,7 @@ impl Mirroring {
     /// Ends following, copying and listening.
     pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
+        self.note_furthest();
         if let Some(followed) = lock(&self.followed).take() {
             followed.stop(&self.runtime);
         }
@@ -368,14 +383,6 @@ impl Mirroring {
 
     fn settings(&self) -> Result<Settings, CliError> {
         Settings::of(&self.volume)
-    }
-}
-
-fn dialer(identity: &Arc<Identity>) -> Dialer {
-    Dialer {
-        identity: Arc::clone(identity),
-        sockets: Arc::new(UdpSockets),
-        options: NetworkOptions::default(),
     }
 }
 

@@ -28,13 +28,13 @@ use std::{
 };
 
 use murphy_fs::{BlockStores, FailureDomain, StoreUrl, Volume};
-use murphy_log::{DirectoryLock, DiskLog, Files, Log, OsFiles, VolumeKeys};
+use murphy_log::{DirectoryLock, DiskLog, Files, Log, Lsn, OsFiles, VolumeKeys};
 use murphy_mirror::{Identity, RemotePacks};
 
 use crate::{
     config::NodeConfig,
     error::{CliError, at, failed},
-    settings::SharedArchive,
+    givers::Giver,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, begin_copy, create, random};
@@ -107,14 +107,15 @@ impl Node {
         open::open(directory, config, lock, options, runtime)
     }
 
-    /// Gets back what its log has lost and these archives hold. The node does not lead yet.
+    /// Gets back what its log has lost and these hold; fails if it does not reach `wanted` then. The node does not lead yet.
     pub(crate) fn fetch_lost(
         &self,
-        archives: &[SharedArchive],
+        givers: &[Box<dyn Giver>],
+        wanted: Lsn,
         runtime: &tokio::runtime::Handle,
     ) -> Result<(), CliError> {
         self.volume.follow().map_err(failed)?;
-        lost_tail::fetch_from(&self.directory, &self.config, &self.log, archives, runtime)?;
+        lost_tail::fetch_from(&self.log, givers, wanted, runtime)?;
         let end = self.log.tail().position.lsn;
         for _ in 0..SHOWN_STEPS {
             if self.volume.state().position.lsn >= end {

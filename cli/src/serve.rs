@@ -199,8 +199,13 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
         // The mounts are detached: nothing that is written there could be kept.
         drop(mounts);
         host.mirroring.find_branch();
-        return Err(CliError::new(format!("the volume has ended: {reason}"))
-            .hint("everything acknowledged is in the log; start again once the cause is gone"));
+        let hint = match host.mirroring.lost() {
+            Some(_) => {
+                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror"
+            }
+            None => "everything acknowledged is in the log; start again once the cause is gone",
+        };
+        return Err(CliError::new(format!("the volume has ended: {reason}")).hint(hint));
     }
     if let Over::BeginAnew(reason) = why {
         tracing::warn!(reason, "this mirror begins anew");

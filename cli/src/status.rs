@@ -153,6 +153,9 @@ pub(crate) struct MirrorStatus {
     pub(crate) lag_ms: Option<u64>,
     #[serde(default)]
     pub(crate) connected: bool,
+    /// Where it listens, as far as it has said.
+    #[serde(default)]
+    pub(crate) addresses: Vec<String>,
 }
 
 /// The status of an open node.
@@ -348,6 +351,7 @@ mod tests {
             .iter()
             .map(|connected| MirrorStatus {
                 node: "m".to_owned(),
+                addresses: Vec::new(),
                 metadata_lsn: 100,
                 data_lsn: 95,
                 lag_ms: Some(0),

@@ -34,6 +34,9 @@ pub enum AcknowledgeError {
     /// Another source has taken over.
     #[error("fenced: {0}")]
     Fenced(String),
+    /// This source has lost entries that a copy holds.
+    #[error("entries have been lost: {0}")]
+    Lost(String),
 }
 
 /// A place whose contents decide who is the source (an archive). Used to take over.

@@ -44,6 +44,10 @@ impl MirrorAcknowledger {
             if let Some(epoch) = self.board.fenced_by() {
                 return Err(AcknowledgeError::Fenced(format!("a mirror has promised epoch {epoch}")));
             }
+            if let Some((node, position)) = self.board.lost() {
+                let held = format!("mirror {node} holds lsn {}, this source does not", position.lsn);
+                return Err(AcknowledgeError::Lost(held));
+            }
             if self.held(lsn).0 >= self.set.read().wanted {
                 return Ok(());
             }

@@ -2,11 +2,11 @@
 //!
 //! Invariants:
 //! - Only what a mirror acknowledged, or proved at its last connection, counts: entries durable in its log, bytes in its store.
-//! - Of several connections of one mirror only the newest may say anything.
+//! - Of several connections of one mirror only the newest may say how far it is. That it holds more than the source counts from any.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use murphy_log::{Epoch, Lsn, NodeId};
+use murphy_log::{Epoch, Lsn, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -32,6 +32,10 @@ struct Shared {
     fenced: Option<Epoch>,
     /// After which point the history of the successor goes on, as it says.
     successor_base: Option<Point>,
+    /// The furthest position that a mirror has acknowledged or proved, and which.
+    furthest: Option<(NodeId, Position)>,
+    /// What a mirror holds of this source's epoch and the source has lost.
+    lost: Option<(NodeId, Position)>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +115,22 @@ impl MirrorBoard {
         self.shared.lock().fenced
     }
 
+    /// The furthest position that a mirror is known to hold durably, and which mirror.
+    pub fn furthest(&self) -> Option<(NodeId, Position)> {
+        self.shared.lock().furthest
+    }
+
+    /// Notes that `node` holds more of this source's epoch than the source: up to `position`.
+    pub fn note_lost(&self, node: NodeId, position: Position) {
+        self.shared.lock().lost = Some((node, position));
+        self.changed();
+    }
+
+    /// Who holds what this source has lost, and up to where, if somebody has said so.
+    pub fn lost(&self) -> Option<(NodeId, Position)> {
+        self.shared.lock().lost
+    }
+
     /// Every mirror that was ever connected or listed, by node.
     pub fn status(&self, now: Duration) -> Vec<MirrorStatus> {
         let status = |(node, mirror): (&NodeId, &Mirror)| MirrorStatus {
@@ -124,7 +144,7 @@ impl MirrorBoard {
     }
 
     /// Follows changes of the board; the value means nothing.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
@@ -136,7 +156,18 @@ impl MirrorBoard {
 impl BoardEntry<'_> {
     /// Notes what the mirror proved or acknowledged.
     pub fn acknowledged(&self, ack: Ack) {
+        let mut shared = self.board.shared.lock();
+        if shared.furthest.is_none_or(|(_, known)| known.lsn < ack.position.lsn) {
+            shared.furthest = Some((self.node, ack.position));
+        }
+        drop(shared);
         self.set(ack.position.lsn, ack.data_lsn);
+    }
+
+    /// Notes that the mirror holds more of this source's epoch than the source.
+    pub fn lost(&self, position: Position) {
+        self.board.note_lost(self.node, position);
+        self.diverged();
     }
 
     /// Notes that the mirror's position could not be found in this history: it holds nothing that counts.
@@ -196,6 +227,19 @@ mod tests {
         assert_eq!((status.metadata_lsn, status.data_lsn), (Lsn::new(30), Lsn::new(30)));
         drop(new);
         assert!(!board.status(ms(2))[0].connected);
+    }
+
+    /// The note of what a mirror is known to hold is made of this.
+    #[test]
+    fn the_furthest_position_that_a_mirror_has_proved_stays_known_when_the_mirror_is_gone() {
+        let (board, nodes) = (MirrorBoard::default(), [1, 2].map(|byte| NodeId::from_bytes([byte; 16])));
+        assert_eq!((board.furthest(), board.lost()), (None, None));
+        let entries = nodes.map(|node| board.connected(ms(0), node));
+        entries[0].acknowledged(ack(50, 40));
+        entries[1].acknowledged(ack(30, 30));
+        entries[0].diverged();
+        drop(entries);
+        assert_eq!(board.furthest(), Some((nodes[0], ack(50, 40).position)));
     }
 
     #[test]

@@ -9,11 +9,10 @@ use murphy_log::{BranchId, Epoch, Log, Lsn, NodeId, Position, State, VolumeKeys}
 
 use crate::{
     dial::{Dialer, ExchangeError},
-    history::{AncestorSearch, Point, SearchStep, look_up},
+    history::{AncestorSearch, Point, SearchStep, is_older, look_up},
     identity::PublicKey,
-    message::{Hello, Message, Refusal, Resume, Verdict},
+    message::{Hello, Message, Refusal, Resume, Verdict, Welcome},
     session::{MessageReader, MessageWriter},
-    source::is_older,
 };
 
 /// What another source's history is to one's own.
@@ -21,6 +20,8 @@ use crate::{
 pub struct Comparison {
     /// The source.
     pub node: NodeId,
+    /// The epoch that it leads.
+    pub epoch: Epoch,
     /// What is durable there.
     pub state: State,
     /// The last common point; the end of the own log if all of it is part of that history, `None` if the logs do not reach back to one.
@@ -59,7 +60,7 @@ pub async fn compare(
             Message::Refused(refused) => return Err(ExchangeError::Refused(refused)),
             other => return Err(ExchangeError::Protocol(format!("a {} message", other.name()))),
         };
-        if !is_older(own.epoch, welcome.state.position.epoch) {
+        if !is_older(own.epoch, welcome.epoch) {
             return Ok(None);
         }
         let common = match welcome.verdict {
@@ -67,7 +68,8 @@ pub async fn compare(
             Verdict::Seed(_) => None,
             Verdict::Diverged => search(&mut reader, &mut writer, log, own.lsn).await?,
         };
-        Ok(Some(Comparison { node: welcome.node, state: welcome.state, common }))
+        let Welcome { node, epoch, state, .. } = welcome;
+        Ok(Some(Comparison { node, epoch, state, common }))
     };
     let outcome = tokio::time::timeout(LONGEST, exchange).await.map_err(|_| ExchangeError::NoAnswer);
     connection.close("done");

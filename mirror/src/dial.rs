@@ -123,7 +123,8 @@ impl Dialer {
     }
 }
 
-/// Fetches packs from the source over the connection that a mirror follows on.
+/// Fetches packs from another node over a connection to it: the one that a mirror follows on, or that of a
+/// [`Lender`](crate::Lender).
 #[derive(Clone, Debug, Default)]
 pub struct RemotePacks {
     connection: Arc<RwLock<Option<Connection>>>,
@@ -154,6 +155,11 @@ impl RemotePacks {
             Message::PackReply(PackReply::Failed(why)) => Err(PackFetchError::Failed(why)),
             other => Err(PackFetchError::Failed(format!("a {} message is no answer", other.name()))),
         }
+    }
+
+    /// Packs over a connection that stands.
+    pub(crate) fn over(connection: Connection) -> RemotePacks {
+        RemotePacks { connection: Arc::new(RwLock::new(Some(connection))) }
     }
 
     pub(crate) fn set(&self, connection: Option<Connection>) {

@@ -6,6 +6,8 @@
 //! - The tail never passes a frame that was refused or could not be appended: whatever fails, the next connection goes on from there.
 //! - Only what is durable in the mirror's own log is acknowledged, and after a promise nothing of an older epoch.
 //! - A different history stops it: it looks for the common ancestor and has the own branch kept before anything else happens.
+//! - Only a tail of older epochs than the one that the source decides in is ever set aside. A source without the frames of its own epoch that
+//!   this mirror holds has lost them, and they may have been acknowledged.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -14,10 +16,9 @@ use murphy_log::{
 };
 
 use crate::{
-    history::{AncestorSearch, Lookup, Point, SearchStep},
+    history::{AncestorSearch, Lookup, Point, SearchStep, is_older},
     message::{Ack, Frames, Hello, Message, Refusal, Refused, Resume, SeedReason, Verdict, Welcome},
     replica::forbidding_promise,
-    source::is_older,
     status::{FollowerStatus, LagMeter, millis},
 };
 
@@ -67,6 +68,8 @@ enum Phase {
         search: AncestorSearch,
         /// What the source said to be its durable position.
         source: Position,
+        /// The epoch that it decides in.
+        leads: Epoch,
     },
     /// This connection is over; it only has to be closed.
     Stopped,
@@ -163,10 +166,23 @@ pub enum FollowerReport {
         tail: Position,
     },
     /// The source holds less than this mirror, and nothing else: it has lost entries.
-    #[error("the source is durable up to lsn {source_lsn}, this mirror holds its history up to {own_lsn}")]
+    #[error(
+        "the source is durable up to lsn {source_lsn}, this mirror holds its history up to {own_lsn}: the source has lost entries; started again it asks for them"
+    )]
     Ahead {
         /// Where the source ends.
         source_lsn: Lsn,
+        /// Where the mirror ends.
+        own_lsn: Lsn,
+    },
+    /// The source goes on without frames of its own epoch, or a later one, that this mirror holds: it has lost entries.
+    #[error(
+        "this mirror and its source differ after lsn {}, and the source still leads the epoch: it has lost entries up to lsn {own_lsn}, which are kept here; murphy promote here goes on with them",
+        lsn_of(ancestor)
+    )]
+    Forked {
+        /// The last common point.
+        ancestor: Option<Point>,
         /// Where the mirror ends.
         own_lsn: Lsn,
     },
@@ -395,7 +411,7 @@ impl Follower {
             (Verdict::Diverged, Some(own)) => {
                 let search = AncestorSearch::new(own.position.lsn);
                 let step = search.start();
-                self.phase = Phase::Searching { search, source: state.position };
+                self.phase = Phase::Searching { search, source: state.position, leads: welcome.epoch };
                 self.search_on(step)
             }
             (Verdict::Seed(reason), _) => {
@@ -466,15 +482,18 @@ impl Follower {
     }
 
     fn diverged(&mut self, ancestor: Option<Point>) -> Vec<FollowerAction> {
-        let (Phase::Searching { source, .. }, Some(own)) = (&self.phase, self.durable) else {
+        let (Phase::Searching { source, leads, .. }, Some(own)) = (&self.phase, self.durable) else {
             return Vec::new();
         };
-        let source_end = Point { lsn: source.lsn, hash: source.hash };
-        if ancestor == Some(source_end) {
-            let report = FollowerReport::Ahead { source_lsn: source.lsn, own_lsn: own.position.lsn };
+        let (tail, own_lsn) = (own.position, own.position.lsn);
+        if !is_older(tail.epoch, *leads) {
+            let source_end = Point { lsn: source.lsn, hash: source.hash };
+            let report = match ancestor == Some(source_end) {
+                true => FollowerReport::Ahead { source_lsn: source.lsn, own_lsn },
+                false => FollowerReport::Forked { ancestor, own_lsn },
+            };
             return self.stop(report, None);
         }
-        let tail = own.position;
         let mut actions = vec![FollowerAction::SetAside { ancestor, tail }];
         actions.extend(self.stop(FollowerReport::Diverged { ancestor, tail }, None));
         actions

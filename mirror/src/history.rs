@@ -5,7 +5,7 @@
 //! - Frames travel and are stored whole, so the common ancestor of two logs is a frame end of both.
 //! - A search asks for at most one point at a time and always ends: every answer narrows the range.
 
-use murphy_log::{ChainHash, Log, Lsn, ReadError};
+use murphy_log::{ChainHash, Epoch, Log, Lsn, ReadError};
 
 /// A point of a history: the chain hash after one entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +67,11 @@ pub fn look_up(log: &dyn Log, lsn: Lsn) -> Result<Lookup, ReadError> {
         return Ok(Lookup::End(before));
     }
     Ok(Lookup::Inside { before, end: Point { lsn: frame.last(), hash: frame.position().hash } })
+}
+
+/// Whether frames of `epoch` must be refused once `promised` has been promised, or has begun.
+pub(crate) fn is_older(epoch: Epoch, promised: Epoch) -> bool {
+    epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
 }
 
 /// Finds the last frame end that two logs share, by halves.

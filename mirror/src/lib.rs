@@ -3,7 +3,8 @@
 //! [`Source`] and [`Follower`] are the two ends of the protocol, without I/O: messages and time in, actions out. [`Listener`] and
 //! [`Following`] drive them over QUIC, on behalf of a node that is a [`Replica`] (a mirror) or has a log, a [`SnapshotSource`] and a
 //! [`MemberBook`] (a source). Around them: [`Identity`] and [`Token`] say who is who, [`Copier`] lets data follow the log,
-//! [`MirrorAcknowledger`] waits for mirrors, [`promote`] takes over, and [`Observer`] with [`EntryLine`] tells other programs.
+//! [`MirrorAcknowledger`] waits for mirrors, a [`Lender`] gives back what others have lost, [`promote`] takes over, and [`Observer`] with
+//! [`EntryLine`] tells other programs.
 //!
 //! quinn appears in `endpoint.rs` and `session.rs` only.
 //!
@@ -28,6 +29,7 @@ mod follow;
 mod follower;
 mod history;
 mod identity;
+mod lend;
 mod memory;
 mod message;
 mod promote;
@@ -55,12 +57,13 @@ pub use follow::{FollowError, FollowHandle, FollowSetup, Following};
 pub use follower::{Follower, FollowerAction, FollowerConfig, FollowerReport};
 pub use history::{AncestorSearch, Lookup, Point, SearchStep, look_up};
 pub use identity::{Identity, IdentityError, PublicKey};
+pub use lend::{BorrowError, Borrowing, Lender};
 pub use memory::{Durability, KeptBranch, MemoryReplica, MemorySnapshots};
 pub use message::{
-    Ack, Admitted, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES, MAX_NAME_BYTES,
-    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, MessageHeader,
-    PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart,
-    SeedReason, Verdict, WIRE_VERSION, Welcome,
+    Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_ADDRESSES, MAX_DETAIL_BYTES,
+    MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault,
+    MessageHeader, PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed,
+    SeedPart, SeedReason, Stands, Verdict, WIRE_VERSION, Welcome,
 };
 pub use promote::{
     AckPolicy, Missing, PlanError, PromoteError, PromotePlan, PromoteRequest, Standing, TakeOver, Unsealed,

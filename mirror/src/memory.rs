@@ -116,6 +116,10 @@ impl Replica for MemoryReplica {
         self.data.subscribe()
     }
 
+    fn history(&self) -> Option<Arc<dyn Log>> {
+        self.log().map(|log| log as Arc<dyn Log>)
+    }
+
     fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
         let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
         look_up(&*log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))

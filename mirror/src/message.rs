@@ -18,7 +18,10 @@ use murphy_log::{
     UnverifiedFrame, VolumeId,
 };
 
-use crate::{history::Lookup, token::Secret};
+use crate::{
+    history::{Lookup, Point, is_older},
+    token::Secret,
+};
 
 pub use codec::MessageHeader;
 
@@ -77,6 +80,12 @@ pub enum Message {
     Sealed(Sealed),
     /// A member says where it listens; answered like a redemption.
     Announce(Announce),
+    /// Asks a node where it stands; the first message of a connection on which it lends.
+    Ask(Ask),
+    /// Where the node stands.
+    Stands(Stands),
+    /// Asks for frames, on a stream of its own; `frames` messages come back until the stream ends.
+    LendRequest(LendRequest),
 }
 
 /// See [`Message::Hello`].
@@ -118,6 +127,8 @@ pub struct Welcome {
     pub node: NodeId,
     /// What is durable there.
     pub state: State,
+    /// The epoch that it decides in; its log may not have an entry of it yet.
+    pub epoch: Epoch,
     /// Where the frames that follow begin, with [`Verdict::Tail`].
     pub first: Lsn,
     /// What comes next.
@@ -281,6 +292,10 @@ refusals! {
     BadFrame = 15, "a frame was refused";
     /// The peer cannot store what it should.
     Storage = 16, "the peer cannot store";
+    /// The position after which frames are asked for is not in the peer's history.
+    OtherHistory = 17, "another history";
+    /// The source holds less than the follower of its own epoch, and ends.
+    Lost = 18, "the source has lost entries";
 }
 
 /// See [`Message::Redeem`].
@@ -334,6 +349,47 @@ pub struct Sealed {
 pub struct Announce {
     /// Where the member listens, `host:port`; empty if it does not.
     pub addresses: Vec<String>,
+}
+
+/// See [`Message::Ask`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ask {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The branch.
+    pub branch: BranchId,
+    /// The epoch that the asker leads, or would lead; `None` if it leads nothing yet, as one that mends a log that it cannot open.
+    pub epoch: Option<Epoch>,
+}
+
+/// See [`Message::Stands`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stands {
+    /// What is durable in the node's log; `None` if it holds nothing.
+    pub state: Option<State>,
+    /// Up to which LSN a mirror has every byte too; 0 from a source.
+    pub data_lsn: Lsn,
+    /// The last LSN that it heard of from its source.
+    pub heard_lsn: Lsn,
+    /// The epoch that a mirror has promised; of a source the one that it leads.
+    pub promised: Option<Epoch>,
+}
+
+impl Stands {
+    /// The epoch, promised or held there, that ends `epoch`: a later one, or another one of the same number.
+    pub fn ends(&self, epoch: Epoch) -> Option<Epoch> {
+        let held = self.state.map(|state| state.position.epoch);
+        self.promised.into_iter().chain(held).filter(|known| is_older(epoch, *known)).max()
+    }
+}
+
+/// See [`Message::LendRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LendRequest {
+    /// The end of what the asker holds: a frame end of the lender's log too, or nothing is lent.
+    pub after: Point,
+    /// The last LSN that is wanted; a frame that goes beyond it is not sent.
+    pub to: Lsn,
 }
 
 /// Bytes that are not a message.

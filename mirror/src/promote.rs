@@ -255,7 +255,8 @@ pub trait TakeOver: Send + Sync {
     /// Has a member promise `epoch`; `None` if it holds nothing.
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>>;
 
-    /// Fetches what `member` holds beyond this node, up to `to`.
+    /// Fetches what `member` holds beyond this node, up to `to`, and the bytes that it has of it. Says where this node stands then; whether it
+    /// may go on without the bytes that did not come is decided by a new plan.
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>>;
 
     /// Seals the archives, if there are any, and claims `epoch` in the own log after `base`. Says after which state it begins: a later
@@ -283,6 +284,8 @@ pub async fn promote(request: &PromoteRequest, acts: &dyn TakeOver) -> Result<Pr
             let found = format!("stopped at {} instead of {to}", reached.state.position);
             return Err(PromoteError::CatchUp(found));
         }
+        // The bytes of what was fetched may still be that member's alone.
+        plan = PromotePlan { catch_up: plan.catch_up, ..request.plan(reached, &answers)? };
     }
     plan.base = acts.claim(epoch, plan.base).await.map_err(PromoteError::Claim)?;
     plan.heard_lsn = plan.heard_lsn.max(plan.base.position.lsn);
@@ -399,6 +402,8 @@ mod tests {
     struct Acts {
         members: BTreeMap<NodeId, Standing>,
         done: Mutex<Vec<String>>,
+        /// Of what is fetched only the entries come.
+        lacks_bytes: bool,
     }
 
     impl TakeOver for Acts {
@@ -415,8 +420,11 @@ mod tests {
 
         fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
             self.done.lock().push(format!("catch up to {}", to.lsn));
-            let standing = self.members[&member];
-            Box::pin(async move { Ok(standing) })
+            let mut reached = self.members[&member];
+            if self.lacks_bytes {
+                reached.data_lsn = standing(3).data_lsn;
+            }
+            Box::pin(async move { Ok(reached) })
         }
 
         fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
@@ -433,6 +441,17 @@ mod tests {
         assert_eq!(plan.base, standing(9).state);
         let expected = ["promise 2", "seal", "catch up to 19", "claim 2 after 19"];
         assert_eq!(*acts.done.lock(), expected);
+    }
+
+    /// The entries came from the other one, and the bytes that it has acknowledged did not.
+    #[tokio::test]
+    async fn nothing_is_claimed_without_the_bytes_of_what_was_fetched() {
+        let members = BTreeMap::from([(node(2), standing(9))]);
+        let acts = Acts { members, lacks_bytes: true, ..Acts::default() };
+        let refused = promote(&request(1, 2, &[]), &acts).await;
+        let (held, own) = (standing(9).data_lsn, standing(3).data_lsn);
+        assert_eq!(refused, Err(PromoteError::Plan(PlanError::Bytes { node: node(2), held, own })));
+        assert_eq!(*acts.done.lock(), ["promise 2", "seal", "catch up to 19"]);
     }
 
     #[tokio::test]

@@ -2,17 +2,15 @@
 //!
 //! A mirror's node is a [`Replica`]; a source's is a log, a [`SnapshotSource`] and a [`MemberBook`](crate::MemberBook).
 
-use std::{fmt, io::Read};
+use std::{fmt, io::Read, sync::Arc};
 
 use murphy_log::{
-    AppendCopyError, AppendError, ClaimError, DurableWatch, Epoch, Frame, Lsn, Position, State, VolumeKeys,
+    AppendCopyError, AppendError, ClaimError, DurableWatch, Epoch, Frame, Log, Lsn, Position, State,
+    VolumeKeys,
 };
 use tokio::sync::watch;
 
-use crate::{
-    history::{Lookup, Point},
-    source::is_older,
-};
+use crate::history::{Lookup, Point, is_older};
 
 /// The promise that forbids to take entries of `epoch` from a source that welcomed this node knowing that it had promised `told`.
 ///
@@ -43,6 +41,9 @@ pub trait Replica: Send + Sync {
 
     /// Follows up to which LSN every byte that the tree refers to is in the own store.
     fn data(&self) -> watch::Receiver<Lsn>;
+
+    /// The own log, to read from and never to append to; `None` while it holds nothing, or is about to be replaced.
+    fn history(&self) -> Option<Arc<dyn Log>>;
 
     /// What the own log holds at `lsn`; see [`look_up`](crate::look_up). May read a disk.
     fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError>;

@@ -1,10 +1,12 @@
 //! What a node answers to those who connect: members follow, the invited join, promoters seal, mirrors fetch packs.
 //!
 //! Invariants:
-//! - Nothing but a redemption is answered before the peer's key has been found in the member book.
+//! - Nothing but a redemption is answered before the peer's key has been found in the member book; a question where the node stands also if
+//!   it is the key of the source that the node follows.
 //! - No disk is read and no lock waited for on an async worker.
 //! - Whatever one peer does, its connection ends and the others go on; what is buffered for it is bounded.
 
+mod lend;
 mod source;
 
 use std::{
@@ -25,10 +27,10 @@ use crate::{
     board::MirrorBoard,
     book::{Admission, MemberBook, authorize},
     endpoint::{Attempt, ListenError, ListeningEndpoint, NetworkOptions, Sockets},
-    identity::Identity,
+    identity::{Identity, PublicKey},
     message::{
-        Admitted, Announce, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused, Seal,
-        Sealed,
+        Admitted, Announce, Ask, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused,
+        Seal, Sealed,
     },
     replica::{Replica, SnapshotSource},
     session::{Connection, MessageReader, MessageWriter, SessionError},
@@ -51,6 +53,8 @@ pub struct Services {
     /// The packs that mirrors may fetch from here.
     pub packs: Option<Arc<dyn BlockStore>>,
     part: RwLock<Part>,
+    /// The key of the source that the node follows.
+    upstream: RwLock<Option<PublicKey>>,
     /// How many followers are connected.
     followers: AtomicUsize,
     seeds: Arc<Semaphore>,
@@ -107,6 +111,7 @@ impl Services {
             board: Arc::default(),
             packs: None,
             part: RwLock::new(Part::Neither),
+            upstream: RwLock::new(None),
             followers: AtomicUsize::new(0),
             seeds: Arc::new(Semaphore::new(MAX_SEEDS)),
         }
@@ -115,6 +120,11 @@ impl Services {
     /// Changes what the node is; connections that follow the old part end by themselves.
     pub fn become_part(&self, part: Part) {
         *self.part.write() = part;
+    }
+
+    /// Says whose key the source that the node follows has: it may ask where the node stands, also if it is no member of its own volume.
+    pub fn set_source_key(&self, key: PublicKey) {
+        *self.upstream.write() = Some(key);
     }
 
     fn part(&self) -> Part {
@@ -229,11 +239,15 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
     let key = connection.peer();
     let role = match authorize(services.book.row(key.node()).as_ref(), key) {
         Ok(role) => role,
+        Err(Refusal::UnknownMember) if matches!(first, Message::Ask(_)) && is_upstream(services, key) => {
+            MemberRole::Observer
+        }
         Err(reason) => {
             let detail = format!("node {} is not a member of volume {}", key.node(), services.keys.volume());
             return refuse(connection, writer, reason, detail).await;
         }
     };
+    let asked = if let Message::Ask(ask) = &first { Some(*ask) } else { None };
     let session = async {
         match first {
             Message::Hello(hello) => source::serve(services, connection, role, hello, reader, writer).await,
@@ -247,6 +261,7 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }
+            Message::Ask(ask) => lend::answer(services, connection, ask, reader, writer).await,
             other => {
                 let detail = format!("a {} message cannot be the first", other.name());
                 refuse(connection, writer, Refusal::Protocol, detail).await
@@ -255,8 +270,12 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
     };
     tokio::select! {
         outcome = session => outcome,
-        outcome = serve_packs(services, connection) => outcome,
+        outcome = serve_requests(services, connection, asked) => outcome,
     }
+}
+
+fn is_upstream(services: &Services, key: PublicKey) -> bool {
+    *services.upstream.read() == Some(key)
 }
 
 /// Says why nothing goes on, and lets the peer hear it.
@@ -343,33 +362,42 @@ async fn promise(services: &Services, role: MemberRole, seal: Seal) -> Message {
     }
 }
 
-/// Answers requests for packs, each on its own stream, until the connection ends.
-async fn serve_packs(services: &Services, connection: &Connection) -> Result<(), SessionError> {
+/// Answers requests for packs and frames, each on its own stream, until the connection ends. Frames are lent only to one who has asked
+/// where this node stands.
+async fn serve_requests(
+    services: &Services,
+    connection: &Connection,
+    asked: Option<Ask>,
+) -> Result<(), SessionError> {
     use futures::StreamExt;
     let mut requests = futures::stream::FuturesUnordered::new();
     loop {
         tokio::select! {
             stream = connection.accept_both() => {
                 let (reader, writer) = stream?;
-                requests.push(serve_pack(services, reader, writer));
+                requests.push(serve_request(services, asked, reader, writer));
             }
             Some(outcome) = requests.next() => {
                 if let Err(error) = outcome {
-                    tracing::debug!(%error, "a pack was not delivered");
+                    tracing::debug!(%error, "what was asked for was not delivered");
                 }
             }
         }
     }
 }
 
-async fn serve_pack(
+async fn serve_request(
     services: &Services,
+    asked: Option<Ask>,
     mut reader: MessageReader,
     mut writer: MessageWriter,
 ) -> Result<(), SessionError> {
-    let reply = match in_time(reader.expect()).await? {
-        Message::PackRequest(request) => read_pack(services, &request).await,
-        other => {
+    let reply = match (in_time(reader.expect()).await?, asked) {
+        (Message::PackRequest(request), _) => read_pack(services, &request).await,
+        (Message::LendRequest(request), Some(ask)) => {
+            return lend::lend(services, ask.epoch, request, writer).await;
+        }
+        (other, _) => {
             let detail = format!("a {} message is not expected here", other.name());
             return writer.send(&Message::Refused(Refused { reason: Refusal::Protocol, detail })).await;
         }

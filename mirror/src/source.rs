@@ -4,6 +4,8 @@
 //! - Nothing is sent that is not durable at the source.
 //! - A position that a follower gives is compared with the source's own log before anything is sent after it, and an acknowledgement
 //!   with what was sent: neither is trusted.
+//! - A follower that holds more of the source's own epoch than the source proves that the source has lost entries: that is reported, and
+//!   the follower gets nothing.
 //! - At most one read of the log and one lookup are under way; what is sent and not acknowledged stays within the window, or is
 //!   one run.
 
@@ -15,7 +17,7 @@ use murphy_log::{
 };
 
 use crate::{
-    history::{Lookup, Point},
+    history::{Lookup, Point, is_older},
     message::{
         Ack, Frames, Heartbeat, Hello, Message, Refusal, Refused, Resume, SeedReason, Verdict, Welcome,
     },
@@ -142,6 +144,14 @@ pub enum SourceReport {
         /// Where it stands.
         lsn: Lsn,
         /// Where the source stands.
+        durable: Lsn,
+    },
+    /// It holds more of the epoch that this source decides in than the source itself: the source has lost what was durable.
+    #[error("holds lsn {} of this source's epoch, and the source's log ends at {durable}: the source has lost entries", .position.lsn)]
+    Lost {
+        /// Where the follower stands.
+        position: Position,
+        /// Where the source's log ends.
         durable: Lsn,
     },
     /// It has promised a later epoch: this source has been replaced.
@@ -355,6 +365,16 @@ impl Source {
                 let actions = vec![SourceAction::Acked(held), SourceAction::Send(welcome)];
                 self.follow(Some(position), position.lsn.next(), actions)
             }
+            // The end was looked up after the position had come, and nothing leaves a source before it is durable there.
+            Lookup::Beyond { durable }
+                if position.epoch == self.config.epoch && self.peer.role.holds_copy() =>
+            {
+                let (lsn, number) = (position.lsn, position.epoch.number);
+                let detail = format!("you hold lsn {lsn} of epoch {number}, the source only {durable}");
+                let mut actions = vec![SourceAction::Report(SourceReport::Lost { position, durable })];
+                actions.extend(self.refuse(Refusal::Lost, detail));
+                actions
+            }
             Lookup::Trimmed { .. } if self.peer.role.holds_copy() => self.seed(SeedReason::Trimmed),
             Lookup::Trimmed { first } => {
                 self.refuse(Refusal::Trimmed, format!("the log begins at lsn {first}"))
@@ -415,8 +435,8 @@ impl Source {
     }
 
     fn welcome(&self, first: Lsn, verdict: Verdict) -> Message {
-        let SourceConfig { volume, branch, node, .. } = self.config;
-        Message::Welcome(Welcome { volume, branch, node, state: self.durable, first, verdict })
+        let SourceConfig { volume, branch, node, epoch, .. } = self.config;
+        Message::Welcome(Welcome { volume, branch, node, state: self.durable, epoch, first, verdict })
     }
 
     fn refuse(&mut self, reason: Refusal, detail: String) -> Vec<SourceAction> {
@@ -436,11 +456,6 @@ impl Source {
         let report = SourceReport::RefusedByPeer(format!("{}: {}", refused.reason, refused.detail));
         vec![SourceAction::Report(report), SourceAction::Close]
     }
-}
-
-/// Whether frames of `epoch` must be refused once `promised` has been promised.
-pub(crate) fn is_older(epoch: Epoch, promised: Epoch) -> bool {
-    epoch.number < promised.number || (epoch.number == promised.number && epoch.id != promised.id)
 }
 
 /// One message carries about so many bytes of frames.

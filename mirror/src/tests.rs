@@ -8,6 +8,7 @@ use murphy_log::{
     State, Usage, VolumeId, VolumeKeys,
 };
 
+mod lend;
 mod quic;
 mod simulation;
 mod world;

@@ -375,7 +375,7 @@ fn a_log_that_is_damaged_in_its_middle_is_mended_from_its_archive() {
     let mut bytes = fs::read(&newest).unwrap();
     bytes[192 + 60] ^= 1;
     fs::write(&newest, bytes).unwrap();
-    let refused = scratch.run(["serve", "node"]).expect_error(1, "no archive that answers has them");
+    let refused = scratch.run(["serve", "node"]).expect_error(1, "nobody who answers has them");
     assert!(refused.stderr().contains("within reach"), "{refused}");
     fs::rename(scratch.path("away"), scratch.path("archive")).unwrap();
     fs::remove_file(&older).unwrap();

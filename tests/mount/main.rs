@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod dumps;
 mod huge;
+mod lost;
 mod mirror_cache;
 mod mirrors;
 mod model;

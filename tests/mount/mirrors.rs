@@ -18,12 +18,12 @@ fn scratch() -> Scratch {
 }
 
 /// A source `a` mounted at `ma` and a mirror `b` mounted at `mb`.
-struct Pair {
-    scratch: Scratch,
+pub(super) struct Pair {
+    pub(super) scratch: Scratch,
 }
 
 impl Pair {
-    fn start(ack: &str) -> Pair {
+    pub(super) fn start(ack: &str) -> Pair {
         let scratch = scratch();
         let format = ["format", "a", "--blocks", &scratch.url("ba"), "--name", "vol", "--ack", ack];
         scratch.run(format).expect_code(0).stdout();
@@ -34,7 +34,7 @@ impl Pair {
         pair
     }
 
-    fn join(&self, source: &str, mirror: &str, blocks: &str) {
+    pub(super) fn join(&self, source: &str, mirror: &str, blocks: &str) {
         let token = self.scratch.run(["invite", source]).expect_code(0).stdout();
         fs::write(self.scratch.path("token"), token).unwrap();
         let url = self.scratch.url(blocks);
@@ -42,7 +42,7 @@ impl Pair {
         self.scratch.run(join).expect_code(0).stdout();
     }
 
-    fn mount(&self, node: &str, listen: &str) {
+    pub(super) fn mount(&self, node: &str, listen: &str) {
         let place = format!("m{node}");
         // The mount of a process that was killed is still there; the next one replaces it.
         let _there_already = fs::create_dir(self.scratch.path(&place));
@@ -50,12 +50,12 @@ impl Pair {
         self.scratch.run(mount).expect_code(0).stdout();
     }
 
-    fn status(&self, node: &str) -> Value {
+    pub(super) fn status(&self, node: &str) -> Value {
         let ran = self.scratch.run(["status", node, "--json"]);
         ran.json()
     }
 
-    fn listens(&self, node: &str) -> String {
+    pub(super) fn listens(&self, node: &str) -> String {
         self.status(node)["listen"].as_str().unwrap().to_owned()
     }
 
@@ -64,7 +64,7 @@ impl Pair {
         kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
     }
 
-    fn kill(&self, node: &str) {
+    pub(super) fn kill(&self, node: &str) {
         self.signal(node, Signal::KILL);
         // The mount goes with the process, the lock a moment later.
         let place = self.scratch.path(&format!("m{node}"));
@@ -72,7 +72,7 @@ impl Pair {
     }
 
     /// Waits until both have the same history, bytes included, and compares what they have.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         self.scratch.run(["flush", "ma"]).expect_code(0).stdout();
         let wanted = self.status("a")["durable_lsn"].as_u64().unwrap();
         wait_for("the mirror to have every byte", || self.status("b")["data_lsn"].as_u64() >= Some(wanted));
@@ -84,7 +84,7 @@ impl Pair {
 }
 
 #[track_caller]
-fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+pub(super) fn wait_for(what: &str, ready: impl FnMut() -> bool) {
     wait_until(what, PATIENCE, ready);
 }
 
@@ -121,7 +121,7 @@ fn assert_mirrored(a: &Path, b: &Path) {
 }
 
 /// Writes a file and returns when an fsync said that it is safe.
-fn write_safely(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_safely(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

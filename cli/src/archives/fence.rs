@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use crate::{
     archive_notes::{cursor, fenced_before, remember_fence},
     error::{CliError, failed},
+    givers::ArchiveGiver,
     node::Node,
     places::{local_url, open_archive},
     settings::SharedArchive,
@@ -65,7 +66,8 @@ fn judge(node: &Node, shared: &SharedArchive, walked: &Walk, runtime: &Handle) -
     }
     if walked.end.position.lsn > tail.lsn {
         let held = walked.end.position.lsn;
-        node.fetch_lost(std::slice::from_ref(shared), runtime).map_err(|error| {
+        let giver = ArchiveGiver::new(&node.config, shared.clone(), node.identity.public_key().node());
+        node.fetch_lost(&[Box::new(giver)], held, runtime).map_err(|error| {
             CliError::new(format!(
                 "{} holds entries up to lsn {held}, this log ends at {}: {error}",
                 shared.url, tail.lsn

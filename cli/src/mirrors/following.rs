@@ -120,15 +120,7 @@ impl Mirroring {
     pub(super) fn begin_copying(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let followed = lock(&self.followed);
         let (Some(followed), Some(replica)) = (followed.as_ref(), &self.replica) else { return Ok(()) };
-        let copier = Copier {
-            log: Arc::clone(&self.log) as Arc<dyn Log>,
-            source: Arc::new(followed.packs.clone()),
-            store: self.services.packs.clone().ok_or_else(|| CliError::new("the node has no store"))?,
-            cursor: cursor(&self.directory),
-            data: replica.data_sender(),
-            clock: Arc::clone(&self.clock),
-            helpers: COPY_HELPERS,
-        };
+        let copier = self.copier(replica, followed.packs.clone())?;
         let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
         followed.run(self.runtime.spawn(async move {
             let copied = async {
@@ -162,6 +154,19 @@ impl Mirroring {
             }
         }));
         Ok(())
+    }
+
+    /// Copies the packs that the log names from another node into the own store, after what is there.
+    pub(super) fn copier(&self, replica: &DiskReplica, source: RemotePacks) -> Result<Copier, CliError> {
+        Ok(Copier {
+            log: Arc::clone(&self.log) as Arc<dyn Log>,
+            source: Arc::new(source),
+            store: self.services.packs.clone().ok_or_else(|| CliError::new("the node has no store"))?,
+            cursor: cursor(&self.directory),
+            data: replica.data_sender(),
+            clock: Arc::clone(&self.clock),
+            helpers: COPY_HELPERS,
+        })
     }
 
     /// Tells the source where this mirror listens, until it has heard it.

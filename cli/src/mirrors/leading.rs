@@ -42,6 +42,8 @@ impl Mirroring {
             self.acknowledge_by_mirrors()?;
         }
         self.watch_members();
+        self.watch_loss();
+        self.note_mirrors();
         self.register();
         self.tell_predecessor();
         Ok(())

@@ -1,8 +1,8 @@
 //! A source that was replaced while it was away: how it hears of it, and what it does then.
 //!
 //! Invariants:
-//! - Before a source decides, it asks every member whose address it knows whether that one leads a later epoch. One that does not answer does
-//!   not stop it.
+//! - Before a source decides, it asks every member whose address it knows whether that one has promised, leads or holds a later epoch. One that
+//!   does not answer does not stop it.
 //! - Once it knows, its directory says so: it is never served as a source again, and what only it holds is listed as a branch.
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -30,16 +30,14 @@ pub(super) fn refuse(directory: &Path, config: &NodeConfig) -> Result<(), CliErr
     .hint("murphy status lists what only this node holds; join the volume again in a new directory"))
 }
 
-/// Asks the members before the source decides.
-pub(super) fn ask_members(mirroring: &Mirroring) -> Result<(), CliError> {
+/// Notes that a member knows of `later`, which ends this source's epoch, and refuses to go on.
+pub(super) fn replaced(mirroring: &Mirroring, later: Epoch) -> Result<(), CliError> {
     match successor(mirroring) {
-        None => Ok(()),
-        Some(comparison) => {
-            let by = Some(comparison.node.to_string());
-            note(mirroring, comparison.state.position.epoch, by, Some(common(&comparison)))?;
-            refuse(&mirroring.directory, &mirroring.config())
-        }
+        Some(found) => note(mirroring, found.epoch, Some(found.node.to_string()), Some(common(&found)))?,
+        // It is promised, and whoever was to begin it is not reached.
+        None => note(mirroring, later, None, None)?,
     }
+    refuse(&mirroring.directory, &mirroring.config())
 }
 
 /// Finds out what only this source holds, after it has heard that it was replaced.
@@ -54,7 +52,7 @@ pub(super) fn find_branch(mirroring: &Mirroring) -> Result<(), CliError> {
         None => Ok(()),
         Some(comparison) => {
             let by = Some(comparison.node.to_string());
-            note(mirroring, comparison.state.position.epoch, by, Some(common(&comparison)))
+            note(mirroring, comparison.epoch, by, Some(common(&comparison)))
         }
     }
 }

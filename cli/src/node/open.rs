@@ -175,7 +175,7 @@ fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result
                 "the log is gone: restore the node from an archive, or join it again as a mirror"
             }
             OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
-                "bring an archive that has these entries within reach and start again; to go on without this node: murphy restore URL DIR --take-over, or murphy promote at a mirror"
+                "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
             }
             OpenError::Header { source: HeaderError::Version { .. }, .. } => {
                 "another version of murphy wrote it; use that version"

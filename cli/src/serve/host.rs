@@ -70,6 +70,7 @@ impl Host {
         let settings = Settings::of(&node.volume)?;
         if options.purpose == Purpose::Change {
             mirroring.check_source()?;
+            mirroring.ask_members(&node)?;
             check_fences(&node, &settings.archives, runtime)?;
             node.lead()?;
         }
@@ -103,7 +104,8 @@ impl Host {
             let fenced = self.archives.fenced();
             fenced.inspect(|reason| remember_fence(&self.node.directory, reason))
         };
-        let among_nodes = || self.mirroring.fenced().or_else(|| self.mirroring.broken());
+        let among_nodes =
+            || self.mirroring.fenced().or_else(|| self.mirroring.lost()).or_else(|| self.mirroring.broken());
         self.volume().ended().or_else(archived).or_else(among_nodes)
     }
 

@@ -7,14 +7,14 @@ use murphy_log::{
 };
 
 use super::{
-    Ack, Admitted, Announce, Frames, HEADER_BYTES, Heartbeat, Hello, MAX_ADDRESSES, MAX_DETAIL_BYTES,
-    MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault,
-    PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart,
-    SeedReason, Verdict, WIRE_VERSION, Welcome,
+    Ack, Admitted, Announce, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_ADDRESSES,
+    MAX_DETAIL_BYTES, MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError,
+    MessageFault, PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed,
+    SeedPart, SeedReason, Stands, Verdict, WIRE_VERSION, Welcome,
     fields::{FieldReader, FieldWriter},
 };
 use crate::{
-    history::{Lookup, Point},
+    history::Lookup,
     token::{SECRET_BYTES, Secret},
 };
 
@@ -108,6 +108,9 @@ impl Message {
             Message::Seal(_) => Kind::Seal,
             Message::Sealed(_) => Kind::Sealed,
             Message::Announce(_) => Kind::Announce,
+            Message::Ask(_) => Kind::Ask,
+            Message::Stands(_) => Kind::Stands,
+            Message::LendRequest(_) => Kind::LendRequest,
         }
     }
 }
@@ -158,6 +161,9 @@ kinds! {
     Seal = 16, "seal", SMALL;
     Sealed = 17, "sealed", SMALL;
     Announce = 18, "announce", 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
+    Ask = 19, "ask", SMALL;
+    Stands = 20, "stands", SMALL;
+    LendRequest = 21, "lend request", SMALL;
 }
 
 fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
@@ -217,6 +223,17 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
             out.lsn(sealed.data_lsn).lsn(sealed.heard_lsn);
         }
         Message::Announce(announce) => encode_addresses(&announce.addresses, out),
+        Message::Ask(ask) => {
+            out.bytes(ask.volume.as_bytes()).bytes(ask.branch.as_bytes());
+            out.optional(ask.epoch, FieldWriter::epoch);
+        }
+        Message::Stands(stands) => {
+            out.optional(stands.state.as_ref(), FieldWriter::state);
+            out.lsn(stands.data_lsn).lsn(stands.heard_lsn).optional(stands.promised, FieldWriter::epoch);
+        }
+        Message::LendRequest(request) => {
+            out.point(&request.after).lsn(request.to);
+        }
     }
     message.kind()
 }
@@ -241,7 +258,7 @@ fn encode_hello(hello: &Hello, out: &mut FieldWriter<'_>) {
 
 fn encode_welcome(welcome: &Welcome, out: &mut FieldWriter<'_>) {
     out.bytes(welcome.volume.as_bytes()).bytes(welcome.branch.as_bytes()).bytes(welcome.node.as_bytes());
-    out.state(&welcome.state).lsn(welcome.first);
+    out.state(&welcome.state).epoch(welcome.epoch).lsn(welcome.first);
     out.byte(match welcome.verdict {
         Verdict::Tail => 0,
         Verdict::Seed(SeedReason::Fresh) => 1,
@@ -252,10 +269,8 @@ fn encode_welcome(welcome: &Welcome, out: &mut FieldWriter<'_>) {
 
 fn encode_lookup(found: &Lookup, out: &mut FieldWriter<'_>) {
     match found {
-        Lookup::End(point) => out.byte(0).lsn(point.lsn).bytes(point.hash.as_bytes()),
-        Lookup::Inside { before, end } => {
-            out.byte(1).lsn(before.lsn).bytes(before.hash.as_bytes()).lsn(end.lsn).bytes(end.hash.as_bytes())
-        }
+        Lookup::End(point) => out.byte(0).point(point),
+        Lookup::Inside { before, end } => out.byte(1).point(before).point(end),
         Lookup::Trimmed { first } => out.byte(2).lsn(*first),
         Lookup::Beyond { durable } => out.byte(3).lsn(*durable),
     };
@@ -349,6 +364,18 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
             heard_lsn: r.lsn()?,
         }),
         Kind::Announce => Message::Announce(Announce { addresses: decode_addresses(r)? }),
+        Kind::Ask => Message::Ask(Ask {
+            volume: VolumeId::from_bytes(r.array()?),
+            branch: BranchId::from_bytes(r.array()?),
+            epoch: r.optional(FieldReader::epoch)?,
+        }),
+        Kind::Stands => Message::Stands(Stands {
+            state: r.optional(FieldReader::state)?,
+            data_lsn: r.lsn()?,
+            heard_lsn: r.lsn()?,
+            promised: r.optional(FieldReader::epoch)?,
+        }),
+        Kind::LendRequest => Message::LendRequest(LendRequest { after: r.point()?, to: r.lsn()? }),
     })
 }
 
@@ -373,6 +400,7 @@ fn decode_welcome(r: &mut FieldReader<'_>) -> Result<Welcome, MessageError> {
         branch: BranchId::from_bytes(r.array()?),
         node: NodeId::from_bytes(r.array()?),
         state: r.state()?,
+        epoch: r.epoch()?,
         first: r.lsn()?,
         verdict: match r.checked("verdict", FieldReader::byte, |tag| *tag <= 3)? {
             0 => Verdict::Tail,
@@ -384,10 +412,9 @@ fn decode_welcome(r: &mut FieldReader<'_>) -> Result<Welcome, MessageError> {
 }
 
 fn decode_lookup(r: &mut FieldReader<'_>) -> Result<Lookup, MessageError> {
-    let point = |r: &mut FieldReader<'_>| Ok(Point { lsn: r.lsn()?, hash: r.hash()? });
     Ok(match r.checked("answer", FieldReader::byte, |tag| *tag <= 3)? {
-        0 => Lookup::End(point(r)?),
-        1 => Lookup::Inside { before: point(r)?, end: point(r)? },
+        0 => Lookup::End(r.point()?),
+        1 => Lookup::Inside { before: r.point()?, end: r.point()? },
         2 => Lookup::Trimmed { first: r.lsn()? },
         _ => Lookup::Beyond { durable: r.lsn()? },
     })

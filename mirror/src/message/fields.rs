@@ -7,6 +7,7 @@ use bytes::Bytes;
 use murphy_log::{ChainHash, Digest, Epoch, EpochId, Lsn, Position, State, Usage};
 
 use super::{MessageError, MessageFault};
+use crate::history::Point;
 
 /// Collects the body of a message.
 pub(super) struct FieldWriter<'a>(pub(super) &'a mut Vec<u8>);
@@ -47,6 +48,10 @@ impl FieldWriter<'_> {
 
     pub(super) fn position(&mut self, position: &Position) -> &mut Self {
         self.epoch(position.epoch).lsn(position.lsn).bytes(position.hash.as_bytes())
+    }
+
+    pub(super) fn point(&mut self, point: &Point) -> &mut Self {
+        self.lsn(point.lsn).bytes(point.hash.as_bytes())
     }
 
     pub(super) fn state(&mut self, state: &State) -> &mut Self {
@@ -170,6 +175,10 @@ impl<'a> FieldReader<'a> {
 
     pub(super) fn hash(&mut self) -> Result<ChainHash, MessageError> {
         self.array().map(ChainHash::from_bytes)
+    }
+
+    pub(super) fn point(&mut self) -> Result<Point, MessageError> {
+        Ok(Point { lsn: self.lsn()?, hash: self.hash()? })
     }
 
     pub(super) fn state(&mut self) -> Result<State, MessageError> {

@@ -14,11 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Part, Services, SourcePart, part, refuse};
 use crate::{
     board::BoardEntry,
-    history::{Lookup, Point, look_up},
+    history::{Lookup, Point, is_older, look_up},
     message::{Hello, Message, Refusal, Resume, SEED_PART_BYTES, SeedPart},
     replica::SeedSnapshot,
     session::{Connection, MessageReader, MessageWriter, SessionError},
-    source::{Peer, Source, SourceAction, SourceConfig, SourceReport, is_older},
+    source::{Peer, Source, SourceAction, SourceConfig, SourceReport},
 };
 
 /// Follows one follower from its hello to the end of the connection.
@@ -193,6 +193,11 @@ impl SourceSession<'_> {
         let node = self.connection.peer().node();
         match report {
             SourceReport::Fenced(epoch) => self.services.board.fenced(*epoch),
+            SourceReport::Lost { position, .. } => {
+                if let Some(entry) = &self.entry {
+                    entry.lost(*position);
+                }
+            }
             SourceReport::Diverged { .. } => {
                 if let Some(entry) = &self.entry {
                     entry.diverged();
@@ -249,7 +254,7 @@ impl SourceSession<'_> {
 }
 
 /// Reads frames until the run is long enough or the log has no more.
-fn read_run(
+pub(super) fn read_run(
     log: &dyn Log,
     from: Lsn,
     reader: Option<FrameReader>,

@@ -18,17 +18,17 @@ use crate::{
 };
 
 /// A node that listens.
-struct Node {
-    identity: Arc<Identity>,
-    book: Arc<MemoryBook>,
-    services: Arc<Services>,
-    address: SocketAddr,
+pub(super) struct Node {
+    pub(super) identity: Arc<Identity>,
+    pub(super) book: Arc<MemoryBook>,
+    pub(super) services: Arc<Services>,
+    pub(super) address: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Node {
-    async fn start(book: Arc<MemoryBook>, packs: Option<Arc<dyn BlockStore>>) -> Node {
+    pub(super) async fn start(book: Arc<MemoryBook>, packs: Option<Arc<dyn BlockStore>>) -> Node {
         let identity = Arc::new(Identity::generate().unwrap());
         Node::start_as(identity, book, packs, BRANCH, ([127, 0, 0, 1], 0).into()).await
     }
@@ -52,14 +52,14 @@ impl Node {
         Node { identity, book, services, address, stop, task }
     }
 
-    fn lead(&self, log: &Arc<MemoryLog>, seed_bytes: usize) {
+    pub(super) fn lead(&self, log: &Arc<MemoryLog>, seed_bytes: usize) {
         let snapshots = Arc::new(MemorySnapshots { log: log.clone(), bytes: seed_bytes });
         let epoch = log.tail().position.epoch;
         let heartbeat = ms(100);
         self.services.become_part(Part::Source(SourcePart { log: log.clone(), epoch, snapshots, heartbeat }));
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         self.task.await.unwrap();
     }
@@ -77,51 +77,57 @@ impl Node {
     }
 }
 
-fn dialer() -> Dialer {
+pub(super) fn dialer() -> Dialer {
     let identity = Arc::new(Identity::generate().unwrap());
     Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() }
 }
 
-fn admit(book: &MemoryBook, key: PublicKey, role: MemberRole) {
+pub(super) fn admit(book: &MemoryBook, key: PublicKey, role: MemberRole) {
     let state = MemberState::Joined { public_key: *key.as_bytes() };
     book.put(key.node(), MemberRow { role, state, name: "m".to_owned(), addresses: Vec::new() });
 }
 
 /// A mirror that follows.
-struct Mirror {
-    replica: Arc<MemoryReplica>,
+pub(super) struct Mirror {
+    pub(super) replica: Arc<MemoryReplica>,
     handle: FollowHandle,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), crate::FollowError>>,
-    node: NodeId,
+    pub(super) node: NodeId,
+    pub(super) dialer: Dialer,
 }
 
-fn follow(source: &Node, base: Option<State>) -> Mirror {
+pub(super) fn follow(source: &Node, base: Option<State>) -> Mirror {
     let dialer = dialer();
     admit(&source.book, dialer.identity.public_key(), MemberRole::Mirror);
     let replica = Arc::new(MemoryReplica::new(keys(), base, Durability::Immediate));
     follow_as(dialer, replica, source.address, source.identity.public_key())
 }
 
-fn follow_as(dialer: Dialer, replica: Arc<MemoryReplica>, address: SocketAddr, key: PublicKey) -> Mirror {
+pub(super) fn follow_as(
+    dialer: Dialer,
+    replica: Arc<MemoryReplica>,
+    address: SocketAddr,
+    key: PublicKey,
+) -> Mirror {
     let node = dialer.identity.node();
     let (following, handle) = Following::new(FollowSetup {
         addresses: vec![address.to_string()],
         source_key: key,
         branch: BRANCH,
         replica: replica.clone(),
-        dialer,
+        dialer: dialer.clone(),
         clock: Arc::new(SystemClock::new()),
         random: Arc::new(|| 7),
         silence: Duration::from_secs(3),
     });
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(following.run(stopped));
-    Mirror { replica, handle, stop, task, node }
+    Mirror { replica, handle, stop, task, node, dialer }
 }
 
 impl Mirror {
-    async fn reach(&self, state: State) {
+    pub(super) async fn reach(&self, state: State) {
         let reached = async {
             while self.replica.state() != Some(state) {
                 tokio::time::sleep(ms(2)).await;
@@ -140,7 +146,7 @@ impl Mirror {
         assert_eq!(said, Ok(true), "{:?}", self.handle.status.borrow());
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         self.task.await.unwrap().unwrap();
     }

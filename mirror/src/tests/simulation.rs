@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use murphy_fs::MemberRole;
 use murphy_log::{Epoch, Log, Lsn, MemoryLog, NodeId, VolumeId};
 
 use super::{
@@ -9,8 +10,8 @@ use super::{
     world::{Random, World},
 };
 use crate::{
-    Durability, Follower, FollowerConfig, FollowerReport, MemoryReplica, Message, Refusal, Replica,
-    SourceAction, SourceReport,
+    Durability, Follower, FollowerConfig, FollowerReport, Hello, MemoryReplica, Message, Peer, Refusal,
+    Replica, Resume, Source, SourceAction, SourceReport, look_up,
 };
 
 #[test]
@@ -151,7 +152,7 @@ fn a_divergent_tail_is_kept_and_the_mirror_follows_from_the_common_ancestor() {
     assert_eq!(World::all_frames(&*world.replica.log().unwrap()), World::all_frames(&*world.log));
 }
 
-/// The source lost what the mirror holds: the mirror throws nothing away.
+/// The source lost what the mirror holds: it must hear so, and the mirror throws nothing away.
 #[test]
 fn a_mirror_ahead_of_its_source_stops_and_keeps_everything() {
     let frames = test_frames(base_state(), 0, 30, 3);
@@ -161,10 +162,77 @@ fn a_mirror_ahead_of_its_source_stops_and_keeps_everything() {
     world.ahead = true;
     world.connect();
     world.run(2000);
-    assert!(matches!(world.reports[..], [FollowerReport::Ahead { .. }]), "{:?}", world.reports);
-    assert!(matches!(world.source_reports[..], [SourceReport::Diverged { .. }]));
+    let lost = SourceReport::Lost { position: frames[29].position(), durable: frames[19].last() };
+    assert_eq!(world.source_reports.first(), Some(&lost), "{:?}", world.source_reports);
+    let refused = |report: &FollowerReport| matches!(report, FollowerReport::Refused { reason, .. } if *reason == Refusal::Lost);
+    assert!(world.reports.iter().all(refused) && !world.reports.is_empty(), "{:?}", world.reports);
     assert_eq!(world.replica.state(), Some(frames[29].state()));
     assert!(world.replica.kept().is_empty());
+}
+
+/// The source lost entries, did not notice, and went on in the same epoch. A mirror that gave its frames up would acknowledge again, as if
+/// nothing had been lost.
+#[test]
+fn frames_of_the_epoch_that_the_source_still_leads_are_not_set_aside() {
+    for own in [1, 7] {
+        let shared = test_frames(base_state(), 0, 30, 3);
+        let fork = shared.last().unwrap().state();
+        let lost = test_frames(fork, 1, own, 2);
+        let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
+        shared.iter().chain(&lost).for_each(|frame| replica.append(frame.clone(), None).unwrap());
+        let log = log_of(base_state(), &shared);
+        extend(&log, &test_frames(fork, 2, 11, 4));
+        let mut world = World::with_replica(9, log, replica);
+        for _ in 0..3 {
+            world.connect();
+            world.run(1000);
+            world.disconnect();
+        }
+        let ancestor = Some(crate::Point { lsn: fork.position.lsn, hash: fork.position.hash });
+        let own_lsn = lost.last().unwrap().last();
+        assert_eq!(world.reports, vec![FollowerReport::Forked { ancestor, own_lsn }; 3]);
+        let error = world.follower.status(world.now, "a".to_owned()).error.unwrap();
+        assert!(error.contains("murphy promote"), "{error}");
+        assert_eq!(world.replica.state(), Some(lost.last().unwrap().state()));
+        assert!(world.replica.kept().is_empty());
+    }
+}
+
+/// Where a promotion begins is decided before it has an entry of its own: what an older epoch has beyond it has lost.
+#[test]
+fn an_older_tail_is_set_aside_also_before_the_new_epoch_has_an_entry() {
+    let shared = test_frames(base_state(), 0, 30, 3);
+    let fork = shared.last().unwrap().state();
+    let tail = test_frames(fork, 1, 7, 2);
+    let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
+    shared.iter().chain(&tail).for_each(|frame| replica.append(frame.clone(), None).unwrap());
+    let mut world = World::with_replica(9, log_of(base_state(), &shared), replica);
+    world.ahead = true;
+    world.config.epoch = epoch(2);
+    world.settle();
+    assert_eq!(world.replica.kept().len(), 1);
+    assert!(matches!(world.reports[..], [FollowerReport::Diverged { .. }]), "{:?}", world.reports);
+    assert!(matches!(world.source_reports[..], [SourceReport::Diverged { .. }]));
+}
+
+/// One that holds nothing durable proves nothing.
+#[test]
+fn an_observer_that_claims_a_position_beyond_the_end_does_not_end_the_source() {
+    let log = log_of(base_state(), &test_frames(base_state(), 0, 5, 3));
+    let node = NodeId::from_bytes([2; 16]);
+    let mut position = log.tail().position;
+    position.lsn = position.lsn.next();
+    let config = World::new(1, log_of(base_state(), &[]), None, Durability::Immediate).config;
+    for role in [MemberRole::Observer, MemberRole::Mirror] {
+        let mut source = Source::new(config.clone(), Peer { node, role }, log.tail(), ms(0));
+        let resume = Resume::After(position);
+        let hello =
+            Hello { volume: VOLUME, branch: BRANCH, node, resume, data_lsn: Lsn::ROOT, promised: None };
+        source.handle(Message::Hello(hello));
+        let actions = source.found(position.lsn, look_up(&log, position.lsn));
+        let lost = |action: &SourceAction| matches!(action, SourceAction::Report(SourceReport::Lost { .. }));
+        assert_eq!(actions.iter().any(lost), role == MemberRole::Mirror, "{actions:?}");
+    }
 }
 
 #[test]

@@ -9,9 +9,9 @@ use murphy_log::{
     conformance::{History, epoch},
 };
 use murphy_mirror::{
-    Ack, Admitted, Frames, HEADER_BYTES, Heartbeat, Hello, Lookup, Message, PackReply, PackRequest, Point,
-    PublicKey, Redeem, Refusal, Refused, Resume, Seal, Sealed, Secret, SeedPart, SeedReason, TOKEN_PREFIX,
-    Token, Verdict, Welcome,
+    Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, Lookup, Message, PackReply,
+    PackRequest, Point, PublicKey, Redeem, Refusal, Refused, Resume, Seal, Sealed, Secret, SeedPart,
+    SeedReason, Stands, TOKEN_PREFIX, Token, Verdict, Welcome,
 };
 
 use super::{SMALL, Target, seal};
@@ -87,7 +87,8 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::Hello(Hello { volume, branch, node, resume, data_lsn: Lsn::ROOT, promised })
     };
     let welcome = |verdict| {
-        Message::Welcome(Welcome { volume, branch, node, state: origin, first: Lsn::FIRST, verdict })
+        let (state, epoch, first) = (origin, epoch(3), Lsn::FIRST);
+        Message::Welcome(Welcome { volume, branch, node, state, epoch, first, verdict })
     };
     let next = Epoch { number: 4, id: EpochId::from_bytes([9; 16]) };
     let addresses = vec!["10.0.0.1:7000".to_owned(), "h:1".to_owned()];
@@ -125,6 +126,16 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::Seal(Seal { volume, branch, epoch: next }),
         sealed(None),
         sealed(Some(origin)),
+        Message::Ask(Ask { volume, branch, epoch: None }),
+        Message::Ask(Ask { volume, branch, epoch: Some(next) }),
+        Message::Stands(Stands { state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT, promised: None }),
+        Message::Stands(Stands {
+            state: Some(origin),
+            data_lsn: Lsn::ROOT,
+            heard_lsn: Lsn::new(9),
+            promised: Some(next),
+        }),
+        Message::LendRequest(LendRequest { after: point, to: Lsn::new(9) }),
     ];
     let mut seeds: Vec<Vec<u8>> = messages.iter().map(Message::encode).collect();
     // An announcement is a redemption without secret and name.

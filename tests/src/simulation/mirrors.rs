@@ -230,6 +230,10 @@ impl Replica for NodeReplica {
         self.data.subscribe()
     }
 
+    fn history(&self) -> Option<Arc<dyn Log>> {
+        Some(Arc::clone(&self.log) as Arc<dyn Log>)
+    }
+
     fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
         look_up(&*self.log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))
     }

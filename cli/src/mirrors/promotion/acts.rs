@@ -17,8 +17,10 @@ use murphy_backup::Successor;
 use murphy_fs::MemberState;
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    ExchangeError, MemberBook, PromoteRequest, PublicKey, Refusal, Refused, Replica, Seal, Standing, TakeOver,
+    Ask, ExchangeError, Lender, MemberBook, PromoteRequest, PublicKey, Refusal, Refused, Replica, Seal,
+    Standing, TakeOver,
 };
+use tokio::sync::watch;
 
 use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
 
@@ -44,6 +46,81 @@ impl Acts {
         }
         Ok(())
     }
+
+    /// Where a member listens, and which key it has.
+    fn reach(&self, member: NodeId) -> Result<(Vec<String>, PublicKey), String> {
+        let row = self.mirroring.book.row(member).ok_or("it is no member")?;
+        let MemberState::Joined { public_key } = row.state else {
+            return Err("it is no member any more".to_owned());
+        };
+        if row.addresses.is_empty() {
+            return Err("nobody knows where it listens: serve it with --listen".to_owned());
+        }
+        Ok((row.addresses, PublicKey::from_bytes(public_key)))
+    }
+
+    async fn lender(&self, member: NodeId) -> Result<Lender, String> {
+        let (addresses, key) = self.reach(member)?;
+        let config = self.mirroring.config().clone();
+        let ask = Ask { volume: config.volume, branch: config.branch, epoch: Some(self.request.next) };
+        self.mirroring.dialer.lender(&addresses, key, ask).await.map_err(|error| error.to_string())
+    }
+
+    /// Appends what a sealed member holds beyond this node, up to `to`; durable when it returns.
+    async fn take_frames(&self, lender: &Lender, to: Position) -> Result<(), String> {
+        let own = self.replica.state().ok_or("this mirror holds nothing")?.position;
+        let lent = lender.frames(self.replica.keys(), own, to.lsn).await;
+        let mut lent = lent.map_err(|error| error.to_string())?;
+        loop {
+            let frames = lent.next().await.map_err(|error| error.to_string())?;
+            if frames.is_empty() {
+                break;
+            }
+            let (replica, told) = (Arc::clone(&self.replica), Some(self.request.next));
+            // It has promised the epoch that this node has promised: what it holds is the history before it.
+            let append = move || frames.into_iter().try_for_each(|frame| replica.append(frame, told));
+            let appended = murphy_log::spawn_blocking(append).await.map_err(|error| error.to_string())?;
+            appended.map_err(|error| error.to_string())?;
+        }
+        let reached = lent.position();
+        if reached != to {
+            return Err(format!("what it lends ends at {reached} instead of {to}"));
+        }
+        let durable = self.mirroring.log.durable().wait_for(to.lsn).await;
+        durable.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Copies the packs that those entries name, as far as the member has them. What does not come is found by the plan that is made then.
+    async fn take_packs(&self, lender: &Lender, to: Position) -> Result<(), String> {
+        let wanted = lender.stands.data_lsn.min(to.lsn);
+        let copier = self.mirroring.copier(&self.replica, lender.packs.clone());
+        let copier = copier.map_err(|error| error.to_string())?;
+        let (stop, stopped) = watch::channel(false);
+        let mut data = self.replica.data();
+        let come = async {
+            while *data.borrow_and_update() < wanted {
+                if !matches!(tokio::time::timeout(PACKS_MAX, data.changed()).await, Ok(Ok(()))) {
+                    tracing::warn!("not every pack came from the member");
+                    return;
+                }
+            }
+        };
+        let run = copier.run(stopped);
+        tokio::pin!(run, come);
+        let early = tokio::select! {
+            ended = &mut run => Some(ended),
+            () = &mut come => None,
+        };
+        stop.send_replace(true);
+        let ended = match early {
+            Some(ended) => ended,
+            None => run.await,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%error, "packs were not copied from the member");
+        }
+        Ok(())
+    }
 }
 
 impl TakeOver for Acts {
@@ -60,17 +137,10 @@ impl TakeOver for Acts {
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let row = self.mirroring.book.row(member).ok_or("it is no member")?;
-            let MemberState::Joined { public_key } = row.state else {
-                return Err("it is no member any more".to_owned());
-            };
-            if row.addresses.is_empty() {
-                return Err("nobody knows where it listens: serve it with --listen".to_owned());
-            }
+            let (addresses, key) = self.reach(member)?;
             let config = self.mirroring.config().clone();
             let seal = Seal { volume: config.volume, branch: config.branch, epoch };
-            let key = PublicKey::from_bytes(public_key);
-            let sealed = self.mirroring.dialer.seal(&row.addresses, key, seal).await;
+            let sealed = self.mirroring.dialer.seal(&addresses, key, seal).await;
             if let Err(ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })) = &sealed {
                 self.outbid.store(true, Ordering::Relaxed);
             }
@@ -85,8 +155,12 @@ impl TakeOver for Acts {
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
         Box::pin(async move {
-            let more = format!("member {member} holds more, up to lsn {}: promote that one", to.lsn);
-            Err(format!("{more} (--assume-lost {member} gives up what only it has)"))
+            let lender = self.lender(member).await.map_err(|error| format!("member {member}: {error}"))?;
+            self.take_frames(&lender, to).await.map_err(|error| format!("member {member}: {error}"))?;
+            let held = self.replica.state().ok_or("this mirror holds nothing")?;
+            self.mirroring.shown(held).await?;
+            self.take_packs(&lender, to).await?;
+            self.mirroring.standing(&self.replica).map_err(|error| error.to_string())
         })
     }
 
@@ -119,5 +193,7 @@ impl Mirroring {
     }
 }
 
+/// After so long without a pack that came, no more are waited for.
+const PACKS_MAX: Duration = Duration::from_secs(60);
 /// A minute in all.
 const SHOWN_STEPS: u32 = (Duration::from_secs(60).as_millis() / LOOK.as_millis()) as u32;

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    history::Point,
     message::Message,
     tests::{base_state, test_frames},
 };
@@ -35,7 +36,8 @@ fn messages() -> Vec<Message> {
         Message::Hello(Hello { volume, branch, node, resume, data_lsn: Lsn::new(9), promised })
     };
     let welcome = |verdict| {
-        Message::Welcome(Welcome { volume, branch, node, state: state(), first: Lsn::new(4), verdict })
+        let (state, epoch, first) = (state(), Epoch { number: 4, ..epoch() }, Lsn::new(4));
+        Message::Welcome(Welcome { volume, branch, node, state, epoch, first, verdict })
     };
     let probed = |found| Message::Probed { lsn: Lsn::new(7), found };
     let pack = PackName::new(WriterId::from_u64(0x11), 0x22);
@@ -79,6 +81,16 @@ fn messages() -> Vec<Message> {
         }),
         Message::Sealed(Sealed { epoch: epoch(), state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT }),
         Message::Announce(Announce { addresses: vec!["h:1".to_owned()] }),
+        Message::Ask(Ask { volume, branch, epoch: Some(epoch()) }),
+        Message::Ask(Ask { volume, branch, epoch: None }),
+        Message::Stands(Stands {
+            state: Some(state()),
+            data_lsn: Lsn::new(1),
+            heard_lsn: Lsn::new(2),
+            promised: Some(epoch()),
+        }),
+        Message::Stands(Stands { state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT, promised: None }),
+        Message::LendRequest(LendRequest { after: point(7), to: Lsn::new(0x88) }),
     ]
 }
 
@@ -117,6 +129,7 @@ fn the_bytes_of_the_messages_do_not_change() {
     let framed =
         |kind: u8, body: Vec<u8>| [&(body.len() as u32).to_le_bytes()[..], &[0, kind, 0, 0], &body].concat();
     let epoch = &position[..20];
+    let leads = [&[4, 0, 0, 0][..], &[0xe1; 16]].concat();
     let mut messages = messages();
     messages.retain(|message| !matches!(message, Message::Frames(_)));
     let point = |lsn| [numbers(&[lsn]), vec![0xcd; 32]].concat();
@@ -124,10 +137,10 @@ fn the_bytes_of_the_messages_do_not_change() {
         framed(1, [&ids[..], &[0], &numbers(&[9]), &[0]].concat()),
         framed(1, [&ids[..], &[1], &position, &numbers(&[9]), &[1], epoch].concat()),
         framed(1, [&ids[..], &[2], &numbers(&[77, 9]), &[0]].concat()),
-        framed(2, [&ids[..], &state, &numbers(&[4]), &[0]].concat()),
-        framed(2, [&ids[..], &state, &numbers(&[4]), &[1]].concat()),
-        framed(2, [&ids[..], &state, &numbers(&[4]), &[2]].concat()),
-        framed(2, [&ids[..], &state, &numbers(&[4]), &[3]].concat()),
+        framed(2, [&ids[..], &state, &leads, &numbers(&[4]), &[0]].concat()),
+        framed(2, [&ids[..], &state, &leads, &numbers(&[4]), &[1]].concat()),
+        framed(2, [&ids[..], &state, &leads, &numbers(&[4]), &[2]].concat()),
+        framed(2, [&ids[..], &state, &leads, &numbers(&[4]), &[3]].concat()),
         framed(4, [&position[..], &numbers(&[1])].concat()),
         framed(5, [&state[..], &numbers(&[0x55])].concat()),
         framed(6, numbers(&[0x66])),
@@ -149,6 +162,11 @@ fn the_bytes_of_the_messages_do_not_change() {
         framed(17, [epoch, &[1], &state, &numbers(&[1, 2])].concat()),
         framed(17, [epoch, &[0], &numbers(&[1, 1])].concat()),
         framed(18, b"\x01\x03\0h:1".to_vec()),
+        framed(19, [&ids[..32], &[1], epoch].concat()),
+        framed(19, [&ids[..32], &[0]].concat()),
+        framed(20, [&[1], &state[..], &numbers(&[1, 2]), &[1], epoch].concat()),
+        framed(20, [&[0], &numbers(&[1, 1])[..], &[0]].concat()),
+        framed(21, [&point(7)[..], &numbers(&[0x88])].concat()),
     ];
     assert_eq!(messages.len(), golden.len());
     for (message, golden) in messages.iter().zip(golden) {
@@ -241,7 +259,7 @@ fn a_decompression_bomb_is_refused() {
 
 proptest! {
     #[test]
-    fn no_bytes_panic(kind in 0u8..20, body in proptest::collection::vec(any::<u8>(), 0..600)) {
+    fn no_bytes_panic(kind in 0u8..23, body in proptest::collection::vec(any::<u8>(), 0..600)) {
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend([0, kind, 0, 0]);
         bytes.extend(body);

@@ -1,0 +1,229 @@
+//! A source that has lost what a mirror holds, with real processes and mounts: it gets it back, or does not go on without it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use murphy_tests::{can_mount, is_dead};
+use serde_json::Value;
+
+use super::mirrors::{Pair, wait_for, write_safely};
+
+/// What fsync acknowledged.
+#[derive(Default)]
+struct Ledger(Vec<(String, Vec<u8>)>);
+
+impl Ledger {
+    /// Writes files of many sizes: some travel in entries, some in packs.
+    fn write(&mut self, place: &Path, what: &str, count: usize) {
+        for i in 0..count {
+            let (name, bytes) = (format!("{what}-{i}"), format!("{what} {i}\n").repeat(1 + i * 1500));
+            write_safely(&place.join(&name), bytes.as_bytes()).unwrap();
+            self.0.push((name, bytes.into_bytes()));
+        }
+    }
+
+    fn assert_kept(&self, place: &Path) {
+        for (name, bytes) in &self.0 {
+            assert!(fs::read(place.join(name)).unwrap() == *bytes, "{name} is not what was acknowledged");
+        }
+    }
+}
+
+/// What of a node is put back to an earlier copy, or deleted: less and less is left that knows of the loss.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Loss {
+    /// The log; the note about mirrors and the index know more.
+    Log,
+    /// The log; of the rest only the note is left.
+    AllButTheNote,
+    /// Everything: only the mirror knows.
+    Node,
+}
+
+/// A source `a` whose disk has gone back to an earlier moment, while its mirror `b` has everything.
+struct Rolled {
+    pair: Pair,
+    ledger: Ledger,
+    /// Where `a` listens.
+    address: String,
+    /// Where `b` listens.
+    mirror_address: String,
+    /// The id of `b`.
+    node: String,
+    /// How much `b` holds.
+    held: u64,
+}
+
+impl Rolled {
+    /// With the mirror there or not when the source is started again.
+    fn back(loss: Loss, mirror_stays: bool) -> Rolled {
+        let pair = Pair::start("mirror=1");
+        let (ma, mut ledger) = (pair.scratch.path("ma"), Ledger::default());
+        ledger.write(&ma, "early", 3);
+        wait_for("the mirror's address at the source", || {
+            pair.status("a")["mirrors"][0]["addresses"].as_array().is_some_and(|all| !all.is_empty())
+        });
+        pair.settle();
+        let (address, mirror_address) = (pair.listens("a"), pair.listens("b"));
+        let node = pair.status("a")["mirrors"][0]["node"].as_str().unwrap().to_owned();
+        let mut rolled = Rolled { pair, ledger, address, mirror_address, node, held: 0 };
+        rolled.lose(loss, mirror_stays);
+        rolled
+    }
+
+    fn lose(&mut self, loss: Loss, mirror_stays: bool) {
+        let (node, kept) = (self.path("a"), self.path("kept"));
+        self.pair.scratch.run(["umount", "ma"]).expect_code(0).stdout();
+        self.pair.scratch.run(["fsck", "a"]).expect_code(0);
+        copy(&node, &kept);
+        self.pair.mount("a", &self.address);
+        self.ledger.write(&self.path("ma"), "late", 6);
+        self.pair.settle();
+        self.held = self.pair.status("b")["durable_lsn"].as_u64().unwrap();
+        if !mirror_stays {
+            self.pair.kill("b");
+        }
+        self.pair.kill("a");
+        match loss {
+            Loss::Node => put_back(&kept, &node),
+            Loss::Log | Loss::AllButTheNote => {
+                put_back(&kept.join("log"), &node.join("log"));
+                if loss == Loss::AllButTheNote {
+                    put_back(&kept.join("index"), &node.join("index"));
+                }
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.pair.scratch.path(name)
+    }
+
+    /// Everything is there, on both, in one history, and goes on.
+    fn assert_whole(&mut self) {
+        let ma = self.path("ma");
+        self.ledger.assert_kept(&ma);
+        self.ledger.write(&ma, "after", 2);
+        self.pair.settle();
+        self.ledger.assert_kept(&self.path("mb"));
+        for node in ["a", "b"] {
+            let status = self.pair.status(node);
+            assert_eq!(status["branches"].as_array().map(Vec::len), Some(0), "{status}");
+            assert_eq!(status["position"]["epoch"], 1, "{status}");
+        }
+        self.pair.scratch.run(["fsck", "a", "--data"]).expect_code(0);
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+}
+
+fn put_back(kept: &Path, place: &Path) {
+    fs::remove_dir_all(place).unwrap();
+    copy(kept, place);
+}
+
+/// Only a mirror has what an fsync acknowledged, and the source is about to decide without it.
+#[test]
+fn a_source_that_lost_its_tail_gets_it_back_from_a_mirror() {
+    if !can_mount("a_source_that_lost_its_tail_gets_it_back_from_a_mirror") {
+        return;
+    }
+    for loss in [Loss::Log, Loss::AllButTheNote, Loss::Node] {
+        let mut rolled = Rolled::back(loss, true);
+        rolled.pair.mount("a", &rolled.address);
+        let status = rolled.pair.status("a");
+        assert!(status["durable_lsn"].as_u64() >= Some(rolled.held), "{loss:?}: {status}");
+        rolled.assert_whole();
+    }
+}
+
+/// Nobody answers who has it: going on would be another history under the same epoch.
+#[test]
+fn a_source_that_lost_its_tail_does_not_start_without_the_mirror_that_has_it() {
+    if !can_mount("a_source_that_lost_its_tail_does_not_start_without_the_mirror_that_has_it") {
+        return;
+    }
+    for loss in [Loss::Log, Loss::AllButTheNote] {
+        let mut rolled = Rolled::back(loss, false);
+        let before = rolled.pair.scratch.bytes_of("a/log");
+        let said = rolled.pair.scratch.run(["serve", "a"]).expect_error(1, "known").stderr();
+        for part in [rolled.node.as_str(), rolled.mirror_address.as_str(), "murphy promote", "--listen"] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+        assert!(rolled.pair.scratch.bytes_of("a/log") == before, "something was changed");
+        rolled.pair.mount("b", &rolled.mirror_address);
+        rolled.pair.mount("a", &rolled.address);
+        rolled.assert_whole();
+    }
+}
+
+/// Neither a note nor anybody who answered knew of it, and the source has gone on. Once the mirror comes it must not acknowledge for a moment
+/// longer, and what was acknowledged before is in the mirror.
+#[test]
+fn a_source_that_hears_from_a_mirror_what_it_lost_ends_and_the_mirror_goes_on() {
+    if !can_mount("a_source_that_hears_from_a_mirror_what_it_lost_ends_and_the_mirror_goes_on") {
+        return;
+    }
+    let rolled = Rolled::back(Loss::Node, false);
+    let (ma, mb) = (rolled.path("ma"), rolled.path("mb"));
+    rolled.pair.mount("a", &rolled.address);
+    assert!(rolled.pair.status("a")["durable_lsn"].as_u64() < Some(rolled.held));
+    rolled.pair.mount("b", &rolled.mirror_address);
+    wait_for("the source to end", || {
+        is_dead(&ma) || fs::read_dir(&ma).is_ok_and(|mut names| names.next().is_none())
+    });
+    wait_for("the source to say why it does not start", || {
+        let said = rolled.pair.scratch.run(["serve", "a"]).stderr();
+        said.contains(&rolled.node) && said.contains("murphy promote")
+    });
+    let status = rolled.pair.status("b");
+    assert_eq!(status["branches"].as_array().map(Vec::len), Some(0), "{status}");
+    assert_eq!(status["durable_lsn"].as_u64(), Some(rolled.held), "{status}");
+    rolled.pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    rolled.ledger.assert_kept(&mb);
+    // With the last mirror promoted nobody is left to wait for.
+    write_safely(&mb.join("new"), b"the mount takes writes now").unwrap();
+}
+
+/// One mirror has acknowledged what the other one lacks; whichever is promoted goes on with all of it, bytes included.
+#[test]
+fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {
+    if !can_mount("a_mirror_that_is_promoted_fetches_what_another_one_holds") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    pair.join("a", "c", "bc");
+    pair.mount("c", "127.0.0.1:0");
+    let (ma, mb, mut ledger) = (pair.scratch.path("ma"), pair.scratch.path("mb"), Ledger::default());
+    ledger.write(&ma, "early", 3);
+    wait_for("the mirrors' addresses at the source", || {
+        let mirrors = pair.status("a")["mirrors"].clone();
+        let known = |mirror: &Value| mirror["addresses"].as_array().is_some_and(|all| !all.is_empty());
+        mirrors.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(known))
+    });
+    pair.settle();
+    pair.kill("b");
+    ledger.write(&ma, "late", 6);
+    let wanted = pair.status("a")["durable_lsn"].as_u64();
+    wait_for("the other mirror", || pair.status("c")["data_lsn"].as_u64() >= wanted);
+    pair.kill("a");
+    rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
+    fs::remove_dir_all(pair.scratch.path("a")).unwrap();
+    fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
+    pair.mount("b", "127.0.0.1:0");
+    let held = pair.status("b")["durable_lsn"].as_u64();
+    assert!(held < wanted, "{held:?} {wanted:?}");
+    let said = pair.scratch.run(["promote", "b", "--confirm", "vol", "--json"]).expect_code(0).json();
+    assert!(said["text"].as_str().is_some_and(|text| text.contains("fetched first")), "{said}");
+    ledger.assert_kept(&mb);
+    let status = pair.status("b");
+    assert_eq!((&status["role"], &status["position"]["epoch"]), (&"source".into(), &2.into()), "{status}");
+    assert!(status["data_lsn"].as_u64() >= wanted, "{status}");
+    pair.scratch.run(["fsck", "b", "--data"]).expect_code(0);
+}
