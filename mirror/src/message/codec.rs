@@ -326,20 +326,8 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
             Message::SeedPart(SeedPart { index, length: r.checked("part length", FieldReader::u32, good)? })
         }
         Kind::SeedDone => Message::SeedDone { parts: r.u32()?, bytes: r.u64()? },
-        Kind::PackRequest => {
-            let pack = PackName::new(WriterId::from_u64(r.u64()?), r.u64()?);
-            let offset = r.u64()?;
-            let good = |length: &u32| *length as usize <= MAX_PACK_BYTES;
-            let length = r.checked("length", FieldReader::u32, good)?;
-            Message::PackRequest(PackRequest { pack, offset, length })
-        }
-        Kind::PackReply => {
-            Message::PackReply(match r.checked("answer", FieldReader::byte, |tag| *tag <= 2)? {
-                0 => PackReply::Found(r.rest()),
-                1 => PackReply::Missing,
-                _ => PackReply::Failed(r.text("reason", MAX_DETAIL_BYTES)?),
-            })
-        }
+        Kind::PackRequest => Message::PackRequest(decode_pack_request(r)?),
+        Kind::PackReply => Message::PackReply(decode_pack_reply(r)?),
         Kind::Refused => {
             let code = r.checked("refusal", FieldReader::byte, |code| Refusal::from_code(*code).is_some())?;
             let reason = Refusal::from_code(code).ok_or_else(|| r.error(MessageFault::Field("refusal")))?;
@@ -376,6 +364,21 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
             promised: r.optional(FieldReader::epoch)?,
         }),
         Kind::LendRequest => Message::LendRequest(LendRequest { after: r.point()?, to: r.lsn()? }),
+    })
+}
+
+fn decode_pack_request(r: &mut FieldReader<'_>) -> Result<PackRequest, MessageError> {
+    let pack = PackName::new(WriterId::from_u64(r.u64()?), r.u64()?);
+    let offset = r.u64()?;
+    let length = r.checked("length", FieldReader::u32, |length| *length as usize <= MAX_PACK_BYTES)?;
+    Ok(PackRequest { pack, offset, length })
+}
+
+fn decode_pack_reply(r: &mut FieldReader<'_>) -> Result<PackReply, MessageError> {
+    Ok(match r.checked("answer", FieldReader::byte, |tag| *tag <= 2)? {
+        0 => PackReply::Found(r.rest()),
+        1 => PackReply::Missing,
+        _ => PackReply::Failed(r.text("reason", MAX_DETAIL_BYTES)?),
     })
 }
 
