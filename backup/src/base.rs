@@ -15,8 +15,8 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, IndexError, IndexSnapshot, PackRow, RowError, RowKey, SnapshotOrigin, SnapshotSummary, Table,
-    WriteSnapshotError, write_snapshot,
+    BlockStore, BlockStoreError, IndexError, IndexSnapshot, PackRow, RowError, RowKey, SnapshotOrigin,
+    SnapshotSummary, Table, WriteSnapshotError, write_snapshot,
 };
 use murphy_log::{LogTime, NodeId, Position, State};
 use serde::{Deserialize, Serialize};
@@ -354,11 +354,15 @@ async fn copy_all_packs(
     let copies = rows.map(|row| {
         let (target, from) = (&target, from);
         async move {
-            let meta = row?.meta();
-            if !has_pack(&meta, target).await.map_err(CopyPackError::Store)? {
-                copy_pack(&meta, &**from, target).await?;
+            let row = row?;
+            let meta = row.meta();
+            if has_pack(&meta, target).await.map_err(CopyPackError::Store)? {
+                return Ok::<(), WriteBaseError>(());
             }
-            Ok::<(), WriteBaseError>(())
+            match copy_pack(&meta, &**from, target).await {
+                Err(CopyPackError::Store(BlockStoreError::NotFound { .. })) if row.is_missing() => Ok(()),
+                copied => copied.map(drop).map_err(WriteBaseError::from),
+            }
         }
     });
     let mut copies = Box::pin(copies.buffer_unordered(PACKS_AT_ONCE));

@@ -14,7 +14,7 @@ use crate::{
     descriptor::Archive,
     registry::Registry,
     seal::{Occupant, Seal},
-    ship::{LostPacks, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    ship::{Losses, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     slot::SlotHeader,
     store::Creation,
     survey::read_slot,
@@ -41,7 +41,7 @@ pub struct Supplies {
     /// Where the packs are that it names.
     pub packs: Arc<dyn BlockStore>,
     /// Packs that a slot does not wait for if no store has them.
-    pub lost: Option<LostPacks>,
+    pub lost: Option<Arc<dyn Losses>>,
 }
 
 impl ArchiveFence {

@@ -43,8 +43,8 @@ pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRec
 pub use restore::{OnProgress, PackReport, RestoreError, RestoreProgress, restore_packs, restore_tree};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{
-    ArchiveStatus, CursorError, CursorFile, LostPacks, NoCursor, SaveCursor, ShipEnd, ShipHandle, ShipLimits,
-    Shipper, ShipperParts,
+    ArchiveStatus, CursorError, CursorFile, KnownLosses, Losses, LostPacks, NoCursor, SaveCursor, ShipEnd,
+    ShipHandle, ShipLimits, Shipper, ShipperParts,
 };
 pub use slot::{
     EncodeSlotError, Lineage, SLOT_BODY_BYTES_MAX, SLOT_BYTES_MAX, SLOT_FRAMES_MAX, SLOT_HEADER_BYTES,

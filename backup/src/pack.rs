@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use murphy_fs::{
-    BlockStore, BlockStoreError, ObjectBlockStore, PackError, PackMeta, PackName, PackReader, PackRow,
-    RowError, Table,
+    BlockStore, BlockStoreError, ObjectBlockStore, PackError, PackMeta, PackName, PackNumber, PackReader,
+    PackRow, RowError, Table,
 };
 use murphy_log::{DecodeError, Frame, Lsn};
 
@@ -22,6 +22,8 @@ pub(crate) struct NamedPack {
     pub(crate) since: Lsn,
     /// Whether these entries are the first that refer to it.
     pub(crate) is_new: bool,
+    /// Whether the last of them to speak of it calls it missing.
+    pub(crate) is_missing: bool,
 }
 
 impl Archive {
@@ -44,11 +46,15 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
                 PackRow::decode(value).map_err(|source| NamedPackError::Row { lsn: entry.lsn, source })?;
             let number = <[u8; 8]>::try_from(&change.key[..]).map_or(0, u64::from_be_bytes);
             let (since, is_new) = (Lsn::new(number), number == entry.lsn.get());
-            if row.live_bytes == 0 && !is_new {
+            // Even if only the past refers to it, what was named or found here is needed from here on, and what is missing is not.
+            let is_told = row.needed_since(PackNumber(number)).is_none_or(|since| since == entry.lsn);
+            if row.live_bytes == 0 && !is_told {
                 continue;
             }
-            let meta = row.meta();
-            packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new }).is_new |= is_new;
+            let (meta, is_missing) = (row.meta(), row.is_missing());
+            let pack = packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new, is_missing });
+            pack.is_new |= is_new;
+            pack.is_missing = is_missing;
         }
     }
     Ok(packs.into_values().collect())

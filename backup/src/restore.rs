@@ -9,8 +9,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, Index, IndexError, IndexSnapshot, PackMeta, ReadSnapshotError, ReplayBudget, ReplayError,
-    SnapshotReader, check_digest, replay,
+    BlockStore, Index, IndexError, IndexSnapshot, PackMeta, PackRow, ReadSnapshotError, ReplayBudget,
+    ReplayError, SnapshotReader, check_digest, replay,
 };
 use murphy_log::{Digest, Frame, Position, State};
 use tokio::sync::mpsc;
@@ -261,10 +261,12 @@ impl PackReport {
         self.missing == 0
     }
 
-    fn miss(&mut self, meta: &PackMeta, reason: &str) {
+    fn miss(&mut self, row: &PackRow, reason: &str) {
         self.missing += 1;
         if self.examples.len() < EXAMPLES_MAX {
-            self.examples.push(format!("pack {}: {reason}", meta.name));
+            let known =
+                if row.is_missing() { " (the volume knows that it was lost with a source)" } else { "" };
+            self.examples.push(format!("pack {}: {reason}{known}", row.meta().name));
         }
     }
 }
@@ -280,8 +282,8 @@ pub async fn restore_packs(
     let copies = live_packs(tree).map(|row| {
         let target = &target;
         async move {
-            let meta = row?.meta();
-            Ok::<_, PackRowError>((meta, restore_pack(&meta, sources, target).await))
+            let row = row?;
+            Ok::<_, PackRowError>((row, restore_pack(&row.meta(), sources, target).await))
         }
     });
     let mut copies = Box::pin(copies.buffer_unordered(PACKS_AT_ONCE));
@@ -293,7 +295,7 @@ pub async fn restore_packs(
                 report.copied += 1;
                 report.bytes += bytes;
             }
-            (meta, Err(PackOutcome::Missing(reason))) => report.miss(&meta, &reason),
+            (row, Err(PackOutcome::Missing(reason))) => report.miss(&row, &reason),
             (_, Err(PackOutcome::Target(error))) => return Err(error.into()),
         }
         let (packs, pack_bytes) = (report.present + report.copied, report.bytes);

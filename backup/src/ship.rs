@@ -22,7 +22,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::BlockStore;
+use murphy_fs::{BlockStore, PackNumber, Volume};
 use murphy_log::{Clock, Durable, Epoch, Frame, Log, LogTime, Lsn, NodeId, ReadError, Terminal};
 use tokio::sync::{Mutex, Semaphore, watch};
 
@@ -64,11 +64,17 @@ pub struct ShipperParts {
     /// How slots are cut.
     pub limits: ShipLimits,
     /// Packs that may be gone for good; only a promotion loses any.
-    pub lost: Option<LostPacks>,
+    pub lost: Option<Arc<dyn Losses>>,
+}
+
+/// Which packs a slot does not wait for if neither this node's stores nor the archive have them.
+pub trait Losses: Send + Sync + std::fmt::Debug {
+    /// Whether the pack that `since` was the first entry to name may be gone for good.
+    fn may_have(&self, since: Lsn) -> bool;
 }
 
 /// Packs of a source that was lost before its mirror had them: those that an entry behind `after`, up to `upto`, was the first to name.
-/// A slot does not wait for one of them if neither this node's stores nor the archive have it.
+/// What a promotion knows before the new source has asked everybody, and its tree can say which of them are missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LostPacks {
     /// The last entry whose bytes were all there.
@@ -77,9 +83,44 @@ pub struct LostPacks {
     pub upto: Lsn,
 }
 
-impl LostPacks {
+impl Losses for LostPacks {
     fn may_have(&self, since: Lsn) -> bool {
         since > self.after && since <= self.upto
+    }
+}
+
+/// What a source knows to be lost: the packs that its tree calls missing, and those of its promotion until it has asked everybody.
+#[derive(Clone)]
+pub struct KnownLosses {
+    volume: Volume,
+    promoted: Option<LostPacks>,
+}
+
+impl KnownLosses {
+    /// What `volume` says, and what its promotion left open.
+    pub fn new(volume: Volume, promoted: Option<LostPacks>) -> KnownLosses {
+        KnownLosses { volume, promoted }
+    }
+}
+
+impl Losses for KnownLosses {
+    fn may_have(&self, since: Lsn) -> bool {
+        if self.promoted.is_some_and(|lost| lost.may_have(since)) {
+            return true;
+        }
+        match self.volume.pack(PackNumber(since.get())) {
+            Ok(row) => row.is_some_and(|row| row.is_missing()),
+            Err(error) => {
+                tracing::warn!(%since, %error, "whether a pack is lost is not known: its slot waits");
+                false
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for KnownLosses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KnownLosses").field("promoted", &self.promoted).finish_non_exhaustive()
     }
 }
 

@@ -151,6 +151,7 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
         archive,
         report,
         packs: BTreeMap::new(),
+        lost: BTreeSet::new(),
         horizon: Lsn::default(),
         dead: BTreeSet::new(),
         reached: BTreeSet::new(),
@@ -170,6 +171,8 @@ struct Verifier<'a> {
     report: VerifyReport,
     /// What the log and the newest snapshot name.
     packs: BTreeMap<PackName, PackMeta>,
+    /// Those of them that the last word of the log calls missing.
+    lost: BTreeSet<PackName>,
     /// States before it are of no concern.
     horizon: Lsn,
     /// Packs that nothing referred to any more before the horizon.
@@ -387,8 +390,19 @@ impl Verifier<'_> {
         let named = named_packs(&frames).map_err(|error| (FindingKind::Damaged, error.to_string()))?;
         let released = released_packs(&frames, self.horizon);
         self.dead.extend(released.map_err(|error| (FindingKind::Damaged, error.to_string()))?);
-        self.packs.extend(named.into_iter().map(|pack| (pack.meta.name, pack.meta)));
+        for pack in named {
+            self.named(pack.meta, pack.is_missing);
+        }
         Ok(())
+    }
+
+    fn named(&mut self, meta: PackMeta, is_missing: bool) {
+        self.packs.insert(meta.name, meta);
+        if is_missing {
+            self.lost.insert(meta.name);
+        } else {
+            self.lost.remove(&meta.name);
+        }
     }
 
     async fn snapshots(&mut self) {
@@ -442,9 +456,12 @@ impl Verifier<'_> {
                 for (key, value) in packs {
                     match PackRow::decode(&value) {
                         Ok(row) if row.live_bytes == 0 => {}
+                        // The log has the last word, and was read before.
                         Ok(row) => {
                             let meta = row.meta();
-                            self.packs.insert(meta.name, meta);
+                            if !self.packs.contains_key(&meta.name) {
+                                self.named(meta, row.is_missing());
+                            }
                         }
                         Err(error) => {
                             self.found(FindingKind::Damaged, &base.folder, format!("row {key:?}: {error}"));
@@ -490,7 +507,10 @@ impl Verifier<'_> {
         let mut findings = Vec::new();
         while let Some((meta, is_read, result)) = looked.next().await {
             self.report.packs_read += u64::from(is_read);
-            if let Err((kind, reason)) = result {
+            if let Err((kind, mut reason)) = result {
+                if kind == FindingKind::Missing && self.lost.contains(&meta.name) {
+                    reason.push_str(" (the volume knows that it was lost with a source)");
+                }
                 findings.push((kind, meta.name.object_path(), reason));
             }
         }

@@ -21,8 +21,8 @@ use std::{
 use bytes::Bytes;
 use murphy_fs::{
     DentryRow, DirectoryRow, ExtentRow, ExtentTarget, Index, IndexError, IndexSnapshot, Ino, InodeRow, Kind,
-    Name, NameHasher, PackNumber, PackRow, RowIterator, RowKey, SLOT_BYTES, SnapshotOrigin, SnapshotReader,
-    SnapshotSummary, Table, Timespec, verify_snapshot, write_snapshot,
+    Name, NameHasher, PackNumber, PackRow, PackState, RowIterator, RowKey, SLOT_BYTES, SnapshotOrigin,
+    SnapshotReader, SnapshotSummary, Table, Timespec, verify_snapshot, write_snapshot,
 };
 use murphy_log::{
     BranchId, ChainHash, Clock, Digest, Epoch, LogTime, Lsn, Position, State, SystemClock, Usage, VolumeId,
@@ -340,6 +340,7 @@ impl Maker<'_> {
                     plain_bytes: 4 << 20,
                     stored_bytes: self.below(4 << 20) as u32,
                     live_bytes: 4 << 20,
+                    state: PackState::Here,
                 };
                 self.row(&RowKey::pack(self.pack.0), &row.encode());
             }

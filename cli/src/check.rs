@@ -11,6 +11,7 @@ use murphy_log::Log;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use self::packs::Look;
 use crate::{
     error::{CliError, failed},
     node::Node,
@@ -101,7 +102,8 @@ pub(crate) fn check(
     check_log(node, &mut findings);
     let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
     let tree = check_tree_with(&view, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
-    let verified_bytes = packs::check_packs(node, &view, data, runtime, &mut findings)?;
+    let look = if data { Look::Cells } else { Look::All };
+    let verified_bytes = packs::check_packs(node, &view, look, runtime, &mut findings)?;
     Ok(Summary {
         lsn: state.position.lsn.get(),
         digest: digest.digest.to_string(),
@@ -114,12 +116,12 @@ pub(crate) fn check(
     })
 }
 
-/// The packs that the tree of a node refers to and its store does not have.
+/// The packs that the tree of a node refers to and its store does not have, without those that the tree knows to be lost.
 pub(crate) fn missing_packs(node: &Node, runtime: &Handle) -> Result<Vec<String>, CliError> {
     let mut missing = Vec::new();
     let mut found = |finding: Finding| missing.push(finding.finding);
     let mut findings = Findings { found: &mut found, count: 0 };
-    packs::check_packs(node, &node.volume.view_with_state(), false, runtime, &mut findings)?;
+    packs::check_packs(node, &node.volume.view_with_state(), Look::Unknown, runtime, &mut findings)?;
     Ok(missing)
 }
 

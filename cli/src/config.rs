@@ -79,6 +79,19 @@ pub(crate) struct Promoted {
     pub(crate) data_lsn: u64,
     /// The source before.
     pub(crate) from: Upstream,
+    /// Members that were given up: nobody waits for packs that only they may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) given_up: Vec<String>,
+    /// Whether the tree says of every byte behind `data_lsn` whether it is here or missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_gathered: bool,
+}
+
+impl Promoted {
+    /// Whether it is still open which bytes up to `metadata_lsn` are here.
+    pub(crate) fn lacks_bytes(&self) -> bool {
+        !self.is_gathered && self.data_lsn < self.metadata_lsn
+    }
 }
 
 /// The epoch that ended this source's.

@@ -5,6 +5,7 @@
 //!   mirrors/book        members, as entries                  mirrors/leading     the source's part: who acknowledges
 //!   mirrors/replica     a mirror's node on disk              mirrors/promotion   from mirror to source
 //!   mirrors/snapshots   what new mirrors begin with          mirrors/stale       a source that was replaced
+//!   mirrors/gathering   bytes that a promotion lacked
 //!   mirrors/lost        a source that has lost what mirrors hold
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod book;
 mod following;
+mod gathering;
 mod leading;
 mod lost;
 mod promotion;
@@ -31,19 +33,19 @@ use std::{
 use murphy_fs::{BlockStores, MemberRole, Volume};
 use murphy_log::{Clock, DiskLog, Epoch, Log, Lsn, SystemClock, VolumeKeys};
 use murphy_mirror::{
-    Dialer, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions, Part, Secret,
-    Services, Token, UdpSockets,
+    Dialer, GatherStatus, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions,
+    Part, Secret, Services, Token, UdpSockets,
 };
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     archives::check_fences,
-    config::{NodeConfig, Role},
+    config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
     givers::dialer,
     node::{MirrorOpening, Node, NodeOptions},
     settings::Settings,
-    status::{MirrorStatus, SourceStatus, Status},
+    status::{MirrorStatus, PackStatus, SourceStatus, Status},
 };
 use book::VolumeBook;
 use following::Followed;
@@ -70,6 +72,8 @@ pub(crate) struct Mirroring {
     /// The last LSN heard of while a source was followed.
     heard: Mutex<Option<Lsn>>,
     acknowledger: Mutex<Option<Arc<MirrorAcknowledger>>>,
+    /// How far the gathering of packs is, on a source.
+    gathering: Mutex<Option<watch::Receiver<GatherStatus>>>,
     /// Why this source has to stop, once it was replaced.
     fenced: Mutex<Option<String>>,
     /// The same once a mirror holds what it has lost.
@@ -209,6 +213,7 @@ impl Mirroring {
             followed: Mutex::new(followed),
             heard: Mutex::default(),
             acknowledger: Mutex::default(),
+            gathering: Mutex::default(),
             fenced: Mutex::default(),
             lost: Mutex::default(),
             noted: Mutex::default(),
@@ -333,8 +338,13 @@ impl Mirroring {
                 status.data_lsn = Some(data.min(status.durable_lsn));
             }
             _ => {
-                let missing = config.promoted.filter(|promoted| promoted.data_lsn < promoted.metadata_lsn);
+                let missing = config.promoted.filter(Promoted::lacks_bytes);
                 status.data_lsn = Some(missing.map_or(status.durable_lsn, |promoted| promoted.data_lsn));
+                let gathering = lock(&self.gathering).as_ref().map(|status| *status.borrow());
+                let is_told = |status: &GatherStatus| status.wanted + status.missing + status.found > 0;
+                status.packs = gathering
+                    .filter(is_told)
+                    .map(|GatherStatus { found, wanted, missing }| PackStatus { found, wanted, missing });
                 let mirrors = self.services.board.status(self.clock.monotonic());
                 let addresses = |node| self.book.row(node).map(|row| row.addresses).unwrap_or_default();
                 status.mirrors = mirrors

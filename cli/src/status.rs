@@ -66,6 +66,20 @@ pub(crate) struct Status {
     /// For how long a mirror has been behind its source, or has heard nothing.
     #[serde(default)]
     pub(crate) lag_ms: Option<u64>,
+    /// Of a source whose predecessor was lost with bytes: what became of them.
+    #[serde(default)]
+    pub(crate) packs: Option<PackStatus>,
+}
+
+/// Packs that were lost with a source, or might have been.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct PackStatus {
+    /// Found since the process began.
+    pub(crate) found: u64,
+    /// Still asked for.
+    pub(crate) wanted: u64,
+    /// Nobody has them.
+    pub(crate) missing: u64,
 }
 
 /// A source, as its mirror sees it.
@@ -198,6 +212,7 @@ pub(crate) fn of(
         metadata_lsn: None,
         data_lsn: None,
         lag_ms: None,
+        packs: None,
     };
     judge(&mut status);
     Ok(status)
@@ -306,6 +321,9 @@ impl Status {
         }
         if let Some(data) = self.data_lsn {
             row("bytes", format!("lsn {data}"));
+        }
+        if let Some(PackStatus { found, wanted, missing }) = self.packs {
+            row("lost packs", format!("{missing} missing, {wanted} asked for, {found} found"));
         }
         if let Some(lag) = self.lag_ms {
             row("behind", format!("{lag} ms"));

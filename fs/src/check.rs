@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::{
     Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, IndexError, IndexSnapshot, Ino,
-    InodeRow, Kind, PackRow, RowIterator, RowKey, SLOT_BYTES, Table,
+    InodeRow, Kind, PackRow, PackState, RowIterator, RowKey, SLOT_BYTES, Table,
 };
 
 /// Something that is wrong with a tree.
@@ -425,11 +425,17 @@ impl TreeCheck<'_> {
     fn live_bytes(&mut self) -> Result<(), IndexError> {
         for (number, bytes) in std::mem::take(&mut self.live) {
             let row = self.snapshot.get(&RowKey::pack(number))?.and_then(|row| PackRow::decode(&row).ok());
-            if let Some(row) = row.filter(|row| row.live_bytes < bytes) {
+            let Some(row) = row else { continue };
+            if row.live_bytes < bytes {
                 self.wrong(format!(
                     "pack {number} counts {} live bytes, extents refer to {bytes}",
                     row.live_bytes
                 ));
+            }
+            if let PackState::Found { at } = row.state
+                && at.get() <= number
+            {
+                self.wrong(format!("pack {number} was found again at lsn {at}, before it was named"));
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ mod genesis;
 mod link;
 mod member;
 mod names;
+mod packs;
 mod remove;
 mod rename;
 #[cfg(test)]
@@ -35,6 +36,8 @@ pub(crate) use genesis::{BeginSession, ChangeSettings, Genesis};
 pub(crate) use link::MakeLink;
 pub(crate) use member::ChangeMembers;
 pub(crate) use names::{PlacedName, find};
+pub(crate) use packs::RecordPacks;
+pub use packs::{PACKS_PER_ENTRY, PackNews};
 pub(crate) use remove::{Fate, PURGE_BATCH, Purge, RemoveDirectory, Unlink, Victim};
 pub(crate) use rename::Rename;
 pub(crate) use xattr::{RemoveXattr, SetXattr, check_namespace};
@@ -146,11 +149,13 @@ pub enum EntryKind {
     Setting = 16,
     /// A member joined, changed its role or was revoked.
     Member = 17,
+    /// Packs were lost with a source, or found again.
+    Packs = 18,
 }
 
 impl EntryKind {
     /// Every kind.
-    pub const ALL: [EntryKind; 18] = [
+    pub const ALL: [EntryKind; 19] = [
         EntryKind::Tick,
         EntryKind::Genesis,
         EntryKind::Mkdir,
@@ -169,6 +174,7 @@ impl EntryKind {
         EntryKind::Session,
         EntryKind::Setting,
         EntryKind::Member,
+        EntryKind::Packs,
     ];
 
     /// The kind with this number.
@@ -197,6 +203,7 @@ impl EntryKind {
             EntryKind::Session => "session",
             EntryKind::Setting => "setting",
             EntryKind::Member => "member",
+            EntryKind::Packs => "packs",
         }
     }
 }

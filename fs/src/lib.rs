@@ -41,7 +41,7 @@ pub use data::{
     SealedPack, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix, claim_prefix,
     probe_put_if_absent, release_prefix, remove_object,
 };
-pub use decide::EntryKind;
+pub use decide::{EntryKind, PACKS_PER_ENTRY, PackNews};
 pub use errno::Errno;
 pub use file_system::{
     Answer, Caller, DirEntry, DirEntryPlus, FileSystem, Handle, NewNode, OpenFlags, Opened, RenameMode,
@@ -62,7 +62,7 @@ pub use name::{NAME_MAX, Name, XattrName};
 pub use rows::{
     Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, InodeRow, MEMBER_ADDRESSES,
     MEMBER_NAME_BYTES, MemberRole, MemberRow, MemberState, NameHasher, OrphanRow, PackNumber, PackRow,
-    RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, UnknownRole, XattrRow,
+    PackState, RowError, SLOT_BYTES, SLOTS, SessionRow, SettingRow, SymlinkRow, UnknownRole, XattrRow,
 };
 pub use snapshot::{
     BlockFault, Disagreement, ReadSnapshotError, RowBatch, SectionBytes, SnapshotHeader, SnapshotOrigin,

@@ -22,4 +22,4 @@ pub use dentry::{Cookie, DentryRow, NameHasher, SLOTS};
 pub use extent::{Extent, ExtentRow, ExtentTarget, SLOT_BYTES};
 pub use inode::{DirectoryRow, InodeRow};
 pub use member::{MEMBER_ADDRESSES, MEMBER_NAME_BYTES, MemberRole, MemberRow, MemberState, UnknownRole};
-pub use other::{OrphanRow, PackNumber, PackRow, SessionRow, SettingRow, SymlinkRow, XattrRow};
+pub use other::{OrphanRow, PackNumber, PackRow, PackState, SessionRow, SettingRow, SymlinkRow, XattrRow};

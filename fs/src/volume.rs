@@ -19,6 +19,7 @@ mod files;
 mod flush;
 mod io;
 mod members;
+mod packs;
 mod purge;
 #[cfg(test)]
 mod tests;

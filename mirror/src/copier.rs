@@ -67,23 +67,34 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// Copies the packs that a snapshot's tree refers to; then everything up to `state`, its position, is here. In constant memory.
+    /// Copies the packs that a snapshot's tree needs; then everything up to `state`, its position, is here. In constant memory.
+    ///
+    /// [`CopyError::Lacks`] when all others were copied and some are not at the source: a later tree may say that nobody has them.
     pub async fn copy_base(
         &self,
-        packs: impl Iterator<Item = PackRow> + Send,
+        packs: impl Iterator<Item = Result<PackRow, CopyError>> + Send,
         state: Point,
     ) -> Result<(), CopyError> {
         let mut copying = FuturesUnordered::new();
+        let mut lacking = 0;
         for row in packs {
+            let row = row?;
+            if row.is_missing() {
+                continue;
+            }
             if copying.len() >= self.helpers.max(1)
                 && let Some(done) = copying.next().await
             {
-                let () = done?;
+                let had: bool = done?;
+                lacking += u64::from(!had);
             }
             copying.push(self.copy_surely(row.meta()));
         }
         while let Some(done) = copying.next().await {
-            let () = done?;
+            lacking += u64::from(!done?);
+        }
+        if lacking > 0 {
+            return Err(CopyError::Lacks { packs: lacking });
         }
         self.cursor.save(state).map_err(CopyError::Cursor)?;
         self.data.send_replace(state.lsn);
@@ -116,6 +127,9 @@ impl Copier {
             }
             if more && plan.has_room() {
                 continue;
+            }
+            if more && plan.is_stuck() {
+                return Err(CopyError::Stuck { packs: plan.missing() });
             }
             tokio::select! {
                 Some((need, outcome)) = copying.next() => self.copied(&mut plan, &need, outcome)?,
@@ -185,12 +199,17 @@ impl Copier {
         Ok(())
     }
 
-    async fn copy_surely(&self, meta: PackMeta) -> Result<(), CopyError> {
+    /// Whether the source had it.
+    async fn copy_surely(&self, meta: PackMeta) -> Result<bool, CopyError> {
         let mut wait = Duration::from_millis(200);
         loop {
             match self.copy(meta).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 Err(error) if error.is_final() => return Err(CopyError::Pack { pack: meta.name, error }),
+                Err(PackCopyError::Fetch(error @ PackFetchError::Missing(_))) => {
+                    tracing::warn!(%error, "a pack was not copied yet");
+                    return Ok(false);
+                }
                 Err(error) => tracing::warn!(pack = %meta.name, %error, "a pack was not copied yet"),
             }
             tokio::time::sleep(wait).await;
@@ -199,31 +218,48 @@ impl Copier {
     }
 
     async fn copy(&self, meta: PackMeta) -> Result<(), PackCopyError> {
-        match self.store.size(meta.name).await {
-            Ok(size) if size == meta.stored_len => return Ok(()),
-            Ok(found) => return Err(PackCopyError::OtherLength { found, expected: meta.stored_len }),
-            Err(BlockStoreError::NotFound { .. }) => {}
-            Err(error) => return Err(PackCopyError::Store(error.to_string())),
+        if is_there(&meta, &*self.store).await? {
+            return Ok(());
         }
-        let bytes = self.source.fetch(meta.name).await?;
-        let verify = murphy_log::spawn_blocking(move || -> Result<Bytes, murphy_fs::PackError> {
-            PackReader::open(&meta, bytes.clone())?.verify()?;
-            Ok(bytes)
-        });
-        let verified = verify.await.map_err(|error| PackCopyError::Store(error.to_string()))?;
-        let bytes = verified.map_err(|error| PackCopyError::Damaged(error.to_string()))?;
-        match self.store.put(meta.name, bytes).await {
-            Ok(()) => Ok(()),
-            Err(BlockStoreError::Refused { refusal: murphy_fs::Refusal::OtherContent, .. }) => {
-                Err(PackCopyError::OtherContent)
-            }
-            Err(error) => Err(PackCopyError::Store(error.to_string())),
-        }
+        copy_verified(&meta, &*self.source, &*self.store).await
     }
 
     fn publish(&self, plan: &CopyPlan) {
         let lsn = plan.data().lsn;
         self.data.send_if_modified(|known| std::mem::replace(known, lsn) != lsn);
+    }
+}
+
+/// Whether a store has a pack's object, with the right length.
+pub(crate) async fn is_there(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, PackCopyError> {
+    match store.size(meta.name).await {
+        Ok(size) if size == meta.stored_len => Ok(true),
+        Ok(found) => Err(PackCopyError::OtherLength { found, expected: meta.stored_len }),
+        Err(BlockStoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(PackCopyError::Store(error.to_string())),
+    }
+}
+
+/// Copies a pack, whose footer and cells are verified first.
+pub(crate) async fn copy_verified(
+    meta: &PackMeta,
+    from: &dyn PackSource,
+    to: &dyn BlockStore,
+) -> Result<(), PackCopyError> {
+    let bytes = from.fetch(meta.name).await?;
+    let owned = *meta;
+    let verify = murphy_log::spawn_blocking(move || -> Result<Bytes, murphy_fs::PackError> {
+        PackReader::open(&owned, bytes.clone())?.verify()?;
+        Ok(bytes)
+    });
+    let verified = verify.await.map_err(|error| PackCopyError::Store(error.to_string()))?;
+    let bytes = verified.map_err(|error| PackCopyError::Damaged(error.to_string()))?;
+    match to.put(meta.name, bytes).await {
+        Ok(()) => Ok(()),
+        Err(BlockStoreError::Refused { refusal: murphy_fs::Refusal::OtherContent, .. }) => {
+            Err(PackCopyError::OtherContent)
+        }
+        Err(error) => Err(PackCopyError::Store(error.to_string())),
     }
 }
 
@@ -277,6 +313,21 @@ pub enum CopyError {
         /// The oldest LSN in the log.
         first: Lsn,
     },
+    /// The source has not all packs of the snapshot's tree: look at a later tree.
+    #[error("the source lacks {packs} packs of the tree")]
+    Lacks {
+        /// How many.
+        packs: u64,
+    },
+    /// So many packs do not come that no further entry is looked at: copy the packs of the tree of now instead.
+    #[error("{packs} packs do not come")]
+    Stuck {
+        /// How many.
+        packs: usize,
+    },
+    /// The tree cannot be read.
+    #[error("the tree's packs cannot be read: {0}")]
+    Tree(String),
     /// A pack can never be copied.
     #[error("pack {pack}: {error}")]
     Pack {

@@ -147,8 +147,8 @@ impl SlotTask {
     /// Returns when every pack that `frames` name is in the archive.
     async fn copy_packs(&self, frames: &[Frame]) -> Result<(), Outcome> {
         let named = named_packs(frames).map_err(|error| Outcome::Failed(error.to_string()))?;
-        let unknown: Vec<NamedPack> =
-            named.into_iter().filter(|pack| !self.seen.lock().contains(&pack.meta.name)).collect();
+        let is_open = |pack: &NamedPack| !pack.is_missing && !self.seen.lock().contains(&pack.meta.name);
+        let unknown: Vec<NamedPack> = named.into_iter().filter(is_open).collect();
         let copies = futures::stream::iter(unknown).map(|pack| self.copy_pack(pack));
         copies.buffer_unordered(PACKS_AT_ONCE).try_collect::<()>().await
     }
@@ -165,6 +165,8 @@ impl SlotTask {
                     if !has_pack(&pack.meta, &target).await.map_err(failed)? {
                         let (url, name) = (self.parts.archive.url(), pack.meta.name);
                         tracing::warn!(url, %name, "a pack was lost with the source before; its slot goes without");
+                        // Should it be found, the entry that says so brings it.
+                        return Ok(());
                     }
                 }
                 Err(CopyPackError::Store(BlockStoreError::Refused {
@@ -185,7 +187,7 @@ impl SlotTask {
     }
 
     fn may_be_lost(&self, pack: &NamedPack) -> bool {
-        self.parts.lost.is_some_and(|lost| lost.may_have(pack.since))
+        self.parts.lost.as_ref().is_some_and(|lost| lost.may_have(pack.since))
     }
 
     fn url(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackRow, SealedPack};
+use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackRow, PackState, SealedPack};
 use murphy_log::{EpochId, MemoryLog, Position, State, SystemClock};
 
 use super::*;
@@ -393,7 +393,8 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
     append(&log, std::slice::from_ref(&frame));
     let packs = ObjectBlockStore::new(blocks.archive_store().parts().0, "blocks".into(), "source".to_owned());
     let with = |after: u64, upto: u64| {
-        let lost = Some(LostPacks { after: Lsn::new(after), upto: Lsn::new(upto) });
+        let lost = LostPacks { after: Lsn::new(after), upto: Lsn::new(upto) };
+        let lost = Some(Arc::new(lost) as Arc<dyn Losses>);
         let packs = Arc::new(packs.clone());
         let limits = ShipLimits { slot_bytes: 1, ..ShipLimits::default() };
         ship_all(ShipperParts { packs, lost, limits, ..parts(&archive, &source, &log) })
@@ -406,6 +407,53 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
     blocks.heal();
     assert_eq!(with(0, named).await, ShipEnd::Reached);
     assert_eq!(walk(&archive, None).await.unwrap().end.position, frame.position());
+}
+
+/// The fear: bytes that a promoted source gets from another mirror never reach the archives, whose slots went without them.
+#[tokio::test]
+async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_slot_that_says_so() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    let frame = source.frame_with_pack(&row);
+    append(&log, std::slice::from_ref(&frame));
+    let packs = Arc::new(ObjectBlockStore::in_memory());
+    let lost: Arc<dyn Losses> = Arc::new(LostPacks { after: Lsn::new(0), upto: frame.last() });
+    let limits = ShipLimits { slot_bytes: 1, ..ShipLimits::default() };
+    let own = Arc::clone(&packs) as Arc<dyn BlockStore>;
+    let parts = ShipperParts { packs: own, lost: Some(lost), limits, ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    let running = tokio::spawn(shipper.run());
+    handle.archived(frame.last()).await.unwrap();
+    let missing = PackRow { state: PackState::Missing, ..row };
+    let said = source.frame_releasing_pack(frame.last(), &missing);
+    append(&log, std::slice::from_ref(&said));
+    handle.archived(said.last()).await.unwrap();
+    assert!(!store.names().await.iter().any(|name| name.starts_with("packs/")));
+    BlockStore::put(&*packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+    let found = PackRow { state: PackState::Found { at: said.last().next() }, ..row };
+    let said = source.frame_releasing_pack(frame.last(), &found);
+    append(&log, std::slice::from_ref(&said));
+    handle.archived(said.last()).await.unwrap();
+    assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
+    running.abort();
+}
+
+/// An archive that is added later gets the whole log; what nobody has must not hold it for ever.
+#[tokio::test]
+async fn a_slot_does_not_wait_for_a_pack_that_its_own_entries_call_missing() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    let log = claimed_log(source.base());
+    let (_, row) = pack(1);
+    let frame = source.frame_with_pack(&row);
+    let said = source.frame_releasing_pack(frame.last(), &PackRow { state: PackState::Missing, ..row });
+    append(&log, &[frame, said]);
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    assert!(!store.names().await.iter().any(|name| name.starts_with("packs/")));
 }
 
 #[tokio::test]

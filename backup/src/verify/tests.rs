@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use murphy_fs::Fence;
+use murphy_fs::{Fence, PackState};
 use murphy_log::{Epoch, EpochId, LogTime, ManualClock};
 
 use super::*;
@@ -139,6 +139,7 @@ async fn packs_that_only_states_below_the_horizon_refer_to_are_passed_over() {
         plain_bytes: 10,
         stored_bytes: 10,
         live_bytes,
+        state: PackState::Here,
     };
     let named = [source.frame_with_pack(&row(1, 10)), source.frame_with_pack(&row(2, 10))];
     put(&store, &named).await;

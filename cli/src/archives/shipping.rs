@@ -6,7 +6,9 @@
 
 use std::{sync::PoisonError, time::Duration};
 
-use murphy_backup::{Boundary, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due};
+use murphy_backup::{
+    Boundary, KnownLosses, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due,
+};
 use murphy_fs::View;
 
 use super::{
@@ -52,7 +54,7 @@ pub(super) async fn ship(
         cursor: Arc::new(cursor),
         clock: Arc::clone(&context.clock),
         limits: ShipLimits::default(),
-        lost: lost_packs(&context),
+        lost: Some(Arc::new(KnownLosses::new(context.volume.clone(), lost_packs(&context)))),
     };
     let (shipper, handle) = Shipper::new(parts);
     let snapshots = handle.clone();
@@ -64,13 +66,13 @@ pub(super) async fn ship(
     }
 }
 
-/// What a promotion said may be gone.
+/// What a promotion left open: what may be gone, as long as the tree does not say it.
 fn lost_packs(context: &Context) -> Option<LostPacks> {
     // The file as it is now: the node may have been promoted after it was opened.
     let config = NodeConfig::read(&context.directory);
     let config =
         config.inspect_err(|error| tracing::warn!(%error, "a lost pack would be waited for")).ok()?;
-    let promoted = config.promoted.filter(|promoted| promoted.data_lsn < promoted.metadata_lsn)?;
+    let promoted = config.promoted.filter(crate::config::Promoted::lacks_bytes)?;
     Some(LostPacks { after: Lsn::new(promoted.data_lsn), upto: Lsn::new(promoted.metadata_lsn) })
 }
 

@@ -15,11 +15,22 @@ use crate::{
     node::Node,
 };
 
+/// What is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Whether each pack is there, known losses too.
+    All,
+    /// The same, and every cell of it is read.
+    Cells,
+    /// Only what the tree says to be there.
+    Unknown,
+}
+
 /// Checks every pack that the tree refers to; returns how many bytes of objects were read and verified.
 pub(super) fn check_packs(
     node: &Node,
     view: &View,
-    data: bool,
+    look: Look,
     runtime: &Handle,
     findings: &mut Findings<'_>,
 ) -> Result<u64, CliError> {
@@ -28,10 +39,19 @@ pub(super) fn check_packs(
         let (key, value) = row.map_err(failed)?;
         PackRow::decode(&value).map_err(|error| failed(format!("{key:?}: {error}")))
     });
-    let packs = packs.filter(|row| row.as_ref().map_or(true, |row| row.live_bytes > 0));
+    let is_wanted = |row: &PackRow| row.live_bytes > 0 && !(row.is_missing() && look == Look::Unknown);
+    let packs = packs.filter(|row| row.as_ref().map_or(true, is_wanted));
     let checks = futures::stream::iter(packs).map(|row| {
         let store = Arc::clone(&node.blocks);
-        async move { Ok::<_, CliError>(check_pack(&*store, row?.meta(), data).await) }
+        async move {
+            let row = row?;
+            let checked = check_pack(&*store, row.meta(), look == Look::Cells).await;
+            let known = "the volume knows that it was lost with a source";
+            Ok::<_, CliError>(checked.map_err(|finding| match row.is_missing() {
+                true => format!("{finding} ({known})"),
+                false => finding,
+            }))
+        }
     });
     runtime.block_on(async {
         let mut verified = 0;
@@ -47,8 +67,8 @@ pub(super) fn check_packs(
 }
 
 /// Checks one pack; returns how many bytes were verified, or what is wrong.
-async fn check_pack(store: &dyn BlockStore, meta: PackMeta, data: bool) -> Result<u64, String> {
-    if !data {
+async fn check_pack(store: &dyn BlockStore, meta: PackMeta, cells: bool) -> Result<u64, String> {
+    if !cells {
         return match store.size(meta.name).await {
             Ok(size) if size == meta.stored_len => Ok(0),
             Ok(size) => Err(format!("pack {} has {size} bytes, the log says {}", meta.name, meta.stored_len)),

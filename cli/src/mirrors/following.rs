@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::IndexSnapshot;
-use murphy_log::{DiskLog, Log, Lsn, SystemClock};
+use murphy_fs::{IndexSnapshot, Volume};
+use murphy_log::{DiskLog, Log, Lsn, Position, SystemClock};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, Point,
     RemotePacks, Replica, look_up,
@@ -120,36 +120,10 @@ impl Mirroring {
     pub(super) fn begin_copying(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let followed = lock(&self.followed);
         let (Some(followed), Some(replica)) = (followed.as_ref(), &self.replica) else { return Ok(()) };
-        let copier = self.copier(replica, followed.packs.clone())?;
+        let copier = self.copier(replica, followed.packs.clone());
         let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
         followed.run(self.runtime.spawn(async move {
-            let copied = async {
-                loop {
-                    match copier.run(stopping.clone()).await {
-                        Err(CopyError::NoBase { .. }) => {}
-                        other => return other,
-                    }
-                    // The log does not reach back to the first pack: what the tree of now refers to is copied, then what follows.
-                    let view = volume.view_with_state();
-                    let Some(state) = view.state() else { continue };
-                    let at = Point { lsn: state.position.lsn, hash: state.position.hash };
-                    volume
-                        .log()
-                        .durable()
-                        .wait_for(at.lsn)
-                        .await
-                        .map_err(|error| CopyError::Panicked(error.to_string()))?;
-                    let packs = volume.packs().filter_map(|row| {
-                        row.inspect_err(|error| tracing::error!(%error, "a pack's row cannot be read")).ok()
-                    });
-                    let mut stopped = stopping.clone();
-                    tokio::select! {
-                        copied = copier.copy_base(packs, at) => copied?,
-                        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-                    }
-                }
-            };
-            if let Err(error) = copied.await {
+            if let Err(error) = copy(&copier, &volume, stopping).await {
                 tracing::error!(%error, "packs are not copied any more; reads go on from the source");
             }
         }));
@@ -157,16 +131,16 @@ impl Mirroring {
     }
 
     /// Copies the packs that the log names from another node into the own store, after what is there.
-    pub(super) fn copier(&self, replica: &DiskReplica, source: RemotePacks) -> Result<Copier, CliError> {
-        Ok(Copier {
+    pub(super) fn copier(&self, replica: &DiskReplica, source: RemotePacks) -> Copier {
+        Copier {
             log: Arc::clone(&self.log) as Arc<dyn Log>,
             source: Arc::new(source),
-            store: self.services.packs.clone().ok_or_else(|| CliError::new("the node has no store"))?,
+            store: self.blocks.own(),
             cursor: cursor(&self.directory),
             data: replica.data_sender(),
             clock: Arc::clone(&self.clock),
             helpers: COPY_HELPERS,
-        })
+        }
     }
 
     /// Tells the source where this mirror listens, until it has heard it.
@@ -209,6 +183,42 @@ impl Mirroring {
     }
 }
 
+/// Copies packs until it is stopped. When the log does not reach back to the first one, or too many do not come, what the tree of now needs
+/// is copied, then what follows.
+async fn copy(copier: &Copier, volume: &Volume, stopping: watch::Receiver<bool>) -> Result<(), CopyError> {
+    loop {
+        match copier.run(stopping.clone()).await {
+            Err(error @ (CopyError::NoBase { .. } | CopyError::Stuck { .. })) => {
+                tracing::info!(%error, "what the tree of now needs is copied");
+            }
+            other => return other,
+        }
+        let mut stopped = stopping.clone();
+        tokio::select! {
+            copied = copy_tree(copier, volume) => copied?,
+            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}
+
+/// Copies what the tree of now needs.
+async fn copy_tree(copier: &Copier, volume: &Volume) -> Result<(), CopyError> {
+    loop {
+        let shown = volume.view_with_state().state().map(|state| state.position);
+        if let Some(Position { lsn, hash, .. }) = shown {
+            let durable = volume.log().durable().wait_for(lsn).await;
+            durable.map_err(|error| CopyError::Panicked(error.to_string()))?;
+            let packs =
+                volume.packs().map(|row| Ok(row.map_err(|error| CopyError::Tree(error.to_string()))?.1));
+            match copier.copy_base(packs, Point { lsn, hash }).await {
+                Err(error @ CopyError::Lacks { .. }) => tracing::warn!(%error, "they are asked for again"),
+                copied => return copied,
+            }
+        }
+        tokio::time::sleep(BASE_AGAIN).await;
+    }
+}
+
 /// Says up to where the bytes are here, as far as the copier has noted it.
 pub(super) fn load_data_position(
     directory: &Path,
@@ -242,5 +252,7 @@ pub(super) const SILENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
 const END_MAX: Duration = Duration::from_secs(5);
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
-const COPY_HELPERS: usize = 4;
+pub(super) const COPY_HELPERS: usize = 4;
+/// Packs that the source lacks are asked for again so often, if a snapshot's tree needs them.
+const BASE_AGAIN: Duration = Duration::from_secs(5);
 const CURSOR: &str = "copied";

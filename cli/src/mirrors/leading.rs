@@ -46,6 +46,7 @@ impl Mirroring {
         self.note_mirrors();
         self.register();
         self.tell_predecessor();
+        self.begin_gathering();
         Ok(())
     }
 

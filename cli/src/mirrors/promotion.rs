@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{LostPacks, Successor};
+use murphy_backup::{KnownLosses, LostPacks, Successor};
 use murphy_log::{Epoch, EpochId, Log};
 use murphy_mirror::{AckPolicy, PromotePlan, PromoteRequest, Replica, Standing, compare, promote};
 use serde::{Deserialize, Serialize};
@@ -180,7 +180,10 @@ impl Mirroring {
             keys: self.keys.clone(),
             blocks: Arc::clone(&self.blocks),
             clock: Arc::clone(&self.clock),
-            lost: (after < upto).then_some(LostPacks { after, upto }),
+            lost: Arc::new(KnownLosses::new(
+                self.volume.clone(),
+                (after < upto).then_some(LostPacks { after, upto }),
+            )),
         }
     }
 
@@ -314,6 +317,8 @@ impl Mirroring {
                 hash: plan.base.position.hash.to_string(),
                 data_lsn,
                 from,
+                given_up: places.given_up.iter().map(ToString::to_string).collect(),
+                is_gathered: false,
             });
             let full = places.full.iter().filter(|_| lacks_bytes).map(|(url, _)| url.clone());
             config.packs_from.extend(full);

@@ -29,6 +29,16 @@ impl BlockStores {
         BlockStores { own, others: RwLock::new(others) }
     }
 
+    /// The first store alone.
+    pub fn own(&self) -> Arc<dyn BlockStore> {
+        Arc::clone(&self.own)
+    }
+
+    /// The others, in the order in which they are asked.
+    pub fn others(&self) -> Vec<Arc<dyn BlockStore>> {
+        self.others.read().clone()
+    }
+
     /// Reads from these too, from now on.
     pub fn also(&self, others: Vec<Arc<dyn BlockStore>>) {
         self.others.write().extend(others);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
-use murphy_log::{MAX_NAMES, WrittenRow};
+use murphy_log::{Lsn, MAX_NAMES, WrittenRow};
 
 use super::{Moment, Refusal, RowState, Rows};
 use crate::{
@@ -86,6 +86,11 @@ impl<'a> Draft<'a> {
     /// The inode that this entry creates, if it creates one.
     pub(crate) fn newborn(&self) -> Ino {
         Ino::born_at(self.moment.lsn)
+    }
+
+    /// The LSN of this entry.
+    pub(crate) fn lsn(&self) -> Lsn {
+        self.moment.lsn
     }
 
     /// The pack that this entry registers, if it registers one.

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::{draft::RowWrite, *};
 use crate::{
-    Caller, DentryRow, IndexError, IndexSnapshot, Kind, Name, NameHasher, NewNode, RenameMode, RowIterator,
-    XattrMode, XattrName, check_tree, table::Table,
+    Caller, DentryRow, IndexError, IndexSnapshot, Kind, Name, NameHasher, NewNode, PackNumber, PackRow,
+    PackState, RenameMode, RowIterator, SetAttr, Timespec, XattrMode, XattrName, check_tree, table::Table,
 };
 
 /// All rows of a small tree, and the entries that made them.
@@ -216,16 +216,17 @@ fn a_tree_without_one_of_its_rows_is_found_out() {
     for number in 3..6 {
         tree.decide(&MakeLink { ino: file, parent: directory, name: placed(number) }).unwrap();
     }
-    let pack = crate::PackRow {
+    let pack = PackRow {
         writer: 1,
         sequence: 1,
         footer_digest: [0; 32],
         plain_bytes: 10,
         stored_bytes: 10,
         live_bytes: 10,
+        state: PackState::Here,
     };
     let pieces = vec![Piece { offset: 0, length: 10, pack_offset: 0 }];
-    let time = crate::Timespec::default();
+    let time = Timespec::default();
     let store = Store {
         ino: file,
         pack: PackUse::New(pack),
@@ -328,4 +329,50 @@ fn the_names_of_a_created_file_cost_the_log_three_bytes() {
     for (entry, nameless) in tree.entries.iter().zip(nameless).skip(1) {
         assert_eq!(bytes(entry), bytes(&nameless) + 3);
     }
+}
+
+/// The fear: a pack that nobody has any more is asked for for ever, or one that was found is copied by nobody.
+#[test]
+fn a_pack_that_was_lost_and_found_is_needed_from_the_entry_on_that_says_so() {
+    let mut tree = Tree::new();
+    let hasher = NameHasher::new([3; 32]);
+    let name = PlacedName::new(&hasher, &Name::new("file".to_owned()).unwrap());
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let file = tree.decide(&MakeNode { parent: Ino::ROOT, name, node }).unwrap().ino;
+    let row = PackRow {
+        writer: 1,
+        sequence: 1,
+        footer_digest: [0; 32],
+        plain_bytes: 10,
+        stored_bytes: 10,
+        live_bytes: 10,
+        state: PackState::Here,
+    };
+    let store = Store {
+        ino: file,
+        pack: PackUse::New(row),
+        pieces: vec![Piece { offset: 0, length: 10, pack_offset: 0 }],
+        overlapped: Vec::new(),
+        mtime: None,
+        ctime: Timespec::default(),
+    };
+    let pack = tree.decide(&store).unwrap();
+    let record = |news| RecordPacks { packs: vec![pack, PackNumber(1 << 40)], news };
+    let state = |tree: &Tree| {
+        let row = PackRow::decode(&tree.rows[&RowKey::pack(pack.0)]).unwrap();
+        (row.is_missing(), row.needed_since(pack))
+    };
+    assert_eq!(state(&tree), (false, Some(Lsn::new(pack.0))));
+    assert_eq!(tree.decide(&record(PackNews::Missing)), Ok(1), "a pack that nobody knows is passed over");
+    assert_eq!(state(&tree), (true, None));
+    assert_eq!(tree.decide(&record(PackNews::Missing)), Ok(0), "it is no news");
+    assert_eq!(tree.decide(&record(PackNews::Found)), Ok(1));
+    let found = tree.entries.last().unwrap().lsn;
+    assert_eq!(state(&tree), (false, Some(found)));
+    let size = Truncate { ino: file, size: 5, beyond: vec![0], change: SetAttr::default() };
+    tree.decide(&size).unwrap();
+    assert_eq!(state(&tree), (false, Some(found)), "what is counted moves nothing");
+    let none = Truncate { ino: file, size: 0, beyond: vec![0], change: SetAttr::default() };
+    tree.decide(&none).unwrap();
+    assert_eq!(tree.decide(&record(PackNews::Missing)), Ok(1), "the past refers to it");
 }

@@ -87,6 +87,7 @@ fn rows() -> Vec<(&'static str, Bytes)> {
         plain_bytes: 4 << 20,
         stored_bytes: 1 << 20,
         live_bytes: 4096,
+        state: PackState::Here,
     };
     vec![
         ("row inode file", inode(Kind::File).encode()),
@@ -104,6 +105,8 @@ fn rows() -> Vec<(&'static str, Bytes)> {
         ("row xattr", XattrRow { value: Bytes::from_static(b"\0v") }.encode()),
         ("row orphan", OrphanRow.encode()),
         ("row pack", pack.encode()),
+        ("row pack missing", PackRow { state: PackState::Missing, ..pack }.encode()),
+        ("row pack found", PackRow { state: PackState::Found { at: Lsn::new(0x0506) }, ..pack }.encode()),
         ("row session", SessionRow { writer: 0x0a0b, pack_floor: 200, ended: true }.encode()),
         ("row setting", SettingRow { text: Bytes::from_static(b"local") }.encode()),
     ]

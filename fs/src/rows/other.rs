@@ -1,6 +1,7 @@
 //! The smaller rows: packs, links' targets, attributes, orphans, sessions, settings.
 
 use bytes::Bytes;
+use murphy_log::Lsn;
 
 use super::codec::{RowError, RowReader, RowWriter};
 use crate::data::{FooterDigest, PackMeta, PackName, SealedPack, WriterId};
@@ -24,6 +25,22 @@ pub struct PackRow {
     pub stored_bytes: u32,
     /// Bytes that extents refer to. It may be too high after a crash between the entries that share a pack, never too low.
     pub live_bytes: u64,
+    /// Whether its object exists, as far as the volume knows.
+    pub state: PackState,
+}
+
+/// Whether the object of a pack exists anywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PackState {
+    /// It does, since the pack was named.
+    Here,
+    /// It was lost with a source: the source after it has asked everybody.
+    Missing,
+    /// It was lost, and found again.
+    Found {
+        /// The entry that says so.
+        at: Lsn,
+    },
 }
 
 impl PackRow {
@@ -36,19 +53,39 @@ impl PackRow {
             plain_bytes: pack.plain_len as u32,
             stored_bytes: pack.stored_len as u32,
             live_bytes: pack.plain_len,
+            state: PackState::Here,
+        }
+    }
+
+    /// Whether nobody has the pack.
+    pub fn is_missing(&self) -> bool {
+        self.state == PackState::Missing
+    }
+
+    /// The entry from which on a copy of the tree needs the pack, given the row's number. `None` while it is missing.
+    pub fn needed_since(&self, number: PackNumber) -> Option<Lsn> {
+        match self.state {
+            PackState::Here => Some(Lsn::new(number.0)),
+            PackState::Missing => None,
+            PackState::Found { at } => Some(at),
         }
     }
 
     /// The bytes of the row.
     pub fn encode(&self) -> Bytes {
-        RowWriter::new(VERSION)
-            .fixed(self.writer)
+        let mut row = RowWriter::new(VERSION);
+        row.fixed(self.writer)
             .varint(self.sequence)
             .bytes(&self.footer_digest)
             .varint(u64::from(self.plain_bytes))
             .varint(u64::from(self.stored_bytes))
-            .varint(self.live_bytes)
-            .finish()
+            .varint(self.live_bytes);
+        match self.state {
+            PackState::Here => row.byte(HERE),
+            PackState::Missing => row.byte(MISSING),
+            PackState::Found { at } => row.byte(FOUND).fixed(at.get()),
+        };
+        row.finish()
     }
 
     /// The row that `value` is.
@@ -61,6 +98,12 @@ impl PackRow {
             plain_bytes: row.varint32("plain length")?,
             stored_bytes: row.varint32("stored length")?,
             live_bytes: row.varint()?,
+            state: match row.byte()? {
+                HERE => PackState::Here,
+                MISSING => PackState::Missing,
+                FOUND => PackState::Found { at: Lsn::new(row.fixed()?) },
+                _ => return Err(RowError::Field("state")),
+            },
         };
         row.finish()?;
         Ok(pack)
@@ -160,3 +203,6 @@ impl SessionRow {
 }
 
 const VERSION: u8 = 0;
+const HERE: u8 = 0;
+const MISSING: u8 = 1;
+const FOUND: u8 = 2;

@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use super::{awaited::Awaited, write::write_with, *};
 use crate::{
     Cookie, DentryRow, DirectoryRow, ExtentRow, ExtentTarget, Index, IndexError, IndexSnapshot, Ino,
-    InodeRow, Kind, MemoryIndex, Name, OrphanRow, PackNumber, PackRow, RowIterator, RowKey, SLOT_BYTES,
-    SessionRow, SymlinkRow, Table, Timespec, XattrName, XattrRow,
+    InodeRow, Kind, MemoryIndex, Name, OrphanRow, PackNumber, PackRow, PackState, RowIterator, RowKey,
+    SLOT_BYTES, SessionRow, SymlinkRow, Table, Timespec, XattrName, XattrRow,
 };
 
 type Rows = BTreeMap<RowKey, Bytes>;
@@ -263,6 +263,7 @@ fn varied(files: u64) -> Rows {
         plain_bytes: 1000,
         stored_bytes: 800,
         live_bytes: 500,
+        state: PackState::Here,
     };
     builder.put(RowKey::pack(100), pack.encode());
     let session = SessionRow { writer: 1, pack_floor: 2, ended: false };

@@ -39,15 +39,4 @@ impl Volume {
     {
         self.mutate(Caller::default(), ChangeMembers { key: node, change })
     }
-
-    /// The packs that the tree refers to now, by number.
-    pub fn packs(&self) -> impl Iterator<Item = Result<crate::PackRow, ViewError>> + Send + 'static {
-        let rows = self.view().rows(RowKey::pack(0)..RowKey::pack(u64::MAX));
-        let packs = rows.map(|row| {
-            let (key, value) = row?;
-            crate::PackRow::decode(&value).map_err(|reason| ViewError::Row { key, reason })
-        });
-        // The rest may be in no store any more.
-        packs.filter(|row| row.as_ref().map_or(true, |row| row.live_bytes > 0))
-    }
 }

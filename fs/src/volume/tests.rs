@@ -8,7 +8,7 @@ use murphy_log::{EpochId, MemoryLog, SystemClock, VolumeId};
 use super::*;
 use crate::{
     CellCache, FileSystem, Handle, IndexError, IndexSnapshot, Ino, Kind, MemoryIndex, Name, NewNode,
-    ObjectBlockStore, OpenFlags, PackNumber, PackRow, RowIterator, SLOT_BYTES, SetAttr,
+    ObjectBlockStore, OpenFlags, PackNumber, PackRow, PackState, RowIterator, SLOT_BYTES, SetAttr,
     decide::{PackUse, Piece, Store},
 };
 
@@ -172,6 +172,7 @@ fn pack_row(sequence: u64) -> PackRow {
         plain_bytes: 4 << 20,
         stored_bytes: 4 << 20,
         live_bytes: 1 << 40,
+        state: PackState::Here,
     }
 }
 

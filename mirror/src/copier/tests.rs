@@ -1,6 +1,6 @@
 //! The copier against stores that fail, lag and lie.
 
-use murphy_fs::{ObjectBlockStore, PackBuilder, RowKey, SealedPack, Table};
+use murphy_fs::{ObjectBlockStore, PackBuilder, PackState, RowKey, SealedPack, Table};
 use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
 
 use super::*;
@@ -152,10 +152,40 @@ async fn the_packs_of_a_base_are_copied_before_the_log_goes_on() {
     let test = start(&log, &source, &own, &folder);
     assert!(matches!(test.task.await.unwrap(), Err(CopyError::NoBase { .. })));
     let Lookup::End(base) = look_up(&*log, Lsn::new(7)).unwrap() else { panic!("no frame end") };
-    let rows = (0..6).map(|sequence| PackRow::of(&pack(sequence)));
+    let rows = (0..6).map(|sequence| Ok(PackRow::of(&pack(sequence))));
     test.copier.copy_base(rows, base).await.unwrap();
     assert_eq!(*test.data.borrow(), Lsn::new(7));
     let mut test = start(&log, &source, &own, &folder);
     test.reach(Lsn::new(11)).await;
     test.stop().await;
+}
+
+/// The fear: a mirror that joins after a promotion waits for ever for what nobody has, or says that it has it.
+#[tokio::test]
+async fn a_base_with_packs_that_nobody_has_is_copied_once_its_tree_says_so() {
+    let (log, source) = source(4).await;
+    let lost = pack(2);
+    source.delete(lost.meta().name).await.unwrap();
+    log.trim(Lsn::new(5)).unwrap();
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let test = start(&log, &source, &own, &folder);
+    let Lookup::End(base) = look_up(&*log, Lsn::new(5)).unwrap() else { panic!("no frame end") };
+    let rows = |state| {
+        (0..4).map(move |sequence| {
+            Ok(if sequence == 2 {
+                PackRow { state, ..PackRow::of(&pack(2)) }
+            } else {
+                PackRow::of(&pack(sequence))
+            })
+        })
+    };
+    let lacks = test.copier.copy_base(rows(PackState::Here), base).await;
+    assert_eq!(lacks, Err(CopyError::Lacks { packs: 1 }));
+    assert_eq!(*test.data.borrow(), Lsn::new(0));
+    for sequence in [0, 1, 3] {
+        assert!(own.size(pack(sequence).meta().name).await.is_ok(), "the others are copied meanwhile");
+    }
+    test.copier.copy_base(rows(PackState::Missing), base).await.unwrap();
+    assert_eq!(*test.data.borrow(), Lsn::new(5));
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use murphy_fs::{
     Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, FooterDigest, Index, Ino, InodeRow,
     Kind, MEMBER_NAME_BYTES, MemberRole, MemberRow, MemberState, MemoryIndex, Name, NameHasher, OrphanRow,
-    PackBuilder, PackMeta, PackName, PackNumber, PackReader, PackRow, RowKey, SessionRow, SettingRow,
-    SnapshotOrigin, SnapshotReader, SymlinkRow, Table, Timespec, WriterId, XattrRow, check_tree,
+    PackBuilder, PackMeta, PackName, PackNumber, PackReader, PackRow, PackState, RowKey, SessionRow,
+    SettingRow, SnapshotOrigin, SnapshotReader, SymlinkRow, Table, Timespec, WriterId, XattrRow, check_tree,
     verify_snapshot, write_snapshot,
 };
 use murphy_log::{
@@ -162,6 +162,7 @@ fn pack_row() -> PackRow {
         plain_bytes: 5000,
         stored_bytes: 900,
         live_bytes: 5000,
+        state: PackState::Here,
     }
 }
 

@@ -7,8 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_backup::{
-    Archive, ArchiveAcknowledger, ArchiveStore, Lineage, LostPacks, ShipEnd, ShipHandle, ShipLimits, Shipper,
-    ShipperParts, walk,
+    Archive, ArchiveAcknowledger, ArchiveStore, KnownLosses, Lineage, ShipEnd, ShipHandle, ShipLimits,
+    Shipper, ShipperParts, walk,
 };
 use murphy_fs::{
     AcknowledgeError, Acknowledgement, Acknowledger, BlockStore, CellCache, ObjectBlockStore, PackFetcher,
@@ -201,7 +201,7 @@ impl Ground {
                 clock: Arc::clone(&process.clock),
                 epoch,
                 cursors: Arc::clone(&disk.cursors),
-                lost: disk.lost,
+                lost: KnownLosses::new(process.volume.clone(), disk.lost),
                 shipped,
             };
             let task = process.tasks.run(ship.run());
@@ -271,7 +271,7 @@ struct Ship {
     clock: Arc<NodeClock>,
     epoch: Epoch,
     cursors: Arc<Mutex<std::collections::HashMap<String, murphy_backup::Boundary>>>,
-    lost: Option<LostPacks>,
+    lost: KnownLosses,
     shipped: Arc<Shipped>,
 }
 
@@ -296,7 +296,7 @@ impl Ship {
             known,
             cursor: Arc::new(DiskCursor { cursors: self.cursors, archive: account.name.clone() }),
             clock: self.clock,
-            lost: self.lost,
+            lost: Some(Arc::new(self.lost)),
             limits: ShipLimits::default(),
         };
         let (shipper, handle) = Shipper::new(parts);

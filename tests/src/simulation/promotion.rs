@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use murphy_backup::{ArchiveFence, LostPacks, Successor, Supplies, TakeOverLog};
+use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, TakeOverLog};
 use murphy_fs::{Fence, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
@@ -192,10 +192,11 @@ impl World {
     ) -> Result<(TakeOverLog, Vec<Epoch>, bool), String> {
         let ground = &self.ground;
         let (after, upto) = (*parts.replica.data.borrow(), parts.log.durable().state().position.lsn);
+        let lost = (after < upto).then_some(LostPacks { after, upto });
         let supplies = Supplies {
             log: Arc::clone(&parts.log) as Arc<dyn Log>,
             packs: ground.layered(host, &parts.gate),
-            lost: (after < upto).then_some(LostPacks { after, upto }),
+            lost: Some(Arc::new(KnownLosses::new(parts.volume.clone(), lost))),
         };
         let mut places: Vec<Arc<dyn Fence>> = Vec::new();
         let (mut epochs, mut complete) = (Vec::new(), true);

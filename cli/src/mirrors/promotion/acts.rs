@@ -94,7 +94,6 @@ impl Acts {
     async fn take_packs(&self, lender: &Lender, to: Position) -> Result<(), String> {
         let wanted = lender.stands.data_lsn.min(to.lsn);
         let copier = self.mirroring.copier(&self.replica, lender.packs.clone());
-        let copier = copier.map_err(|error| error.to_string())?;
         let (stop, stopped) = watch::channel(false);
         let mut data = self.replica.data();
         let come = async {

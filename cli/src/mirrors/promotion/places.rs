@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use murphy_backup::{Archive, ArchiveFence, ArchiveKind, LostPacks, Successor, Supplies, TakeOverLog};
+use murphy_backup::{Archive, ArchiveFence, ArchiveKind, Losses, Successor, Supplies, TakeOverLog};
 use murphy_fs::{BlockStore, BlockStores, Fence, FenceError, Held, StoreUrl};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, VolumeKeys};
 use serde::Serialize;
@@ -55,7 +55,7 @@ pub(super) struct Promoted {
     pub(super) keys: VolumeKeys,
     pub(super) blocks: Arc<BlockStores>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) lost: Option<LostPacks>,
+    pub(super) lost: Arc<dyn Losses>,
 }
 
 /// The archives that a promotion seals, open.
@@ -67,6 +67,8 @@ pub(super) struct Places {
     pub(super) full: Vec<(StoreUrl, Arc<dyn BlockStore>)>,
     /// The epochs that they are in.
     pub(super) epochs: Vec<Epoch>,
+    /// The members that were given up.
+    pub(super) given_up: BTreeSet<NodeId>,
 }
 
 impl Places {
@@ -93,14 +95,15 @@ impl Places {
         let own: Arc<dyn BlockStore> = promoted.blocks.clone();
         let others = full.iter().map(|(_, packs)| Arc::clone(packs)).collect();
         let packs: Arc<dyn BlockStore> = Arc::new(BlockStores::new(own, others));
-        let supplies = Supplies { log: Arc::clone(&promoted.log), packs, lost: promoted.lost };
+        let supplies =
+            Supplies { log: Arc::clone(&promoted.log), packs, lost: Some(Arc::clone(&promoted.lost)) };
         let epochs = opened.iter().map(|(_, _, held)| held.epoch).collect();
         let places = opened
             .into_iter()
             .map(|(_, fence, _)| Arc::new(fence.with_supplies(supplies.clone())) as Arc<dyn Fence>)
             .collect();
         let log = TakeOverLog { log: Arc::clone(&promoted.log), keys: promoted.keys.clone(), places };
-        Ok(Places { shared: shared.to_vec(), log, full, epochs })
+        Ok(Places { shared: shared.to_vec(), log, full, epochs, given_up: given_up.nodes.clone() })
     }
 }
 

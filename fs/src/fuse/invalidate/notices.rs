@@ -96,14 +96,14 @@ fn inode_notice(entry: &Entry, ino: Ino, row: Option<&[u8]>) -> Notice {
 /// Whether entries of this kind change no byte of a file that still has a name.
 fn leaves_bytes(kind: u8) -> bool {
     use EntryKind::{
-        Genesis, Link, Member, Mkdir, Mknod, Purge, Removexattr, Rename, Rmdir, Session, Setattr, Setting,
-        Setxattr, Symlink, Tick, Truncate, Unlink, Write,
+        Genesis, Link, Member, Mkdir, Mknod, Packs, Purge, Removexattr, Rename, Rmdir, Session, Setattr,
+        Setting, Setxattr, Symlink, Tick, Truncate, Unlink, Write,
     };
     match EntryKind::from_number(kind) {
         Some(Write | Truncate) | None => false,
         Some(
             Tick | Genesis | Mkdir | Mknod | Symlink | Link | Unlink | Rmdir | Rename | Setattr | Setxattr
-            | Removexattr | Purge | Session | Setting | Member,
+            | Removexattr | Purge | Session | Setting | Member | Packs,
         ) => true,
     }
 }
