@@ -10,6 +10,8 @@
 //! - A pack is called missing after every place has said that it does not have it, or, if some do not answer, after a bounded time.
 //! - What is settled stands in the log: whoever begins again goes on where the rows say. Memory does not grow with the number of packs.
 
+mod members;
+
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -21,6 +23,8 @@ use crate::{
     copier::{PackCopyError, PackSource, copy_verified, is_there},
     dial::PackFetchError,
 };
+
+pub use members::MemberPacks;
 
 /// Entries that were copied before their bytes were: those behind `after`, up to `upto`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -56,7 +56,7 @@ pub use dial::{Dialer, ExchangeError, PackFetchError, RemotePacks};
 pub use endpoint::{BoundSocket, Congestion, ListenError, NetworkOptions, Sockets, UdpSockets};
 pub use follow::{FollowError, FollowHandle, FollowSetup, Following};
 pub use follower::{Follower, FollowerAction, FollowerConfig, FollowerReport};
-pub use gather::{ASKING, Gap, GatherError, GatherStatus, Gatherer, PackPlace, PackPlaces};
+pub use gather::{ASKING, Gap, GatherError, GatherStatus, Gatherer, MemberPacks, PackPlace, PackPlaces};
 pub use history::{AncestorSearch, Lookup, Point, SearchStep, look_up};
 pub use identity::{Identity, IdentityError, PublicKey};
 pub use lend::{BorrowError, Borrowing, Lender};

@@ -9,6 +9,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod dumps;
+mod gather;
 mod huge;
 mod lost;
 mod mirror_cache;

@@ -71,6 +71,14 @@ impl Pair {
         wait_for("the mount to die", || is_dead(&place));
     }
 
+    /// The source, its store and its whole machine are gone.
+    pub(super) fn lose_source(&self) {
+        self.kill("a");
+        rustix::mount::unmount(self.scratch.path("ma"), rustix::mount::UnmountFlags::DETACH).unwrap();
+        fs::remove_dir_all(self.scratch.path("a")).unwrap();
+        fs::remove_dir_all(self.scratch.path("ba")).unwrap();
+    }
+
     /// Waits until both have the same history, bytes included, and compares what they have.
     pub(super) fn settle(&self) {
         self.scratch.run(["flush", "ma"]).expect_code(0).stdout();
@@ -88,7 +96,7 @@ pub(super) fn wait_for(what: &str, ready: impl FnMut() -> bool) {
     wait_until(what, PATIENCE, ready);
 }
 
-fn sow(place: &Path) {
+pub(super) fn sow(place: &Path) {
     fs::create_dir_all(place.join("deep")).unwrap();
     let large: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(place.join("deep/large"), large).unwrap();
@@ -168,12 +176,8 @@ fn a_mirror_restarts_serves_and_mounts_when_everything_of_its_source_is_gone() {
     sow(&ma);
     sow(&kept);
     pair.settle();
-    for node in ["a", "b"] {
-        pair.kill(node);
-    }
-    rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
-    fs::remove_dir_all(pair.scratch.path("a")).unwrap();
-    fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
+    pair.kill("b");
+    pair.lose_source();
     // Its disk cache may hold what its own store should have.
     let _no_cache = fs::remove_dir_all(pair.scratch.path("b/cache"));
     pair.mount("b", "127.0.0.1:0");
@@ -208,10 +212,7 @@ fn a_promoted_mirror_has_every_acknowledged_byte() {
     }
     assert!(ledger.len() >= 39, "{} acknowledged", ledger.len());
     fs::write(ma.join("not-safe"), b"nobody said that this is safe").unwrap();
-    pair.kill("a");
-    rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
-    fs::remove_dir_all(pair.scratch.path("a")).unwrap();
-    fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
+    pair.lose_source();
     let plan = pair.scratch.run(["promote", "b", "--dry-run", "--json"]).expect_code(0).json();
     assert_eq!(plan["lost_entries"], 0, "{plan}");
     pair.scratch.run(["promote", "b"]).expect_error(2, "has to be confirmed");

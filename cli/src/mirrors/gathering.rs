@@ -3,14 +3,20 @@
 //! Invariants:
 //! - It goes on after every start until the tree says of each pack whether it is here or missing.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
-use murphy_fs::BlockStores;
-use murphy_log::Lsn;
-use murphy_mirror::{ASKING, Gap, GatherError, GatherStatus, Gatherer, PackPlace, PackPlaces};
+use murphy_fs::{BlockStores, MemberRow, MemberState};
+use murphy_log::{Lsn, NodeId};
+use murphy_mirror::{
+    ASKING, Ask, Dialer, Gap, GatherError, GatherStatus, Gatherer, MemberPacks, PackPlace, PackPlaces,
+    PublicKey,
+};
 use tokio::sync::watch;
 
-use super::{Mirroring, following::COPY_HELPERS, lock};
+use super::{Mirroring, book::VolumeBook, following::COPY_HELPERS, lock};
 use crate::config::Promoted;
 
 impl Mirroring {
@@ -26,7 +32,7 @@ impl Mirroring {
         let gatherer = Gatherer {
             volume: self.volume.clone(),
             store: self.blocks.own(),
-            places: Arc::new(Everybody { blocks: Arc::clone(&self.blocks) }),
+            places: Arc::new(self.everybody()),
             gap,
             clock: Arc::clone(&self.clock),
             helpers: COPY_HELPERS,
@@ -53,6 +59,21 @@ impl Mirroring {
         });
     }
 
+    fn everybody(&self) -> Everybody {
+        let config = self.config();
+        let given_up = config.promoted.as_ref().map(|promoted| promoted.given_up.clone());
+        Everybody {
+            blocks: Arc::clone(&self.blocks),
+            book: Arc::clone(&self.book),
+            own: self.identity.node(),
+            dialer: self.dialer.clone(),
+            // Packs never change: whoever leads may be lent them.
+            ask: Ask { volume: config.volume, branch: config.branch, epoch: None },
+            given_up: given_up.unwrap_or_default(),
+            members: Mutex::default(),
+        }
+    }
+
     fn note_gathered(&self) {
         let noted = self.change_config(|config| {
             if let Some(promoted) = &mut config.promoted {
@@ -75,12 +96,42 @@ async fn pause_after(error: GatherError) {
 /// The archives and stores that this node reads from, and every member that holds a copy.
 struct Everybody {
     blocks: Arc<BlockStores>,
+    book: Arc<VolumeBook>,
+    own: NodeId,
+    dialer: Dialer,
+    ask: Ask,
+    given_up: Vec<String>,
+    /// Members that were asked before, over connections that may still stand.
+    members: Mutex<BTreeMap<NodeId, Arc<MemberPacks>>>,
+}
+
+impl Everybody {
+    /// The packs of a member as it can be reached now. One of which nobody knows where it listens cannot be reached.
+    fn member(&self, node: NodeId, row: &MemberRow) -> Option<Arc<MemberPacks>> {
+        let MemberState::Joined { public_key } = row.state else { return None };
+        let key = PublicKey::from_bytes(public_key);
+        let mut members = lock(&self.members);
+        if let Some(known) = members.get(&node).filter(|known| known.is_of(&row.addresses, key)) {
+            return Some(Arc::clone(known));
+        }
+        let member = Arc::new(MemberPacks::new(self.dialer.clone(), row.addresses.clone(), key, self.ask));
+        members.insert(node, Arc::clone(&member));
+        Some(member)
+    }
 }
 
 impl PackPlaces for Everybody {
     fn places(&self) -> Vec<PackPlace> {
         let stores = self.blocks.others().into_iter();
-        stores.map(|store| PackPlace { name: store.label().into_owned(), source: Arc::new(store) }).collect()
+        let stores =
+            stores.map(|store| PackPlace { name: store.label().into_owned(), source: Arc::new(store) });
+        let is_asked =
+            |node: &NodeId| *node != self.own && !self.given_up.iter().any(|lost| *lost == node.to_string());
+        let members = self.book.holders().into_iter().filter(|(node, _)| is_asked(node));
+        let members = members.filter_map(|(node, row)| {
+            Some(PackPlace { name: format!("member {node}"), source: self.member(node, &row)? })
+        });
+        stores.chain(members).collect()
     }
 }
 

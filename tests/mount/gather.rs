@@ -1,0 +1,149 @@
+//! Bytes after a promotion, with real processes: what another mirror has is fetched, and what nobody has holds up nobody.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use murphy_tests::can_mount;
+
+use super::mirrors::{Pair, sow, wait_for, write_safely};
+
+/// Every object below `store`.
+fn objects(store: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for item in fs::read_dir(store).unwrap() {
+        let path = item.unwrap().path();
+        if path.is_dir() {
+            found.extend(objects(&path));
+        } else {
+            found.insert(path);
+        }
+    }
+    found
+}
+
+/// A pair with a third node, `c`, which is another mirror.
+fn three(ack: &str) -> Pair {
+    let pair = Pair::start(ack);
+    pair.join("a", "c", "bc");
+    pair.mount("c", "127.0.0.1:0");
+    sow(&pair.scratch.path("ma"));
+    pair.settle();
+    follow_bytes(&pair, "a", "c");
+    pair
+}
+
+fn follow_bytes(pair: &Pair, source: &str, mirror: &str) {
+    let wanted = pair.status(source)["durable_lsn"].as_u64();
+    wait_for("a mirror to have every byte", || pair.status(mirror)["data_lsn"].as_u64() >= wanted);
+}
+
+/// Waits until `mirror` has every entry of `a`, and not the bytes.
+fn follow_entries_only(pair: &Pair, mirror: &str) {
+    let wanted = pair.status("a")["durable_lsn"].as_u64();
+    wait_for("the mirror to have every entry", || pair.status(mirror)["metadata_lsn"].as_u64() >= wanted);
+    let status = pair.status(mirror);
+    assert!(status["data_lsn"].as_u64() < wanted, "{status}");
+}
+
+fn large() -> Vec<u8> {
+    (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+}
+
+/// Loses what the store of `a` got since it had `before`.
+fn lose_packs(pair: &Pair, before: &BTreeSet<PathBuf>) {
+    let late = objects(&pair.scratch.path("ba"));
+    let mut lost = late.difference(before).peekable();
+    assert!(lost.peek().is_some());
+    lost.for_each(|pack| fs::remove_file(pack).unwrap());
+}
+
+/// The fear: the one store that has the bytes goes next, and with it what was acknowledged.
+#[test]
+fn a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has() {
+    if !can_mount("a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has") {
+        return;
+    }
+    let pair = three("local");
+    let before = objects(&pair.scratch.path("ba"));
+    pair.kill("b");
+    write_safely(&pair.scratch.path("ma/late"), &large()).unwrap();
+    follow_bytes(&pair, "a", "c");
+    lose_packs(&pair, &before);
+    pair.mount("b", "127.0.0.1:0");
+    follow_entries_only(&pair, "b");
+    pair.lose_source();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
+    wait_for("every byte", || {
+        let status = pair.status("b");
+        status["packs"]["found"].as_u64() > Some(0) && status["data_lsn"] == status["durable_lsn"]
+    });
+    assert_eq!(pair.status("b")["packs"]["missing"], 0);
+    pair.kill("c");
+    assert!(fs::read(pair.scratch.path("mb/late")).unwrap() == large());
+    pair.scratch.run(["fsck", "b", "--data"]).expect_code(0);
+}
+
+/// The fear: one pack that nobody has any more keeps every fsync of the volume from being acknowledged, for ever.
+#[test]
+fn what_nobody_has_after_a_promotion_is_called_missing_and_mirrors_acknowledge_again() {
+    if !can_mount("what_nobody_has_after_a_promotion_is_called_missing_and_mirrors_acknowledge_again") {
+        return;
+    }
+    let pair = three("mirror=1");
+    let before = objects(&pair.scratch.path("ba"));
+    pair.kill("b");
+    pair.kill("c");
+    fs::write(pair.scratch.path("ma/late"), large()).unwrap();
+    wait_for("the bytes to be stored", || {
+        let status = pair.status("a");
+        status["dirty_bytes"] == 0 && status["durable_lsn"] == status["position"]["lsn"]
+    });
+    lose_packs(&pair, &before);
+    for mirror in ["b", "c"] {
+        pair.mount(mirror, "127.0.0.1:0");
+        follow_entries_only(&pair, mirror);
+    }
+    wait_for("both mirrors to have the same bytes", || {
+        pair.status("b")["data_lsn"] == pair.status("c")["data_lsn"]
+    });
+    pair.lose_source();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
+    wait_for("the loss to be known", || {
+        let status = pair.status("b");
+        status["packs"]["missing"] == 1 && status["data_lsn"] == status["durable_lsn"]
+    });
+    let mb = pair.scratch.path("mb");
+    let unreadable = fs::read(mb.join("late")).unwrap_err();
+    assert_eq!(unreadable.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert_eq!(fs::read(mb.join("small")).unwrap(), b"some text\n");
+    let found = pair.scratch.run(["fsck", "b"]).expect_code(3).stdout();
+    assert!(found.contains("lost with a source"), "{found}");
+    // The other mirror, whose bytes end before the gap, follows the new source.
+    pair.join("b", "d", "bd");
+    pair.kill("c");
+    follow_as(&pair, "c", "d");
+    pair.mount("c", "127.0.0.1:0");
+    follow_bytes(&pair, "b", "c");
+    write_safely(&mb.join("new"), b"a mirror has this").unwrap();
+    assert_eq!(fs::read(pair.scratch.path("mb/new")).unwrap(), b"a mirror has this");
+    let lost = fs::read(pair.scratch.path("mc/late")).unwrap_err();
+    assert_eq!(lost.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+}
+
+/// Lets a mirror follow whom another one has joined.
+fn follow_as(pair: &Pair, mirror: &str, joined: &str) {
+    let path = |node: &str| pair.scratch.path(&format!("{node}/murphy.toml"));
+    let texts = [mirror, joined].map(|node| fs::read_to_string(path(node)).unwrap());
+    let section = |text: &str| {
+        let begin = text.find("[source]").unwrap();
+        let end = text[begin + 1..].find("\n[").map_or(text.len(), |end| begin + 1 + end);
+        begin..end
+    };
+    let [own, other] = &texts;
+    let mut changed = own.clone();
+    changed.replace_range(section(own), &other[section(other)]);
+    fs::write(path(mirror), changed).unwrap();
+}
