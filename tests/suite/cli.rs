@@ -284,8 +284,9 @@ fn fsck_of_a_node_that_is_not_served_changes_no_file() {
         ran
     };
     let sound = unchanged("killed", 0).json();
-    let newest = scratch.bytes_of("node/log").into_iter().rfind(|(path, _)| path.is_file()).unwrap();
-    let (path, whole) = newest;
+    let mut segments = scratch.bytes_of("node/log");
+    segments.retain(|path, _| path.extension().is_some_and(|extension| extension == "seg"));
+    let (path, whole) = segments.pop_last().unwrap();
     let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let mut torn = whole.clone();
     torn.truncate(end);
@@ -296,10 +297,13 @@ fn fsck_of_a_node_that_is_not_served_changes_no_file() {
     fs::write(scratch.path("node/look.tmp/left by a kill"), b"x").unwrap();
     scratch.run(["fsck", "node"]).expect_code(0);
     assert!(!scratch.path("node/look.tmp").exists());
+    fs::write(&path, &whole).unwrap();
+    let (path, whole) = segments.pop_first().unwrap();
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap();
     let mut damaged = whole.clone();
-    damaged[end - 1] ^= 1;
+    damaged[end] ^= 1;
     fs::write(&path, &damaged).unwrap();
-    unchanged("a damaged last frame that the index knows", 3);
+    unchanged("a damaged frame in the middle", 3);
     fs::write(&path, &whole).unwrap();
     fs::remove_dir_all(scratch.path("node/index")).unwrap();
     assert_eq!(unchanged("no index", 0).json(), sound);
