@@ -4,8 +4,9 @@
 //! - A pack is put only after its footer, and every cell, was found to be what the log says.
 //! - Copying is harmless to repeat: a name never changes its content.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use murphy_fs::{
     BlockStore, BlockStoreError, ObjectBlockStore, PackError, PackMeta, PackName, PackNumber, PackReader,
     PackRow, RowError, Table,
@@ -77,18 +78,39 @@ pub(crate) fn released_packs(frames: &[Frame], upto: Lsn) -> Result<Vec<PackName
     Ok(released)
 }
 
-/// Copies a pack from one store to the other, verified; returns its length in bytes.
+/// Copies a pack from one store to the other, verified; returns its length in bytes. Of several stores behind `from` the first is taken
+/// that has it intact.
 pub(crate) async fn copy_pack(
     meta: &PackMeta,
     from: &dyn BlockStore,
     to: &dyn BlockStore,
 ) -> Result<u64, CopyPackError> {
-    let bytes = from.get(meta.name).await?;
-    let reader = PackReader::open(meta, bytes.clone()).and_then(|reader| reader.verify());
-    reader.map_err(|source| CopyPackError::Damaged { store: from.label().into_owned(), source })?;
+    let bytes = match intact(meta, from).await {
+        Err(damage @ CopyPackError::Damaged { .. }) => {
+            first_intact(meta, &from.stores()).await.ok_or(damage)?
+        }
+        read => read?,
+    };
     let length = bytes.len() as u64;
     to.put(meta.name, bytes).await?;
     Ok(length)
+}
+
+async fn first_intact(meta: &PackMeta, stores: &[Arc<dyn BlockStore>]) -> Option<Bytes> {
+    for store in stores {
+        if let Ok(bytes) = intact(meta, &**store).await {
+            return Some(bytes);
+        }
+    }
+    None
+}
+
+/// A pack's object, verified.
+async fn intact(meta: &PackMeta, store: &dyn BlockStore) -> Result<Bytes, CopyPackError> {
+    let bytes = store.get(meta.name).await?;
+    let reader = PackReader::open(meta, bytes.clone()).and_then(|reader| reader.verify());
+    reader.map_err(|source| CopyPackError::Damaged { store: store.label().into_owned(), source })?;
+    Ok(bytes)
 }
 
 /// Whether a pack's object is there with the right length.
@@ -130,4 +152,30 @@ pub enum CopyPackError {
         /// What is wrong with it.
         source: PackError,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use murphy_fs::BlockStores;
+
+    use super::*;
+    use crate::testing::{Fault, FaultyStore, pack};
+
+    /// The fear: of two archives one has a damaged pack, and a promoted node never ships it anywhere, although the other has it whole.
+    #[tokio::test]
+    async fn a_damaged_pack_in_one_store_does_not_hide_an_intact_one_in_another() {
+        let (sealed, row) = pack(1, b"the bytes of a pack");
+        let stores = [FaultyStore::new(), FaultyStore::new(), FaultyStore::new()];
+        let [own, damaged, intact] = stores.each_ref().map(FaultyStore::block_store);
+        for store in [&damaged, &intact] {
+            store.put(sealed.name, sealed.bytes.clone()).await.unwrap();
+        }
+        stores[1].fail("packs/", Fault::WrongBytes, usize::MAX);
+        let from = BlockStores::new(Arc::new(own.clone()), vec![Arc::new(damaged.clone()), Arc::new(intact)]);
+        assert_eq!(copy_pack(&row.meta(), &from, &own).await.unwrap(), row.meta().stored_len);
+        assert_eq!(own.get(sealed.name).await.unwrap(), sealed.bytes);
+        let only = BlockStores::new(Arc::new(ObjectBlockStore::in_memory()), vec![Arc::new(damaged)]);
+        let refused = copy_pack(&row.meta(), &only, &ObjectBlockStore::in_memory()).await.unwrap_err();
+        assert!(matches!(refused, CopyPackError::Damaged { .. }), "{refused}");
+    }
 }

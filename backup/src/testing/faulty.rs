@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use murphy_fs::{LayeredStore, StoreLayer};
+use murphy_fs::{LayeredStore, ObjectBlockStore, StoreLayer};
 use object_store::{
     Error as ObjectError, GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
     PutOptions, PutPayload, PutResult, Result as ObjectResult, memory::InMemory, path::Path,
@@ -118,6 +118,15 @@ impl FaultyStore {
 
     pub(crate) fn archive_store(&self) -> ArchiveStore {
         ArchiveStore::new(Arc::new(LayeredStore(self.clone())), Path::from("bucket/prefix"), "test://store")
+    }
+
+    /// The same store for packs.
+    pub(crate) fn block_store(&self) -> ObjectBlockStore {
+        ObjectBlockStore::new(
+            Arc::new(LayeredStore(self.clone())),
+            Path::default(),
+            "test://blocks".to_owned(),
+        )
     }
 
     /// The next `times` requests of its kind about a path that contains `part` have this fault.

@@ -33,6 +33,12 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// What the store is called in messages: its URL, or those of all of which any may answer; never with a secret.
     fn label(&self) -> Cow<'_, str>;
 
+    /// The stores behind this one, in the order in which they are asked; none if it answers itself. Whoever verifies what it reads asks each
+    /// of them, so that damage in one does not hide what another has intact.
+    fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
+        Vec::new()
+    }
+
     /// Stores a pack. When it returns, the pack is durable under its name; repeating it is harmless.
     ///
     /// [`BlockStoreError::Refused`] with [`Refusal::OtherContent`] means that the name was used twice. Nothing was

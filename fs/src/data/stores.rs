@@ -44,16 +44,19 @@ impl BlockStores {
         self.others.write().extend(others);
     }
 
+    fn all(&self) -> Vec<Arc<dyn BlockStore>> {
+        [&self.own].into_iter().chain(&*self.others.read()).map(Arc::clone).collect()
+    }
+
     /// Asks one store after the other. The error is that of the first that did not say that it has no such pack.
     async fn first<T, F, A>(&self, name: PackName, ask: F) -> Result<T, BlockStoreError>
     where
         F: Fn(Arc<dyn BlockStore>) -> A + Send,
         A: Future<Output = Result<T, BlockStoreError>> + Send,
     {
-        let others = self.others.read().clone();
         let mut failed = None;
-        for store in [&self.own].into_iter().chain(&others) {
-            match ask(Arc::clone(store)).await {
+        for store in self.all() {
+            match ask(store).await {
                 Ok(found) => return Ok(found),
                 Err(BlockStoreError::NotFound { .. }) => {}
                 Err(error) => failed = failed.or(Some(error)),
@@ -73,6 +76,10 @@ impl BlockStore for BlockStores {
         let labels: Vec<Cow<'_, str>> =
             [&self.own].into_iter().chain(&*others).map(|store| store.label()).collect();
         labels.join(" or ").into()
+    }
+
+    fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
+        self.all()
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {

@@ -71,8 +71,8 @@ impl Origins {
         range: Range<u64>,
         check: impl Fn(&Bytes) -> Result<T, PackError>,
     ) -> Result<(T, Bytes), ReadError> {
-        let mut failures = Failures::default();
-        for origin in self.attempts() {
+        let (stores, mut failures) = (self.stores(), Failures::default());
+        for origin in self.attempts(&stores) {
             if failures.give_up_on(origin) {
                 continue;
             }
@@ -96,8 +96,8 @@ impl Origins {
         run: Range<usize>,
     ) -> Vec<Result<Bytes, ReadError>> {
         let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
-        let mut failures = Failures::default();
-        for origin in self.attempts() {
+        let (stores, mut failures) = (self.stores(), Failures::default());
+        for origin in self.attempts(&stores) {
             let Some(first) = cells.iter().position(Option::is_none) else { break };
             if failures.give_up_on(origin) {
                 continue;
@@ -141,10 +141,18 @@ impl Origins {
         if large { murphy_log::aside(open).await } else { open() }
     }
 
+    /// The stores that are asked now: a source may stand for several.
+    fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
+        let behind = |source: &Arc<dyn BlockStore>| match source.stores() {
+            stores if stores.is_empty() => vec![Arc::clone(source)],
+            stores => stores,
+        };
+        self.sources.iter().flat_map(behind).collect()
+    }
+
     /// Each store twice, because a flipped bit may have come from the way, not from the store.
-    fn attempts(&self) -> impl Iterator<Item = Origin<'_>> {
-        let stores =
-            self.sources.iter().enumerate().flat_map(|(place, store)| [Origin::Store(place, store); 2]);
+    fn attempts<'a>(&'a self, stores: &'a [Arc<dyn BlockStore>]) -> impl Iterator<Item = Origin<'a>> {
+        let stores = stores.iter().enumerate().flat_map(|(place, store)| [Origin::Store(place, store); 2]);
         self.disk.iter().map(Origin::Disk).chain(stores)
     }
 

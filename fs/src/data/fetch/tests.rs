@@ -10,6 +10,7 @@ use crate::data::{
     name::WriterId,
     pack::{PackBuilder, SealedPack},
     store::{ObjectBlockStore, StoredPack},
+    stores::BlockStores,
 };
 
 /// How a store lies.
@@ -298,6 +299,16 @@ async fn each_cell_comes_from_the_first_source_that_has_it_intact() {
 
     let error = fetcher(&[&empty], None).read(&meta, all.clone()).await.unwrap_err();
     assert_eq!(error.to_string(), "pack 0000000000000009-1 is in none of: liar");
+    // A source may stand for several stores.
+    let honest = Liar::with(Lie::Honest, 0, &pack).await;
+    let stores = Arc::new(BlockStores::new(other.clone(), vec![down.clone(), honest.clone()]));
+    let reader = PackFetcher::new(vec![stores], CellCache::new(16 << 20), None);
+    assert_eq!(
+        reader.read(&meta, all.clone()).await.unwrap(),
+        plain,
+        "one store's damage hides another's pack"
+    );
+    assert_eq!(honest.gets(), 1, "only the damaged cell is asked for");
     // As long as one source could not be asked, nobody knows that the pack is lost.
     let error = fetcher(&[&down, &empty], None).read(&meta, all.clone()).await.unwrap_err();
     assert!(matches!(error, ReadError::Store { .. }), "{error}");
