@@ -24,7 +24,7 @@ use crate::{
     admit::{self, Admission},
     files::{DirectoryLock, Files, OsFiles},
     segment::{
-        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, frame_cost, look, parse_segment_name,
+        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, Torn, frame_cost, look, parse_segment_name,
         recover, segment_name,
     },
     watch::Publisher,
@@ -61,8 +61,10 @@ pub struct DiskOptions {
 /// What a log is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// To be gone on with: what was recovered is made durable anew.
+    /// To be gone on with: a torn end is cut, and what was recovered is made durable anew.
     Write,
+    /// The same, but a log whose end is torn is refused with [`OpenError::Torn`]: the opener wants to look for what was there first.
+    WriteWhole,
     /// To be looked at: no file is changed, and nobody can claim it. What it holds may be on no disk yet and must not be passed on.
     Read,
 }
@@ -154,7 +156,8 @@ impl DiskLog {
         check_segment_bytes(options.segment_bytes)?;
         let lock = options.lock()?;
         let recovery = match options.access {
-            Access::Write => recover(&options.place())?,
+            Access::Write => recover(&options.place(), Torn::Cut)?,
+            Access::WriteWhole => recover(&options.place(), Torn::Refuse)?,
             Access::Read => look(&options.place())?,
         };
         if let Some(cut) = &recovery.cut

@@ -23,7 +23,7 @@ use crate::Lsn;
 pub use header::{HeaderError, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, SegmentHeader};
 pub(crate) use mark::{MARK_BYTES, Mark};
 pub use recover::{OpenError, Recovery, Scrub};
-pub(crate) use recover::{Place, look, recover};
+pub(crate) use recover::{Place, Torn, look, recover};
 pub use repair::{FetchFrames, RepairError};
 pub(crate) use scan::{Scan, Step};
 pub(crate) use writer::{SegmentWriter, frame_cost, prepare_spare};

@@ -388,3 +388,43 @@ fn a_log_that_is_damaged_in_its_middle_is_mended_from_its_archive() {
     assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
 }
+
+/// The fear: the last frames are damaged and nobody has them at the moment; what is left of them is cut off by a start that is refused.
+#[test]
+fn what_is_damaged_at_the_end_is_not_cut_before_somebody_gives_it_back() {
+    if !can_mount("what_is_damaged_at_the_end_is_not_cut_before_somebody_gives_it_back") {
+        return;
+    }
+    let (scratch, _) = archived();
+    let (mount, log) = (scratch.path("mnt"), scratch.path("node/log"));
+    // What vouches for them: the cursor of the archive, or the index.
+    for (round, gone) in [&[][..], &["archives"]].into_iter().enumerate() {
+        let name = format!("precious{round}");
+        fs::write(mount.join(&name), name.repeat(9)).unwrap();
+        scratch.run(["flush", "mnt"]).expect_code(0);
+        let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+        wait_archived(&scratch, durable);
+        scratch.run(["umount", "mnt"]).expect_code(0);
+        scratch.wait_for_the_end();
+        let mut segments: Vec<_> = fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().path()).collect();
+        segments.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+        let newest = segments.into_iter().max().unwrap();
+        let mut bytes = fs::read(&newest).unwrap();
+        let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        // The frame in the middle is torn, and nothing behind it says that it was durable.
+        bytes[end / 2..].fill(0);
+        bytes[end / 2 - 1] ^= 1;
+        fs::write(&newest, bytes).unwrap();
+        for part in gone {
+            fs::remove_dir_all(scratch.path("node").join(part)).unwrap();
+        }
+        fs::rename(scratch.path("archive"), scratch.path("away")).unwrap();
+        let before = scratch.bytes_of("node/log");
+        let refused = scratch.run(["serve", "node"]).expect_error(1, "archive");
+        assert!(scratch.bytes_of("node/log") == before, "without {gone:?}, something was cut: {refused}");
+        fs::rename(scratch.path("away"), scratch.path("archive")).unwrap();
+        scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
+        assert_eq!(fs::read_to_string(mount.join(&name)).unwrap(), name.repeat(9), "without {gone:?}");
+    }
+    assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
+}

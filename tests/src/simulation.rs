@@ -96,7 +96,8 @@ impl Canary {
             Canary::SilentShipper => &["silent stall"],
             // What the old source acknowledges after the seal is noticed at the next fsync, or by whoever takes over.
             Canary::ForgottenPromise => &["two epochs", "two histories", "lost"],
-            Canary::ForgetfulIndex => &["digest"],
+            // A mirror with such an index may be promoted and read before anybody compares digests.
+            Canary::ForgetfulIndex => &["digest", "lost"],
         }
     }
 }

@@ -13,7 +13,7 @@ use murphy_fs::{
     Cookie, DentryRow, FjallIndex, FjallOptions, Index, Ino, NameHasher, OpenIndexError, ReplayBudget,
     ReplayError, RowKey, replay,
 };
-use murphy_log::{DiskLog, Log, Lsn, OsFiles, State, VolumeKeys};
+use murphy_log::{DiskLog, Log, Lsn, OsFiles, Position, State, VolumeKeys};
 
 use super::{base::load_base_file, index_directory};
 use crate::error::{CliError, failed};
@@ -68,21 +68,31 @@ enum CatchUpError {
 /// is complete or was cut short by a crash. They prove nothing if the log goes on in a later epoch: then whoever took over has decided where
 /// the earlier one ends. Nor do the rows of another volume, which nobody but a person can have put here.
 fn check_not_ahead(index: &FjallIndex, log: &DiskLog, keys: &VolumeKeys) -> Result<(), CliError> {
+    let Some(known) = known_beyond(index, log, keys) else { return Ok(()) };
     let end = log.durable().state().position;
-    let furthest = index.reached().into_iter().chain(index.snapshot().state());
-    let Some(known) = furthest.map(|state| state.position).max_by_key(|position| position.lsn) else {
-        return Ok(());
-    };
-    let is_later = known.epoch == end.epoch || known.epoch.number > end.epoch.number;
-    if known.lsn <= end.lsn || !is_later || (known.epoch != end.epoch && is_foreign(index, keys)) {
-        return Ok(());
-    }
     let text = format!(
         "the log ends at lsn {} in epoch {}, its index knows of lsn {} in epoch {}: what was durable is missing from the log",
         end.lsn, end.epoch.number, known.lsn, known.epoch.number
     );
     let hint = "put the missing segments back, or repair the node from an archive or a mirror; to go on without them, delete DIR/index";
     Err(CliError::new(text).hint(hint).damage())
+}
+
+/// The furthest position beyond the end of `log` that the index of the node in `node` proves to have been durable there. An index that cannot
+/// be opened proves nothing: it is made anew when the node is.
+pub(super) fn known_to_index(node: &Path, log: &DiskLog, keys: &VolumeKeys) -> Option<Position> {
+    let directory = index_directory(node);
+    let index = directory.is_dir().then(|| FjallIndex::open(&directory, FjallOptions::default()));
+    known_beyond(&index?.ok()?, log, keys)
+}
+
+fn known_beyond(index: &FjallIndex, log: &DiskLog, keys: &VolumeKeys) -> Option<Position> {
+    let end = log.durable().state().position;
+    let furthest = index.reached().into_iter().chain(index.snapshot().state());
+    let known = furthest.map(|state| state.position).max_by_key(|position| position.lsn)?;
+    let is_later = known.epoch == end.epoch || known.epoch.number > end.epoch.number;
+    let proves = known.lsn > end.lsn && is_later && (known.epoch == end.epoch || !is_foreign(index, keys));
+    proves.then_some(known)
 }
 
 /// Whether the names in an index do not stand where this volume's key places them. An index without a readable name says nothing.

@@ -3,14 +3,15 @@
 //! Invariants:
 //! - Only entries of the node's own epoch that continue its log, verified on the chain, are appended. A successor stops it.
 //! - A log that still ends below what is known to have been durable is not used.
+//! - What is damaged at its end is cut only once somebody was found who gives back what is known to have been there.
 
 use std::{path::Path, sync::Arc};
 
-use murphy_log::{DiskLog, DiskOptions, Frame, Log, Lsn, OpenError, Position};
+use murphy_log::{Access, DiskLog, DiskOptions, Frame, Log, Lsn, OpenError, Position, VolumeKeys};
 use murphy_mirror::{Lookup, Point, look_up};
 use tokio::runtime::Handle;
 
-use super::{index_directory, log_directory};
+use super::{index::known_to_index, index_directory, log_directory};
 use crate::{
     archive_notes::known_durable,
     config::NodeConfig,
@@ -19,32 +20,28 @@ use crate::{
     mirror_notes,
 };
 
-/// Opens a log that was refused as damaged: frames that are damaged or missing in it, and an end that a note vouches for, come from archives
-/// and mirrors. `refused` is returned if nobody has them.
+/// Opens a log that was refused as damaged or torn: frames that are damaged or missing in it, and an end that a note or the index vouches
+/// for, come from archives and mirrors. `refused` is returned if nobody has them.
 pub(super) fn reopen(
     directory: &Path,
     config: &NodeConfig,
     refused: CliError,
     runtime: &Handle,
 ) -> Result<DiskLog, CliError> {
-    let known = known_durable(directory)?;
+    let noted = known_durable(directory)?;
     let plain = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    let vouched = DiskOptions { known_durable: known, ..plain.clone() };
+    let vouched = DiskOptions { known_durable: noted, access: Access::Read, ..plain.clone() };
     if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
         return Err(refused);
     }
-    let log = match mended(directory, config, &plain, runtime) {
-        Ok(log) => Arc::new(log),
-        Err(error) => return Err(refused.because(&error)),
+    let (log, known) = match mended(directory, config, (&plain, noted), runtime) {
+        Ok((log, known)) => (Arc::new(log), known),
+        Err(error) => return Err(why_refused(directory, refused, &error, None)),
     };
     if let Some(known) = known {
         let point = Point { lsn: known.lsn, hash: known.hash };
         fetch(directory, config, &log, known.lsn, runtime).map_err(|error| {
-            let refused = refused.clone().because(&error);
-            match mirror_notes::load(directory) {
-                Some(note) if note.position.lsn > log.tail().position.lsn => refused.because(&note.told()),
-                _ => refused,
-            }
+            why_refused(directory, refused.clone(), &error, Some(log.tail().position.lsn))
         })?;
         if look_up(&*log, known.lsn).map_err(failed)? != Lookup::End(point) {
             return Err(refused);
@@ -53,25 +50,49 @@ pub(super) fn reopen(
     Arc::into_inner(log).ok_or_else(|| CliError::new("the log is in use"))
 }
 
-/// Opens the log, one damaged segment after the other mended.
+/// What a note about the mirrors says is told, unless the log reached it at `end`.
+fn why_refused(directory: &Path, refused: CliError, error: &CliError, end: Option<Lsn>) -> CliError {
+    let refused = refused.because(error);
+    match mirror_notes::load(directory) {
+        Some(note) if end.is_none_or(|end| note.position.lsn > end) => refused.because(&note.told()),
+        _ => refused,
+    }
+}
+
+/// Opens the log, one damaged segment after the other mended, and says up to where it is known to have been durable. An end that is torn is
+/// cut only when somebody was found who has everything that is known to come then.
 fn mended(
     directory: &Path,
     config: &NodeConfig,
-    options: &DiskOptions,
+    (options, noted): (&DiskOptions, Option<Position>),
     runtime: &Handle,
-) -> Result<DiskLog, CliError> {
+) -> Result<(DiskLog, Option<Position>), CliError> {
     let mut givers: Option<Vec<Box<dyn Giver>>> = None;
     for _ in 0..MENDED_MAX {
-        let segment = match DiskLog::open(options.clone()) {
-            Ok(log) => return Ok(log),
+        let looked = DiskLog::open(DiskOptions { access: Access::Read, ..options.clone() });
+        let segment = match &looked {
+            Ok(_) => None,
             Err(OpenError::DamagedMiddle { segment, .. } | OpenError::Header { path: segment, .. }) => {
-                segment
+                Some(segment.clone())
             }
             Err(error) => return Err(failed(error)),
         };
+        let mut lost = None;
+        if let Ok(look) = &looked {
+            let keys = VolumeKeys::derive(config.volume);
+            let indexed = known_to_index(directory, look, &keys);
+            lost = noted.into_iter().chain(indexed).max_by_key(|position| position.lsn);
+            if lost.is_none_or(|known| known.lsn <= look.tail().position.lsn) {
+                drop(looked);
+                return Ok((DiskLog::open(options.clone()).map_err(failed)?, lost));
+            }
+        }
         let givers = match &mut givers {
             Some(givers) => givers,
-            None => givers.insert(givers_of(directory, config, &index_directory(directory), None)?),
+            None => {
+                let log = looked.as_ref().ok();
+                givers.insert(givers_of(directory, config, &index_directory(directory), log)?)
+            }
         };
         let mut fetch = |after: Position| -> Result<Vec<Frame>, String> {
             let mut why = vec!["nobody who answers has them".to_owned()];
@@ -84,10 +105,40 @@ fn mended(
             }
             Err(why.join("; "))
         };
-        DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
-        tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
+        if let (Ok(look), Some(known)) = (&looked, lost) {
+            check_given(look, &known, &mut fetch)?;
+            drop(looked);
+            return Ok((DiskLog::open(options.clone()).map_err(failed)?, lost));
+        }
+        drop(looked);
+        if let Some(segment) = segment {
+            DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
+            tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
+        }
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
+}
+
+/// Checks that somebody has what comes behind the end of `log`, up to `known`. What is read for that is not kept.
+fn check_given(
+    log: &DiskLog,
+    known: &Position,
+    fetch: &mut dyn FnMut(Position) -> Result<Vec<Frame>, String>,
+) -> Result<(), CliError> {
+    let (mut at, own) = (log.tail().position, log.recovery().epoch);
+    while at.lsn < known.lsn {
+        let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
+        let frames = fetch(at).map_err(behind)?;
+        if let Some(other) = frames.iter().find(|frame| frame.epoch() != own) {
+            return Err(behind(format!(
+                "lsn {} is of epoch {}, not of this node's",
+                other.first(),
+                other.epoch()
+            )));
+        }
+        at = frames.last().map_or(at, Frame::position);
+    }
+    Ok(())
 }
 
 /// Appends to `log`, which nobody leads yet, what archives and mirrors hold beyond it; fails if it does not reach `wanted` then.

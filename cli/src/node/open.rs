@@ -46,7 +46,9 @@ pub(super) fn open(
                 .hint("murphy serve or murphy mount lets its source seed it"));
         }
     }
-    let log = match open_log(directory, &config) {
+    // A source whose log ends in something that is not whole asks the others before it is cut.
+    let access = if config.role == Role::Source { Access::WriteWhole } else { Access::Write };
+    let log = match open_log_for(directory, &config, access) {
         Err(refused) if config.role == Role::Source && refused.is_damage() => {
             lost_tail::reopen(directory, &config, refused, runtime)?
         }
@@ -174,6 +176,9 @@ fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result
             OpenError::Empty { .. } => {
                 "the log is gone: restore the node from an archive, or join it again as a mirror"
             }
+            OpenError::Torn { .. } => {
+                "its index knows of what came then: bring an archive or a mirror that has it within reach and start again; to go on without it, delete DIR/index"
+            }
             OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
                 "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
             }
@@ -190,7 +195,10 @@ fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result
         };
         let refused = failed(&error).hint(hint);
         let is_damage = match &error {
-            OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } | OpenError::Empty { .. } => true,
+            OpenError::DamagedMiddle { .. }
+            | OpenError::Diverged { .. }
+            | OpenError::Torn { .. }
+            | OpenError::Empty { .. } => true,
             OpenError::Header { source, .. } => matches!(
                 source,
                 HeaderError::Truncated { .. }

@@ -55,9 +55,20 @@ pub struct Recovery {
     pub cut: Option<String>,
 }
 
+/// What becomes of an end that is neither a frame nor zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Torn {
+    Cut,
+    Refuse,
+}
+
 /// Recovers the log at `place`; the caller holds its lock.
-pub(crate) fn recover(place: &Place<'_>) -> Result<Recovery, OpenError> {
+pub(crate) fn recover(place: &Place<'_>, torn: Torn) -> Result<Recovery, OpenError> {
     let found = Found::at(place)?;
+    if let (Some(reason), Torn::Refuse) = (&found.end.cut, torn) {
+        let (segment, lsn) = (place.path(found.last.first()), found.end.state.position.lsn);
+        return Err(OpenError::Torn { segment, lsn, reason: reason.clone() });
+    }
     for name in &found.listing.unfinished {
         let path = place.directory.join(name);
         place.files.remove(&path).map_err(|error| OpenError::io(&path, &error))?;
@@ -321,6 +332,16 @@ pub enum OpenError {
         /// The first LSN that is not readable.
         lsn: Lsn,
         /// What was found, and what proves that it was durable.
+        reason: String,
+    },
+    /// What comes last is no whole frame; nothing in the log says that it was durable.
+    #[error("{} is torn behind lsn {lsn}: {reason}", segment.display())]
+    Torn {
+        /// The file.
+        segment: PathBuf,
+        /// The last LSN that is readable.
+        lsn: Lsn,
+        /// What was found.
         reason: String,
     },
     /// The log holds another history than the opener knows.

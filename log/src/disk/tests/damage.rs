@@ -71,6 +71,25 @@ fn a_torn_tail_is_cut_at_every_length() {
     }
 }
 
+/// Whoever may know more than the log is asked before anything is cut.
+#[test]
+fn a_torn_end_is_refused_before_it_is_cut_when_told_so() {
+    let (files, frames) = three_groups();
+    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+    let whole_only =
+        |files: &FaultyDisk| DiskLog::open(DiskOptions { access: Access::WriteWhole, ..options(files) });
+    let torn = files.after_kill();
+    torn.damage(Path::new(SEGMENT), |bytes| bytes[used - 1] ^= 1);
+    let before = torn.contents();
+    let refused = whole_only(&torn).map(drop).unwrap_err();
+    let last = frames[4].last();
+    assert!(matches!(refused, OpenError::Torn { lsn, .. } if lsn == last), "{refused}");
+    assert!(torn.contents() == before, "nothing was cut");
+    assert_eq!(recovered(&torn).unwrap().0.tail.position.lsn, last);
+    let opened = whole_only(&files).unwrap();
+    assert_same(&read_all(&opened), &frames);
+}
+
 /// The fear: whoever only wants to know how a log is changes it, and takes away what tells why it is so.
 #[test]
 fn a_look_finds_what_a_recovery_would_and_changes_no_file() {
