@@ -23,7 +23,9 @@ mod sound;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
-pub use crash::{CrashNode, CrashRun, Damaged, Ending, Verdicts};
+pub use crash::{
+    CrashNode, CrashRun, Damaged, Ending, IndexCopy, NodeRules, Shortage, ShortageRun, Verdicts,
+};
 pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
