@@ -64,13 +64,13 @@ pub enum DocumentError {
     #[error("it is not readable: {0}")]
     Syntax(String),
     /// They are something else.
-    #[error("it is not a {expected} of murphy")]
+    #[error("it is not a {expected} of murphy, as its field murphy says")]
     Kind {
         /// What was expected.
         expected: String,
     },
     /// A later version wrote them.
-    #[error("it has format version {found}, this version knows {known}")]
+    #[error("it has format version {found} in the field version, this version knows {known}")]
     Version {
         /// The version.
         found: u32,
@@ -78,10 +78,10 @@ pub enum DocumentError {
         known: u32,
     },
     /// They are damaged.
-    #[error("it does not match its checksum")]
+    #[error("it does not match its checksum in the field blake3")]
     Checksum,
     /// A field has an impossible value.
-    #[error("its field {0} has an impossible value")]
+    #[error("it has an impossible value in the field {0}")]
     Field(&'static str),
 }
 

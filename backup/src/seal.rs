@@ -134,7 +134,7 @@ impl Occupant {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OccupantError {
     /// They begin like neither.
-    #[error("it is neither a slot nor a seal")]
+    #[error("it is neither a slot nor a seal: it begins otherwise at byte 0")]
     Neither,
     /// A slot that cannot be read.
     #[error(transparent)]
@@ -148,10 +148,10 @@ pub enum OccupantError {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SealError {
     /// They do not begin as a seal does.
-    #[error("it is not a seal")]
+    #[error("it is not a seal: it begins otherwise at byte 0")]
     NotASeal,
     /// They are too few or too many.
-    #[error("the seal has {found} bytes where {expected} are expected")]
+    #[error("the seal ends at byte {found} and not at byte {expected}")]
     Length {
         /// How many there are.
         found: usize,
@@ -159,7 +159,7 @@ pub enum SealError {
         expected: usize,
     },
     /// A later version wrote them.
-    #[error("the seal has format version {found}, this version knows {known}")]
+    #[error("the seal has format version {found} at byte 8, this version knows {known}")]
     Version {
         /// The version.
         found: u16,
@@ -167,10 +167,10 @@ pub enum SealError {
         known: u16,
     },
     /// They are damaged.
-    #[error("the seal does not match its checksum")]
+    #[error("the seal does not match its checksum at byte {SUM_AT}")]
     Checksum,
     /// It contradicts itself.
-    #[error("the seal has an impossible {0}")]
+    #[error("the seal has an impossible value in the field {0}")]
     Field(&'static str),
 }
 

@@ -107,26 +107,26 @@ impl SlotHeader {
 
     fn check(&self, reserved: u16) -> Result<(), SlotError> {
         let first = self.first;
-        let refused = |what| Err(SlotError::Field { first, what });
+        let refused = |at, what| Err(SlotError::Field { first, at, what });
         if reserved != 0 {
-            return refused("reserved bytes that are not zero");
+            return refused(10, "reserved bytes that are not zero");
         }
         if self.first < Lsn::FIRST || self.last < self.first || self.last.get() > LSN_LIMIT {
-            return refused("an impossible range of lsns");
+            return refused(72, "an impossible range of lsns");
         }
         let entries = self.last.since(self.first) + 1;
         if self.frames == 0 || u64::from(self.frames) > entries || self.frames > SLOT_FRAMES_MAX {
-            return refused("an impossible number of frames");
+            return refused(12, "an impossible number of frames");
         }
         if self.runs == 0 || self.runs > self.frames {
-            return refused("an impossible number of runs");
+            return refused(52, "an impossible number of runs");
         }
         if self.body_bytes > SLOT_BODY_BYTES_MAX {
-            return refused("bodies beyond the limit");
+            return refused(BODY_BYTES_AT, "bodies beyond the limit");
         }
         let tables = self.runs_end() as u64;
         if self.object_bytes < tables || self.object_bytes > tables + self.body_bytes {
-            return refused("an impossible length");
+            return refused(BODY_BYTES_AT + 8, "an impossible length");
         }
         Ok(())
     }
@@ -222,19 +222,20 @@ impl Slot {
     /// The frame headers agree with the slot's header and with each other.
     fn check_frames(&self) -> Result<(), SlotError> {
         let slot = &self.header;
-        let refused = |what| Err(SlotError::Field { first: slot.first, what });
+        let refused = |at, what| Err(SlotError::Field { first: slot.first, at, what });
         let mut end = (slot.first, slot.hash_before);
-        for header in self.frame_headers() {
+        for (number, header) in self.frame_headers().enumerate() {
+            let at = SLOT_HEADER_BYTES + number * FRAME_HEADER_BYTES;
             if (header.first, header.hash_before) != end {
-                return refused("frames that do not follow each other");
+                return refused(at, "frames that do not follow each other");
             }
             if header.epoch != slot.epoch {
-                return refused("a frame of another epoch");
+                return refused(at, "a frame of another epoch");
             }
             end = (header.last().next(), header.hash_after);
         }
         if end != (slot.last.next(), slot.hash_after) {
-            return refused("an end that its frames do not have");
+            return refused(80, "an end that its frames do not have");
         }
         Ok(())
     }
@@ -342,58 +343,64 @@ fn cut_runs(frames: &[Frame]) -> Vec<&[Frame]> {
 
 /// Puts the frames of a slot together, whose header and checksum have been checked.
 fn read_frames(header: &SlotHeader, bytes: &Bytes) -> Result<Vec<UnverifiedFrame>, SlotError> {
-    let first = header.first;
-    let refused = |what| SlotError::Field { first, what };
-    let mut headers = bytes[SLOT_HEADER_BYTES..header.headers_end()].chunks_exact(FRAME_HEADER_BYTES);
+    let refused = |at, what| SlotError::Field { first: header.first, at, what };
     let runs = bytes[header.headers_end()..header.runs_end()].chunks_exact(RUN_BYTES);
+    let mut headers = (SLOT_HEADER_BYTES..header.headers_end()).step_by(FRAME_HEADER_BYTES);
     let mut stored = &bytes[header.runs_end()..];
     let mut frames = Vec::with_capacity(header.frames as usize);
     let mut total = 0;
-    for run in runs {
-        let mut fields = FieldReader::new(run);
-        let (count, raw_bytes, stored_bytes) = (fields.u32(), fields.u32() as usize, fields.u32() as usize);
-        let encoding = fields.bytes::<4>();
-        if count == 0 || raw_bytes > RUN_BYTES_MAX || stored_bytes > stored.len() {
-            return Err(refused("an impossible run"));
-        }
-        let (part, rest) = stored.split_at(stored_bytes);
-        stored = rest;
-        total += raw_bytes as u64;
-        // A few bytes expand to megabytes: what is too much is noticed before it is held.
-        if total > header.body_bytes {
-            return Err(refused("more bytes in its runs than it says"));
-        }
-        let raw = match encoding {
-            [ENCODING_PLAIN, 0, 0, 0] if raw_bytes == stored_bytes => part.to_vec(),
-            [ENCODING_ZSTD, 0, 0, 0] => zstd::bulk::decompress(part, raw_bytes)
-                .map_err(|_| refused("a run that does not decompress"))?,
-            _ => return Err(refused("a run of unknown encoding")),
-        };
-        if raw.len() != raw_bytes {
-            return Err(refused("a run of another length"));
-        }
+    for (number, run) in runs.enumerate() {
+        let at = header.headers_end() + number * RUN_BYTES;
+        let (count, raw) =
+            open_run(run, &mut stored, header.body_bytes - total).map_err(|what| refused(at, what))?;
+        total += raw.len() as u64;
         let mut bodies = raw.as_slice();
         for _ in 0..count {
-            let head = headers.next().ok_or_else(|| refused("more frames than it says"))?;
-            let head = FrameHeader::parse(head)?;
+            let head_at = headers.next().ok_or_else(|| refused(at, "more frames than it says"))?;
+            let damaged = |source| SlotError::Frame { at: head_at, source };
+            let head = FrameHeader::parse(&bytes[head_at..header.headers_end()]).map_err(damaged)?;
             let body = bodies.split_off(..head.body_len as usize);
-            frames.push(Frame::from_parts(&head, body.ok_or_else(|| refused("a body that is cut"))?)?);
+            let body = body.ok_or_else(|| refused(head_at, "a body that is cut"))?;
+            frames.push(Frame::from_parts(&head, body).map_err(damaged)?);
         }
         if !bodies.is_empty() {
-            return Err(refused("bytes after the last body of a run"));
+            return Err(refused(at, "bytes after the last body of a run"));
         }
     }
     if headers.next().is_some() || !stored.is_empty() || total != header.body_bytes {
-        return Err(refused("more bytes than its runs have"));
+        return Err(refused(BODY_BYTES_AT, "more bytes than its runs have"));
     }
     Ok(frames)
+}
+
+/// Takes a run off the front of `stored`: how many frames it has, and their bodies, of at most `room` bytes.
+fn open_run(run: &[u8], stored: &mut &[u8], room: u64) -> Result<(u32, Vec<u8>), &'static str> {
+    let mut fields = FieldReader::new(run);
+    let (count, raw_bytes, stored_bytes) = (fields.u32(), fields.u32() as usize, fields.u32() as usize);
+    let encoding = fields.bytes::<4>();
+    if count == 0 || raw_bytes > RUN_BYTES_MAX {
+        return Err("an impossible run");
+    }
+    let part = stored.split_off(..stored_bytes).ok_or("an impossible run")?;
+    // A few bytes expand to megabytes: what is too much is noticed before it is held.
+    if raw_bytes as u64 > room {
+        return Err("more bytes in its runs than it says");
+    }
+    let raw = match encoding {
+        [ENCODING_PLAIN, 0, 0, 0] if raw_bytes == stored_bytes => part.to_vec(),
+        [ENCODING_ZSTD, 0, 0, 0] => {
+            zstd::bulk::decompress(part, raw_bytes).map_err(|_| "a run that does not decompress")?
+        }
+        _ => return Err("a run of unknown encoding"),
+    };
+    if raw.len() == raw_bytes { Ok((count, raw)) } else { Err("a run of another length") }
 }
 
 /// Why bytes are not a slot.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SlotError {
     /// They end too early, or go on too long.
-    #[error("a slot of {needed} bytes has {have}")]
+    #[error("a slot of {needed} bytes ends at byte {have}")]
     Truncated {
         /// How many there should be.
         needed: u64,
@@ -401,10 +408,10 @@ pub enum SlotError {
         have: u64,
     },
     /// They do not begin as a slot does.
-    #[error("it is not a slot")]
+    #[error("it is not a slot: it begins otherwise at byte 0")]
     NotASlot,
     /// A later version wrote them.
-    #[error("the slot has format version {found}, this version knows {known}")]
+    #[error("the slot has format version {found} at byte 8, this version knows {known}")]
     Version {
         /// The version.
         found: u16,
@@ -412,25 +419,32 @@ pub enum SlotError {
         known: u16,
     },
     /// The header is damaged.
-    #[error("the header of the slot does not match its checksum")]
+    #[error("the header of the slot does not match its checksum at byte {HEADER_SUM_AT}")]
     HeaderChecksum,
     /// What follows the header is damaged.
-    #[error("the slot at lsn {first} does not match its checksum")]
+    #[error("the slot at lsn {first} does not match its checksum at byte {REST_HASH_AT}")]
     Checksum {
         /// The first entry.
         first: Lsn,
     },
     /// It contradicts itself.
-    #[error("the slot at lsn {first} has {what}")]
+    #[error("the slot at lsn {first} has {what} at byte {at}")]
     Field {
         /// The first entry.
         first: Lsn,
+        /// Where it says so, in bytes.
+        at: usize,
         /// What is wrong.
         what: &'static str,
     },
     /// One of its frames is damaged.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
+    #[error("the slot's frame whose header is at byte {at}: {source}")]
+    Frame {
+        /// Where its header stands, in bytes.
+        at: usize,
+        /// What is wrong with it.
+        source: FrameError,
+    },
 }
 
 /// Why frames cannot be made a slot.
@@ -470,6 +484,9 @@ pub const SLOT_BODY_BYTES_MAX: u64 = 32 << 20;
 /// A slot has at most so many frames.
 pub const SLOT_FRAMES_MAX: u32 = 1 << 16;
 const VERSION: u16 = 0;
+/// Where the header has the length of all bodies, the hash of what follows it, and its own checksum.
+const BODY_BYTES_AT: usize = 192;
+const REST_HASH_AT: usize = HEADER_SUM_AT - 32;
 const HEADER_SUM_AT: usize = SLOT_HEADER_BYTES - 16;
 const RUN_BYTES: usize = 16;
 /// A run is ended before its bodies exceed this, in bytes.

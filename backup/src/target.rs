@@ -26,7 +26,7 @@ pub enum Target {
 impl Target {
     /// The target `--at TEXT`: RFC 3339, a local time in `zone`, `@unix` seconds, or an age like `10m ago`.
     pub fn parse_at(text: &str, now: LogTime, zone: &TimeZone) -> Result<Target, TargetError> {
-        let refused = || TargetError::Unreadable { text: text.to_owned() };
+        let refused = || TargetError::Unreadable { text: text.to_owned(), at: readable(text) };
         let now_stamp = timestamp(now).ok_or_else(refused)?;
         let text = text.trim();
         let stamp = if let Some(seconds) = text.strip_prefix('@') {
@@ -76,13 +76,29 @@ fn parse_unix(text: &str) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanos).ok()
 }
 
+/// How far a text that is no time reads like one: the length of its longest beginning that is one, in bytes.
+fn readable(text: &str) -> usize {
+    let begin = text.len() - text.trim_start().len();
+    let is_time = |text: &str| match text.strip_prefix('@') {
+        Some(seconds) => parse_unix(seconds).is_some(),
+        None => {
+            text.parse::<Timestamp>().is_ok()
+                || text.parse::<Zoned>().is_ok()
+                || text.parse::<DateTime>().is_ok()
+                || text.parse::<Span>().is_ok()
+        }
+    };
+    let ends = text[begin..].char_indices().map(|(at, _)| begin + at).take(TIME_CHARS_MAX);
+    ends.filter(|end| is_time(&text[begin..*end])).last().unwrap_or(begin)
+}
+
 fn resolve_local(local: DateTime, zone: &TimeZone) -> Result<Timestamp, TargetError> {
     let at = |offset: Offset| offset.to_timestamp(local).map(|stamp| show(stamp, zone));
     let ambiguous = zone.to_ambiguous_timestamp(local);
     let text = local.to_string();
     match ambiguous.offset() {
         AmbiguousOffset::Unambiguous { .. } => {
-            ambiguous.unambiguous().map_err(|_| TargetError::Unreadable { text })
+            ambiguous.unambiguous().map_err(|_| TargetError::Unreadable { at: readable(&text), text })
         }
         AmbiguousOffset::Gap { .. } => Err(TargetError::Skipped { text }),
         AmbiguousOffset::Fold { before, after } => Err(TargetError::Twice {
@@ -98,11 +114,13 @@ fn resolve_local(local: DateTime, zone: &TimeZone) -> Result<Timestamp, TargetEr
 pub enum TargetError {
     /// It is none of the forms.
     #[error(
-        "{text:?} is not a time: write 2026-03-01T12:00:00Z, a local 2026-03-01 12:00, @1772366400 or an age like 10m ago"
+        "{text:?} is not a time from byte {at} on: write 2026-03-01T12:00:00Z, a local 2026-03-01 12:00, @1772366400 or an age like 10m ago"
     )]
     Unreadable {
         /// What was given.
         text: String,
+        /// How far it reads like a time, in bytes.
+        at: usize,
     },
     /// A span without "ago".
     #[error("{text:?} is no moment in the past: write it with ago")]
@@ -135,6 +153,9 @@ pub enum TargetError {
         second: String,
     },
 }
+
+/// No time is written with more characters.
+const TIME_CHARS_MAX: usize = 100;
 
 #[cfg(test)]
 mod tests {
@@ -185,6 +206,18 @@ mod tests {
         assert!(matches!(parse("10m"), Err(TargetError::Age { .. })));
         for text in ["", "yesterday-ish", "@", "@1e9", "@-5", "2026-13-01"] {
             assert!(matches!(parse(text), Err(TargetError::Unreadable { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_time_says_how_far_it_reads() {
+        for (text, wanted) in
+            [("2026-10-31 08:00x", 16), ("@1e9", 2), ("  @12s", 5), ("10m agoo", 7), ("", 0), ("at noon", 0)]
+        {
+            match parse(text) {
+                Err(TargetError::Unreadable { at, .. }) => assert_eq!(at, wanted, "{text:?}"),
+                other => panic!("{text:?}: {other:?}"),
+            }
         }
     }
 

@@ -125,7 +125,12 @@ impl FaultyDisk {
         disk.failing = Failing::Syncs(disk.operations);
     }
 
-    /// How many bytes all files together may have allocated.
+    /// How many bytes all files together have allocated.
+    pub fn allocated(&self) -> u64 {
+        self.0.lock().now.allocated()
+    }
+
+    /// How many bytes all files together may have allocated. Whatever would make a file longer than that fails with ENOSPC.
     pub fn set_capacity(&self, capacity: Option<u64>) {
         self.0.lock().capacity = capacity;
     }
@@ -424,7 +429,10 @@ impl SegmentFile for FaultyFile {
         let mut disk = self.disk.0.lock();
         // A process that is killed inside a write, or whose write fails, leaves a part of it.
         let (first, second) = bytes.split_at(bytes.len() / 2);
-        let (begun, middle) = (disk.begin(), offset as usize + first.len());
+        let end = offset + bytes.len() as u64;
+        let longer = end.saturating_sub(disk.now.content(self.node).cached().len() as u64);
+        let begun = disk.begin().and_then(|()| disk.check_capacity(longer));
+        let middle = offset as usize + first.len();
         disk.now.content(self.node).write(offset as usize, first);
         disk.remember();
         begun?;

@@ -15,6 +15,7 @@ use crate::{
     entry::StoredEntries,
 };
 
+use header::{BODY_LEN_AT, CHECKSUM_AT};
 pub use header::{FEATURE_LEVEL, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader};
 
 /// A frame of which only the form and the checksum are known to be right.
@@ -91,7 +92,11 @@ impl Frame {
     /// Puts a frame together from a header and a body that travelled apart; the checksum must fit both.
     pub fn from_parts(header: &FrameHeader, body: &[u8]) -> Result<UnverifiedFrame, FrameError> {
         if body.len() != header.body_len as usize {
-            return Err(FrameError::Header { lsn: header.first, what: "a body of another length" });
+            return Err(FrameError::Header {
+                lsn: header.first,
+                at: BODY_LEN_AT,
+                what: "a body of another length",
+            });
         }
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
         bytes.extend_from_slice(&header.encode());
@@ -208,7 +213,7 @@ impl Iterator for Entries<'_> {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FrameError {
     /// The bytes end before the frame does.
-    #[error("a frame of {needed} bytes ends after {have}")]
+    #[error("a frame of {needed} bytes ends at byte {have}")]
     Truncated {
         /// How many bytes it needs.
         needed: usize,
@@ -216,18 +221,20 @@ pub enum FrameError {
         have: usize,
     },
     /// The bytes do not begin as a frame does.
-    #[error("no frame begins here")]
+    #[error("no frame begins here, at byte 0 of what should be one")]
     NotAFrame,
     /// A field of the header has an impossible value.
-    #[error("frame at lsn {lsn} has a damaged header: {what}")]
+    #[error("frame at lsn {lsn} has a damaged header: {what} at byte {at}")]
     Header {
         /// The first entry, as far as the header can be believed.
         lsn: Lsn,
+        /// Where in the frame, in bytes.
+        at: usize,
         /// What is wrong.
         what: &'static str,
     },
     /// The stored bytes are not those that were written.
-    #[error("frame at lsn {lsn} does not match its checksum")]
+    #[error("frame at lsn {lsn} does not match its checksum at byte {CHECKSUM_AT}")]
     Checksum {
         /// The first entry, as far as the header can be believed.
         lsn: Lsn,

@@ -129,18 +129,18 @@ impl Token {
         let text: String = text.split_whitespace().collect();
         let digits = text.strip_prefix(TOKEN_PREFIX).ok_or(TokenError::NotAToken)?;
         let bytes = from_base64(digits)?;
-        let (bytes, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TokenError::Damaged)?;
+        let (bytes, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(damaged(bytes.len()))?;
         if checksum(bytes) != *sum {
-            return Err(TokenError::Damaged);
+            return Err(damaged(bytes.len()));
         }
-        let mut fields = Fields(bytes);
+        let mut fields = Fields { bytes, at: 0 };
         match fields.array()? {
             [TOKEN_VERSION] => {}
             [version] => return Err(TokenError::Version(version)),
         }
         let [role] = fields.array()?;
         Ok(Token {
-            role: MemberRole::from_code(role).ok_or(TokenError::Damaged)?,
+            role: MemberRole::from_code(role).ok_or(damaged(1))?,
             volume: VolumeId::from_bytes(fields.array()?),
             branch: BranchId::from_bytes(fields.array()?),
             source_key: PublicKey::from_bytes(fields.array()?),
@@ -162,22 +162,31 @@ impl fmt::Debug for Token {
     }
 }
 
-struct Fields<'a>(&'a [u8]);
+/// The bytes of a token, and how many of them have been read.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], TokenError> {
+        let taken = self.bytes[self.at..].get(..count).ok_or(damaged(self.at))?;
+        self.at += count;
+        Ok(taken)
+    }
+
     fn array<const N: usize>(&mut self) -> Result<[u8; N], TokenError> {
-        let (field, rest) = self.0.split_first_chunk().ok_or(TokenError::Damaged)?;
-        self.0 = rest;
-        Ok(*field)
+        let at = self.at;
+        self.take(N)?.try_into().map_err(|_| damaged(at))
     }
 
     fn addresses(&mut self) -> Result<Vec<String>, TokenError> {
         let mut addresses = Vec::new();
-        while !self.0.is_empty() {
+        while self.at < self.bytes.len() {
             let [length] = self.array()?;
-            let (address, rest) = self.0.split_at_checked(length.into()).ok_or(TokenError::Damaged)?;
-            self.0 = rest;
-            addresses.push(String::from_utf8(address.to_vec()).map_err(|_| TokenError::Damaged)?);
+            let at = self.at;
+            let address = self.take(length.into())?;
+            addresses.push(String::from_utf8(address.to_vec()).map_err(|_| damaged(at))?);
             if addresses.len() > MAX_ADDRESSES {
                 return Err(TokenError::Addresses);
             }
@@ -190,23 +199,33 @@ impl Fields<'_> {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TokenError {
     /// It does not begin as tokens do.
-    #[error("this is not an invitation token: tokens begin with {TOKEN_PREFIX}")]
+    #[error("this is not an invitation token: at character 0 tokens begin with {TOKEN_PREFIX}")]
     NotAToken,
     /// It was made by another version.
-    #[error("the token has version {0}, which this program does not know")]
+    #[error("the token has version {0} in the field version, which this program does not know")]
     Version(u8),
     /// A character is missing, was changed or does not belong there.
-    #[error("the token is damaged or incomplete: copy all of it")]
-    Damaged,
+    #[error("the token is damaged or incomplete at character {at}: copy all of it")]
+    Damaged {
+        /// Where in the text without white space; at the checksum if it does not match.
+        at: usize,
+    },
     /// It is longer than any token.
-    #[error("the text is longer than the {limit} characters that a token can have")]
+    #[error("the text goes on after character {limit}, where the longest token ends")]
     TooLong {
         /// The limit.
         limit: usize,
     },
     /// A token holds one to [`MAX_ADDRESSES`] addresses of at most [`MAX_NAME_BYTES`] bytes.
-    #[error("a token holds 1 to {MAX_ADDRESSES} addresses of at most {MAX_NAME_BYTES} bytes")]
+    #[error(
+        "a token has 1 to {MAX_ADDRESSES} addresses of at most {MAX_NAME_BYTES} bytes in the field addresses"
+    )]
     Addresses,
+}
+
+/// A token that is damaged in the character with which the byte `at` begins.
+fn damaged(at: usize) -> TokenError {
+    TokenError::Damaged { at: TOKEN_PREFIX.len() + at * 4 / 3 }
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -232,15 +251,17 @@ fn from_base64(text: &str) -> Result<Vec<u8>, TokenError> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for group in text.as_bytes().chunks(4) {
         let mut word = 0u32;
-        for char in group {
-            let digit = ALPHABET.iter().position(|known| known == char).ok_or(TokenError::Damaged)?;
-            word = word << 6 | u32::try_from(digit).map_err(|_| TokenError::Damaged)?;
+        for (offset, char) in group.iter().enumerate() {
+            // Of all digits before it come three quarters as many bytes.
+            let refused = TokenError::Damaged { at: TOKEN_PREFIX.len() + bytes.len() / 3 * 4 + offset };
+            let digit = ALPHABET.iter().position(|known| known == char).ok_or(refused)?;
+            word = word << 6 | u32::from(digit as u8);
         }
         word <<= 6 * (4 - group.len());
         let count = group.len() - 1;
         let [_, decoded @ ..] = word.to_be_bytes();
         if count == 0 || decoded[count..].iter().any(|bits| *bits != 0) {
-            return Err(TokenError::Damaged);
+            return Err(damaged(bytes.len() + count));
         }
         bytes.extend_from_slice(&decoded[..count]);
     }
@@ -295,7 +316,7 @@ mod tests {
             assert_eq!(to_base64(bytes), text);
             assert_eq!(from_base64(text).unwrap(), bytes);
         }
-        assert_eq!(from_base64("Zh"), Err(TokenError::Damaged), "spare bits must be zero");
+        assert_eq!(from_base64("Zh"), Err(damaged(1)), "spare bits must be zero");
     }
 
     /// Tokens are copied by hand: whatever is lost or changed must be noticed before anything is dialled.

@@ -5,9 +5,13 @@
 //! - What is found is named by its LSN: the log says at which step of the program the node has come back, and there it must equal the
 //!   reference, no earlier than what was acknowledged and no later than what had begun.
 
+mod index_copy;
 mod node;
 mod run;
 mod seen;
+mod shortage;
 
-pub use node::CrashNode;
+pub use index_copy::IndexCopy;
+pub use node::{CrashNode, NodeRules};
 pub use run::{CrashRun, Damaged, Ending, Verdicts};
+pub use shortage::{Shortage, ShortageRun};

@@ -9,7 +9,6 @@ mod crash;
 mod disk_objects;
 mod driver;
 mod dump_file;
-pub mod fuzz;
 mod history;
 mod layers;
 mod ledger;
@@ -17,7 +16,6 @@ mod ops;
 mod pair;
 mod parts;
 mod program;
-mod random;
 mod reference;
 mod s3;
 mod simulation;
@@ -25,13 +23,16 @@ mod sound;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
-pub use crash::{CrashNode, CrashRun, Damaged, Ending, Verdicts};
+pub use crash::{
+    CrashNode, CrashRun, Damaged, Ending, IndexCopy, NodeRules, Shortage, ShortageRun, Verdicts,
+};
 pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};
 pub use layers::{BlockLayer, Layered, LogLayer};
 pub use ledger::{Found, Ledger};
+pub use murphy_decoders::{self as fuzz, Random, number_from_env};
 pub use ops::{
     AttributePick, Contest, Counterexample, Judge, Length, Mismatch, NamePick, Operation, Pick, Place,
     Program, RunRules, Search, Step, Subject, TimePick, Who, judge, judge_inside, judge_subjects, search,
@@ -40,7 +41,6 @@ pub use ops::{
 pub use pair::Pair;
 pub use parts::{VOLUME, epoch, lead_new, memory_volume, new_log, new_volume, volume_keys, volume_parts};
 pub use program::{Ran, Scratch, can_mount, is_dead, report, skip};
-pub use random::{Random, number_from_env};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};

@@ -6,7 +6,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use murphy_log::faulty::Fault;
-use murphy_tests::{CrashRun, Ending, Verdicts, number_from_env, report};
+use murphy_tests::{
+    CrashRun, Ending, IndexCopy, NodeRules, Shortage, ShortageRun, Verdicts, number_from_env, report,
+};
 
 /// The seeds of the programs.
 fn seeds() -> std::ops::Range<u64> {
@@ -99,6 +101,106 @@ fn a_disk_that_fails_or_is_full_at_any_operation_loses_nothing_acknowledged() {
     }
 }
 
+/// The fear: a disk that was full for a while costs what was acknowledged, or a restart; or an fsync is told yes for bytes that had no room.
+#[test]
+fn a_node_goes_on_in_the_same_process_once_a_full_disk_has_room_again() {
+    let (mut refused, mut judged, mut closed) = (0, 0, 0);
+    for room in (0..ROOM_STEPS).map(|step| step * ROOM_STEP_BYTES) {
+        let what = format!("room for {room} bytes");
+        let run = ShortageRun::record(Shortage::Room(room));
+        assert_eq!(
+            run.ended, None,
+            "{what}: a log that reserves its space is never poisoned by a lack of it"
+        );
+        refused += run.refused;
+        let end = run.moments() - 1;
+        for at in (0..end).step_by(end / 8 + 1).chain([end]) {
+            for cut in [0, 1, at as u64 + 2] {
+                let what = format!("{what}, power cut {cut} at moment {at}");
+                run.judge(at, &run.moment(at).after_power_cut(cut), &what);
+                closed += usize::from(run.judge_full(at, cut, &what));
+                judged += 2;
+            }
+            run.judge(at, &run.moment(at).after_kill(), &format!("{what}, killed at moment {at}"));
+            judged += 1;
+        }
+    }
+    assert!(refused > 0 && closed > 0, "{refused} calls refused, {closed} openings");
+    report(&format!(
+        "shortage, room: {ROOM_STEPS} runs, {refused} calls refused, {judged} crashed nodes judged, {closed} not opened while it lasted"
+    ));
+}
+
+/// The fear: one EIO or ENOSPC somewhere, and the same process goes on as if nothing had been: a poisoned log acknowledges, a retried fsync
+/// is told yes by pages that were dropped.
+#[test]
+fn a_node_that_goes_on_after_an_error_acknowledges_only_what_is_there() {
+    for fault in [Fault::Broken, Fault::Full] {
+        let (mut runs, mut ended, mut acknowledged) = (0, 0, 0);
+        for at in (0..).step_by(FAULT_STRIDE) {
+            let run = ShortageRun::record(Shortage::Operation(at, fault));
+            if run.operations <= at {
+                break;
+            }
+            runs += 1;
+            ended += usize::from(run.ended.is_some());
+            acknowledged += run.acknowledged();
+            let end = run.moments() - 1;
+            for cut in [0, 1, at as u64 + 2] {
+                let what = format!("{fault:?} at operation {at}, power cut {cut}");
+                run.judge(end, &run.moment(end).after_power_cut(cut), &what);
+            }
+        }
+        assert!(ended > 0 && ended < runs, "{ended} of {runs} runs poisoned the log");
+        report(&format!(
+            "shortage, {fault:?}: {runs} runs, {ended} poisoned the log, {acknowledged} files acknowledged, all there"
+        ));
+    }
+}
+
+/// The fear: the index on a real disk, left by a crash as it was beside a log that lost its end, shows what was never decided, or is taken
+/// for more than the log.
+#[test]
+fn a_crashed_index_on_disk_is_brought_to_what_the_log_has() {
+    let (scratch, steps) = (tempfile::tempdir().unwrap(), 90);
+    let rules = NodeRules { index: Some(scratch.path().join("index")), ..NodeRules::new(true) };
+    let mut copies = Vec::new();
+    let mut step = 0;
+    let (run, ending) = CrashRun::record_watched(1, steps, &rules, &mut |disk| {
+        if step % COPIED == 0 {
+            copies.push(IndexCopy::of(&scratch.path().join("index"), disk));
+        }
+        step += 1;
+    });
+    assert_eq!(ending, Ending::Whole);
+    let mut verdicts = Verdicts::default();
+    for (number, copy) in copies.iter().enumerate() {
+        for (crash, disk) in [
+            ("killed", run.moment(copy.moment).after_kill()),
+            ("power cut", run.moment(copy.moment).after_power_cut(number as u64)),
+        ] {
+            let place = tempfile::tempdir().unwrap();
+            copy.put(place.path()).unwrap();
+            let what = format!("index copy {number}, {crash} at moment {}", copy.moment);
+            run.judge_with_index(copy.moment, &disk, place.path(), &what, &mut verdicts);
+        }
+        // An index that lagged behind: the copy before, under the log of now.
+        if let Some(older) = number.checked_sub(1).map(|older| &copies[older]) {
+            let place = tempfile::tempdir().unwrap();
+            older.put(place.path()).unwrap();
+            let disk = run.moment(copy.moment).after_kill();
+            let what = format!("the index copy before {number} at moment {}", copy.moment);
+            run.judge_with_index(copy.moment, &disk, place.path(), &what, &mut verdicts);
+        }
+    }
+    assert!(verdicts.judged > 20, "{verdicts:?}");
+    report(&format!(
+        "crash, index on disk: {} copies, {} crashed nodes judged",
+        copies.len(),
+        verdicts.judged
+    ));
+}
+
 /// The canaries: a disk that forgets what was synced, and one that changes it, must be noticed, or these tests prove nothing.
 #[test]
 fn a_disk_that_lies_is_noticed() {
@@ -112,6 +214,13 @@ fn a_disk_that_lies_is_noticed() {
     judged(run.moment(end).after_power_cut(0)).unwrap();
     let told = judged(run.moment(end / 2).after_kill()).unwrap_err();
     assert!(told.contains("what was acknowledged is missing"), "{told}");
+
+    let run_through = ShortageRun::record(Shortage::Room(0));
+    let end_of_shortage = run_through.moments() - 1;
+    let forgetful = run_through.moment(end_of_shortage / 2).after_kill();
+    let judge = || run_through.judge(end_of_shortage, &forgetful, "a disk that forgets");
+    let told = catch_unwind(AssertUnwindSafe(judge)).unwrap_err();
+    assert!(told.downcast_ref::<String>().is_some_and(|told| told.contains("certain: true")));
 
     let disk = run.moment(end).after_kill();
     let pack = disk.names().into_iter().rfind(|name| name.starts_with("/blocks/packs")).unwrap();
@@ -127,3 +236,10 @@ const RECOVERING: usize = 100;
 /// For each moment, beside the kill.
 const POWER_CUTS: u64 = 4;
 const FAULT_STEPS: usize = 80;
+/// Every so many operations of a shortage is one that fails.
+const FAULT_STRIDE: usize = 3;
+/// The room that a full disk still has: nothing, and so many steps of this.
+const ROOM_STEPS: u64 = 8;
+const ROOM_STEP_BYTES: u64 = 24 << 10;
+/// The index is copied after every so many steps.
+const COPIED: usize = 12;

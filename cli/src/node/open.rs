@@ -204,7 +204,7 @@ fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result
                 HeaderError::Truncated { .. }
                     | HeaderError::NotASegment
                     | HeaderError::Checksum
-                    | HeaderError::Reserved
+                    | HeaderError::Reserved { .. }
                     | HeaderError::FirstLsn { .. }
             ),
             OpenError::Locked { .. }

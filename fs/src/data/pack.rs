@@ -232,7 +232,7 @@ pub struct PackError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PackDamage {
     /// The object is longer or shorter than the log says, or longer than a pack may be.
-    #[error("{found} bytes where {expected} were expected")]
+    #[error("it ends at byte {found} and not at byte {expected}")]
     Length {
         /// How many there should be.
         expected: u64,
@@ -240,25 +240,25 @@ pub enum PackDamage {
         found: u64,
     },
     /// The last bytes are not the trailer of a pack.
-    #[error("the last bytes are not those of a pack")]
+    #[error("the field magic of the trailer is not that of a pack")]
     Magic,
     /// A later version of the format, or damage.
-    #[error("format version {found} is not known here, only {VERSION}")]
+    #[error("format version {found} in the field version of the trailer is not known here, only {VERSION}")]
     Version {
         /// What the trailer says.
         found: u16,
     },
     /// A cipher that this version does not have, or damage.
-    #[error("cipher {found} is not known here")]
+    #[error("cipher {found} in the field cipher of the footer is not known here")]
     Cipher {
         /// What the footer says.
         found: u8,
     },
     /// The footer is not the one that the log names.
-    #[error("the footer has another digest than the log says")]
+    #[error("the footer has another digest than the log says, as the field digest of the trailer")]
     FooterDigest,
     /// The footer contradicts itself, its trailer or the log.
-    #[error("the footer has a wrong {field}")]
+    #[error("the footer has a wrong value in the field {field}")]
     FooterField {
         /// The field.
         field: &'static str,

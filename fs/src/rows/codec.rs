@@ -8,17 +8,22 @@ use crate::Timespec;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RowError {
     /// The value ends early, after so many bytes.
-    #[error("row is cut short after {0} bytes")]
+    #[error("row is cut short at byte {0}")]
     Short(usize),
     /// The layout is of a version that this program does not know.
-    #[error("row has the unknown version {0}")]
+    #[error("row has the unknown version {0} at byte 0")]
     Version(u8),
     /// A field holds what it cannot hold.
-    #[error("row has an impossible {0}")]
+    #[error("row has an impossible value in the field {0}")]
     Field(&'static str),
     /// Bytes follow the last field.
-    #[error("row has {0} bytes too many")]
-    Trailing(usize),
+    #[error("row has {count} bytes too many from byte {at} on")]
+    Trailing {
+        /// Where the row should end.
+        at: usize,
+        /// How many there are.
+        count: usize,
+    },
 }
 
 /// Collects the bytes of one value. Nearly all are short, and become one allocation that is shared from the start.
@@ -166,7 +171,8 @@ impl<'a> RowReader<'a> {
     }
 
     pub(super) fn finish(self) -> Result<(), RowError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(RowError::Trailing(self.rest.len())) }
+        let count = self.rest.len();
+        if count == 0 { Ok(()) } else { Err(RowError::Trailing { at: self.length - count, count }) }
     }
 }
 

@@ -231,7 +231,7 @@ mod tests {
             }
             let mut long = bytes.to_vec();
             long.push(0);
-            assert_eq!(MemberRow::decode(&long), Err(RowError::Trailing(1)));
+            assert_eq!(MemberRow::decode(&long), Err(RowError::Trailing { at: long.len() - 1, count: 1 }));
             for at in 0..bytes.len() {
                 let mut damaged = bytes.to_vec();
                 damaged[at] ^= 0xff;

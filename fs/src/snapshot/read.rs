@@ -42,10 +42,10 @@ pub enum ReadSnapshotError {
     #[error("cannot read the snapshot: {0}")]
     Input(io::Error),
     /// The input is something else.
-    #[error("not a snapshot of a volume")]
+    #[error("not a snapshot of a volume: it begins otherwise at byte 0")]
     NotASnapshot,
     /// The format is newer than this program.
-    #[error("the snapshot has format version {0}, which this program does not know")]
+    #[error("the snapshot has format version {0} at byte 8, which this program does not know")]
     Version(u16),
     /// The file ends early.
     #[error("the snapshot is cut short in block {block}")]

@@ -81,7 +81,7 @@ impl Tally {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Disagreement {
     /// Another tree.
-    #[error("the rows have the digest {found}, the state says {recorded}")]
+    #[error("the rows have the digest {found}, the field digest of the state says {recorded}")]
     Digest {
         /// What the state says.
         recorded: Digest,
@@ -89,7 +89,7 @@ pub enum Disagreement {
         found: Digest,
     },
     /// Another number of inodes.
-    #[error("{found} inodes, the state says {recorded}")]
+    #[error("{found} inodes, the field inodes of the state says {recorded}")]
     Inodes {
         /// What the state says.
         recorded: u64,
@@ -97,7 +97,7 @@ pub enum Disagreement {
         found: u64,
     },
     /// Other sizes.
-    #[error("{found} bytes of file data, the state says {recorded}")]
+    #[error("{found} bytes of file data, the field bytes of the state says {recorded}")]
     Bytes {
         /// What the state says.
         recorded: u64,

@@ -72,7 +72,7 @@ impl DiskSource {
                 Step::Frame(frame) if frame.last() < self.next => {}
                 Step::Frame(frame) => return Ok(frame),
                 Step::End(end) if fresh => {
-                    let message = end.message();
+                    let message = scan.told(&end);
                     return Err(ReadError::Damaged { place, lsn: scan.position().lsn.next(), message });
                 }
                 Step::End(_) => {

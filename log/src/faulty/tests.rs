@@ -122,3 +122,19 @@ fn a_replaced_file_is_the_old_one_or_the_new_one_at_every_moment() {
         }
     }
 }
+
+/// The fear: a disk that is full only for those who reserve space first, and nobody else's way through a full disk is ever tested.
+#[test]
+fn whatever_makes_a_file_longer_meets_a_full_disk() {
+    let disk = disk();
+    let file = disk.create(&path("f")).unwrap();
+    file.write_at(0, &[1; 100]).unwrap();
+    disk.set_capacity(Some(disk.allocated() + 50));
+    assert_eq!(file.write_at(60, &[2; 100]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    file.write_at(0, &[3; 100]).unwrap();
+    file.truncate(100).unwrap();
+    file.write_at(100, &[4; 50]).unwrap();
+    assert_eq!(disk.allocated(), 150);
+    disk.set_capacity(None);
+    file.write_at(60, &[2; 1000]).unwrap();
+}

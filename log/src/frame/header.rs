@@ -67,12 +67,13 @@ impl FrameHeader {
                 inodes: u64::from_le_bytes(field(bytes, 144)),
                 bytes: u64::from_le_bytes(field(bytes, 152)),
             },
-            body_len: u32::from_le_bytes(field(bytes, 160)),
+            body_len: u32::from_le_bytes(field(bytes, BODY_LEN_AT)),
             raw_len: u32::from_le_bytes(field(bytes, 164)),
             checksum: field(bytes, CHECKSUM_AT),
         };
         if bytes[6..8] != [0, 0] {
-            return Err(FrameError::Header { lsn: header.first, what: "reserved bytes that are not zero" });
+            let what = "reserved bytes that are not zero";
+            return Err(FrameError::Header { lsn: header.first, at: 6, what });
         }
         header.check_limits()?;
         Ok(header)
@@ -150,21 +151,21 @@ impl FrameHeader {
     }
 
     fn check_limits(&self) -> Result<(), FrameError> {
-        let refused = |what| Err(FrameError::Header { lsn: self.first, what });
+        let refused = |at, what| Err(FrameError::Header { lsn: self.first, at, what });
         if self.frame_len() > MAX_FRAME_BYTES || self.raw_len as usize > MAX_FRAME_BYTES {
-            return refused("a length beyond the limit");
+            return refused(BODY_LEN_AT, "a length beyond the limit");
         }
         if self.count == 0 || self.count as usize > MAX_FRAME_BYTES {
-            return refused("an impossible number of entries");
+            return refused(16, "an impossible number of entries");
         }
         if self.first < Lsn::FIRST || self.first.get() > LSN_LIMIT {
-            return refused("an impossible lsn");
+            return refused(8, "an impossible lsn");
         }
         if self.durable_lsn >= self.first {
-            return refused("a durable lsn that is not below its own");
+            return refused(56, "a durable lsn that is not below its own");
         }
         if !self.is_foreign() && self.raw_len as usize > self.count as usize * (MAX_ENTRY_BYTES + 4) {
-            return refused("a body longer than its entries");
+            return refused(BODY_LEN_AT, "a body longer than its entries");
         }
         Ok(())
     }
@@ -184,7 +185,9 @@ pub const FRAME_HEADER_BYTES: usize = 184;
 /// The highest feature level whose entries this version can read; it writes this one.
 pub const FEATURE_LEVEL: u16 = 0;
 const CHECKSUM_BYTES: usize = 16;
-const CHECKSUM_AT: usize = FRAME_HEADER_BYTES - CHECKSUM_BYTES;
+/// Where the length of the body stands.
+pub(super) const BODY_LEN_AT: usize = 160;
+pub(super) const CHECKSUM_AT: usize = FRAME_HEADER_BYTES - CHECKSUM_BYTES;
 /// Far beyond what can be reached, and far enough from the end of 64 bits that LSNs can be added to.
 const LSN_LIMIT: u64 = 1 << 62;
 const _: () = assert!(CHECKSUM_AT == 168);

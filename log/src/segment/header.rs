@@ -40,26 +40,26 @@ impl SegmentHeader {
             return Err(HeaderError::NotASegment);
         }
         // The version comes before the checksum: another version may have its checksum elsewhere.
-        let version = u16::from_le_bytes(field(bytes, 8));
+        let version = u16::from_le_bytes(field(bytes, VERSION_AT));
         if version != SEGMENT_VERSION {
             return Err(HeaderError::Version { found: version, known: SEGMENT_VERSION });
         }
         if checksum(bytes) != field(bytes, CHECKSUM_AT) {
             return Err(HeaderError::Checksum);
         }
-        if bytes[11] != 0 || bytes[168..CHECKSUM_AT].iter().any(|byte| *byte != 0) {
-            return Err(HeaderError::Reserved);
+        if let Some(at) = [11].into_iter().chain(168..CHECKSUM_AT).find(|at| bytes[*at] != 0) {
+            return Err(HeaderError::Reserved { at });
         }
-        let first = Lsn::new(u64::from_le_bytes(field(bytes, 88)));
+        let first = Lsn::new(u64::from_le_bytes(field(bytes, FIRST_AT)));
         if first < Lsn::FIRST || first == Lsn::MAX {
-            return Err(HeaderError::FirstLsn { first });
+            return Err(HeaderError::FirstLsn { first, at: FIRST_AT });
         }
-        let previous = match u64::from_le_bytes(field(bytes, 160)) {
+        let previous = match u64::from_le_bytes(field(bytes, PREVIOUS_AT)) {
             0 => None,
             previous => Some(Lsn::new(previous)),
         };
         if let Some(previous) = previous.filter(|previous| !(Lsn::FIRST..first).contains(previous)) {
-            return Err(HeaderError::FirstLsn { first: previous });
+            return Err(HeaderError::FirstLsn { first: previous, at: PREVIOUS_AT });
         }
         let epoch_at = |at| Epoch {
             number: u32::from_le_bytes(field(bytes, at)),
@@ -69,8 +69,8 @@ impl SegmentHeader {
         Ok(SegmentHeader {
             cipher: bytes[10],
             key_id: u32::from_le_bytes(field(bytes, 12)),
-            volume: VolumeId::from_bytes(field(bytes, 16)),
-            branch: BranchId::from_bytes(field(bytes, 32)),
+            volume: VolumeId::from_bytes(field(bytes, VOLUME_AT)),
+            branch: BranchId::from_bytes(field(bytes, BRANCH_AT)),
             epoch: epoch_at(48),
             base: State {
                 position: Position { epoch: epoch_at(68), lsn: first.previous(), hash },
@@ -131,16 +131,16 @@ fn field<const N: usize>(bytes: &[u8; SEGMENT_HEADER_BYTES], at: usize) -> [u8; 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HeaderError {
     /// There are too few.
-    #[error("a segment header of {SEGMENT_HEADER_BYTES} bytes ends after {have}")]
+    #[error("a segment header of {SEGMENT_HEADER_BYTES} bytes ends at byte {have}")]
     Truncated {
         /// How many there are.
         have: usize,
     },
     /// They begin otherwise.
-    #[error("not a segment")]
+    #[error("not a segment: it begins otherwise at byte 0")]
     NotASegment,
     /// Another version wrote it.
-    #[error("a segment of format version {found}, this program reads version {known}")]
+    #[error("a segment of format version {found} at byte {VERSION_AT}, this program reads version {known}")]
     Version {
         /// Its version.
         found: u16,
@@ -148,31 +148,36 @@ pub enum HeaderError {
         known: u16,
     },
     /// They are damaged.
-    #[error("a damaged segment header")]
+    #[error("a damaged segment header: the checksum at byte {CHECKSUM_AT} is of other bytes")]
     Checksum,
     /// Bytes that this version keeps zero are not.
-    #[error("a segment header with reserved bytes that are not zero")]
-    Reserved,
-    /// The first LSN cannot be.
-    #[error("a segment header with the impossible first lsn {first}")]
+    #[error("a segment header with reserved bytes that are not zero, at byte {at}")]
+    Reserved {
+        /// The first of them.
+        at: usize,
+    },
+    /// The first LSN, or that of the segment before, cannot be.
+    #[error("a segment header with the impossible lsn {first} at byte {at}")]
     FirstLsn {
         /// What it says.
         first: Lsn,
+        /// Where.
+        at: usize,
     },
     /// The name of the file says another first LSN.
-    #[error("a segment that begins at lsn {first} under another name")]
+    #[error("a segment that begins at lsn {first}, as byte {FIRST_AT} says, under another name")]
     Name {
         /// What the header says.
         first: Lsn,
     },
     /// It belongs to another volume.
-    #[error("a segment of volume {found}")]
+    #[error("a segment of volume {found}, as byte {VOLUME_AT} says")]
     Volume {
         /// The volume that it belongs to.
         found: VolumeId,
     },
     /// It belongs to another branch.
-    #[error("a segment of branch {found}")]
+    #[error("a segment of branch {found}, as byte {BRANCH_AT} says")]
     Branch {
         /// The branch that it belongs to.
         found: BranchId,
@@ -185,4 +190,9 @@ pub const SEGMENT_MAGIC: [u8; 8] = *b"MurphySg";
 pub const SEGMENT_VERSION: u16 = 0;
 /// The length of a segment header, in bytes.
 pub const SEGMENT_HEADER_BYTES: usize = 192;
+const VERSION_AT: usize = 8;
+const VOLUME_AT: usize = 16;
+const BRANCH_AT: usize = 32;
+const FIRST_AT: usize = 88;
+const PREVIOUS_AT: usize = 160;
 const CHECKSUM_AT: usize = SEGMENT_HEADER_BYTES - 16;

@@ -208,7 +208,7 @@ impl Place<'_> {
             match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
                 Step::Frame(_) => self.check_known(&scan)?,
                 Step::End(end) => {
-                    return Err(self.damaged(header, scan.position().lsn.next(), end.message()));
+                    return Err(self.damaged(header, scan.position().lsn.next(), scan.told(&end)));
                 }
             }
         }
@@ -234,12 +234,12 @@ impl Place<'_> {
         };
         let lost = scan.position().lsn.next();
         if let Some(proof) = scan.find_proof().map_err(|error| OpenError::io(&scan.path, &error))? {
-            return Err(self.damaged(last, lost, format!("{}, and {proof}", end.message())));
+            return Err(self.damaged(last, lost, format!("{}, and {proof}", scan.told(&end))));
         }
         if let Some(known) = self.known_durable
             && known.lsn >= lost
         {
-            let reason = format!("{}, and lsn {} is known to have been durable", end.message(), known.lsn);
+            let reason = format!("{}, and lsn {} is known to have been durable", scan.told(&end), known.lsn);
             return Err(self.damaged(last, lost, reason));
         }
         let clean = match end {
@@ -247,7 +247,7 @@ impl Place<'_> {
             EndOfScan::Unknown => scan.only_zeros().map_err(|error| OpenError::io(&scan.path, &error))?,
             EndOfScan::MarkOutOfPlace | EndOfScan::Frame(_) => false,
         };
-        Ok(LogEnd { state: scan.state(), cut: (!clean).then(|| end.message()) })
+        Ok(LogEnd { state: scan.state(), cut: (!clean).then(|| scan.told(&end)) })
     }
 
     /// Checks what has just been scanned against what the opener knows.

@@ -50,18 +50,6 @@ pub(crate) enum EndOfScan {
     Frame(FrameError),
 }
 
-impl EndOfScan {
-    /// What was found, for people.
-    pub(crate) fn message(&self) -> String {
-        match self {
-            EndOfScan::EndOfFile => "the file ends here".to_owned(),
-            EndOfScan::Unknown => "no frame begins here".to_owned(),
-            EndOfScan::MarkOutOfPlace => "a mark that does not belong here".to_owned(),
-            EndOfScan::Frame(error) => error.to_string(),
-        }
-    }
-}
-
 impl Scan {
     /// A scan of the segment in `file`, whose header says that `base` is the state before it.
     pub(crate) fn new(path: PathBuf, file: Box<dyn SegmentFile>, keys: VolumeKeys, base: State) -> Scan {
@@ -77,6 +65,17 @@ impl Scan {
     /// The state behind what has been read.
     pub(crate) fn state(&self) -> State {
         self.state
+    }
+
+    /// What was found where the scan has ended, for people.
+    pub(crate) fn told(&self, end: &EndOfScan) -> String {
+        let at = self.offset;
+        match end {
+            EndOfScan::EndOfFile => format!("the file ends at byte {at}"),
+            EndOfScan::Unknown => format!("no frame begins at byte {at}"),
+            EndOfScan::MarkOutOfPlace => format!("at byte {at} is a mark that does not belong there"),
+            EndOfScan::Frame(error) => format!("at byte {at} is no good frame: {error}"),
+        }
     }
 
     /// The next frame, or why there is none. May be called again after an end: the file may have grown.

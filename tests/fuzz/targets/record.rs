@@ -1,4 +1,9 @@
 #![no_main]
-//! See `murphy_tests::fuzz`.
+//! See `murphy_decoders`.
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| murphy_tests::fuzz::one("record", input));
+use murphy_decoders::{CountingAllocator, one};
+
+#[global_allocator]
+static COUNTING: CountingAllocator = CountingAllocator;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| one("record", input));

@@ -1,5 +1,5 @@
 //! Runs fuzz campaigns in a process of their own, counting what they allocate: `murphy-fuzz TARGET [EXECUTIONS [SEED]]`,
-//! `murphy-fuzz TARGET --input FILE`, `murphy-fuzz TARGET --seeds DIRECTORY`, `murphy-fuzz list`.
+//! `murphy-fuzz TARGET --input FILE`, `murphy-fuzz --seeds DIRECTORY`, `murphy-fuzz list`.
 
 #![expect(clippy::print_stdout, reason = "what a campaign came to is asked for")]
 
@@ -35,17 +35,7 @@ fn run(arguments: &[&str]) -> Result<String, String> {
             let result = result.map_err(|failure| failure.what)?;
             Ok(result.map_or_else(|refusal| format!("refused: {refusal}"), |()| "decoded".to_owned()))
         }
-        [name, "--seeds", folder] => {
-            let seeds = (found(name)?.seeds)();
-            std::fs::create_dir_all(folder).map_err(|error| format!("{folder}: {error}"))?;
-            for (number, seed) in seeds.iter().enumerate() {
-                // The odd byte at the end asks for right checksums.
-                let path = format!("{folder}/seed-{number}");
-                std::fs::write(&path, [seed, &[1][..]].concat())
-                    .map_err(|error| format!("{path}: {error}"))?;
-            }
-            Ok(format!("{name}: {} seeds", seeds.len()))
-        }
+        ["--seeds", folder] => targets().iter().map(|target| write_seeds(target, folder)).collect(),
         [name, rest @ ..] if rest.len() <= 2 => {
             let number = |at: usize, usual: u64| {
                 rest.get(at)
@@ -67,6 +57,23 @@ fn run(arguments: &[&str]) -> Result<String, String> {
         _ => Err("usage: murphy-fuzz TARGET [EXECUTIONS [SEED]]".to_owned()),
     }
 }
+
+/// Writes what the campaign of a target begins with, as a corpus for `cargo fuzz`: the golden bytes and what the formats' own writers make.
+fn write_seeds(target: &Target, folder: &str) -> Result<String, String> {
+    let (name, folder) = (target.name, format!("{folder}/{}", target.name));
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{folder}: {error}"))?;
+    let seeds = [(target.seeds)(), (target.hostile)()].concat();
+    let seeds: Vec<_> = seeds.iter().filter(|seed| seed.len() <= SEED_BYTES_MAX).collect();
+    for (number, seed) in seeds.iter().enumerate() {
+        // The odd byte at the end asks for right checksums.
+        let path = format!("{folder}/seed-{number}");
+        std::fs::write(&path, [seed, &[1][..]].concat()).map_err(|error| format!("{path}: {error}"))?;
+    }
+    Ok(format!("{name}: {} seeds\n", seeds.len()))
+}
+
+/// Longer inputs slow `cargo fuzz` down.
+const SEED_BYTES_MAX: usize = 16 << 10;
 
 fn found(name: &str) -> Result<Target, String> {
     target(name).ok_or_else(|| format!("no target is called {name}"))

@@ -1,12 +1,16 @@
-//! A node whose every byte is on a faulty disk, except its index, which is made anew from the log.
+//! A node whose every byte is on a faulty disk, except its index: that is made anew from the log, or is in a directory of its own.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use murphy_fs::{
-    BlockStore, Caller, CellCache, DurableFolders, Errno, FileSystem, Index, LayeredStore, MemoryIndex, Name,
-    ObjectBlockStore, OpenFlags, PackFetcher, ReplayBudget, Volume, VolumeOptions, VolumeParts, check_digest,
-    check_tree, replay,
+    BlockStore, Caller, CellCache, DurableFolders, Errno, FileSystem, FjallIndex, FjallOptions, Index,
+    LayeredStore, MemoryIndex, Name, ObjectBlockStore, OpenFlags, PackFetcher, ReplayBudget, Volume,
+    VolumeOptions, VolumeParts, check_digest, check_tree, replay,
 };
 use murphy_log::{
     BranchId, ChainHash, Clock, Digest, DiskLog, DiskOptions, Epoch, EpochId, Files, Log, LogTime, Lsn,
@@ -15,10 +19,29 @@ use murphy_log::{
 
 use crate::{DiskObjects, Driver};
 
+/// How a node is run.
+#[derive(Clone, Debug)]
+pub struct NodeRules {
+    /// Whether every step waits until it is durable.
+    pub sync: bool,
+    /// The longest that a request waits.
+    pub io_timeout: Duration,
+    /// Where on the real disk its index is kept; in memory without.
+    pub index: Option<PathBuf>,
+}
+
+impl NodeRules {
+    /// A node whose index is made anew in memory, and whose requests have time.
+    pub fn new(sync: bool) -> NodeRules {
+        NodeRules { sync, io_timeout: Duration::from_secs(20), index: None }
+    }
+}
+
 /// An open node.
 pub struct CrashNode {
     /// Its file system.
     pub volume: Volume,
+    log: Arc<DiskLog>,
     /// The durable end of the log when it was opened.
     pub recovered: State,
     /// Why the log was cut there, if something was.
@@ -30,7 +53,12 @@ impl CrashNode {
     ///
     /// # Panics
     /// If that fails: nothing has been broken yet.
-    pub fn format(driver: &Driver, disk: &FaultyDisk, clock: &Arc<dyn Clock>, sync: bool) -> CrashNode {
+    pub fn format(
+        driver: &Driver,
+        disk: &FaultyDisk,
+        clock: &Arc<dyn Clock>,
+        rules: &NodeRules,
+    ) -> CrashNode {
         for directory in [LOG, BLOCKS] {
             disk.create_dir(Path::new(directory)).expect("a new disk takes directories");
         }
@@ -38,7 +66,7 @@ impl CrashNode {
         let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
         let origin = State { position, digest: Digest::default(), usage: Usage::default() };
         let log = DiskLog::create(log_options(disk), origin).expect("a new disk takes a log");
-        CrashNode::lead(driver, disk, clock, sync, log, Some(&[])).expect("a new node leads")
+        CrashNode::lead(driver, disk, clock, rules, log, Some(&[])).expect("a new node leads")
     }
 
     /// Opens the node that is there and goes on as its source.
@@ -49,17 +77,17 @@ impl CrashNode {
         driver: &Driver,
         disk: &FaultyDisk,
         clock: &Arc<dyn Clock>,
-        sync: bool,
+        rules: &NodeRules,
     ) -> Result<CrashNode, String> {
         let log = DiskLog::open(log_options(disk)).map_err(|error: OpenError| error.to_string())?;
-        CrashNode::lead(driver, disk, clock, sync, log, None)
+        CrashNode::lead(driver, disk, clock, rules, log, None)
     }
 
     fn lead(
         driver: &Driver,
         disk: &FaultyDisk,
         clock: &Arc<dyn Clock>,
-        sync: bool,
+        rules: &NodeRules,
         log: DiskLog,
         genesis: Option<&[(String, String)]>,
     ) -> Result<CrashNode, String> {
@@ -67,12 +95,16 @@ impl CrashNode {
         let epoch = log.recovery().epoch;
         let recovered = log.durable().state();
         let cut = log.recovery().cut.clone();
-        let (index, last_time) = rebuilt(&log, epoch)?;
+        let (index, last_time) = match &rules.index {
+            None => rebuilt(Arc::new(MemoryIndex::new()), &log)?,
+            Some(directory) => on_disk(directory, &log)?,
+        };
         log.claim(epoch).map_err(|error| text(&error))?;
         let blocks = blocks(disk);
+        let log = Arc::new(log);
         let parts = VolumeParts {
-            log: Arc::new(log),
-            index: Arc::new(index),
+            log: Arc::clone(&log) as Arc<dyn Log>,
+            index,
             state: recovered,
             last_time: last_time.unwrap_or_else(|| clock.wall()),
             keys: keys(),
@@ -83,15 +115,20 @@ impl CrashNode {
             options: VolumeOptions {
                 generation_bytes: 4096,
                 cached_rows: 64,
-                sync,
-                io_timeout: Duration::from_secs(20),
+                sync: rules.sync,
+                io_timeout: rules.io_timeout,
                 ..VolumeOptions::default()
             },
         };
         let _runtime = driver.enter();
         let volume = Volume::open(parts).map_err(|error| text(&error))?;
         volume.lead(epoch, genesis).map_err(|error| text(&error))?;
-        Ok(CrashNode { volume, recovered, cut })
+        Ok(CrashNode { volume, log, recovered, cut })
+    }
+
+    /// Why its log takes nothing more, if so: it was poisoned.
+    pub fn ended(&self) -> Option<String> {
+        self.log.durable().current().terminal.map(|terminal| terminal.to_string())
     }
 
     /// What fsck looks at: the tree is sound, and its digest is that of its rows and of the log.
@@ -155,17 +192,37 @@ fn name_of(name: &str) -> Result<Name, Errno> {
     Name::new(name.as_bytes().to_vec()).map_err(|_| Errno::EINVAL)
 }
 
-/// The index that the whole log makes, and when its last entry was.
-fn rebuilt(log: &DiskLog, epoch: Epoch) -> Result<(MemoryIndex, Option<LogTime>), String> {
+/// An index, and when the last entry in it was.
+type Opened = (Arc<dyn Index>, Option<LogTime>);
+
+/// The index that a crash has left in `directory`, brought to the end of the log; anew if it cannot be used.
+///
+/// # Errors
+/// It knows of what the log does not have.
+fn on_disk(directory: &Path, log: &DiskLog) -> Result<Opened, String> {
+    let open = || FjallIndex::open_or_reset(directory, FjallOptions::default());
+    let index = open().map_err(|error| error.to_string())?;
+    let end = log.durable().state().position;
+    let known =
+        index.reached().into_iter().chain(index.snapshot().state()).map(|state| state.position.lsn).max();
+    if let Some(known) = known.filter(|known| *known > end.lsn) {
+        return Err(format!("the index knows of lsn {known}, the log ends at {}", end.lsn));
+    }
+    rebuilt(Arc::new(index), log).or_else(|_| {
+        FjallIndex::reset(directory).map_err(|error| error.to_string())?;
+        rebuilt(Arc::new(open().map_err(|error| error.to_string())?), log)
+    })
+}
+
+/// Brings `index` from where it is to the end of the log.
+fn rebuilt(index: Arc<dyn Index>, log: &DiskLog) -> Result<Opened, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let first = log.read(Lsn::FIRST).map_err(|error| text(&error))?.next();
-    let epoch = first.transpose().map_err(|error| text(&error))?.map_or(epoch, |frame| frame.epoch());
-    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
-    let origin = State { position, digest: Digest::default(), usage: Usage::default() };
-    let index = MemoryIndex::new();
-    index.ingest(&mut std::iter::empty(), &origin).map_err(|error| text(&error))?;
-    let frames = log.read(Lsn::FIRST).map_err(|error| text(&error))?;
-    let reached = replay(&index, origin, frames, ReplayBudget::default()).map_err(|error| text(&error))?;
+    let from = match index.snapshot().state() {
+        Some(state) => state,
+        None => begin(&*index, log)?,
+    };
+    let frames = log.read(from.position.lsn.next()).map_err(|error| text(&error))?;
+    let reached = replay(&*index, from, frames, ReplayBudget::default()).map_err(|error| text(&error))?;
     if reached != log.durable().state() {
         return Err(format!("replay ended at {}", reached.position));
     }
@@ -173,6 +230,18 @@ fn rebuilt(log: &DiskLog, epoch: Epoch) -> Result<(MemoryIndex, Option<LogTime>)
     let last = last.map_err(|error| text(&error))?.map(|frame| frame.entries()).transpose();
     let last = last.map_err(|error| text(&error))?;
     Ok((index, last.and_then(|entries| entries.last().map(|entry| entry.time))))
+}
+
+/// Gives an index that holds nothing the state before the first entry.
+fn begin(index: &dyn Index, log: &DiskLog) -> Result<State, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let first = log.read(Lsn::FIRST).map_err(|error| text(&error))?.next();
+    let first = first.transpose().map_err(|error| text(&error))?;
+    let epoch = first.map_or(log.recovery().epoch, |frame| frame.epoch());
+    let position = Position { epoch, lsn: Lsn::ROOT, hash: ChainHash::default() };
+    let origin = State { position, digest: Digest::default(), usage: Usage::default() };
+    index.ingest(&mut std::iter::empty(), &origin).map_err(|error| text(&error))?;
+    Ok(origin)
 }
 
 fn log_options(disk: &FaultyDisk) -> DiskOptions {

@@ -1,6 +1,6 @@
 //! One recorded run of a program on a node, and what its moments are judged by.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use murphy_fs::{Errno, FileSystem, Ino, Name};
 use murphy_log::{
@@ -12,13 +12,13 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-use super::{CrashNode, seen::Seen};
+use super::{CrashNode, NodeRules, seen::Seen};
 use crate::{Contest, Driver, Length, Operation, Program, Random, Reference, RunRules, Step, strategy};
 
 /// A run, from its first step on.
 pub struct CrashRun {
     driver: Arc<Driver>,
-    sync: bool,
+    rules: NodeRules,
     /// What the tree was after each step; the first is before all.
     after: Vec<After>,
     moments: Vec<DiskMoment>,
@@ -93,15 +93,35 @@ impl CrashRun {
         sync: bool,
         prepare: impl FnOnce(&FaultyDisk),
     ) -> (CrashRun, Ending) {
+        let mut prepare = Some(prepare);
+        let watch = &mut |disk: &FaultyDisk| {
+            if let Some(prepare) = prepare.take() {
+                prepare(disk);
+            }
+        };
+        CrashRun::record_watched(seed, steps, &NodeRules::new(sync), watch)
+    }
+
+    /// As [`CrashRun::record`]; `watch` is called before the first step and after each.
+    ///
+    /// # Panics
+    /// As [`CrashRun::record`] does.
+    pub fn record_watched(
+        seed: u64,
+        steps: usize,
+        rules: &NodeRules,
+        watch: &mut dyn FnMut(&FaultyDisk),
+    ) -> (CrashRun, Ending) {
+        let sync = rules.sync;
         let driver = Arc::new(Driver::new());
         let disk = FaultyDisk::new();
         let manual = Arc::new(ManualClock::new(LogTime::from_nanos(START_NANOS)));
         let clock: Arc<dyn Clock> = manual.clone();
-        let node = CrashNode::format(&driver, &disk, &clock, sync);
+        let node = CrashNode::format(&driver, &disk, &clock, rules);
         let reference = Reference::new(clock);
         let mut run = CrashRun {
             driver: Arc::clone(&driver),
-            sync,
+            rules: rules.clone(),
             after: Vec::new(),
             moments: Vec::new(),
             operations: 0,
@@ -114,7 +134,7 @@ impl CrashRun {
         let mut random = Random::new(seed);
         let certain = node.volume.state().position.lsn;
         run.note(&node, &reference, 0, Some((1, Acknowledged::Everything)), Some(certain));
-        prepare(&disk);
+        watch(&disk);
         let mut ending = Ending::Whole;
         for (number, step) in program(seed, steps).steps.iter().enumerate() {
             let begun = disk.recorded();
@@ -134,6 +154,7 @@ impl CrashRun {
                 ending = Ending::Failed(failed);
                 break;
             }
+            watch(&disk);
         }
         drop(contest);
         drop(node);
@@ -201,9 +222,47 @@ impl CrashRun {
     /// # Panics
     /// If anything that was acknowledged is missing, or anything is there that never was.
     pub fn judge(&self, at: usize, disk: &FaultyDisk, what: &str, twice: bool, verdicts: &mut Verdicts) {
-        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
-        let clock: Arc<dyn Clock> = manual.clone();
-        let node = CrashNode::open(&self.driver, disk, &clock, self.sync)
+        self.judge_under(&self.memory_rules(), at, disk, what, verdicts);
+        if twice {
+            verdicts.twice += 1;
+            let cut = disk.after_power_cut(0);
+            let node = CrashNode::open(&self.driver, &cut, &later(), &self.memory_rules())
+                .unwrap_or_else(|error| panic!("{what}, and again: {error}"));
+            node.fsck().unwrap_or_else(|error| panic!("{what}, and again: {error}"));
+            let read = node.read_file(&self.driver, KEPT);
+            assert_eq!(read.as_deref(), Ok(KEPT_BYTES), "{what}: an fsync after the crash was lost");
+        }
+    }
+
+    /// The same with the index that the crash has left in `directory`.
+    ///
+    /// # Panics
+    /// As [`CrashRun::judge`] does, or if the index knows of what the log does not have.
+    pub fn judge_with_index(
+        &self,
+        at: usize,
+        disk: &FaultyDisk,
+        directory: &Path,
+        what: &str,
+        verdicts: &mut Verdicts,
+    ) {
+        let rules = NodeRules { index: Some(directory.to_owned()), ..self.rules.clone() };
+        self.judge_under(&rules, at, disk, what, verdicts);
+    }
+
+    fn memory_rules(&self) -> NodeRules {
+        NodeRules { index: None, ..self.rules.clone() }
+    }
+
+    fn judge_under(
+        &self,
+        rules: &NodeRules,
+        at: usize,
+        disk: &FaultyDisk,
+        what: &str,
+        verdicts: &mut Verdicts,
+    ) {
+        let node = CrashNode::open(&self.driver, disk, &later(), rules)
             .unwrap_or_else(|error| panic!("{what}: the node does not open: {error}"));
         node.fsck().unwrap_or_else(|error| panic!("{what}: {error}"));
         let seen = Seen::of(&self.driver, &node.volume).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -215,16 +274,6 @@ impl CrashRun {
         }
         verdicts.judged += 1;
         self.goes_on(&node, what);
-        drop(node);
-        if twice {
-            verdicts.twice += 1;
-            let cut = disk.after_power_cut(0);
-            let node = CrashNode::open(&self.driver, &cut, &clock, self.sync)
-                .unwrap_or_else(|error| panic!("{what}, and again: {error}"));
-            node.fsck().unwrap_or_else(|error| panic!("{what}, and again: {error}"));
-            let read = node.read_file(&self.driver, KEPT);
-            assert_eq!(read.as_deref(), Ok(KEPT_BYTES), "{what}: an fsync after the crash was lost");
-        }
     }
 
     /// Opens what a crash at the moment `at` has left on `disk`, and crashes it again at moments of that opening.
@@ -232,10 +281,8 @@ impl CrashRun {
     /// # Panics
     /// If anything that was acknowledged before the first crash is missing after the second.
     pub fn judge_recovery(&self, at: usize, disk: &FaultyDisk, what: &str, verdicts: &mut Verdicts) {
-        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
-        let clock: Arc<dyn Clock> = manual;
         let open = |disk: &FaultyDisk, what: &str| {
-            CrashNode::open(&self.driver, disk, &clock, self.sync)
+            CrashNode::open(&self.driver, disk, &later(), &self.memory_rules())
                 .unwrap_or_else(|error| panic!("{what}: the node does not open: {error}"))
         };
         disk.record();
@@ -262,9 +309,7 @@ impl CrashRun {
     /// # Panics
     /// If anything is shown that the reference has never had, or something is missing and nobody says so.
     pub fn judge_damaged(&self, disk: &FaultyDisk, what: &str) -> Damaged {
-        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
-        let clock: Arc<dyn Clock> = manual;
-        let node = match CrashNode::open(&self.driver, disk, &clock, self.sync) {
+        let node = match CrashNode::open(&self.driver, disk, &later(), &self.memory_rules()) {
             Ok(node) => node,
             Err(error) => {
                 assert!(!error.is_empty(), "{what}");
@@ -299,9 +344,8 @@ impl CrashRun {
     /// # Panics
     /// If the node does not open.
     pub fn tick(&self, disk: &FaultyDisk) {
-        let manual = Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)));
-        let clock: Arc<dyn Clock> = manual;
-        let node = CrashNode::open(&self.driver, disk, &clock, self.sync).expect("an intact node opens");
+        let node = CrashNode::open(&self.driver, disk, &later(), &self.memory_rules())
+            .expect("an intact node opens");
         self.driver.wait(node.volume.sync_all()).expect("an intact node syncs");
     }
 
@@ -330,7 +374,7 @@ impl CrashRun {
         let first = reached.max(least);
         let mut told = Vec::new();
         for step in first..=(first + 1).min(most) {
-            match self.after[step].seen.difference(seen, self.sync) {
+            match self.after[step].seen.difference(seen, self.rules.sync) {
                 None => return self.compare_bytes(at, step, most, seen).map(|()| Come::To),
                 Some(difference) => told.push(format!("step {step}: {difference}")),
             }
@@ -380,6 +424,11 @@ enum Come {
     To,
     /// Between the entries of one step: a write to a setuid file, for one, drops the bit first.
     Between,
+}
+
+/// The clock of a node that is opened after a crash.
+fn later() -> Arc<dyn Clock> {
+    Arc::new(ManualClock::new(LogTime::from_nanos(LATER_NANOS)))
 }
 
 /// A program whose files stay small enough to be read whole at every moment.

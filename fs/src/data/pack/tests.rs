@@ -109,7 +109,7 @@ fn a_pack_under_another_name_or_of_another_length_is_refused() {
     let renamed = PackMeta { name: PackName::new(WriterId::from_u64(1), 42), ..pack.meta() };
     let error = PackReader::open(&renamed, pack.bytes.clone()).unwrap_err();
     assert_eq!(error.damage, PackDamage::FooterField { field: "name" });
-    assert_eq!(error.to_string(), "pack 0000000000000001-42: the footer has a wrong name");
+    assert_eq!(error.to_string(), "pack 0000000000000001-42: the footer has a wrong value in the field name");
     let longer = PackMeta { plain_len: 11, ..pack.meta() };
     assert!(PackReader::open(&longer, pack.bytes.clone()).is_err());
     let huge = PackMeta { stored_len: u64::MAX, ..pack.meta() };

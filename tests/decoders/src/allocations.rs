@@ -44,14 +44,14 @@ unsafe impl GlobalAlloc for CountingAllocator {
 }
 
 /// Begins a measurement: what is held now, in bytes.
-pub(super) fn begin() -> usize {
+pub(crate) fn begin() -> usize {
     let held = HELD.load(Ordering::Relaxed);
     PEAK.store(held, Ordering::Relaxed);
     held
 }
 
 /// The most that was held since the measurement began, in bytes.
-pub(super) fn peak() -> usize {
+pub(crate) fn peak() -> usize {
     PEAK.load(Ordering::Relaxed)
 }
 

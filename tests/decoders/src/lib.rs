@@ -11,9 +11,9 @@
 
 mod allocations;
 mod archive;
-mod files;
 mod history;
 mod mutate;
+mod random;
 mod seal;
 mod tree;
 mod words;
@@ -25,9 +25,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::Random;
-
 pub use allocations::CountingAllocator;
+pub use random::{Random, number_from_env};
 
 /// A decoder, and what its campaign begins with.
 pub struct Target {
@@ -39,6 +38,8 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
     /// Bytes made to do harm: they are refused, and within the limits of memory.
     pub hostile: fn() -> Vec<Vec<u8>>,
+    /// How its refusals name a place; `#` stands for a number, `*` for a name.
+    pub places: &'static [&'static str],
     /// Puts checksums right.
     pub reseal: fn(&mut Vec<u8>),
     /// What a decoder may hold in memory at once however short its input is: the limits of its format, in bytes.
@@ -61,6 +62,7 @@ pub fn canaries() -> Vec<Target> {
         run,
         seeds: || vec![vec![0; 16]],
         hostile: Vec::new,
+        places: PLACES,
         reseal: |bytes| bytes.truncate(64),
         allowance: SMALL,
     };
@@ -79,6 +81,12 @@ pub fn canaries() -> Vec<Target> {
             "canary-silence",
             |bytes| if bytes.is_empty() { Err("it is wrong".to_owned()) } else { Ok(()) },
         ),
+        canary("canary-vagueness", |bytes| match bytes.first() {
+            Some(version @ 1..) => {
+                Err(format!("format version {version} of the header is not known, only 0"))
+            }
+            _ => Ok(()),
+        }),
     ]
 }
 
@@ -164,9 +172,9 @@ pub fn execute(target: &Target, input: &[u8], done: &mut Campaign) -> Result<Res
         return Err(failure(format!("{} bytes of input take {peak} bytes of memory", input.len())));
     }
     if let Err(refusal) = &result
-        && !says_where(refusal)
+        && !says_where(refusal, target.places)
     {
-        return Err(failure(format!("the refusal says neither where nor what: {refusal:?}")));
+        return Err(failure(format!("the refusal does not say where: {refusal:?}")));
     }
     done.executions += 1;
     done.decoded += u64::from(result.is_ok());
@@ -196,7 +204,7 @@ pub fn prepared(target: &Target, input: &[u8]) -> Vec<u8> {
 
 /// The inputs that are kept for the target `name`: what `cargo fuzz` found worth keeping.
 fn kept(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
     let Ok(entries) = fs::read_dir(&folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
@@ -205,7 +213,7 @@ fn kept(name: &str) -> Vec<Vec<u8>> {
 
 /// The bytes of a golden file, as the formats' tests wrote them.
 fn golden(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/v0").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/v0").join(name);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     if !name.ends_with(".hex") {
         return text.into_bytes();
@@ -213,23 +221,19 @@ fn golden(name: &str) -> Vec<u8> {
     text.split_whitespace().map(|digits| u8::from_str_radix(digits, 16).expect("two digits")).collect()
 }
 
-/// A refusal names a place (a number of a byte, an entry, a block) or the part that is wrong.
-fn says_where(refusal: &str) -> bool {
-    let parts = [
-        "checksum",
-        "header",
-        "field",
-        "footer",
-        "digest",
-        "begin",
-        "token",
-        "slot",
-        "seal",
-        "impossible",
-        "not a",
-    ];
-    let lower = refusal.to_lowercase();
-    lower.bytes().any(|byte| byte.is_ascii_digit()) || parts.iter().any(|part| lower.contains(part))
+/// Whether a refusal names a place in one of these ways.
+fn says_where(refusal: &str, places: &[&str]) -> bool {
+    places.iter().any(|place| match (place.strip_suffix('#'), place.strip_suffix('*')) {
+        (Some(before), _) => followed(refusal, before, |byte| byte.is_ascii_digit()),
+        (_, Some(before)) => followed(refusal, before, |byte| byte.is_ascii_lowercase()),
+        _ => refusal.contains(place),
+    })
+}
+
+fn followed(refusal: &str, before: &str, by: fn(u8) -> bool) -> bool {
+    refusal
+        .match_indices(before)
+        .any(|(at, _)| refusal.as_bytes().get(at + before.len()).is_some_and(|byte| by(*byte)))
 }
 
 /// A refusal without its numbers and quoted texts.
@@ -250,6 +254,9 @@ const PER_BYTE: usize = 64;
 /// More inputs are not kept.
 const POOL_MAX: usize = 400;
 const KIND_CHARS: usize = 80;
+/// How the refusals of most decoders name a place: in bytes, or as the number of the part that is wrong, or as its field.
+const PLACES: &[&str] =
+    &["byte #", "offset #", "line #", "character #", "lsn #", "entry #", "block #", "cell #", "field *"];
 
 #[cfg(test)]
 mod tests {
@@ -257,8 +264,11 @@ mod tests {
 
     #[test]
     fn a_refusal_without_a_place_is_told_from_one_with() {
-        assert!(says_where("entry 4 is malformed at byte 17"));
-        assert!(!says_where("it is wrong"));
+        assert!(says_where("entry 4 is malformed at byte 17", &["byte #"]));
+        assert!(says_where("an impossible value in the field mode", PLACES));
+        for vague in ["it is wrong", "format version 7", "a field", "byte by byte", "200 bytes", "field 7"] {
+            assert!(!says_where(vague, PLACES), "{vague}");
+        }
         assert_eq!(kind_of("byte 17 of \"a\""), kind_of("byte 9 of \"b\""));
     }
 }

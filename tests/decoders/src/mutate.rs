@@ -3,7 +3,7 @@
 use crate::Random;
 
 /// Changes `bytes` in one to four ways; `others` lend parts of themselves.
-pub(super) fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
+pub(crate) fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
     for _ in 0..=random.below(4) {
         change(bytes, others, random);
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use murphy_log::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES};
 
 /// The first `N` bytes of BLAKE3 over the parts.
-pub(super) fn short<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+pub(crate) fn short<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut hasher = blake3::Hasher::new();
     parts.iter().for_each(|part| {
         hasher.update(part);
@@ -16,7 +16,7 @@ pub(super) fn short<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 }
 
 /// Puts the first 16 bytes of the hash of `over` at `at`, if both are there.
-pub(super) fn sum(bytes: &mut [u8], over: Range<usize>, at: usize) {
+pub(crate) fn sum(bytes: &mut [u8], over: Range<usize>, at: usize) {
     if bytes.len() >= over.end && bytes.len() >= at + 16 {
         let sum: [u8; 16] = short(&[&bytes[over]]);
         bytes[at..at + 16].copy_from_slice(&sum);
@@ -24,7 +24,7 @@ pub(super) fn sum(bytes: &mut [u8], over: Range<usize>, at: usize) {
 }
 
 /// A frame at the start of `bytes`: gives it its checksum and says how long it is.
-pub(super) fn frame(bytes: &mut [u8]) -> Option<usize> {
+pub(crate) fn frame(bytes: &mut [u8]) -> Option<usize> {
     if !bytes.starts_with(&FRAME_MAGIC) || bytes.len() < FRAME_HEADER_BYTES {
         return None;
     }
@@ -36,7 +36,7 @@ pub(super) fn frame(bytes: &mut [u8]) -> Option<usize> {
 }
 
 /// Every frame that begins in `bytes`.
-pub(super) fn frames(bytes: &mut [u8]) {
+pub(crate) fn frames(bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {
         at += frame(&mut bytes[at..]).unwrap_or(1);
@@ -44,7 +44,7 @@ pub(super) fn frames(bytes: &mut [u8]) {
 }
 
 /// A segment: its header, its marks, its frames.
-pub(super) fn segment(bytes: &mut [u8]) {
+pub(crate) fn segment(bytes: &mut [u8]) {
     sum(bytes, 0..SEGMENT_HEADER_BYTES - 16, SEGMENT_HEADER_BYTES - 16);
     let mut at = SEGMENT_HEADER_BYTES;
     while at + 32 <= bytes.len() {
@@ -58,7 +58,7 @@ pub(super) fn segment(bytes: &mut [u8]) {
 }
 
 /// A document of an archive: JSON whose body is summed in its one compact form.
-pub(super) fn document(kind: &str, bytes: &mut Vec<u8>) {
+pub(crate) fn document(kind: &str, bytes: &mut Vec<u8>) {
     let Some(body) = value_of(bytes, b"\"body\"") else { return };
     let Some(sum_at) = value_of(bytes, b"\"blake3\"").filter(|found| found.start > body.end) else { return };
     let compact = compacted(&bytes[body]);
@@ -106,4 +106,4 @@ fn compacted(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The first bytes of a mark at the head of a group commit.
-pub(super) const MARK_MAGIC: &[u8] = b"MsyX";
+pub(crate) const MARK_MAGIC: &[u8] = b"MsyX";

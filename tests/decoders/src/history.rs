@@ -2,22 +2,24 @@
 
 use bytes::Bytes;
 use murphy_log::{
-    Appender, DiskLog, DiskOptions, Drive, Entry, FrameHeader, Log, LogTime, Lsn, MAX_CHANGES, MAX_NAMES,
-    Position, SEGMENT_HEADER_BYTES, Scrub, SegmentHeader, State, UnverifiedFrame, VolumeKeys,
+    Appender, DiskLog, DiskOptions, Drive, Entry, Files, FrameHeader, Log, LogTime, Lsn, MAX_CHANGES,
+    MAX_NAMES, Position, SEGMENT_HEADER_BYTES, Scrub, SegmentHeader, State, UnverifiedFrame, VolumeKeys,
     conformance::{BRANCH, History, VOLUME, epoch},
     decode_entry, encode_entry,
+    faulty::FaultyDisk,
 };
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
-use super::{SMALL, Target, files::MemoryFiles, golden, seal};
+use crate::{PLACES, SMALL, Target, golden, seal};
 
-pub(super) fn targets() -> Vec<Target> {
+pub(crate) fn targets() -> Vec<Target> {
     vec![
         Target {
             name: "entry",
             run: entry,
             seeds: entry_seeds,
             hostile: hostile_entries,
+            places: PLACES,
             reseal: |_| (),
             allowance: SMALL,
         },
@@ -26,6 +28,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: frame,
             seeds: frame_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: |bytes| seal::frames(bytes),
             allowance: SMALL,
         },
@@ -34,6 +37,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: segment,
             seeds: segment_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: |bytes| seal::segment(bytes),
             // The window that a scan reads through, three times: two scans and what is compared.
             allowance: 4 << 20,
@@ -126,20 +130,20 @@ fn frame_seeds() -> Vec<Vec<u8>> {
 
 fn segment(bytes: &[u8]) -> Result<(), String> {
     let directory = Path::new("/log");
-    let files = MemoryFiles::default();
     let first = SegmentHeader::parse(bytes).map_or(Lsn::FIRST, |header| header.first());
-    files.put(directory.join(format!("{:020}.seg", first.get())), bytes);
+    let name = directory.join(format!("{:020}.seg", first.get()));
+    let disk = disk_with(&name, bytes).expect("this disk does not fail");
     let options = || DiskOptions {
         segment_bytes: 4096,
         recent_bytes: 0,
         scrub: Scrub::Everything,
         drive: Drive::Steps,
-        files: Arc::new(files.clone()),
+        files: Arc::new(disk.clone()),
         ..DiskOptions::new(directory, VOLUME, BRANCH)
     };
-    let before = files.all();
+    let before = disk.contents();
     let log = DiskLog::open(options()).map_err(|error| {
-        assert_eq!(before, files.all(), "a refused log was changed");
+        assert_eq!(before, disk.contents(), "a refused log was changed");
         error.to_string()
     })?;
     let tail = log.tail();
@@ -159,6 +163,16 @@ fn segment(bytes: &[u8]) -> Result<(), String> {
     // A segment in which nothing was ever durable is left as it is, for the next claim to replace.
     assert!(again.recovery().cut.is_none() || tail.position.lsn < first, "what was cut stays cut");
     Ok(())
+}
+
+/// A disk that holds this one file.
+fn disk_with(path: &Path, bytes: &[u8]) -> io::Result<FaultyDisk> {
+    let disk = FaultyDisk::new();
+    if let Some(directory) = path.parent() {
+        disk.create_dir(directory)?;
+    }
+    disk.create(path)?.write_at(0, bytes)?;
+    Ok(disk)
 }
 
 fn segment_seeds() -> Vec<Vec<u8>> {

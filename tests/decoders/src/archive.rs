@@ -10,14 +10,15 @@ use murphy_log::{
     conformance::{BRANCH, History, VOLUME, epoch},
 };
 
-use super::{SMALL, Target, golden, seal};
+use crate::{PLACES, SMALL, Target, golden, seal};
 
-pub(super) fn targets() -> Vec<Target> {
+pub(crate) fn targets() -> Vec<Target> {
     let document = |name, run, seeds, reseal| Target {
         name,
         run,
         seeds,
         hostile: hostile_records,
+        places: PLACES,
         reseal,
         allowance: SMALL,
     };
@@ -27,6 +28,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: slot,
             seeds: slot_seeds,
             hostile: hostile_slots,
+            places: PLACES,
             reseal: |bytes| reseal_slot(bytes),
             // The bodies of a slot, expanded, and once more as frames.
             allowance: 2 * (murphy_backup::SLOT_BODY_BYTES_MAX as usize) + (8 << 20),
@@ -36,6 +38,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: epoch_seal,
             seeds: || vec![golden("archive_seal.hex")],
             hostile: Vec::new,
+            places: PLACES,
             reseal: |bytes| seal::sum(bytes, 0..SEAL_BYTES - 16, SEAL_BYTES - 16),
             allowance: SMALL,
         },
@@ -76,7 +79,7 @@ fn slot(bytes: &[u8]) -> Result<(), String> {
         );
     }
     let occupant = Occupant::decode(&bytes).map_err(|error| error.to_string())?;
-    let Occupant::Slot(slot) = occupant else { return Err("a seal in place of a slot".to_owned()) };
+    let Occupant::Slot(slot) = occupant else { return Err("a seal, as byte 0 says".to_owned()) };
     let header = slot.header;
     assert_eq!(slot.frame_headers().count() as u64, u64::from(header.frames));
     let frames =

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 use murphy_backup::{Target as Moment, show_time};
-use murphy_fs::{MemberRole, PackName, StoreUrl, WriterId};
+use murphy_fs::{MemberRole, PackName, ParseStoreUrlError, StoreUrl, WriterId};
 use murphy_log::{
     BranchId, Epoch, EpochId, Frame, LogTime, Lsn, NodeId, State, VolumeId,
     conformance::{History, epoch},
@@ -14,15 +14,16 @@ use murphy_mirror::{
     SeedReason, Stands, TOKEN_PREFIX, Token, Verdict, Welcome,
 };
 
-use super::{SMALL, Target, seal};
+use crate::{PLACES, SMALL, Target, seal};
 
-pub(super) fn targets() -> Vec<Target> {
+pub(crate) fn targets() -> Vec<Target> {
     vec![
         Target {
             name: "message",
             run: message,
             seeds: message_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: |bytes| reseal_message(bytes),
             // The bodies of a run, expanded, and once more as frames.
             allowance: 2 * murphy_mirror::MAX_RUN_BYTES + (8 << 20),
@@ -32,6 +33,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: token,
             seeds: token_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: reseal_token,
             allowance: SMALL,
         },
@@ -40,6 +42,8 @@ pub(super) fn targets() -> Vec<Target> {
             run: time,
             seeds: time_seeds,
             hostile: Vec::new,
+            // A moment that cannot be meant is wrong as a whole, and shown.
+            places: &["byte #", "give an offset", "give #", "in the future", "with ago"],
             reseal: |_| (),
             allowance: 1 << 20,
         },
@@ -48,6 +52,8 @@ pub(super) fn targets() -> Vec<Target> {
             run: url,
             seeds: url_seeds,
             hostile: Vec::new,
+            // What is wrong is named as the part of the URL that it is; a text with a secret in it is not quoted.
+            places: URL_PARTS,
             reseal: |_| (),
             allowance: SMALL,
         },
@@ -216,13 +222,9 @@ fn time(bytes: &[u8]) -> Result<(), String> {
     utc.and(here).map(drop).map_err(|error| {
         let shown = error.to_string();
         assert!(shown.len() <= 8 * text.len() + 200);
-        format!("{}: field of the time", kind_of_time(&shown))
+        // The text that was given may look like anything.
+        shown.rsplit('"').next().unwrap_or(&shown).to_owned()
     })
-}
-
-/// What a refusal says behind the text that was given.
-fn kind_of_time(shown: &str) -> &str {
-    shown.rsplit('"').next().unwrap_or(shown)
 }
 
 fn time_seeds() -> Vec<Vec<u8>> {
@@ -246,7 +248,7 @@ fn time_seeds() -> Vec<Vec<u8>> {
 
 fn url(bytes: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(bytes);
-    let url: StoreUrl = text.parse().map_err(|error| format!("field of the url: {error}"))?;
+    let url: StoreUrl = text.parse().map_err(|error: ParseStoreUrlError| error.to_string())?;
     let shown = url.to_string();
     let again: StoreUrl =
         shown.parse().unwrap_or_else(|error| panic!("{text:?} prints as {shown:?}: {error}"));
@@ -267,4 +269,20 @@ fn url_seeds() -> Vec<Vec<u8>> {
     texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
+/// What a refused URL is told by.
+const URL_PARTS: &[&str] = &[
+    "option ",
+    "host",
+    "port number",
+    " address)",
+    "domain",
+    "without a base",
+    "reached by",
+    "names a bucket",
+    "absolute path",
+    "the prefix of",
+    "no part after",
+    "before the @",
+    "http endpoint",
+];
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

@@ -15,16 +15,16 @@ use murphy_log::{
     conformance::{BRANCH, History, VOLUME},
 };
 
-use super::{SMALL, Target, golden, seal};
-use crate::Random;
+use crate::{PLACES, Random, SMALL, Target, golden, seal};
 
-pub(super) fn targets() -> Vec<Target> {
+pub(crate) fn targets() -> Vec<Target> {
     vec![
         Target {
             name: "row",
             run: row,
             seeds: row_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: |_| (),
             allowance: SMALL,
         },
@@ -33,6 +33,8 @@ pub(super) fn targets() -> Vec<Target> {
             run: tree,
             seeds: tree_seeds,
             hostile: Vec::new,
+            // Whoever reads rows names them by table and key.
+            places: &["byte #", "table #"],
             reseal: |_| (),
             allowance: 1 << 20,
         },
@@ -41,6 +43,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: snapshot,
             seeds: snapshot_seeds,
             hostile: hostile_snapshots,
+            places: PLACES,
             reseal: |bytes| reseal_snapshot(bytes),
             // At most six blocks at a time, each expanded and taken apart.
             allowance: 6 * (2 * (24 << 20) + (16 << 20)),
@@ -50,6 +53,7 @@ pub(super) fn targets() -> Vec<Target> {
             run: pack,
             seeds: pack_seeds,
             hostile: Vec::new,
+            places: PLACES,
             reseal: |bytes| reseal_pack(bytes),
             allowance: 2 * murphy_fs::MAX_PACK_PLAIN,
         },
@@ -58,7 +62,9 @@ pub(super) fn targets() -> Vec<Target> {
 
 /// The value of a row behind the number of its table. A row has one form only: the digest depends on it.
 fn row(bytes: &[u8]) -> Result<(), String> {
-    let Some((table, value)) = bytes.split_first() else { return Err("row of 0 bytes".to_owned()) };
+    let Some((table, value)) = bytes.split_first() else {
+        return Err("row is cut short at byte 0".to_owned());
+    };
     let value = Bytes::copy_from_slice(value);
     let again = decode_row(*table, &value)?;
     assert_eq!(again, value, "a row with two forms");
@@ -84,7 +90,7 @@ fn decode_row(table: u8, value: &Bytes) -> Result<Bytes, String> {
         8 => SessionRow::decode(value).map_err(text)?.encode(),
         9 => MemberRow::decode(value).map_err(text)?.encode(),
         10 => SettingRow::decode(value).map_err(text)?.encode(),
-        _ => Err("the table has no rows here: 11")?,
+        _ => Err("no table at byte 0 has rows")?,
     })
 }
 
@@ -168,18 +174,18 @@ fn pack_row() -> PackRow {
 
 /// Rows as they come from a log or an archive that somebody made with care: looking for damage in them must not be what breaks.
 fn tree(bytes: &[u8]) -> Result<(), String> {
-    let rows = read_rows(bytes).ok_or("rows are cut short at byte 0")?;
+    let rows = read_rows(bytes)?;
     let index = MemoryIndex::new();
-    let (count, state) = (rows.len(), state_of(&rows));
+    let state = state_of(&rows);
     index
         .ingest(&mut rows.into_iter().map(|(key, value)| (key, Some(value))), &state)
-        .map_err(|error| format!("{error}: field of {count}"))?;
-    let findings = check_tree(&*index.snapshot()).map_err(|error| format!("{error}: field of {count}"))?;
+        .map_err(|error| error.to_string())?;
+    let findings = check_tree(&*index.snapshot()).map_err(|error| error.to_string())?;
     findings.iter().for_each(|finding| drop(finding.to_string()));
     let mut file = Vec::new();
     let origin = SnapshotOrigin { branch: BRANCH, created: LogTime::default() };
     let written = write_snapshot(&*index.snapshot(), &VolumeKeys::derive(VOLUME), origin, &mut file, &|_| ());
-    written.map(drop).map_err(|error| format!("not as a snapshot, field: {error}"))
+    written.map(drop).map_err(|error| error.to_string())
 }
 
 /// What a source would say of these rows.
@@ -200,16 +206,24 @@ fn state_of(rows: &BTreeMap<RowKey, Bytes>) -> State {
 }
 
 /// Table, length and bytes of the key, length and bytes of the value, again and again.
-fn read_rows(mut rest: &[u8]) -> Option<BTreeMap<RowKey, Bytes>> {
-    let mut rows = BTreeMap::new();
-    while let [table, length, after @ ..] = rest {
-        let (key, after) = after.split_at_checked(usize::from(*length))?;
-        let (length, after) = after.split_first_chunk::<2>()?;
-        let (value, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-        rows.insert(RowKey::from_parts(*table, key), Bytes::copy_from_slice(value));
-        rest = after;
+fn read_rows(bytes: &[u8]) -> Result<BTreeMap<RowKey, Bytes>, String> {
+    let (mut rows, mut at) = (BTreeMap::new(), 0);
+    while at < bytes.len() {
+        let ((table, key, value), rest) =
+            read_row(&bytes[at..]).ok_or_else(|| format!("the row at byte {at} is cut short"))?;
+        rows.insert(RowKey::from_parts(table, key), Bytes::copy_from_slice(value));
+        at = bytes.len() - rest.len();
     }
-    rest.is_empty().then_some(rows)
+    Ok(rows)
+}
+
+/// One row, and what follows it.
+fn read_row(bytes: &[u8]) -> Option<((u8, &[u8], &[u8]), &[u8])> {
+    let [table, length, after @ ..] = bytes else { return None };
+    let (key, after) = after.split_at_checked(usize::from(*length))?;
+    let (length, after) = after.split_first_chunk::<2>()?;
+    let (value, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    Some(((*table, key, value), after))
 }
 
 fn tree_seeds() -> Vec<Vec<u8>> {
