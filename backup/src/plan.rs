@@ -421,8 +421,8 @@ impl Window {
         let from_start = surveys.iter().any(|survey| survey.base.lsn == Lsn::ROOT);
         let slot_starts = slots().filter(|_| from_start).map(|slot| (slot.first, slot.first_time));
         Window {
-            first: bases.chain(slot_starts).min(),
-            last: slots().map(|slot| (slot.last, slot.last_time)).max(),
+            first: bases.clone().chain(slot_starts).min(),
+            last: bases.chain(slots().map(|slot| (slot.last, slot.last_time))).max(),
         }
     }
 
@@ -434,13 +434,13 @@ impl Window {
 
 impl std::fmt::Display for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let end = |end: Option<(Lsn, LogTime)>| {
-            end.map_or_else(
-                || "nothing".to_owned(),
-                |(lsn, time)| format!("{} (lsn {lsn})", show_time(time, &TimeZone::UTC)),
-            )
-        };
-        write!(f, "{} to {}", end(self.first), end(self.last))
+        let show = |(lsn, time): (Lsn, LogTime)| format!("{} (lsn {lsn})", show_time(time, &TimeZone::UTC));
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if first.0 == last.0 => write!(f, "{} alone", show(first)),
+            (Some(first), Some(last)) => write!(f, "{} to {}", show(first), show(last)),
+            (None, Some(last)) => write!(f, "up to {}", show(last)),
+            (_, None) => f.write_str("nothing"),
+        }
     }
 }
 
