@@ -260,20 +260,7 @@ pub(crate) fn plan_of(
         last.end.position = end;
     }
     let url = |archive: usize| surveys[archive].url.clone();
-    let mut at = chain.start.position.lsn;
-    let mut slots = Vec::new();
-    for step in &steps {
-        if let Some(slot) = &step.slot {
-            let entries = step.end.position.lsn.since(at);
-            slots.push(PlannedSlot {
-                archive: url(step.archive),
-                name: step.name(),
-                bytes: slot.object_bytes,
-                entries,
-            });
-            at = step.end.position.lsn;
-        }
-    }
+    let slots = planned_slots(&steps, chain.start.position.lsn, surveys);
     let snapshot = chain.snapshot.as_ref().map(|(archive, base)| PlannedSnapshot {
         archive: url(*archive),
         name: base.folder.clone(),
@@ -312,6 +299,18 @@ pub(crate) fn plan_of(
             surveys: surveys.to_vec(),
         },
     })
+}
+
+/// The objects that `steps` read, whose first entry comes behind `at`.
+fn planned_slots(steps: &[Step], mut at: Lsn, surveys: &[Survey]) -> Vec<PlannedSlot> {
+    let read = steps.iter().filter_map(|step| Some((step, step.slot.as_ref()?)));
+    let planned = read.map(|(step, slot)| {
+        let entries = step.end.position.lsn.since(at);
+        at = step.end.position.lsn;
+        let archive = surveys[step.archive].url.clone();
+        PlannedSlot { archive, name: step.name(), bytes: slot.object_bytes, entries }
+    });
+    planned.collect()
 }
 
 /// Refuses a moment whose packs may be gone from every archive that holds packs, and names those from which they may be.
