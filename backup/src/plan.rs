@@ -260,20 +260,7 @@ pub(crate) fn plan_of(
         last.end.position = end;
     }
     let url = |archive: usize| surveys[archive].url.clone();
-    let mut at = chain.start.position.lsn;
-    let mut slots = Vec::new();
-    for step in &steps {
-        if let Some(slot) = &step.slot {
-            let entries = step.end.position.lsn.since(at);
-            slots.push(PlannedSlot {
-                archive: url(step.archive),
-                name: step.name(),
-                bytes: slot.object_bytes,
-                entries,
-            });
-            at = step.end.position.lsn;
-        }
-    }
+    let slots = planned_slots(&steps, chain.start.position.lsn, surveys);
     let snapshot = chain.snapshot.as_ref().map(|(archive, base)| PlannedSnapshot {
         archive: url(*archive),
         name: base.folder.clone(),
@@ -312,6 +299,18 @@ pub(crate) fn plan_of(
             surveys: surveys.to_vec(),
         },
     })
+}
+
+/// The objects that `steps` read, whose first entry comes behind `at`.
+fn planned_slots(steps: &[Step], mut at: Lsn, surveys: &[Survey]) -> Vec<PlannedSlot> {
+    let read = steps.iter().filter_map(|step| Some((step, step.slot.as_ref()?)));
+    let planned = read.map(|(step, slot)| {
+        let entries = step.end.position.lsn.since(at);
+        at = step.end.position.lsn;
+        let archive = surveys[step.archive].url.clone();
+        PlannedSlot { archive, name: step.name(), bytes: slot.object_bytes, entries }
+    });
+    planned.collect()
 }
 
 /// Refuses a moment whose packs may be gone from every archive that holds packs, and names those from which they may be.
@@ -421,8 +420,8 @@ impl Window {
         let from_start = surveys.iter().any(|survey| survey.base.lsn == Lsn::ROOT);
         let slot_starts = slots().filter(|_| from_start).map(|slot| (slot.first, slot.first_time));
         Window {
-            first: bases.chain(slot_starts).min(),
-            last: slots().map(|slot| (slot.last, slot.last_time)).max(),
+            first: bases.clone().chain(slot_starts).min(),
+            last: bases.chain(slots().map(|slot| (slot.last, slot.last_time))).max(),
         }
     }
 
@@ -434,13 +433,13 @@ impl Window {
 
 impl std::fmt::Display for Window {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let end = |end: Option<(Lsn, LogTime)>| {
-            end.map_or_else(
-                || "nothing".to_owned(),
-                |(lsn, time)| format!("{} (lsn {lsn})", show_time(time, &TimeZone::UTC)),
-            )
-        };
-        write!(f, "{} to {}", end(self.first), end(self.last))
+        let show = |(lsn, time): (Lsn, LogTime)| format!("{} (lsn {lsn})", show_time(time, &TimeZone::UTC));
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if first.0 == last.0 => write!(f, "{} alone", show(first)),
+            (Some(first), Some(last)) => write!(f, "{} to {}", show(first), show(last)),
+            (None, Some(last)) => write!(f, "up to {}", show(last)),
+            (_, None) => f.write_str("nothing"),
+        }
     }
 }
 

@@ -17,6 +17,13 @@ use crate::{
     walk::Boundary,
 };
 
+/// A source, and an archive of its branch in which nothing is yet.
+pub(crate) async fn scene() -> (FaultyStore, Archive, Source) {
+    let (store, source) = (FaultyStore::new(), Source::new());
+    let archive = archive(&store).await;
+    (store, archive, source)
+}
+
 /// An archive of the [`Source`]'s branch in `store`.
 pub(crate) async fn archive(store: &FaultyStore) -> Archive {
     archive_of(store, ArchiveKind::Full).await

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{Archive, Boundary, NewBase, ShipEnd, ShipHandle, write_base};
+use murphy_backup::{Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, write_base};
 use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use crate::{
     archive_notes::{cursor, cursors},
     config::NodeConfig,
-    error::{CliError, failed},
+    error::{CliError, at, failed},
     node::Node,
     places::{create_archive, local_url, open_archive},
     settings::{SharedArchive, shared_form},
@@ -95,7 +95,7 @@ impl Archives {
     /// The same, with the URL by which this node reaches it.
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
         let folder = cursors(&self.context.directory);
-        OsFiles.create_dir(&folder).map_err(crate::error::at(&folder))?;
+        OsFiles.create_dir(&folder).map_err(at(&folder))?;
         let state = Arc::new(Mutex::new(ShipState::default()));
         let shipping =
             shipping::ship(Arc::clone(&self.context), shared.clone(), url.clone(), Arc::clone(&state));
@@ -125,7 +125,13 @@ impl Archives {
                 create_archive(&context.config, url, log_only, position, context.clock.wall()).await?;
             // One that was removed and is added again goes on where it ended.
             if archive.descriptor().base == position {
-                shipping::write_base_of(context, &archive, view, Boundary::after(position)).await?;
+                let held = Boundary::after(position);
+                shipping::write_base_of(context, &archive, view, held).await?;
+                // From here on it has everything up to there, whether it is shipped to at once or when the node is served.
+                let folder = cursors(&context.directory);
+                OsFiles.create_dir(&folder).map_err(at(&folder))?;
+                let shared = SharedArchive { url: shared_form(url), log_only };
+                cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             }
             Ok::<_, CliError>(())
         })?;

@@ -151,6 +151,7 @@ impl ArchiveStatus {
         let state = match (&self.error, self.lag_ms) {
             (Some(error), _) => error.clone(),
             (None, Some(lag)) => format!("lsn {}, {lag} ms behind", self.lsn),
+            (None, None) if self.lsn == 0 => "not known yet how far it is".to_owned(),
             (None, None) => format!("lsn {}", self.lsn),
         };
         let kind = if self.log_only { " (log only)" } else { "" };
@@ -320,7 +321,7 @@ impl Status {
             row("source", format!("{}: lsn {}, {state}", source.address, source.lsn));
         }
         if let Some(data) = self.data_lsn {
-            row("bytes", format!("lsn {data}"));
+            row("data", format!("lsn {data}"));
         }
         if let Some(PackStatus { found, wanted, missing }) = self.packs {
             row("lost packs", format!("{missing} missing, {wanted} asked for, {found} found"));

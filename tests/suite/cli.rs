@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use murphy_tests::{PATIENCE, Scratch, wait_for};
+use murphy_tests::{PATIENCE, Scratch, wait_for, wait_until};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -307,4 +307,26 @@ fn fsck_of_a_node_that_is_not_served_changes_no_file() {
     fs::write(&path, &whole).unwrap();
     fs::remove_dir_all(scratch.path("node/index")).unwrap();
     assert_eq!(unchanged("no index", 0).json(), sound);
+}
+
+/// The fear: whoever adds an archive to a node that nobody serves is told that there is still no copy, and does not believe the next verdict.
+#[test]
+fn an_archive_that_was_added_at_rest_counts_at_once() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    let archive = format!("{}?domain=elsewhere", scratch.url("archive"));
+    scratch.run(["archive", "add", "node", &archive]).expect_code(0);
+    let status = scratch.run(["status", "node", "--json"]).expect_code(0).json();
+    let held = status["archives"][0]["lsn"].as_u64().unwrap();
+    assert!(held > 1 && held < status["durable_lsn"].as_u64().unwrap(), "{status}");
+    // What it holds is there, and the node goes on from it when it is served.
+    let refused = scratch.run(["restore", &archive, "then", "--at", "@1000"]).expect_error(1, "alone");
+    assert!(refused.stderr().contains(&format!("(lsn {held})")), "{}", refused.stderr());
+    scratch.run(["restore", &archive, "then"]).expect_code(0);
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    wait_until("the archive to have everything", PATIENCE, || {
+        let status = scratch.run(["status", "node", "--json"]).expect_code(0).json();
+        status["archives"][0]["lsn"].as_u64() >= status["durable_lsn"].as_u64()
+    });
+    scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
 }

@@ -3,7 +3,7 @@
 use murphy_fs::{Index, MemoryIndex, SnapshotReader, verify_snapshot};
 
 use super::*;
-use crate::testing::{Fault, FaultyStore, Source, archive, new_base};
+use crate::testing::{Fault, new_base, scene};
 
 async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, MemoryIndex), String> {
     let reader = read_base(archive, manifest);
@@ -18,9 +18,7 @@ async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, Memo
 
 #[tokio::test]
 async fn a_snapshot_comes_back_from_its_parts() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (_, archive, mut source) = scene().await;
     source.frames(50, 20);
     let manifest = write_base(&archive, new_base(&source)).await.unwrap();
     assert!(manifest.parts.len() > 1, "{manifest:?}");
@@ -38,9 +36,7 @@ async fn a_snapshot_comes_back_from_its_parts() {
 /// A source that does not know yet that it was replaced must not leave a snapshot of its lost tail.
 #[tokio::test]
 async fn a_snapshot_beyond_what_is_archived_is_refused() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let archived = Boundary::after(source.frames(2, 2)[1].position());
     source.frames(1, 2);
     let refused = write_base(&archive, NewBase { archived, ..new_base(&source) }).await;
@@ -50,9 +46,7 @@ async fn a_snapshot_beyond_what_is_archived_is_refused() {
 
 #[tokio::test]
 async fn a_wrong_cut_or_missing_part_is_named() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     source.frames(50, 20);
     let manifest = write_base(&archive, new_base(&source)).await.unwrap();
     let part = &manifest.parts[1].name;
@@ -67,9 +61,7 @@ async fn a_wrong_cut_or_missing_part_is_named() {
 /// The first attempt dies between two parts: its leftovers must not get into the second.
 #[tokio::test]
 async fn an_upload_that_was_broken_off_is_begun_anew() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     source.frames(50, 20);
     store.fail("part-0001", Fault::PutFails, usize::MAX);
     write_base(&archive, new_base(&source)).await.unwrap_err();
@@ -83,9 +75,7 @@ async fn an_upload_that_was_broken_off_is_begun_anew() {
 
 #[tokio::test]
 async fn a_snapshot_that_no_list_shows_is_found() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     source.frames(1, 2);
     let manifest = write_base(&archive, new_base(&source)).await.unwrap();
     store.fail("snapshots/", Fault::ListLags, usize::MAX);

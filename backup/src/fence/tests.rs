@@ -12,7 +12,7 @@ use crate::{
     plan::{RestorePlan, plan_restore},
     registry::Record,
     target::Target,
-    testing::{Fault, FaultyStore, Source, append, archive, put},
+    testing::{Fault, FaultyStore, Source, append, archive, put, scene},
     verify::verify,
 };
 
@@ -49,9 +49,7 @@ fn epoch(number: u32, byte: u8) -> Epoch {
 
 #[tokio::test]
 async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let base = source.base().position;
     let nothing = Held { end: base, epoch: base.epoch, seals: Vec::new() };
     assert_eq!(fence(&archive, 1).adopt().await.unwrap(), nothing);
@@ -73,9 +71,7 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
 
 #[tokio::test]
 async fn of_two_promoters_one_wins_and_the_other_learns_who() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
     let (one, two) = (fence(&archive, 1), fence(&archive, 2));
     let (one, two) = tokio::join!(one.seal(end, epoch(2, 10)), two.seal(end, epoch(2, 20)));
@@ -89,9 +85,7 @@ async fn of_two_promoters_one_wins_and_the_other_learns_who() {
 /// The promoter dies after its put was sent, or the answer is lost, and it tries again.
 #[tokio::test]
 async fn a_promoter_that_tries_again_finds_its_own_seal() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
     store.fail("log/", Fault::PutAnswersError, 1);
     fence(&archive, 1).seal(end, epoch(2, 10)).await.unwrap();
@@ -102,9 +96,7 @@ async fn a_promoter_that_tries_again_finds_its_own_seal() {
 
 #[tokio::test]
 async fn a_seal_above_or_below_the_end_is_not_made() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
     let unshipped = source.frames(1, 4)[0].position();
     for base in [unshipped, source.base().position, Position { hash: unshipped.hash, ..end }] {
@@ -116,9 +108,7 @@ async fn a_seal_above_or_below_the_end_is_not_made() {
 
 #[tokio::test]
 async fn a_put_that_landed_after_the_seal_is_ignored() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
     // Two slots of the old source are under way: the first fails, the second lands when the seal is already there.
     let (_, late) = (source.frames(1, 5), source.frames(1, 5));
@@ -131,9 +121,7 @@ async fn a_put_that_landed_after_the_seal_is_ignored() {
 /// slatedb lost flushed writes so: the name that a stale writer wins was taken, and its object deleted.
 #[tokio::test]
 async fn a_stale_writer_does_not_win_a_name_below_the_floor() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let (first, second, third) = (source.frames(1, 4), source.frames(1, 4), source.frames(1, 4));
     let stale = put(&store, &first).await;
     put(&store, &second).await;
@@ -155,9 +143,7 @@ async fn a_stale_writer_does_not_win_a_name_below_the_floor() {
 
 #[tokio::test]
 async fn a_damaged_or_lost_slot_is_named() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(1, 4)).await;
     put(&store, &source.frames(1, 4)).await;
     let name = layout::slot(1, Lsn::new(6));
@@ -174,9 +160,7 @@ async fn a_damaged_or_lost_slot_is_named() {
 
 #[tokio::test]
 async fn what_belongs_under_another_name_is_a_fork() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(1, 4)).await;
     source.frames(1, 2);
     let end = put(&store, &source.frames(1, 1)).await;

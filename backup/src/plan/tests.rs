@@ -9,7 +9,7 @@ use crate::{
     fence::ArchiveFence,
     layout,
     registry::{Record, Registry},
-    testing::{Fault, FaultyStore, Source, archive, put, snapshot},
+    testing::{Fault, FaultyStore, Source, archive, put, scene, snapshot},
 };
 
 async fn plan(archives: &[Archive], target: Target) -> Result<RestorePlan, PlanError> {
@@ -22,9 +22,7 @@ fn time_of(frame: &Frame) -> LogTime {
 
 #[tokio::test]
 async fn every_target_leads_to_the_last_frame_end_that_is_not_after_it() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(12, 3);
     for slot in frames.chunks(4) {
         put(&store, slot).await;
@@ -47,9 +45,7 @@ async fn every_target_leads_to_the_last_frame_end_that_is_not_after_it() {
 
 #[tokio::test]
 async fn a_target_in_an_idle_second_works() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let before = source.frames(2, 2);
     put(&store, &before).await;
     source.wait(3_600_000_000_000);
@@ -62,9 +58,7 @@ async fn a_target_in_an_idle_second_works() {
 
 #[tokio::test]
 async fn a_target_outside_the_window_is_an_error_that_names_it() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(2, 2);
     put(&store, &frames).await;
     let archives = [archive];
@@ -85,9 +79,7 @@ async fn a_target_outside_the_window_is_an_error_that_names_it() {
 
 #[tokio::test]
 async fn the_replay_begins_with_the_newest_snapshot_before_the_target() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let mut marks = Vec::new();
     for _ in 0..3 {
         // The snapshot lies inside a slot: slots are not cut where snapshots are taken.
@@ -115,9 +107,7 @@ async fn the_replay_begins_with_the_newest_snapshot_before_the_target() {
 /// A list that lags must not make a restore end early.
 #[tokio::test]
 async fn slots_that_no_list_shows_are_found() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     for _ in 0..5 {
         put(&store, &source.frames(2, 2)).await;
     }
@@ -190,9 +180,7 @@ async fn archives_of_two_histories_are_not_mixed() {
 /// A writer that had been replaced left a snapshot of entries that nobody else has: no restore may begin with it.
 #[tokio::test]
 async fn a_snapshot_of_a_tail_that_lost_is_not_used() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(4, 2)).await;
     snapshot(&archive, &source).await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
@@ -254,9 +242,7 @@ async fn what_may_be_gone_is_not_planned_with() {
 /// A restore to the latest entry that ends before a hole, and says nothing, is a loss that nobody hears of.
 #[tokio::test]
 async fn what_lies_behind_a_missing_slot_is_told() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(3, 2);
     for frame in frames.chunks(1) {
         put(&store, frame).await;
@@ -278,9 +264,7 @@ async fn what_lies_behind_a_missing_slot_is_told() {
 /// The last slot before a seal was lost: no later slot tells of it, the seal does.
 #[tokio::test]
 async fn what_lies_before_a_seal_and_is_missing_is_told() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(2, 2);
     for frame in frames.chunks(1) {
         put(&store, frame).await;
@@ -298,9 +282,7 @@ async fn what_lies_before_a_seal_and_is_missing_is_told() {
 /// The fear: a source that ships on has a later slot there before an earlier one for a moment, and a restore says that something is missing.
 #[tokio::test]
 async fn a_slot_that_is_still_on_its_way_is_no_problem() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(3, 2);
     for frame in frames.chunks(1) {
         put(&store, frame).await;

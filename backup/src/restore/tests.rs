@@ -13,7 +13,7 @@ use crate::{
     plan::plan_restore,
     take_over::{Successor, take_over_at},
     target::Target,
-    testing::{Fault, FaultyStore, Source, append, archive, pack, put, snapshot},
+    testing::{Fault, FaultyStore, Source, append, archive, pack, put, scene, snapshot},
 };
 
 fn quiet() -> OnProgress {
@@ -38,9 +38,7 @@ fn assert_rows(snapshot: &Arc<dyn IndexSnapshot>, source: &Source) {
 
 #[tokio::test]
 async fn a_restore_gives_back_every_row_of_the_moment() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(5, 3)).await;
     snapshot(&archive, &source).await;
     put(&store, &source.frames(5, 3)).await;
@@ -94,9 +92,7 @@ async fn the_first_archive_lies_and_the_next_one_serves_object_by_object() {
 
 #[tokio::test]
 async fn what_no_archive_has_is_named_and_nothing_is_passed_over() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(9, 3);
     for slot in frames.chunks(3) {
         put(&store, slot).await;
@@ -118,9 +114,7 @@ async fn what_no_archive_has_is_named_and_nothing_is_passed_over() {
 
 #[tokio::test]
 async fn a_damaged_snapshot_is_gone_around_with_an_older_one() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(5, 3)).await;
     snapshot(&archive, &source).await;
     put(&store, &source.frames(5, 3)).await;

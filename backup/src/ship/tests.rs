@@ -13,7 +13,7 @@ use crate::{
     layout,
     registry::Record,
     slot::{SLOT_BYTES_MAX, Slot},
-    testing::{self, Fault, FaultyStore, Source, append, archive, archive_of, put},
+    testing::{self, Fault, FaultyStore, Source, append, archive, archive_of, put, scene},
 };
 
 /// More than anything here takes.
@@ -44,8 +44,8 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Scene {
-        let (store, source) = (FaultyStore::new(), Source::new());
-        let (archive, log) = (archive(&store).await, claimed_log(source.base()));
+        let (store, archive, source) = scene().await;
+        let log = claimed_log(source.base());
         Scene { store, archive, source, log }
     }
 }
@@ -316,9 +316,7 @@ async fn the_successor_ships_its_epoch_and_seals_where_nobody_did() {
 /// The node lost its disk's last minute, the archive has it: going on would fork the history.
 #[tokio::test]
 async fn an_archive_that_is_ahead_of_the_log_stops_the_source() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let frames = source.frames(10, 3);
     put(&store, &frames).await;
     let log = claimed_log(source.base());
@@ -412,9 +410,7 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
 /// The fear: bytes that a promoted source gets from another mirror never reach the archives, whose slots went without them.
 #[tokio::test]
 async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_slot_that_says_so() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
     let (sealed, row) = pack(1);
     let frame = source.frame_with_pack(&row);
@@ -444,9 +440,7 @@ async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_
 /// An archive that is added later gets the whole log; what nobody has must not hold it for ever.
 #[tokio::test]
 async fn a_slot_does_not_wait_for_a_pack_that_its_own_entries_call_missing() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
     let (_, row) = pack(1);
     let frame = source.frame_with_pack(&row);

@@ -10,7 +10,7 @@ use crate::{
     seal::Seal,
     ship::{NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     target::Target,
-    testing::{FaultyStore, Life, Loss, Source, append, archive, put},
+    testing::{FaultyStore, Life, Loss, Source, append, archive, put, scene},
 };
 
 const MIRROR: u8 = 5;
@@ -317,9 +317,7 @@ async fn an_archive_that_does_not_answer_stops_everything() {
 
 #[tokio::test]
 async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let base = put(&store, &source.frames(2, 2)).await;
     let next = epoch(2, 9);
     let (fences, who) = ([fence(&archive, 0)], successor(0, &[next], &[]));

@@ -9,14 +9,12 @@ use super::*;
 use crate::{
     fence::ArchiveFence,
     registry::Record,
-    testing::{Fault, FaultyStore, Source, archive, pack, put, snapshot},
+    testing::{Fault, FaultyStore, Source, pack, put, scene, snapshot},
 };
 
 /// An archive with slots, packs, a snapshot, a seal and a second epoch, and the names of everything in it.
 async fn whole() -> (FaultyStore, Archive) {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     for number in 0..4 {
         let (sealed, row) = pack(number, &[number as u8; 300]);
         archive.packs().put(sealed.name, sealed.bytes).await.unwrap();
@@ -129,9 +127,7 @@ async fn an_archive_that_was_expired_up_to_its_floor_is_whole() {
 /// What was deleted below a horizon is no damage, and is said.
 #[tokio::test]
 async fn packs_that_only_states_below_the_horizon_refer_to_are_passed_over() {
-    let store = FaultyStore::new();
-    let archive = archive(&store).await;
-    let mut source = Source::new();
+    let (store, archive, mut source) = scene().await;
     let row = |number: u64, live_bytes: u64| PackRow {
         writer: 3,
         sequence: number,

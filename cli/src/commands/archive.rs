@@ -35,7 +35,7 @@ enum ArchiveCommand {
         /// The directory of a node, or a mount point
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// Where
+        /// Where it is made: file:///DIR, s3://BUCKET/PREFIX, gs:// or az://
         #[arg(value_name = "URL")]
         url: String,
         /// Keep the log and snapshots there, and no packs

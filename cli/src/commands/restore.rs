@@ -26,6 +26,7 @@ use crate::{
 /// Make a node from archives, at any moment that they hold
 #[derive(clap::Args, Debug)]
 #[command(
+    override_usage = "murphy restore [OPTIONS] <URL>... <DIR>",
     long_about = "Make a node from archives, at any moment that they hold\n\nThe copy is a branch of its own: it seals \
                   nothing, and production is not disturbed. With several archives each object is taken from the first \
                   that has it intact. With --take-over the node becomes the successor of a source that is gone. Exits with 3 if \
@@ -35,7 +36,7 @@ use crate::{
 )]
 pub(crate) struct RestoreArgs {
     /// One or more archives, then the directory of the new node
-    #[arg(value_name = "URL... DIR", num_args = 2.., required = true)]
+    #[arg(value_name = "URL|DIR", num_args = 1.., required = true)]
     places: Vec<String>,
     /// To this moment: RFC 3339, a local time, @unix, or an age like '10m ago'
     #[arg(long, value_name = "TIME", conflicts_with = "lsn")]
@@ -94,8 +95,8 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
 }
 
 fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
-    let Some((directory, urls)) = args.places.split_last() else {
-        return Err(CliError::usage("give at least one archive and a directory"));
+    let Some((directory, urls)) = args.places.split_last().filter(|(_, urls)| !urls.is_empty()) else {
+        return Err(CliError::usage("give at least one archive, then the directory of the new node"));
     };
     let urls: Vec<StoreUrl> = urls.iter().map(|url| parse_url("URL", url)).collect::<Result<_, _>>()?;
     let now = SystemClock::new().wall();
