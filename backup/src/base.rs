@@ -319,7 +319,7 @@ struct PartWriter {
 impl PartWriter {
     fn send(&mut self) -> io::Result<()> {
         let part = std::mem::take(&mut self.current).freeze();
-        self.parts.blocking_send(part).map_err(|_| io::Error::other("the upload of parts stopped"))
+        hand_over(&self.parts, part).map_err(|_| io::Error::other("the upload of parts stopped"))
     }
 
     fn finish(mut self) -> io::Result<()> {
@@ -387,12 +387,21 @@ pub(crate) fn live_packs(
             });
             let is_live = row.as_ref().map_or(true, |row| row.live_bytes > 0);
             // Nobody waits for more.
-            if is_live && sender.blocking_send(row).is_err() {
+            if is_live && hand_over(&sender, row).is_err() {
                 return;
             }
         }
     });
     futures::stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|row| (row, receiver)))
+}
+
+/// Sends, and waits for room only if there is none: where blocking work is done in place there is nobody to wait for.
+fn hand_over<T>(to: &mpsc::Sender<T>, item: T) -> Result<(), mpsc::error::SendError<T>> {
+    match to.try_send(item) {
+        Ok(()) => Ok(()),
+        Err(mpsc::error::TrySendError::Full(item)) => to.blocking_send(item),
+        Err(mpsc::error::TrySendError::Closed(item)) => Err(mpsc::error::SendError(item)),
+    }
 }
 
 /// Why the packs of a tree are not known.

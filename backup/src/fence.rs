@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::{BlockStore, Fence, FenceError, FenceFuture, Held};
-use murphy_log::{Clock, Epoch, Frame, Log, Lsn, NodeId, Position};
+use murphy_log::{Clock, Digest, Epoch, Frame, Log, Lsn, MemoryLog, NodeId, Position, State, Usage};
 use parking_lot::Mutex;
 
 use crate::{
@@ -167,6 +167,26 @@ impl ArchiveFence {
         Err(refused)
     }
 
+    async fn take_from(&self, from: Position, to: Lsn, other: &dyn Fence) -> Result<Position, FenceError> {
+        let mut frames = other.entries(from).await?;
+        frames.retain(|frame| frame.last() <= to);
+        let Some(end) = frames.last().map(Frame::position) else { return Ok(from) };
+        let supplies = self.supplies.clone();
+        let supplies =
+            supplies.ok_or_else(|| self.unavailable("nobody knows where packs come from".to_owned()))?;
+        let begins = State { position: from, digest: Digest::default(), usage: Usage::default() };
+        let log = MemoryLog::new(begins);
+        for frame in frames {
+            let tail = log.tail().position;
+            if frame.epoch() != tail.epoch || tail == from {
+                log.claim(frame.epoch()).map_err(|error| self.unavailable(error.to_string()))?;
+            }
+            log.append(&tail, frame).map_err(|error| self.unavailable(error.to_string()))?;
+        }
+        self.clone().with_supplies(Supplies { log: Arc::new(log), ..supplies }).bring_up(end.lsn).await?;
+        Ok(end)
+    }
+
     async fn create_seal(&self, base: Position, next: Epoch) -> Result<(), FenceError> {
         let walk = self.walk().await.map_err(|error| self.refused(error))?;
         let lineage = self.archive.lineage();
@@ -243,6 +263,10 @@ impl Fence for ArchiveFence {
 
     fn ship(&self, to: Lsn) -> FenceFuture<'_, ()> {
         Box::pin(self.bring_up(to))
+    }
+
+    fn relay<'a>(&'a self, from: Position, to: Lsn, other: &'a dyn Fence) -> FenceFuture<'a, Position> {
+        Box::pin(self.take_from(from, to, other))
     }
 
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()> {

@@ -154,6 +154,13 @@ impl TakeOverLog {
     /// Brings every place up to the log and seals it. What was sealed stays sealed if a later step fails; it may be called again.
     pub async fn seal(&self, successor: &Successor) -> Result<(), TakeOverError> {
         let base = self.durable().await?.position;
+        // Where that cannot be done nothing is sealed: a mirror whose log reaches further back may still take over.
+        for place in &self.places {
+            let standing = successor.look(&**place, &base).await?;
+            if !standing.is_sealed && standing.held.end.lsn < base.lsn {
+                self.bridge(&**place, standing.held.end).await?;
+            }
+        }
         for place in &self.places {
             self.seal_one(&**place, successor, &base).await?;
         }
@@ -172,6 +179,7 @@ impl TakeOverLog {
             let mut standing = successor.look(place, base).await?;
             self.check_chain(place, &standing).await?;
             if !standing.is_sealed && standing.held.end.lsn < base.lsn {
+                self.bridge(place, standing.held.end).await?;
                 place.ship(base.lsn).await.map_err(|error| at(place, error))?;
                 standing = successor.look(place, base).await?;
             }
@@ -193,6 +201,29 @@ impl TakeOverLog {
                 Err(error) => return Err(at(place, error)),
             }
         }
+    }
+
+    /// Brings `place`, which ends at `end`, up to where this log begins, with what other places hold: a log that began with a snapshot does
+    /// not reach back to what an archive may lack.
+    async fn bridge(&self, place: &dyn Fence, mut end: Position) -> Result<(), TakeOverError> {
+        let begins = self.log.first();
+        while end.lsn.next() < begins {
+            let (from, mut why) = (end, None);
+            for other in self.places.iter().filter(|other| !std::ptr::addr_eq(place, &raw const ***other)) {
+                match place.relay(from, begins.previous(), &**other).await {
+                    Ok(reached) => end = reached,
+                    Err(error) => why = Some(at(place, error)),
+                }
+                if end != from {
+                    break;
+                }
+            }
+            if end == from {
+                let (url, last, base) = (place.place().to_owned(), end.lsn, begins.previous());
+                return Err(why.unwrap_or(TakeOverError::Lags { url, last, base }));
+            }
+        }
+        Ok(())
     }
 
     /// Claims the epoch in the log, and appends to it what sealed places hold beyond: the same entries, in the new epoch. Durable when it

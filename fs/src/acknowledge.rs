@@ -56,6 +56,10 @@ pub trait Fence: Send + Sync {
     /// Brings the place up to the entry `to` of the caller's log, under the epochs that the log has.
     fn ship(&self, to: Lsn) -> FenceFuture<'_, ()>;
 
+    /// Brings the place, which ends at `from`, further with what `other` holds there, up to `to` at most: what the caller's log does not
+    /// reach back to. Says where it ends then; at `from` if `other` holds nothing behind it.
+    fn relay<'a>(&'a self, from: Position, to: Lsn, other: &'a dyn Fence) -> FenceFuture<'a, Position>;
+
     /// Creates the seal that ends the epoch at `base` and names `next`. Exactly one of several callers succeeds; the one that did may
     /// ask again.
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()>;

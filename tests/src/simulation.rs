@@ -1,15 +1,17 @@
 //! The simulation: sources, archives, stores and clients in one process, from one seed, in virtual time.
 //!
 //! ```text
-//!   clients -> Volume -> NodeLog over a disk that syncs late, fills up, fails and forgets
+//!   clients -> Volume -> NodeLog over a disk that syncs late, fills up, fails, forgets and is lost
 //!                 |          |
 //!                 |          +-> Shipper -> archive-a, archive-b     accounts that fail, hang, lie, lose objects, and die
+//!                 |          +-> QUIC    -> two mirrors, seeded by snapshots, with packs of their own
 //!                 +-> packs  -> store-0
 //!   judge: sees every frame that becomes durable, every object that lands, every fsync that returns
+//!   people: restart, promote, invite, restore, give up what is gone
 //! ```
 //!
 //! Everything between clients and accounts is the product's own code: the volume with its sequencer, applier and flusher, the shippers,
-//! fences and restores. Simulated are time, disks, stores and processes.
+//! fences, snapshots and restores, the mirrors' protocol. Simulated are time, disks, stores, datagrams, processes and people.
 //!
 //! Invariants:
 //! - One seed is one exact schedule: a process that simulates nothing else gives the same trace, bit for bit.
@@ -23,16 +25,29 @@ mod entropy;
 mod gate;
 mod judge;
 mod layered;
+mod lives;
+mod losses;
+mod members;
 mod mirrors;
 mod network;
 mod node;
 mod promotion;
 mod restores;
+mod seeding;
+mod shipping;
 mod stage;
 mod trace;
+mod verdict;
 mod world;
 
-use std::{fmt, str::FromStr, sync::Arc, sync::atomic::Ordering, thread};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    str::FromStr,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
 
 use murphy_log::InPlace;
 use tokio::sync::watch;
@@ -58,6 +73,8 @@ pub enum Canary {
     EarlyCollector,
     /// A shipper stops without a word.
     SilentShipper,
+    /// A mirror stops following without a word.
+    SilentMirror,
     /// A mirror forgets what it has promised to a successor: two epochs acknowledge.
     ForgottenPromise,
     /// The index of a mirror loses rows: equal positions, other digests.
@@ -66,11 +83,12 @@ pub enum Canary {
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 6] = [
+    pub const ALL: [Canary; 7] = [
         Canary::LyingDisk,
         Canary::ShipBeforeDurable,
         Canary::EarlyCollector,
         Canary::SilentShipper,
+        Canary::SilentMirror,
         Canary::ForgottenPromise,
         Canary::ForgetfulIndex,
     ];
@@ -82,6 +100,7 @@ impl Canary {
             Canary::ShipBeforeDurable => "ship-before-durable",
             Canary::EarlyCollector => "early-collector",
             Canary::SilentShipper => "silent-shipper",
+            Canary::SilentMirror => "silent-mirror",
             Canary::ForgottenPromise => "forgotten-promise",
             Canary::ForgetfulIndex => "forgetful-index",
         }
@@ -93,11 +112,14 @@ impl Canary {
             Canary::LyingDisk => &["lost"],
             Canary::ShipBeforeDurable => &["ahead"],
             Canary::EarlyCollector => &["a restore"],
-            Canary::SilentShipper => &["silent stall"],
+            // One whose status says how far it is behind is found when everything should have caught up.
+            Canary::SilentShipper => &["silent stall: archive", "stall: "],
+            Canary::SilentMirror => &["silent stall: mirror"],
             // What the old source acknowledges after the seal is noticed at the next fsync, or by whoever takes over.
             Canary::ForgottenPromise => &["two epochs", "two histories", "lost"],
-            // A mirror with such an index may be promoted and read before anybody compares digests.
-            Canary::ForgetfulIndex => &["digest", "lost"],
+            // A mirror with such an index may be promoted and read before anybody compares digests; a source may find it out by itself, and
+            // seeds nobody then.
+            Canary::ForgetfulIndex => &["digest", "lost", "stall: "],
         }
     }
 }
@@ -128,8 +150,10 @@ pub struct Outcome {
     pub trace: String,
     /// The last things that happened.
     pub tail: Vec<String>,
-    /// How many disasters befell it.
-    pub disasters: u64,
+    /// How many disasters of each kind befell it.
+    pub disasters: BTreeMap<&'static str, u64>,
+    /// How often other things happened: small mishaps, and what was done about disasters.
+    pub events: BTreeMap<&'static str, u64>,
     /// How many operations clients began.
     pub operations: u64,
     /// How many fsyncs returned without an error.
@@ -158,7 +182,8 @@ pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
 async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     let stage = Arc::new(Stage::new(seed, canary, print));
     // A node alone, or one with two mirrors.
-    let needs_mirrors = matches!(canary, Some(Canary::ForgottenPromise | Canary::ForgetfulIndex));
+    let needs_mirrors =
+        matches!(canary, Some(Canary::ForgottenPromise | Canary::ForgetfulIndex | Canary::SilentMirror));
     let hosts = if needs_mirrors || stage.once_in(4) { 3 } else { 1 };
     let level = match stage.below(3) {
         _ if canary == Some(Canary::ForgottenPromise) => Level::Mirror,
@@ -171,12 +196,14 @@ async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
         () = live(&stage, level, hosts) => {}
         () = stage.broken() => {}
     }
+    let (disasters, events) = stage.tallies();
     Outcome {
         seed,
         violation: stage.violation(),
         trace: stage.hash(),
         tail: stage.tail(),
-        disasters: stage.disasters.load(Ordering::Relaxed),
+        disasters,
+        events,
         operations: stage.operations.load(Ordering::Relaxed),
         acknowledged: stage.acknowledged.load(Ordering::Relaxed),
         virtual_ms: u64::try_from(stage.now().as_millis()).unwrap_or(u64::MAX),
@@ -189,8 +216,15 @@ async fn live(stage: &Arc<Stage>, level: Level, hosts: usize) {
         Ok(world) => world,
         Err(error) => return stage.violated(&format!("the world does not begin: {error}")),
     };
-    for host in 0..hosts {
-        world.start(host).await;
+    world.start(0).await;
+    for host in 1..hosts {
+        let world = Arc::clone(&world);
+        // One that comes late is seeded with more than the beginning.
+        let joins = if stage.once_in(3) { stage.ms(1000, 15_000) } else { Duration::ZERO };
+        tokio::spawn(async move {
+            tokio::time::sleep(joins).await;
+            world.rejoin_later(host);
+        });
     }
     let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> =
@@ -198,6 +232,8 @@ async fn live(stage: &Arc<Stage>, level: Level, hosts: usize) {
     let end = stage.ms(8_000, 25_000);
     disasters::strike(&world, end).await;
     world.heal().await;
+    world.find_leader().await;
+    stage.pause(1000, 3000).await;
     stop.send_replace(true);
     for client in clients {
         if let Err(error) = client.await {

@@ -120,6 +120,16 @@ impl World {
         places.begin(&successor).await
     }
 
+    /// The mirror's log begins after frame `count`, as that of a mirror does that was seeded with a snapshot.
+    fn begin_mirror_after(&mut self, count: usize) {
+        let frames: Vec<Frame> = self.mirror.read(Lsn::FIRST).unwrap().map(Result::unwrap).collect();
+        let base = frames[count - 1].state();
+        let log = MemoryLog::new(base);
+        log.claim(base.position.epoch).unwrap();
+        append(&log, &frames[count..]);
+        self.mirror = Arc::new(log);
+    }
+
     fn restart(&mut self) {
         self.mirror = Arc::new(self.mirror.reopened());
     }
@@ -262,6 +272,49 @@ async fn what_was_archived_between_two_seals_goes_on_in_the_new_epoch() {
         if !life.is_over() {
             break;
         }
+    }
+}
+
+/// A mirror that was seeded with a snapshot has no entries from before it, and an archive may lack them: another one has them.
+#[tokio::test]
+async fn an_archive_that_ends_before_a_seeded_log_begins_is_brought_up_from_another_one() {
+    for requests in 1.. {
+        let context = format!("dead at request {requests}");
+        let mut world = World::new(&[3, 12, 6], 12).await;
+        world.begin_mirror_after(9);
+        let life = Life::of(requests, requests % 2 == 0);
+        world.live(Some(&life));
+        let mut state = world.promote(&[]).await;
+        world.live(None);
+        if life.is_over() {
+            world.restart();
+            state = world.promote(&[]).await;
+        }
+        let end = state.unwrap_or_else(|error| panic!("{context}: {error}")).position;
+        let (none, zone) = (BTreeSet::new(), jiff::tz::TimeZone::UTC);
+        for archive in &world.archives {
+            let held = fence(archive, MIRROR).adopt().await.unwrap();
+            assert_eq!((held.end.lsn, held.end.hash), (end.lsn, end.hash), "{context}");
+            assert_eq!(held.epoch, *world.attempts.last().unwrap(), "{context}: sealed");
+            let plan = plan_restore(std::slice::from_ref(archive), Target::Latest, &none, &zone).await;
+            assert_eq!(plan.unwrap().route.end.lsn, end.lsn, "{context}");
+        }
+        if !life.is_over() {
+            break;
+        }
+    }
+}
+
+/// Nobody has what lies between: that is said, and nothing is sealed there.
+#[tokio::test]
+async fn an_archive_that_nobody_can_bring_up_is_named() {
+    let mut world = World::new(&[12, 3], 12).await;
+    world.begin_mirror_after(9);
+    world.stores[0].remove(&crate::layout::slot(1, Lsn::new(11))).await;
+    let refused = world.promote(&[]).await.unwrap_err().to_string();
+    assert!(refused.contains("ends at lsn 10") && refused.contains("up to lsn 28"), "{refused}");
+    for archive in &world.archives {
+        assert!(fence(archive, MIRROR).adopt().await.unwrap().seals.is_empty());
     }
 }
 

@@ -105,7 +105,9 @@ impl Mirroring {
         }
         // With fewer than W members nothing was acknowledged, so nothing can be forgotten.
         if old.len() >= wanted {
-            let lsn = self.volume.durable().lsn;
+            // Whatever entries made the members what they are must be held, also those that are not durable yet.
+            let lsn = self.volume.durable_here().await;
+            let lsn = lsn.map_err(|errno| CliError::new(format!("the log does not go on: {errno:?}")))?;
             acknowledger.acknowledged(lsn, CHANGE_MAX).await.map_err(failed)?;
         }
         write_set(&self.directory, &members)?;

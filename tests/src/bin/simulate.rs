@@ -1,9 +1,10 @@
-//! Simulated disasters: `cargo run -p murphy-tests --bin simulate -- --seeds N [--first-seed S] [--canary NAME]`.
+//! Simulated disasters: `cargo run -p murphy-tests --bin simulate -- --seeds N [--first-seed S] [--canary NAME] [--stats]`.
 //!
 //! Each seed is simulated in a process of its own, so that one seed is one exact schedule, and so that one that hangs or aborts is no more
 //! than a finding.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -35,13 +36,21 @@ struct Order {
     jobs: u64,
     /// Prints every line of the only seed.
     print: bool,
+    /// Says what the disasters were.
+    stats: bool,
     /// Simulates the first seed here, and prints what came of it for the process that asked.
     here: bool,
 }
 
+impl Default for Order {
+    fn default() -> Order {
+        Order { seeds: 1, first: 0, canary: None, jobs: 1, print: false, stats: false, here: false }
+    }
+}
+
 impl Order {
     fn parse(arguments: &[String]) -> Result<Order, String> {
-        let mut order = Order { seeds: 1, first: 0, canary: None, jobs: 1, print: false, here: false };
+        let mut order = Order::default();
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().ok_or_else(|| format!("{argument} needs a value"));
@@ -52,6 +61,7 @@ impl Order {
                 "--jobs" => order.jobs = number(value()?)?.max(1),
                 "--canary" => order.canary = Some(value()?.parse()?),
                 "--trace" => order.print = true,
+                "--stats" => order.stats = true,
                 "--here" => order.here = true,
                 other => return Err(format!("unknown argument {other}")),
             }
@@ -82,12 +92,18 @@ impl Order {
         print(&format!(
             "{} seeds, {} disasters, {} operations, {} fsyncs acknowledged, {} s simulated in {:.1} s\n",
             sums.seeds,
-            sums.disasters,
-            sums.operations,
-            sums.acknowledged,
-            sums.virtual_ms / 1000,
+            sums.of(STRUCK).map(|(_, count)| count).sum::<u64>(),
+            sums.count("operations"),
+            sums.count("acknowledged"),
+            sums.count("virtual_ms") / 1000,
             took.as_secs_f64()
         ));
+        for (kind, title) in [(STRUCK, "disasters"), (HAPPENED, "what else happened")] {
+            if self.stats {
+                let lines = sums.of(kind).map(|(what, count)| format!("{count:>12}  {what}\n"));
+                print(&format!("{title}:\n{}", lines.collect::<String>()));
+            }
+        }
         if failed.load(Ordering::SeqCst) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
@@ -100,9 +116,9 @@ impl Order {
             }
             let seed = self.first + number;
             match self.simulate_apart(seed) {
-                Ok(counts) => {
+                Ok(said) => {
                     let mut sums = sums.lock();
-                    sums.add(&counts);
+                    sums.add(&said);
                     if sums.seeds.is_multiple_of(PROGRESS_EVERY) {
                         say(&format!("{} seeds, up to {seed}", sums.seeds));
                     }
@@ -116,7 +132,7 @@ impl Order {
     }
 
     /// Simulates a seed in a process of its own.
-    fn simulate_apart(&self, seed: u64) -> Result<Vec<u64>, String> {
+    fn simulate_apart(&self, seed: u64) -> Result<String, String> {
         let own = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
         let mut command = Command::new(own);
         command.args(["--here", "--first-seed", &seed.to_string()]);
@@ -131,9 +147,7 @@ impl Order {
         let ran = ran.map_err(|error| format!("cannot start a simulation: {error}"))?;
         let said = String::from_utf8_lossy(&ran.stdout).into_owned();
         if ran.status.success() {
-            let counts = said.lines().find_map(|line| line.strip_prefix("counts "));
-            let counts = counts.ok_or_else(|| format!("the simulation said nothing: {said}"))?;
-            return Ok(counts.split(' ').filter_map(|count| count.parse().ok()).collect());
+            return Ok(said);
         }
         Err(format!("{said}{}", String::from_utf8_lossy(&ran.stderr)))
     }
@@ -148,19 +162,32 @@ impl Order {
 #[derive(Default)]
 struct Sums {
     seeds: u64,
-    disasters: u64,
-    operations: u64,
-    acknowledged: u64,
-    virtual_ms: u64,
+    /// By the kind of line, and what is counted.
+    counts: BTreeMap<(String, String), u64>,
 }
 
 impl Sums {
-    fn add(&mut self, counts: &[u64]) {
-        let sums = [&mut self.disasters, &mut self.operations, &mut self.acknowledged, &mut self.virtual_ms];
-        for (sum, count) in sums.into_iter().zip(counts) {
-            *sum += count;
-        }
+    /// Adds what the simulation of a seed has said: lines of a kind, a number, and what it counts.
+    fn add(&mut self, said: &str) {
         self.seeds += 1;
+        for line in said.lines() {
+            let mut words = line.splitn(3, ' ');
+            if let (Some(kind @ (COUNT | STRUCK | HAPPENED)), Some(count), Some(what)) =
+                (words.next(), words.next(), words.next())
+                && let Ok(count) = count.parse::<u64>()
+            {
+                *self.counts.entry((kind.to_owned(), what.to_owned())).or_default() += count;
+            }
+        }
+    }
+
+    fn of(&self, kind: &str) -> impl Iterator<Item = (&str, u64)> {
+        let of_kind = self.counts.iter().filter(move |((found, _), _)| found == kind);
+        of_kind.map(|((_, what), count)| (what.as_str(), *count))
+    }
+
+    fn count(&self, what: &str) -> u64 {
+        self.of(COUNT).find(|(found, _)| *found == what).map_or(0, |(_, count)| count)
     }
 }
 
@@ -173,8 +200,17 @@ fn report(outcome: &Outcome) -> String {
         }
         text.push_str(&format!("violation {violation}\n"));
     }
-    let Outcome { disasters, operations, acknowledged, virtual_ms, .. } = outcome;
-    text.push_str(&format!("counts {disasters} {operations} {acknowledged} {virtual_ms}\n"));
+    let Outcome { operations, acknowledged, virtual_ms, .. } = outcome;
+    for (what, count) in
+        [("operations", operations), ("acknowledged", acknowledged), ("virtual_ms", virtual_ms)]
+    {
+        text.push_str(&format!("{COUNT} {count} {what}\n"));
+    }
+    for (kind, tally) in [(STRUCK, &outcome.disasters), (HAPPENED, &outcome.events)] {
+        for (what, count) in tally {
+            text.push_str(&format!("{kind} {count} {what}\n"));
+        }
+    }
     text.push_str(&format!("trace {}\n", outcome.trace));
     text
 }
@@ -188,7 +224,12 @@ fn say(text: &str) {
     let _gone = writeln!(std::io::stderr(), "{text}");
 }
 
-const USAGE: &str = "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--canary NAME] [--trace]";
+const USAGE: &str =
+    "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--canary NAME] [--stats] [--trace]";
+/// How lines begin that a simulation counts in.
+const COUNT: &str = "count";
+const STRUCK: &str = "struck";
+const HAPPENED: &str = "happened";
 /// A seed takes a fraction of a second; one that takes so long never ends.
 const LONGEST: Duration = Duration::from_secs(120);
 /// Progress is told after so many seeds.

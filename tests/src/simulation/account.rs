@@ -133,7 +133,9 @@ impl Account {
     ) -> ObjectResult<PutResult> {
         let bytes: Bytes = bytes.iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>().into();
         self.travel().await?;
-        match self.fate() {
+        let fate = self.fate();
+        fate.as_put().into_iter().for_each(|event| self.stage.count(event));
+        match fate {
             Fate::Fails => return Err(broken()),
             Fate::Answerless { happens } => {
                 if happens {
@@ -186,7 +188,9 @@ impl Account {
 
     async fn get(&self, at: &Path, options: GetOptions) -> ObjectResult<GetResult> {
         self.travel().await?;
-        match self.fate() {
+        let fate = self.fate();
+        fate.as_get().into_iter().for_each(|event| self.stage.count(event));
+        match fate {
             Fate::Fails | Fate::HappensAndFails | Fate::FailsAndHappens => return Err(broken()),
             Fate::Answerless { .. } => futures::future::pending::<()>().await,
             Fate::Wrong if !options.head => {
@@ -266,6 +270,30 @@ enum Fate {
     Wrong,
 }
 
+impl Fate {
+    /// What is counted when it befalls a put.
+    fn as_put(self) -> Option<&'static str> {
+        match self {
+            Fate::Fine | Fate::Wrong => None,
+            Fate::Fails => Some("puts that failed"),
+            Fate::HappensAndFails => Some("puts that happened and answered an error"),
+            Fate::FailsAndHappens => Some("puts that answered an error and happened later"),
+            Fate::Answerless { happens: true } => Some("puts without an answer that happened later"),
+            Fate::Answerless { happens: false } => Some("puts without an answer that never happened"),
+        }
+    }
+
+    /// What is counted when it befalls a get.
+    fn as_get(self) -> Option<&'static str> {
+        match self {
+            Fate::Fine => None,
+            Fate::Fails | Fate::HappensAndFails | Fate::FailsAndHappens => Some("gets that failed"),
+            Fate::Answerless { .. } => Some("gets without an answer"),
+            Fate::Wrong => Some("gets with a byte changed on the way"),
+        }
+    }
+}
+
 fn outcome(done: bool) -> &'static str {
     if done { "has happened" } else { "was refused" }
 }
@@ -333,6 +361,9 @@ impl StoreLayer for Way {
                 Ok(()) if !account.is_gone() && account.fate() == Fate::Fine => {
                     let is_shown = move |meta: &ObjectResult<ObjectMeta>| {
                         let listed = meta.as_ref().is_ok_and(|meta| account.is_listed(&meta.location));
+                        if !listed {
+                            account.stage.count("objects that a listing did not show yet");
+                        }
                         futures::future::ready(listed)
                     };
                     listed.filter(is_shown).boxed()

@@ -5,7 +5,7 @@
 //! - The judge sees a frame when it is durable at a source, and when it is queued anywhere else, before anybody can read it there.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,11 +15,12 @@ use std::{
 
 use bytes::Bytes;
 use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
-use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey};
+use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey, SnapshotReader};
 use murphy_log::{
-    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
+    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, NodeId, Position,
     ReadError, State, Terminal, TrimError,
 };
+use murphy_mirror::PublicKey;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -28,72 +29,146 @@ use super::{Canary, gate::Gate, stage::Stage};
 /// What survives the process.
 #[derive(Clone)]
 pub(super) struct Disk {
-    /// The log, as far as it is synced.
-    pub(super) log: Arc<MemoryLog>,
+    /// Who the node is.
+    pub(super) node: NodeName,
+    /// What the log begins after, if not with the volume.
+    pub(super) base: Option<Base>,
+    /// The log, as far as it is synced; none while the node holds nothing.
+    pub(super) log: Option<Arc<MemoryLog>>,
     pub(super) index: Arc<MemoryIndex>,
     pub(super) cursors: Arc<Mutex<HashMap<String, Boundary>>>,
     /// The epoch that was promised to a successor.
     pub(super) promised: Arc<Mutex<Option<Epoch>>>,
-    /// The host that it follows, if it is a mirror.
-    pub(super) follows: Option<usize>,
+    /// The members through which fsync is acknowledged.
+    pub(super) acknowledging: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// What the next start has to finish.
+    pub(super) orders: Arc<Mutex<Orders>>,
+    /// The source that it follows, if it is a mirror.
+    pub(super) follows: Option<Upstream>,
     /// The epochs that it has tried to begin.
     pub(super) attempts: Vec<Epoch>,
     /// What was lost with the source before it.
     pub(super) lost: Option<LostPacks>,
     /// The epoch that the node decides in, if it is a source.
     pub(super) leads: Option<Epoch>,
-    /// Why it must not be a source any more.
+    /// Why what is here is no part of the volume (any more): the host joins anew, or is restored.
     pub(super) fenced: Option<String>,
-    /// How often the node began with an empty directory.
+}
+
+/// A node, as the world calls it: the host that it is at home on, and how many directories that host has had before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct NodeName {
+    pub(super) host: usize,
     pub(super) life: u32,
 }
 
+impl NodeName {
+    /// The node that the host's next directory makes.
+    pub(super) fn reborn(self) -> NodeName {
+        NodeName { life: self.life + 1, ..self }
+    }
+}
+
+/// Whom a mirror follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Upstream {
+    pub(super) host: usize,
+    pub(super) key: PublicKey,
+}
+
+/// A tree that a log begins after.
+#[derive(Clone)]
+pub(super) struct Base {
+    pub(super) state: State,
+    pub(super) snapshot: Bytes,
+}
+
+/// What a process has begun with a mirror's directory, and the next start finishes.
+#[derive(Default)]
+pub(super) struct Orders {
+    /// The log is put aside.
+    pub(super) aside: bool,
+    /// A snapshot takes its place.
+    pub(super) ready: Option<Base>,
+}
+
 impl Disk {
-    pub(super) fn new(origin: State) -> Disk {
+    /// An empty directory.
+    pub(super) fn empty(node: NodeName) -> Disk {
         Disk {
-            log: Arc::new(MemoryLog::held(origin)),
+            node,
+            base: None,
+            log: None,
             index: Arc::new(MemoryIndex::new()),
             cursors: Arc::default(),
             promised: Arc::default(),
+            acknowledging: Arc::default(),
+            orders: Arc::default(),
             follows: None,
             attempts: Vec::new(),
             lost: None,
             leads: None,
             fenced: None,
-            life: 0,
         }
+    }
+
+    /// One that can only join the volume, or be restored.
+    pub(super) fn outside(node: NodeName, why: &str) -> Disk {
+        Disk { fenced: Some(why.to_owned()), ..Disk::empty(node) }
+    }
+
+    /// One with a log that begins after `base`; without one, with the volume.
+    pub(super) fn beginning_after(node: NodeName, base: Option<Base>, origin: State) -> Disk {
+        let begins = base.as_ref().map_or(origin, |base| base.state);
+        Disk { base, log: Some(Arc::new(MemoryLog::held(begins))), ..Disk::empty(node) }
+    }
+
+    /// Finishes what an earlier process of a mirror has begun.
+    pub(super) fn settle(&mut self) {
+        let Orders { aside, ready } = std::mem::take(&mut *self.orders.lock());
+        if aside || ready.is_some() {
+            (self.log, self.base, self.index) = (None, None, Arc::new(MemoryIndex::new()));
+        }
+        if let Some(base) = ready {
+            self.log = Some(Arc::new(MemoryLog::held(base.state)));
+            self.base = Some(base);
+        }
+    }
+
+    /// How far the log is durable; nowhere if there is none.
+    pub(super) fn durable(&self) -> Option<Position> {
+        self.log.as_ref().map(|log| log.durable().state().position)
     }
 
     /// What is left after the process has ended, however it did.
     pub(super) fn crash(&mut self) {
-        let left = Arc::new(self.log.reopened());
-        self.log.end(Terminal::Poisoned { message: "the process is gone".into() });
-        self.log = left;
+        if let Some(log) = &mut self.log {
+            let left = Arc::new(log.reopened());
+            log.end(Terminal::Poisoned { message: "the process is gone".into() });
+            *log = left;
+        }
     }
 
     /// Loses the last durable frames, as a disk does that lies about syncs.
     pub(super) fn forget(&mut self, origin: State, frames: usize) {
+        let Some(log) = &mut self.log else { return };
+        let begins = self.base.as_ref().map_or(origin, |base| base.state);
         let mut kept: Vec<Frame> =
-            self.log.read(Lsn::FIRST).into_iter().flatten().map_while(Result::ok).collect();
+            log.read(log.first()).into_iter().flatten().map_while(Result::ok).collect();
         kept.truncate(kept.len().saturating_sub(frames));
-        self.log = Arc::new(log_of(origin, &kept));
+        *log = Arc::new(log_of(begins, &kept));
         self.index = Arc::new(MemoryIndex::new());
     }
 
     /// The same disk once more, in a directory of its own.
     pub(super) fn copy(&self) -> Disk {
         Disk {
-            log: Arc::new(self.log.reopened()),
+            log: self.log.as_ref().map(|log| Arc::new(log.reopened())),
             index: Arc::new(MemoryIndex::new()),
             cursors: Arc::new(Mutex::new(self.cursors.lock().clone())),
             promised: Arc::new(Mutex::new(*self.promised.lock())),
             ..self.clone()
         }
-    }
-
-    /// An empty directory, for a mirror that joins `source`, which leads.
-    pub(super) fn begin_anew(&mut self, origin: State, source: usize) {
-        *self = Disk { life: self.life + 1, follows: Some(source), ..Disk::new(origin) };
     }
 }
 
@@ -171,6 +246,11 @@ impl NodeLog {
 
     pub(super) fn trouble(&self, change: impl FnOnce(&mut Trouble)) {
         change(&mut self.trouble.lock());
+    }
+
+    /// The log below, which outlives this process.
+    pub(super) fn below(&self) -> Arc<MemoryLog> {
+        Arc::clone(&self.below)
     }
 
     /// From now on this node decides.
@@ -326,11 +406,12 @@ impl SaveCursor for DiskCursor {
     }
 }
 
-/// Brings `index` to the durable end of `log`, as a start does; a new one if it is of another history.
+/// Brings the index to the durable end of the log, as a start does; a new one, made of the base, if it is of another history.
 pub(super) fn open_index(disk: &mut Disk, origin: State) -> Result<State, String> {
-    let log = Arc::clone(&disk.log);
+    let log = disk.log.clone().ok_or("this node holds nothing")?;
+    let begins = disk.base.as_ref().map_or(origin, |base| base.state);
     let fits = |state: &State| {
-        state.position == origin.position
+        state.position == begins.position
             || log
                 .read(state.position.lsn)
                 .ok()
@@ -341,9 +422,18 @@ pub(super) fn open_index(disk: &mut Disk, origin: State) -> Result<State, String
         Some(state) => state,
         None => {
             disk.index = Arc::new(MemoryIndex::new());
-            let begun = disk.index.ingest(&mut std::iter::empty(), &origin);
-            begun.map_err(|error| error.to_string())?;
-            origin
+            match &disk.base {
+                Some(base) => {
+                    let reader = SnapshotReader::open(&base.snapshot[..]);
+                    let loaded = reader.and_then(|reader| reader.load_into(&*disk.index, &|_| {}));
+                    loaded.map_err(|error| error.to_string())?
+                }
+                None => {
+                    let begun = disk.index.ingest(&mut std::iter::empty(), &origin);
+                    begun.map_err(|error| error.to_string())?;
+                    origin
+                }
+            }
         }
     };
     let frames = log.read(start.position.lsn.next()).map_err(|error| error.to_string())?;

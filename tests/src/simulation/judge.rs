@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{ChainHash, Digest, Epoch, Frame, Lsn, Position};
+use murphy_log::{ChainHash, Digest, Epoch, Frame, Lsn, Position, State};
 
 use super::Level;
 
@@ -23,6 +23,8 @@ pub(super) struct Judge {
     files: BTreeMap<String, Certain>,
     /// The epochs that began, and after which frame.
     begun: Vec<(Epoch, Position)>,
+    /// The end of what became durable last at a source.
+    newest: Option<Position>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +63,10 @@ impl Judge {
         let before = frame.previous_hash();
         let known = Known { position: state.position, before, digest: state.digest };
         self.frames.insert(state.position.hash, known);
+        // An old source that goes on is not the one that mirrors follow.
+        if self.newest.is_none_or(|newest| state.position.epoch >= newest.epoch) {
+            self.newest = Some(state.position);
+        }
         Ok(())
     }
 
@@ -71,6 +77,17 @@ impl Judge {
             return Err(format!("ahead: {place} holds lsn {first} to {last}, which no source has durable"));
         }
         self.same(place, frame)
+    }
+
+    /// A tree of this state is on its way to a place: its position was durable at a source before, with the same digest.
+    pub(super) fn has_state(&self, place: &str, state: &State) -> Result<(), String> {
+        if state.position.lsn > Lsn::ROOT && !self.frames.contains_key(&state.position.hash) {
+            return Err(format!(
+                "ahead: {place} is of lsn {}, which no source has durable",
+                state.position.lsn
+            ));
+        }
+        self.has_digest(place, &state.position, state.digest)
     }
 
     fn same(&self, place: &str, frame: &Frame) -> Result<(), String> {
@@ -191,6 +208,21 @@ impl Judge {
             )),
             None => Ok(()),
         }
+    }
+
+    /// The last entry of the latest epoch that is durable at its source.
+    pub(super) fn newest(&self) -> Lsn {
+        self.newest.map_or(Lsn::default(), |newest| newest.lsn)
+    }
+
+    /// After which position the latest epoch began that anybody took over in.
+    pub(super) fn latest_base(&self) -> Option<Position> {
+        self.begun.iter().max_by_key(|(epoch, _)| *epoch).map(|(_, base)| *base)
+    }
+
+    /// The latest position that was acknowledged.
+    pub(super) fn acknowledged_lsn(&self) -> Lsn {
+        self.acks.iter().map(|ack| ack.position.lsn).max().unwrap_or_default()
     }
 
     /// `epoch` begins after `base`.

@@ -106,14 +106,23 @@ impl Network {
         let stage = &self.stage;
         let mut inner = self.inner.lock();
         let air = inner.air;
-        if inner.cut.contains(&(host_at(from), host_at(to))) || stage.below(1000) < air.lost_per_mille {
-            return;
+        if inner.cut.contains(&(host_at(from), host_at(to))) {
+            return stage.count("datagrams into a cut");
+        }
+        if stage.below(1000) < air.lost_per_mille {
+            return stage.count("datagrams lost");
         }
         let copies = if stage.below(1000) < air.doubled_per_mille { 2 } else { 1 };
+        if copies > 1 {
+            stage.count("datagrams doubled");
+        }
         for _ in 0..copies {
             let due = stage.now() + stage.ms(1, air.latest.as_millis() as u64);
             inner.sent += 1;
             let number = inner.sent;
+            if inner.queue.last_key_value().is_some_and(|((last, _), _)| *last > due) {
+                stage.count("datagrams that overtook others");
+            }
             inner.queue.insert((due, number), Packet { from, to, bytes: Bytes::copy_from_slice(bytes) });
         }
         drop(inner);

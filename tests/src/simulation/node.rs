@@ -4,17 +4,15 @@
 //! - The process does what the program does, in the same order: fences first, then the claim, then it decides.
 //! - When it ends, however it ends, its gate is closed: nothing of it reaches the world any more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use murphy_backup::{
-    Archive, ArchiveAcknowledger, ArchiveStore, KnownLosses, Lineage, ShipEnd, ShipHandle, ShipLimits,
-    Shipper, ShipperParts, walk,
-};
-use murphy_fs::{
-    AcknowledgeError, Acknowledgement, Acknowledger, BlockStore, CellCache, ObjectBlockStore, PackFetcher,
-    Volume, VolumeOptions, VolumeParts,
-};
-use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, State, VolumeKeys};
+use murphy_backup::{Archive, ArchiveStore, Lineage, walk};
+use murphy_fs::{BlockStore, CellCache, ObjectBlockStore, PackFetcher, Volume, VolumeOptions, VolumeParts};
+use murphy_log::{Clock, Epoch, Log, LogTime, NodeId, State, VolumeKeys};
 use murphy_mirror::Identity;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -23,10 +21,11 @@ use tokio::{runtime::Handle, task::AbortHandle};
 use super::{
     Canary, Level,
     account::Account,
-    disk::{Disk, DiskCursor, ForgetfulIndex, NodeLog, open_index},
+    disk::{Disk, ForgetfulIndex, NodeLog, NodeName, open_index},
     gate::{Gate, Life},
     layered::Layered,
     mirrors::Among,
+    shipping::{ByArchives, Shipping, watch_shipping},
     stage::{NodeClock, Stage},
 };
 
@@ -40,9 +39,11 @@ pub(super) struct Ground {
     /// The accounts of the archives.
     pub(super) archives: Vec<Arc<Account>>,
     /// The account of each host's own store.
-    pub(super) stores: Vec<Arc<Account>>,
-    /// Who each host is.
-    pub(super) identities: Vec<Arc<Identity>>,
+    pub(super) stores: Vec<Mutex<Arc<Account>>>,
+    /// Who each node is that there ever was.
+    pub(super) identities: Mutex<BTreeMap<NodeName, Arc<Identity>>>,
+    /// The nodes whose directories are gone for ever, as everybody knows who looks after the volume.
+    pub(super) gone: Mutex<BTreeSet<NodeId>>,
 }
 
 /// A process that runs.
@@ -51,7 +52,9 @@ pub(super) struct Process {
     pub(super) volume: Volume,
     pub(super) log: Arc<NodeLog>,
     pub(super) clock: Arc<NodeClock>,
-    pub(super) shipped: Vec<Arc<Shipped>>,
+    pub(super) identity: Arc<Identity>,
+    /// How it ships, if it is a source.
+    pub(super) shipping: Option<Arc<Shipping>>,
     /// What it is among other nodes, if there are others.
     pub(super) among: Option<Among>,
     pub(super) tasks: Tasks,
@@ -75,12 +78,17 @@ impl Drop for Tasks {
     }
 }
 
-/// An archive that a source ships to.
-pub(super) struct Shipped {
-    pub(super) account: Arc<Account>,
-    pub(super) handle: Mutex<Option<ShipHandle>>,
-    /// Why it cannot be opened, if so.
-    pub(super) error: Mutex<Option<String>>,
+/// What a process has from its first moment on.
+pub(super) struct Begun {
+    pub(super) gate: Arc<Gate>,
+    pub(super) clock: Arc<NodeClock>,
+    pub(super) tasks: Tasks,
+}
+
+impl Begun {
+    pub(super) fn new(stage: &Stage) -> Begun {
+        Begun { gate: Arc::new(Gate::new()), clock: Arc::new(NodeClock::new(stage)), tasks: Tasks::default() }
+    }
 }
 
 impl Drop for Process {
@@ -90,12 +98,29 @@ impl Drop for Process {
 }
 
 impl Ground {
-    /// Opens the node on `disk`: its log and its tree. Nothing is decided yet.
-    pub(super) fn open(&self, host: usize, disk: &mut Disk) -> Result<Process, String> {
-        let gate = Arc::new(Gate::new());
+    /// The identity in the directory of `node`.
+    pub(super) fn identity(&self, node: NodeName) -> Result<Arc<Identity>, String> {
+        let mut identities = self.identities.lock();
+        if let Some(known) = identities.get(&node) {
+            return Ok(Arc::clone(known));
+        }
+        let mut seed = [node.host as u8 + 1; 32];
+        seed[..4].copy_from_slice(&node.life.to_le_bytes());
+        let identity = Arc::new(Identity::of_seed(seed).map_err(|error| error.to_string())?);
+        identities.insert(node, Arc::clone(&identity));
+        Ok(identity)
+    }
+
+    /// Opens the node on `disk`, whose log is `log`: its tree. Nothing is decided yet.
+    pub(super) fn open(
+        &self,
+        host: usize,
+        disk: &mut Disk,
+        log: Arc<NodeLog>,
+        begun: Begun,
+    ) -> Result<Process, String> {
+        let Begun { gate, clock, tasks } = begun;
         let state = open_index(disk, self.origin)?;
-        let log = NodeLog::new(&self.stage, host, Arc::clone(&disk.log));
-        let clock = Arc::new(NodeClock::new(&self.stage));
         let blocks = self.blocks(host, &gate);
         let parts = VolumeParts {
             log: Arc::clone(&log) as Arc<dyn Log>,
@@ -105,7 +130,7 @@ impl Ground {
                 Arc::clone(&disk.index) as Arc<dyn murphy_fs::Index>
             },
             state,
-            last_time: last_time(&*log, &state),
+            last_time: last_time(&*log, &state).unwrap_or_else(|| clock.wall()),
             keys: self.keys.clone(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             blocks,
@@ -114,14 +139,28 @@ impl Ground {
             options: OPTIONS,
         };
         let volume = Volume::open(parts).map_err(|error| error.to_string())?;
-        let tasks = Tasks::default();
         tasks.run(Arc::clone(&log).sync_on(Arc::clone(&gate)));
-        Ok(Process { gate, volume, log, clock, shipped: Vec::new(), among: None, tasks })
+        let identity = self.identity(disk.node)?;
+        Ok(Process { gate, volume, log, clock, identity, shipping: None, among: None, tasks })
+    }
+
+    /// The account of the store that `host` has now.
+    pub(super) fn store(&self, host: usize) -> Arc<Account> {
+        // A machine without a store of its own runs a copy of host 0.
+        let own = self.stores.get(host).or(self.stores.first());
+        Arc::clone(&own.expect("there is a host").lock())
+    }
+
+    /// The archives of the volume, as its log names them.
+    pub(super) fn archives_of(&self, volume: &Volume) -> Result<Vec<Arc<Account>>, String> {
+        let text = volume.setting(ARCHIVES).map_err(|error| error.to_string())?.unwrap_or_default();
+        let is_named = |account: &&Arc<Account>| text.split(',').any(|name| name == account.name);
+        Ok(self.archives.iter().filter(is_named).cloned().collect())
     }
 
     /// The packs of `host`'s own store.
     pub(super) fn blocks(&self, host: usize, gate: &Arc<Gate>) -> Arc<dyn BlockStore> {
-        let account = &self.stores[host];
+        let account = self.store(host);
         Arc::new(ObjectBlockStore::new(account.through(gate), Path::from("blocks"), account.name.clone()))
     }
 
@@ -140,7 +179,8 @@ impl Ground {
         let own = disk.leads.ok_or("this node is no source")?;
         let tail = process.log.durable().state().position;
         let known = disk.cursors.lock().clone();
-        let asked = self.archives.iter().map(|account| {
+        let archives = self.archives_of(&process.volume)?;
+        let asked = archives.iter().map(|account| {
             let known = known.get(&account.name).copied();
             async move {
                 let look = async {
@@ -150,7 +190,7 @@ impl Ground {
                 tokio::time::timeout(ANSWER_MAX, look).await.unwrap_or_else(|_| Err("no answer".to_owned()))
             }
         });
-        for (walked, account) in futures::future::join_all(asked).await.into_iter().zip(&self.archives) {
+        for (walked, account) in futures::future::join_all(asked).await.into_iter().zip(&archives) {
             let Ok(walked) = walked else { continue };
             let end = walked.end;
             if end.epoch.number > own.number || (end.epoch.number == own.number && end.epoch != own) {
@@ -175,52 +215,30 @@ impl Ground {
         ArchiveStore::new(account.through(gate), Path::from("archive"), &account.name)
     }
 
-    /// Begins to decide in `epoch`, and to ship.
+    /// Begins to decide in `epoch`, and to ship. `genesis` names the archives of a volume that begins.
     pub(super) fn lead(
         self: &Arc<Self>,
         host: usize,
         process: &mut Process,
         disk: &Disk,
         epoch: Epoch,
-        genesis: bool,
+        genesis: Option<&str>,
     ) -> Result<(), String> {
-        let settings: &[(String, String)] = &[];
-        process.volume.lead(epoch, genesis.then_some(settings)).map_err(|error| error.to_string())?;
-        for account in &self.archives {
-            let shipped = Arc::new(Shipped {
-                account: Arc::clone(account),
-                handle: Mutex::default(),
-                error: Mutex::default(),
-            });
-            process.shipped.push(Arc::clone(&shipped));
-            let ship = Ship {
-                ground: Arc::clone(self),
-                host,
-                gate: Arc::clone(&process.gate),
-                log: process.log.shipped(),
-                clock: Arc::clone(&process.clock),
-                epoch,
-                cursors: Arc::clone(&disk.cursors),
-                lost: KnownLosses::new(process.volume.clone(), disk.lost),
-                shipped,
-            };
-            let task = process.tasks.run(ship.run());
-            if self.stage.has(Canary::SilentShipper) {
-                process.tasks.run(async move {
-                    tokio::time::sleep(Duration::from_secs(4)).await;
-                    task.abort();
-                });
-            }
+        let settings = genesis.map(|archives| [(ARCHIVES.to_owned(), archives.to_owned())]);
+        let settings = settings.as_ref().map(|settings| &settings[..]);
+        process.volume.lead(epoch, settings).map_err(|error| error.to_string())?;
+        let shipping = Shipping::new(self, host, process, disk, epoch);
+        for account in self.archives_of(&process.volume)? {
+            shipping.begin(&account, &process.tasks);
         }
-        let shipped = process.shipped.clone();
-        process.tasks.run(watch_shipping(Arc::clone(&self.stage), Arc::clone(&process.log), shipped));
+        process.tasks.run(watch_shipping(Arc::clone(&shipping)));
         if let Some(among) = &process.among {
-            self.offer(host, process, among, epoch);
+            self.offer(process, among, disk, epoch);
         }
         if self.level == Level::Archive {
-            let shipped = process.shipped.clone();
-            process.volume.acknowledge_with(Arc::new(ByArchives { shipped }));
+            process.volume.acknowledge_with(Arc::new(ByArchives(Arc::downgrade(&shipping))));
         }
+        process.shipping = Some(shipping);
         Ok(())
     }
 }
@@ -228,25 +246,18 @@ impl Ground {
 impl Process {
     /// Whether an archive has turned it away, because another copy of the node ships there.
     pub(super) fn is_forked(&self) -> bool {
-        self.shipped.iter().any(|shipped| {
-            let end = shipped.handle.lock().as_ref().and_then(|handle| handle.status().end);
-            matches!(end, Some(ShipEnd::Forked { .. } | ShipEnd::Ahead { .. }))
-        })
+        self.shipping.as_ref().is_some_and(|shipping| shipping.is_forked())
     }
 
     /// Who has taken over, or what else ends this process.
     pub(super) fn ended(&self) -> Option<Ending> {
-        let fenced =
-            self.shipped.iter().find_map(|shipped| match shipped.handle.lock().as_ref()?.status().end {
-                Some(ShipEnd::Fenced(sealed)) => Some(format!("fenced: epoch {}", sealed.next.number)),
-                _ => None,
-            });
+        let fenced = self.shipping.as_ref().and_then(|shipping| shipping.fenced());
         let ended = self.volume.ended().map(Ending::Broken);
         let poisoned = self.log.durable().current().terminal.map(|end| Ending::Broken(end.to_string()));
         let replaced = self.among.as_ref().and_then(|among| among.services.board.fenced_by());
         let replaced = replaced.map(|epoch| format!("fenced by a mirror: epoch {}", epoch.number));
         let followed = self.among.as_ref().and_then(|among| among.followed.as_ref());
-        let anew = followed.is_some_and(|followed| *followed.replica.restart.borrow());
+        let anew = followed.is_some_and(|followed| followed.replica.is_to_begin_anew());
         let fenced = fenced.or(replaced).map(Ending::Fenced);
         fenced.or(anew.then_some(Ending::Anew)).or(ended).or(poisoned)
     }
@@ -258,119 +269,19 @@ pub(super) enum Ending {
     Fenced(String),
     /// It is started again.
     Broken(String),
-    /// A mirror begins again with an empty directory.
+    /// What a mirror holds is to be replaced.
     Anew,
 }
 
-/// The life of one shipper.
-struct Ship {
-    ground: Arc<Ground>,
-    host: usize,
-    gate: Arc<Gate>,
-    log: Arc<dyn Log>,
-    clock: Arc<NodeClock>,
-    epoch: Epoch,
-    cursors: Arc<Mutex<std::collections::HashMap<String, murphy_backup::Boundary>>>,
-    lost: KnownLosses,
-    shipped: Arc<Shipped>,
+/// When the last entry of a log was decided; `None` if the log has none.
+fn last_time(log: &dyn Log, state: &State) -> Option<LogTime> {
+    let frame = log.read(state.position.lsn).ok()?.next()?.ok()?;
+    let entry = frame.iter().last()?.ok()?;
+    Some(entry.time)
 }
 
-impl Ship {
-    async fn run(self) {
-        let account = &self.shipped.account;
-        let archive = loop {
-            match self.ground.archive(account, &self.gate).await {
-                Ok(archive) => break archive,
-                Err(error) => *self.shipped.error.lock() = Some(error),
-            }
-            tokio::time::sleep(OPEN_AGAIN).await;
-        };
-        *self.shipped.error.lock() = None;
-        let known = self.cursors.lock().get(&account.name).copied();
-        let parts = ShipperParts {
-            archive,
-            log: self.log,
-            packs: self.ground.layered(self.host, &self.gate),
-            node: self.ground.identities[self.host].node(),
-            epoch: self.epoch,
-            known,
-            cursor: Arc::new(DiskCursor { cursors: self.cursors, archive: account.name.clone() }),
-            clock: self.clock,
-            lost: Some(Arc::new(self.lost)),
-            limits: ShipLimits::default(),
-        };
-        let (shipper, handle) = Shipper::new(parts);
-        *self.shipped.handle.lock() = Some(handle);
-        let end = shipper.run().await;
-        self.ground.stage.note(format!("host {}: shipping to {} has ended: {end}", self.host, account.name));
-    }
-}
-
-/// An archive that does not go on has to say so.
-async fn watch_shipping(stage: Arc<Stage>, log: Arc<NodeLog>, shipped: Vec<Arc<Shipped>>) {
-    let mut marks: Vec<(Duration, Lsn)> = Vec::new();
-    // How often in a row each archive was behind, stood still and said nothing.
-    let mut silent: Vec<(Lsn, u32)> = vec![(Lsn::default(), 0); shipped.len()];
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = stage.now();
-        marks.push((now, log.durable().state().position.lsn));
-        let old = marks.partition_point(|(at, _)| now.saturating_sub(*at) > UNREPORTED_MAX);
-        let Some((_, goal)) = old.checked_sub(1).map(|last| marks[last]) else { continue };
-        marks.drain(..old - 1);
-        for (one, (last, looks)) in shipped.iter().zip(&mut silent) {
-            let Some(handle) = one.handle.lock().clone() else { continue };
-            let status = handle.status();
-            let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
-            // Until the archive has been walked the status says that nothing is known of it.
-            let is_unknown = status.archived.is_none();
-            let says = is_unknown || status.error.is_some() || status.end.is_some() || status.lag_ms > 0;
-            let stands = held < goal && held == *last && !says && one.error.lock().is_none();
-            (*last, *looks) = (held, if stands { *looks + 1 } else { 0 });
-            if *looks > SILENT_LOOKS_MAX {
-                stage.violated(&format!(
-                    "silent stall: {} holds lsn {held}, lsn {goal} has been durable for {UNREPORTED_MAX:?}, \
-                     and its status says nothing of it",
-                    one.account.name
-                ));
-            }
-        }
-    }
-}
-
-/// `--ack archive`.
-struct ByArchives {
-    shipped: Vec<Arc<Shipped>>,
-}
-
-impl Acknowledger for ByArchives {
-    fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
-        Box::pin(async move {
-            let mut waited = Duration::ZERO;
-            loop {
-                let handles: Vec<_> =
-                    self.shipped.iter().filter_map(|one| one.handle.lock().clone()).collect();
-                if !handles.is_empty() {
-                    let left = deadline.saturating_sub(waited);
-                    return ArchiveAcknowledger::new(handles).acknowledged(lsn, left).await;
-                }
-                if waited >= deadline {
-                    let missing = "no archive answers".to_owned();
-                    return Err(AcknowledgeError::TooFew { lsn, held: 0, wanted: 1, missing });
-                }
-                tokio::time::sleep(OPEN_AGAIN).await;
-                waited += OPEN_AGAIN;
-            }
-        })
-    }
-}
-
-/// When the last entry of a log was decided.
-fn last_time(log: &dyn Log, state: &State) -> LogTime {
-    let frame = log.read(state.position.lsn).ok().and_then(|mut frames| frames.next()?.ok());
-    let entry = frame.and_then(|frame| frame.iter().last()?.ok());
-    entry.map_or(LogTime::default(), |entry| entry.time)
-}
+/// The setting that names the archives, as the program has one.
+pub(super) const ARCHIVES: &str = "archives";
 
 /// Small generations, so that the index is written often; a flush soon, so that there is something to interrupt.
 const OPTIONS: VolumeOptions = VolumeOptions {
@@ -382,8 +293,3 @@ const OPTIONS: VolumeOptions = VolumeOptions {
     generation_bytes: 12 << 10,
 };
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-const OPEN_AGAIN: Duration = Duration::from_millis(500);
-/// What says nothing at so many looks in a row says nothing.
-const SILENT_LOOKS_MAX: u32 = 3;
-/// What is behind for longer says so.
-const UNREPORTED_MAX: Duration = Duration::from_secs(5);

@@ -11,19 +11,20 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, TakeOverLog};
-use murphy_fs::{Fence, Volume};
+use murphy_fs::{Fence, MemberState, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, PromotePlan, PromoteRequest, Replica, Seal, Standing, TakeOver, promote,
+    AckPolicy, Dialer, Identity, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing, TakeOver,
+    promote,
 };
 
 use super::{
     Level,
     account::Account,
-    disk::NodeLog,
-    mirrors::NodeReplica,
-    network::address_of,
+    disk::{NodeLog, NodeName, Upstream},
+    members::holders,
     node::Ground,
+    seeding::NodeReplica,
     stage::NodeClock,
     world::{BRANCH, VOLUME, World, epoch_of},
 };
@@ -38,8 +39,10 @@ struct Parts {
     replica: Arc<NodeReplica>,
     status: tokio::sync::watch::Receiver<murphy_mirror::FollowerStatus>,
     heard: tokio::sync::watch::Receiver<murphy_log::Lsn>,
-    /// The host that it followed.
-    source: usize,
+    name: NodeName,
+    identity: Arc<Identity>,
+    /// The source that it followed.
+    source: Upstream,
 }
 
 /// What stood in the way of promotions since the last one.
@@ -49,8 +52,11 @@ pub(super) struct Refused {
     lacks_bytes: Option<usize>,
     /// The host that goes on without what only others have.
     gives_up: Option<usize>,
-    /// Archives that cannot be brought up because a disaster has changed what is in them: given up by name.
+    /// Archives that cannot be brought up: given up by name.
     spoiled: BTreeSet<String>,
+    /// Hosts that came too late to take over: their logs do not reach back to what archives lack, or another member lags behind the entry
+    /// that admitted them, and does not know them.
+    too_late: BTreeSet<usize>,
 }
 
 impl World {
@@ -70,7 +76,7 @@ impl World {
 
     async fn promote_alone(self: &Arc<Self>, host: usize) {
         let Some(parts) = self.parts(host) else { return };
-        if !self.has_caught_up(&parts) {
+        if !self.has_caught_up(&parts.log.durable().state().position) {
             // What was there before the last promotion is not here yet: nobody would promote this one.
             return self.stage().note(format!("host {host}: has not caught up, and is not promoted"));
         }
@@ -82,8 +88,9 @@ impl World {
         if tokio::time::timeout(SILENCE_MAX, silent).await.is_err() {
             return self.stage().note(format!("host {host}: hears its source, and is not promoted"));
         }
-        self.stage().disaster(format!("host {host} is promoted"));
+        self.stage().disaster("a promotion", format!("host {host} is promoted"));
         self.stop_following(host);
+        self.dismiss_the_unseeded();
         *self.candidate.lock() = Some(host);
         match self.take_over(host, &parts).await {
             Ok((plan, complete)) => {
@@ -96,17 +103,66 @@ impl World {
                     *self.candidate.lock() = None;
                     self.note_refusal(host, &error);
                 }
-                let named = |account: &&Arc<Account>| account.is_damaged() && error.contains(&account.name);
-                if error.contains("has other content") {
-                    let spoiled =
-                        self.ground.archives.iter().filter(named).map(|account| account.name.clone());
-                    self.refused.lock().spoiled.extend(spoiled);
-                }
+                self.give_up_archives(host, parts.source.host, &error);
                 self.stage().note(format!("host {host}: is not promoted: {error}"));
                 self.crash(host);
                 self.restart_later(host);
             }
         }
+    }
+
+    /// Members that hold nothing yet do not listen, and cannot be sealed: they are stopped, given up by name, and join again.
+    fn dismiss_the_unseeded(self: &Arc<Self>) {
+        for host in 0..self.hosts.len() {
+            let node = {
+                let mut home = self.hosts[host].lock();
+                let is_unseeded = home.disk.follows.is_some() && home.disk.log.is_none();
+                if !is_unseeded || home.disk.fenced.is_some() {
+                    continue;
+                }
+                home.disk.fenced = Some("it holds nothing".to_owned());
+                home.disk.node
+            };
+            if let Ok(identity) = self.ground.identity(node) {
+                self.ground.gone.lock().insert(identity.node());
+            }
+            self.crash(host);
+            self.rejoin_later(host);
+        }
+    }
+
+    /// Archives that cannot be brought up are given up by name: a disaster has changed what is in them, or no mirror is left whose log reaches
+    /// back to what they lack. The old source, which could go on with them, is seen to first: it never comes back.
+    fn give_up_archives(self: &Arc<Self>, host: usize, source: usize, error: &str) {
+        let is_out_of_reach = error.contains("no other archive has what comes then");
+        if is_out_of_reach || error.contains("is not a member of volume") {
+            self.refused.lock().too_late.insert(host);
+            if (0..self.hosts.len()).any(|other| self.was_in_time(other)) {
+                *self.candidate.lock() = None;
+                return;
+            }
+        }
+        let is_spoiled = |account: &&Arc<Account>| {
+            let is_changed = account.is_damaged() && error.contains("has other content");
+            error.contains(&account.name) && (is_changed || is_out_of_reach)
+        };
+        let spoiled = self.ground.archives.iter().filter(is_spoiled);
+        let spoiled: Vec<String> = spoiled.map(|account| account.name.clone()).collect();
+        if spoiled.is_empty() {
+            return;
+        }
+        self.refused.lock().spoiled.extend(spoiled);
+        self.stage().count("archives that were given up by name");
+        self.crash(source);
+        self.hosts[source].lock().disk.fenced = Some("it was taken away".to_owned());
+        self.rejoin_later(source);
+    }
+
+    /// Whether the mirror on `host` may take over where others came too late.
+    fn was_in_time(&self, host: usize) -> bool {
+        let home = self.hosts[host].lock();
+        let is_mirror = home.disk.follows.is_some() && home.disk.log.is_some() && home.disk.fenced.is_none();
+        is_mirror && !self.refused.lock().too_late.contains(&host)
     }
 
     /// One mirror may have more entries and the other more bytes. Whoever lacks acknowledged bytes must not take over; the other gives up the
@@ -120,10 +176,12 @@ impl World {
         }
     }
 
-    /// Whether the mirror holds everything up to the beginning of the epoch of its source.
-    fn has_caught_up(&self, parts: &Parts) -> bool {
-        let leads = self.hosts[parts.source].lock().disk.leads;
-        leads.is_none_or(|leads| leads.number <= parts.log.durable().state().position.epoch.number.max(1))
+    /// Whether a log that ends at `tip` has everything up to the beginning of the latest epoch.
+    pub(super) fn has_caught_up(&self, tip: &Position) -> bool {
+        let reaches = |base: Option<Position>| {
+            base.is_none_or(|base| self.stage().judge(|judge, _| Ok(judge.is_on(&base, tip))) == Some(true))
+        };
+        self.stage().judge(|judge, _| Ok(judge.latest_base())).is_some_and(reaches)
     }
 
     fn parts(&self, host: usize) -> Option<Parts> {
@@ -140,6 +198,8 @@ impl World {
             replica: Arc::clone(&followed.replica),
             status: followed.handle.status.clone(),
             heard: followed.handle.heard.clone(),
+            name: home.disk.node,
+            identity: Arc::clone(&process.identity),
             source: home.disk.follows?,
         })
     }
@@ -155,13 +215,14 @@ impl World {
     /// Seals everybody and claims the next epoch. Says whether every place that may have acknowledged was sealed.
     async fn take_over(self: &Arc<Self>, host: usize, parts: &Parts) -> Result<(PromotePlan, bool), String> {
         let ground = &self.ground;
+        let archives = names(&ground.archives_of(&parts.volume)?);
         let (places, epochs, complete) = self.open_places(host, parts).await?;
         let known = [Some(parts.log.durable().state().position.epoch), parts.replica.promised()];
         let known: Vec<Epoch> = known.into_iter().flatten().chain(epochs).collect();
         let attempts = {
             let mut home = self.hosts[host].lock();
             let number = known.iter().chain(&home.disk.attempts).map(|epoch| epoch.number).max();
-            let fresh = epoch_of(number.unwrap_or_default() + 1, host).id;
+            let fresh = epoch_of(number.unwrap_or_default() + 1, parts.name).id;
             let next = Successor::next_epoch(&home.disk.attempts, &known, fresh);
             if home.disk.attempts.last() != Some(&next) {
                 home.disk.attempts.push(next);
@@ -169,18 +230,18 @@ impl World {
             home.disk.attempts.clone()
         };
         let next = *attempts.last().ok_or("no epoch was remembered")?;
-        let own = ground.identities[host].node();
-        let members = ground.others(parts.source);
-        let policy = match ground.level {
-            Level::Mirror => AckPolicy::Mirrors { wanted: 1, members },
-            Level::Local | Level::Archive => AckPolicy::Local,
-        };
-        let successor = Successor { node: own, attempts, given_up: Default::default() };
-        let gives_up = self.refused.lock().gives_up == Some(host);
-        let assume_lost = if gives_up { ground.others(parts.source) } else { Default::default() };
-        let assume_lost = assume_lost.into_iter().filter(|member| *member != own).collect();
+        let own = parts.identity.node();
+        let policy = ground.policy(&parts.volume);
+        let mut assume_lost = ground.gone.lock().clone();
+        assume_lost.insert(parts.source.key.node());
+        if self.refused.lock().gives_up == Some(host) {
+            assume_lost.extend(holders(&parts.volume).into_keys());
+        }
+        assume_lost.remove(&own);
+        let successor = Successor { node: own, attempts, given_up: assume_lost.clone() };
         let request = PromoteRequest { own, next, policy, assume_lost };
-        let acts = Acts { ground: Arc::clone(ground), parts, places, successor };
+        let ground = Arc::clone(ground);
+        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives };
         let plan = promote(&request, &acts).await.map_err(|error| error.to_string())?;
         Ok((plan, complete))
     }
@@ -200,7 +261,7 @@ impl World {
         };
         let mut places: Vec<Arc<dyn Fence>> = Vec::new();
         let (mut epochs, mut complete) = (Vec::new(), true);
-        for account in &ground.archives {
+        for account in &ground.archives_of(&parts.volume)? {
             if account.is_gone() || self.refused.lock().spoiled.contains(&account.name) {
                 // Given up by name.
                 complete = false;
@@ -209,7 +270,7 @@ impl World {
             let open = async {
                 let archive = ground.archive(account, &parts.gate).await?;
                 let clock = Arc::clone(&parts.clock) as Arc<dyn Clock>;
-                let fence = ArchiveFence::new(archive, ground.identities[host].node(), clock, None);
+                let fence = ArchiveFence::new(archive, parts.identity.node(), clock, None);
                 let held = fence.adopt().await.map_err(|error| error.to_string())?;
                 Ok::<_, String>((fence.with_supplies(supplies.clone()), held.epoch))
             };
@@ -262,11 +323,18 @@ impl World {
             let home = &mut *home;
             home.disk.leads = Some(plan.epoch);
             home.disk.follows = None;
+            home.disk.attempts.clear();
             home.disk.lost =
                 (lost > 0).then_some(LostPacks { after: plan.data_lsn, upto: plan.base.position.lsn });
             let disk = home.disk.clone();
             match home.process.as_mut() {
-                Some(process) => self.ground.lead(host, process, &disk, plan.epoch, false),
+                Some(process) => {
+                    // Every member of the set is sealed or given up: the new source begins with all of them.
+                    let mut members: BTreeSet<NodeId> = holders(&process.volume).into_keys().collect();
+                    members.remove(&process.identity.node());
+                    *disk.acknowledging.lock() = members;
+                    self.ground.lead(host, process, &disk, plan.epoch, None)
+                }
                 None => Ok(()),
             }
         };
@@ -279,31 +347,55 @@ impl World {
         self.publish();
     }
 
-    /// Mirrors of somebody else join `leader`, with empty directories: what they have promised keeps them from taking what `leader` holds
-    /// of the epoch before.
+    /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them.
     fn follow_leader(self: &Arc<Self>, leader: usize) {
         for host in (0..self.hosts.len()).filter(|host| *host != leader) {
-            let follows = self.hosts[host].lock().disk.follows;
-            if follows.is_some_and(|source| source != leader) {
-                self.crash(host);
-                self.hosts[host].lock().disk.begin_anew(self.ground.origin, leader);
-                self.restart_later(host);
-            }
+            let world = Arc::clone(self);
+            tokio::spawn(async move {
+                world.stage().pause(0, TOLD_MS_MAX).await;
+                let leads = {
+                    let home = world.hosts[leader].lock();
+                    home.leads().map(|_| home.disk.node)
+                };
+                let Some(Ok(identity)) = leads.map(|node| world.ground.identity(node)) else { return };
+                let follows = world.hosts[host].lock().disk.follows;
+                if follows.is_some_and(|source| source.key != identity.public_key()) {
+                    world.crash(host);
+                    world.hosts[host].lock().disk.fenced = Some("its source was replaced".to_owned());
+                    world.rejoin_later(host);
+                }
+            });
         }
     }
 
     /// Nobody leads: whoever looks after the volume lets the mirror that holds most take over.
     pub(super) async fn promote_somebody(self: &Arc<Self>) {
+        let candidate = *self.candidate.lock();
+        if let Some(host) = candidate.or_else(|| self.next_candidate()) {
+            self.promote(host).await;
+        }
+    }
+
+    /// The mirror that holds most; rather one that did not come too late.
+    fn next_candidate(&self) -> Option<usize> {
         let held = |host: &usize| {
             let home = self.hosts[*host].lock();
             let process = home.process.as_ref().filter(|_| home.disk.follows.is_some())?;
             let position = process.log.durable().state().position;
-            Some((position.epoch, position.lsn, *host))
+            let is_in_time = !self.refused.lock().too_late.contains(host);
+            let rank = (is_in_time, position.epoch, position.lsn, *host);
+            self.has_caught_up(&position).then_some(rank)
         };
-        let furthest = (0..self.hosts.len()).filter_map(|host| held(&host)).max().map(|(_, _, host)| host);
-        let candidate = *self.candidate.lock();
-        if let Some(host) = candidate.or(furthest) {
-            self.promote(host).await;
+        (0..self.hosts.len()).filter_map(|host| held(&host)).max().map(|(.., host)| host)
+    }
+}
+
+impl Ground {
+    /// Who acknowledges, as far as `volume` knows.
+    fn policy(&self, volume: &Volume) -> AckPolicy {
+        match self.level {
+            Level::Mirror => AckPolicy::Mirrors { wanted: 1, members: holders(volume).into_keys().collect() },
+            Level::Local | Level::Archive => AckPolicy::Local,
         }
     }
 }
@@ -313,6 +405,9 @@ struct Acts<'a> {
     parts: &'a Parts,
     places: TakeOverLog,
     successor: Successor,
+    request: PromoteRequest,
+    /// The archives of the volume when the promotion began.
+    archives: Vec<String>,
 }
 
 impl Acts<'_> {
@@ -327,6 +422,17 @@ impl Acts<'_> {
             tokio::time::sleep(LOOK).await;
         }
     }
+
+    /// What was fetched may change who must be sealed: then the promotion is tried again.
+    fn check_unchanged(&self) -> Result<(), String> {
+        if self.ground.policy(&self.parts.volume) != self.request.policy {
+            return Err("the members have changed meanwhile: try again".to_owned());
+        }
+        if names(&self.ground.archives_of(&self.parts.volume)?) != self.archives {
+            return Err("the archives have changed meanwhile: try again".to_owned());
+        }
+        Ok(())
+    }
 }
 
 impl TakeOver for Acts<'_> {
@@ -336,20 +442,21 @@ impl TakeOver for Acts<'_> {
             self.parts.replica.promise(epoch).map_err(|error| error.to_string())?;
             let state = self.places.fetch(&self.successor).await.map_err(|error| error.to_string())?;
             self.shown(state).await;
+            self.check_unchanged()?;
             Ok(self.standing())
         })
     }
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let host =
-                (0..self.ground.identities.len()).find(|host| self.ground.identities[*host].node() == member);
-            let host = host.ok_or("it is no member")?;
+            let row = holders(&self.parts.volume).remove(&member).ok_or("it is no member")?;
+            let MemberState::Joined { public_key } = row.state else {
+                return Err("it is no member any more".to_owned());
+            };
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
-            let (addresses, key) =
-                ([address_of(host).to_string()], self.ground.identities[host].public_key());
-            let sealed =
-                self.parts.dialer.seal(&addresses, key, seal).await.map_err(|error| error.to_string())?;
+            let key = PublicKey::from_bytes(public_key);
+            let sealed = self.parts.dialer.seal(&row.addresses, key, seal).await;
+            let sealed = sealed.map_err(|error| error.to_string())?;
             let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
             Ok(sealed.state.map(standing))
         })
@@ -364,6 +471,7 @@ impl TakeOver for Acts<'_> {
     fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
         Box::pin(async move {
             self.shown(base).await;
+            self.check_unchanged()?;
             let found = self.parts.log.durable().state();
             if found != base {
                 return Err(format!("the log ends at {} instead of {}", found.position, base.position));
@@ -377,6 +485,12 @@ impl TakeOver for Acts<'_> {
     }
 }
 
+fn names(archives: &[Arc<Account>]) -> Vec<String> {
+    archives.iter().map(|account| account.name.clone()).collect()
+}
+
+/// A mirror hears of its source's successor after so long.
+const TOLD_MS_MAX: u64 = 6000;
 const LOOK: Duration = Duration::from_millis(20);
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 const ANSWER_MAX: Duration = Duration::from_secs(10);

@@ -9,20 +9,21 @@ use std::{
 };
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, ArchiveStore, Target, plan_restore, restore_packs, restore_tree};
+use murphy_backup::{Archive, ArchiveStore, RestoreError, Target, plan_restore, restore_packs, restore_tree};
 use murphy_fs::{
     BlockStore, CellCache, Index, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
     VolumeParts,
 };
-use murphy_log::{Digest, InPlace, Log, LogTime, MemoryLog, Position, SystemClock, VolumeKeys};
+use murphy_log::{Digest, InPlace, Log, LogTime, Lsn, MemoryLog, Position, State, SystemClock, VolumeKeys};
 use object_store::{memory::InMemory, path::Path};
 
-use super::{client::compare, judge::Certain, world::World};
+use super::{account::Account, client::compare, judge::Certain, world::World};
 
 /// Restores moments of the history that ends at `tip` and compares them.
 pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     let stage = world.stage();
-    let alive: Vec<_> = world.ground.archives.iter().filter(|account| !account.is_gone()).cloned().collect();
+    let known = world.known_archives();
+    let alive: Vec<_> = known.iter().filter(|account| !account.is_gone()).cloned().collect();
     let intact: Vec<_> = alive.iter().filter(|account| !account.is_damaged()).cloned().collect();
     if intact.is_empty() {
         return stage.note("no archive is left intact");
@@ -42,6 +43,7 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     if held_by != Some(true) {
         return stage.note("the archives end on another history");
     }
+    let first = lowest(&intact);
     let (ends, files) = stage.judge(|judge, _| Ok((judge.ends(&held), judge.files()))).unwrap_or_default();
     let files: Vec<_> = files
         .into_iter()
@@ -49,6 +51,7 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
             stage.judge(|judge, _| Ok(judge.is_on(&certain.position, &held))) == Some(true)
         })
         .collect();
+    let ends: Vec<_> = ends.into_iter().filter(|(position, _)| position.lsn >= first).collect();
     let mut moments: Vec<(Position, Digest)> = ends.first().into_iter().copied().collect();
     for _ in 0..MOMENTS {
         moments.extend(ends.get(stage.below(ends.len().max(1) as u64) as usize).copied());
@@ -61,10 +64,22 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
         let moment = Moment { position, digest, files, bytes };
         let restored = in_own_time(move || async move { restore(objects, keys, moment).await });
         match restored {
-            Ok(()) => stage.note(format!("restored lsn {}", position.lsn)),
+            Ok(Began::WithTheLog) => stage.note(format!("restored lsn {}", position.lsn)),
+            Ok(Began::WithSnapshot) => {
+                stage.count("restores that began with a snapshot");
+                stage.note(format!("restored lsn {}, from a snapshot on", position.lsn));
+            }
             Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),
         }
     }
+}
+
+/// Where the archive begins that begins first.
+fn lowest(intact: &[Arc<Account>]) -> Lsn {
+    let objects: Vec<_> = intact.iter().map(|account| (account.name.clone(), account.objects())).collect();
+    let found = in_own_time(move || async move { open(&objects).await });
+    let begins = found.unwrap_or_default().into_iter().map(|archive| archive.descriptor().base.lsn);
+    begins.min().unwrap_or_default()
 }
 
 /// How far the furthest archive goes.
@@ -77,7 +92,8 @@ async fn furthest(accounts: &[(String, Arc<InMemory>)]) -> Result<Position, Stri
     furthest.ok_or_else(|| "there is none".to_owned())
 }
 
-async fn open(accounts: &[(String, Arc<InMemory>)]) -> Result<Vec<Archive>, String> {
+/// The archives in these accounts that can be opened.
+pub(super) async fn open(accounts: &[(String, Arc<InMemory>)]) -> Result<Vec<Archive>, String> {
     let mut archives = Vec::new();
     for (name, objects) in accounts {
         let store = ArchiveStore::new(Arc::clone(objects) as _, Path::from("archive"), name);
@@ -101,14 +117,9 @@ async fn restore(
     accounts: Vec<(String, Arc<InMemory>)>,
     keys: VolumeKeys,
     Moment { position, digest, files, bytes }: Moment,
-) -> Result<(), String> {
+) -> Result<Began, String> {
     let archives = open(&accounts).await?;
-    let plan = plan_restore(&archives, Target::Lsn(position.lsn), &BTreeSet::new(), &TimeZone::UTC).await;
-    let plan = plan.map_err(|error| format!("is not planned: {error}"))?;
-    let index = Arc::new(MemoryIndex::new());
-    let target = Arc::clone(&index) as Arc<dyn Index>;
-    let state = restore_tree(&archives, &plan, target, Arc::new(|_| {})).await;
-    let state = state.map_err(|error| format!("fails: {error}"))?;
+    let (index, state, began) = restore_around(&archives, Target::Lsn(position.lsn)).await?;
     // The epoch may be the one in which a successor has taken the same entries over.
     let found = (state.position.lsn, state.position.hash, state.digest);
     if found != (position.lsn, position.hash, digest) {
@@ -146,11 +157,39 @@ async fn restore(
     for (name, certain) in &files {
         compare(&volume, name, certain).await?;
     }
-    Ok(())
+    Ok(began)
+}
+
+/// Restores the tree of `target`, as the program does: a snapshot that turns out to be damaged is left out of the next plan.
+pub(super) async fn restore_around(
+    archives: &[Archive],
+    target: Target,
+) -> Result<(Arc<MemoryIndex>, State, Began), String> {
+    let mut excluded = BTreeSet::new();
+    loop {
+        let plan = plan_restore(archives, target, &excluded, &TimeZone::UTC).await;
+        let plan = plan.map_err(|error| format!("is not planned: {error}"))?;
+        let began = if plan.route.snapshot.is_some() { Began::WithSnapshot } else { Began::WithTheLog };
+        let index = Arc::new(MemoryIndex::new());
+        let into = Arc::clone(&index) as Arc<dyn Index>;
+        match restore_tree(archives, &plan, into, Arc::new(|_| {})).await {
+            Ok(state) => return Ok((index, state, began)),
+            Err(RestoreError::Snapshot { folder, .. } | RestoreError::OtherSnapshot { folder, .. }) => {
+                excluded.insert(folder);
+            }
+            Err(error) => return Err(format!("fails: {error}")),
+        }
+    }
+}
+
+/// What a restore began with.
+pub(super) enum Began {
+    WithTheLog,
+    WithSnapshot,
 }
 
 /// Runs `work` on a thread with a runtime and time of its own, while the world stands still.
-fn in_own_time<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, String>
+pub(super) fn in_own_time<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T, String>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, String>>,

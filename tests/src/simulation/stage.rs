@@ -4,6 +4,7 @@
 //! - Time is the paused clock of the runtime, chance is the seed's: nothing else decides anything.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -16,6 +17,9 @@ use tokio::{sync::Notify, time::Instant};
 use super::{Canary, judge::Judge, trace::Trace};
 use crate::Random;
 
+/// How often each kind of thing happened.
+pub(super) type Tally = BTreeMap<&'static str, u64>;
+
 /// The ground of a simulated world.
 pub(super) struct Stage {
     started: Instant,
@@ -25,8 +29,10 @@ pub(super) struct Stage {
     violation: Mutex<Option<String>>,
     over: Notify,
     canary: Option<Canary>,
-    /// Disasters that befell this world.
-    pub(super) disasters: AtomicU64,
+    /// Disasters that befell this world, by their kind.
+    disasters: Mutex<Tally>,
+    /// What else happened, small mishaps and what people did about it.
+    events: Mutex<Tally>,
     /// Operations of clients, and how many fsyncs were acknowledged.
     pub(super) operations: AtomicU64,
     pub(super) acknowledged: AtomicU64,
@@ -42,7 +48,8 @@ impl Stage {
             violation: Mutex::default(),
             over: Notify::new(),
             canary,
-            disasters: AtomicU64::new(0),
+            disasters: Mutex::default(),
+            events: Mutex::default(),
             operations: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
         }
@@ -56,10 +63,20 @@ impl Stage {
         self.trace.lock().note(self.now(), what.as_ref());
     }
 
-    /// A disaster: noted and counted.
-    pub(super) fn disaster(&self, what: impl AsRef<str>) {
-        self.disasters.fetch_add(1, Ordering::Relaxed);
+    /// A disaster of a kind: noted and counted.
+    pub(super) fn disaster(&self, kind: &'static str, what: impl AsRef<str>) {
+        *self.disasters.lock().entry(kind).or_default() += 1;
         self.note(format!("DISASTER {}", what.as_ref()));
+    }
+
+    /// Counts something that happened.
+    pub(super) fn count(&self, event: &'static str) {
+        *self.events.lock().entry(event).or_default() += 1;
+    }
+
+    /// How many disasters there were of each kind, and how often everything else happened.
+    pub(super) fn tallies(&self) -> (Tally, Tally) {
+        (self.disasters.lock().clone(), self.events.lock().clone())
     }
 
     pub(super) fn below(&self, limit: u64) -> u64 {

@@ -1,0 +1,246 @@
+//! A mirror's node over its disk, and the snapshots that mirrors begin with.
+//!
+//! Invariants:
+//! - The judge sees a frame, or a snapshot, before it is queued at a mirror.
+//! - While a volume is open above the log, the log is replaced only by a process that begins anew.
+
+use std::{
+    io::Cursor,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use murphy_backup::Lineage;
+use murphy_fs::{IndexSnapshot, SnapshotOrigin, Volume, verify_snapshot, write_snapshot};
+use murphy_log::{
+    AppendError, Clock, DurableWatch, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys,
+};
+use murphy_mirror::{
+    Lookup, Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise,
+    look_up,
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    Canary,
+    disk::{Base, Disk, NodeLog, Orders, append_any},
+    node::Ground,
+    stage::{NodeClock, Stage},
+};
+
+/// A mirror's node over its disk.
+pub(super) struct NodeReplica {
+    held: Arc<Held>,
+    promised: Arc<Mutex<Option<Epoch>>>,
+    pub(super) data: watch::Sender<Lsn>,
+}
+
+/// What is there, and may be replaced.
+struct Held {
+    stage: Arc<Stage>,
+    host: usize,
+    keys: VolumeKeys,
+    lineage: Lineage,
+    log: Mutex<Option<Arc<NodeLog>>>,
+    orders: Arc<Mutex<Orders>>,
+    /// A volume is open above the log.
+    in_use: AtomicBool,
+    /// The process has to begin anew.
+    restart: AtomicBool,
+}
+
+impl NodeReplica {
+    /// The node on `disk`.
+    pub(super) fn new(ground: &Ground, host: usize, disk: &Disk) -> NodeReplica {
+        let log = disk.log.as_ref().map(|log| NodeLog::new(&ground.stage, host, Arc::clone(log)));
+        let held = Held {
+            stage: Arc::clone(&ground.stage),
+            host,
+            keys: ground.keys.clone(),
+            lineage: ground.lineage,
+            log: Mutex::new(log),
+            orders: Arc::clone(&disk.orders),
+            in_use: AtomicBool::new(false),
+            restart: AtomicBool::new(false),
+        };
+        NodeReplica {
+            held: Arc::new(held),
+            promised: Arc::clone(&disk.promised),
+            data: watch::Sender::new(Lsn::new(0)),
+        }
+    }
+
+    /// The log, once there is one. From here on it stays in place while this process lives.
+    pub(super) fn use_log(&self) -> Option<Arc<NodeLog>> {
+        let log = self.held.log.lock().clone();
+        self.held.in_use.store(log.is_some(), Ordering::Relaxed);
+        log
+    }
+
+    /// Whether what is held is to be replaced by a process that begins anew.
+    pub(super) fn is_to_begin_anew(&self) -> bool {
+        self.held.restart.load(Ordering::Relaxed)
+    }
+
+    fn log(&self) -> Option<Arc<NodeLog>> {
+        if self.is_to_begin_anew() { None } else { self.held.log.lock().clone() }
+    }
+}
+
+impl Replica for NodeReplica {
+    fn state(&self) -> Option<State> {
+        self.log().map(|log| log.durable().state())
+    }
+
+    fn keys(&self) -> &VolumeKeys {
+        &self.held.keys
+    }
+
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+        let promised = self.promised.lock();
+        if let Some(promised) = forbidding_promise(*promised, frame.epoch(), told) {
+            return Err(ReplicaError::Promised { promised });
+        }
+        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
+        let place = format!("mirror {}", self.held.host);
+        self.held.stage.judge(|judge, _| judge.copied(&place, &frame));
+        append_any(&*log, &frame).map_err(|error| match error {
+            AppendError::Ended(end) => ReplicaError::Ended(end.to_string()),
+            AppendError::NoSpace { message } => ReplicaError::NoSpace(message),
+            other => ReplicaError::Storage(other.to_string()),
+        })
+    }
+
+    fn durable(&self) -> Option<DurableWatch> {
+        self.log().map(|log| log.durable())
+    }
+
+    fn data(&self) -> watch::Receiver<Lsn> {
+        self.data.subscribe()
+    }
+
+    fn history(&self) -> Option<Arc<dyn Log>> {
+        self.log().map(|log| log as Arc<dyn Log>)
+    }
+
+    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
+        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
+        look_up(&*log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))
+    }
+
+    fn promised(&self) -> Option<Epoch> {
+        *self.promised.lock()
+    }
+
+    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+        let mut promised = self.promised.lock();
+        if let Some(promised) = forbidding_promise(*promised, epoch, None) {
+            return Err(ReplicaError::Promised { promised });
+        }
+        let Held { stage, host, .. } = &*self.held;
+        if !stage.has(Canary::ForgottenPromise) {
+            *promised = Some(epoch);
+        }
+        stage.note(format!("host {host}: promises epoch {}", epoch.number));
+        if let Some(log) = self.log() {
+            log.sync();
+        }
+        Ok(self.state())
+    }
+
+    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
+        if self.is_to_begin_anew() {
+            return Err(ReplicaError::Storage("this node is about to begin anew".to_owned()));
+        }
+        Ok(Box::new(Seed { held: Arc::clone(&self.held), state, content: Vec::new() }))
+    }
+
+    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        let Held { stage, host, orders, restart, .. } = &*self.held;
+        let from = ancestor.map_or(0, |point| point.lsn.get());
+        stage.note(format!("host {host}: lsn {from} to {} is set aside", tail.lsn));
+        stage.count("tails that were set aside");
+        orders.lock().aside = true;
+        restart.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A snapshot that is arriving.
+struct Seed {
+    held: Arc<Held>,
+    state: State,
+    content: Vec<u8>,
+}
+
+impl SeedWriter for Seed {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplicaError> {
+        let from = usize::try_from(offset).map_err(|error| ReplicaError::NoSpace(error.to_string()))?;
+        let end = from + bytes.len();
+        if self.content.len() < end {
+            self.content.resize(end, 0);
+        }
+        self.content[from..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError> {
+        let bad = |what: &dyn std::fmt::Display| ReplicaError::BadSnapshot(what.to_string());
+        let Seed { held, state, content } = *self;
+        if content.len() as u64 != bytes {
+            return Err(bad(&format!("{} bytes where {bytes} belong", content.len())));
+        }
+        let header = verify_snapshot(Cursor::new(&content), &|_| {}).map_err(|error| bad(&error))?.header;
+        if (header.volume, header.branch, header.state) != (held.lineage.volume, held.lineage.branch, state) {
+            return Err(bad(&format!("it holds {}", header.state.position)));
+        }
+        let Held { stage, host, .. } = &*held;
+        stage.judge(|judge, _| judge.has_state(&format!("the seed of mirror {host}"), &state));
+        stage.count("mirrors seeded by a snapshot");
+        stage.note(format!("host {host}: is seeded at lsn {}", state.position.lsn));
+        let base = Base { state, snapshot: Bytes::from(content) };
+        let in_use = held.in_use.load(Ordering::Relaxed);
+        let mut orders = held.orders.lock();
+        orders.aside = held.log.lock().is_some();
+        orders.ready = Some(base);
+        drop(orders);
+        if in_use {
+            held.restart.store(true, Ordering::Relaxed);
+            return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));
+        }
+        let log = NodeLog::new(stage, *host, Arc::new(MemoryLog::held(state)));
+        *held.log.lock() = Some(log);
+        Ok(state)
+    }
+}
+
+/// What new mirrors begin with: a snapshot of the tree of now.
+pub(super) struct Snapshots {
+    pub(super) volume: Volume,
+    pub(super) log: Arc<NodeLog>,
+    pub(super) keys: VolumeKeys,
+    pub(super) lineage: Lineage,
+    pub(super) clock: Arc<NodeClock>,
+}
+
+impl SnapshotSource for Snapshots {
+    fn open(&self) -> Result<SeedSnapshot, ReplicaError> {
+        let storage = |error: &dyn std::fmt::Display| ReplicaError::Storage(error.to_string());
+        let view = self.volume.view_with_state();
+        let state = view.state().ok_or_else(|| ReplicaError::Storage("there is no state".to_owned()))?;
+        // Nothing leaves a node before it is durable there. Nobody can wait here: the disk is quick for once.
+        self.log.sync();
+        let durable = self.log.durable().current();
+        if durable.state.position.lsn < state.position.lsn {
+            return Err(storage(&format!("the log has ended below lsn {}", state.position.lsn)));
+        }
+        let origin = SnapshotOrigin { branch: self.lineage.branch, created: self.clock.wall() };
+        let mut content = Vec::new();
+        write_snapshot(&view, &self.keys, origin, &mut content, &|_| {}).map_err(|error| storage(&error))?;
+        Ok(SeedSnapshot { state, reader: Box::new(Cursor::new(content)), hold: Box::new(()) })
+    }
+}
