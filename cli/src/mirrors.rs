@@ -178,7 +178,9 @@ impl Mirroring {
         let mut services = Services::new(keys.clone(), branch, identity.node(), Arc::clone(&clock), members);
         services.packs = Some(node.blocks.clone());
         let services = Arc::new(services);
-        if let Some(source) = &node.config.source {
+        // The source before may ask as well: it hears that it was replaced.
+        let before = node.config.promoted.as_ref().map(|promoted| &promoted.from);
+        if let Some(source) = node.config.source.as_ref().or(before) {
             services.set_source_key(source.key);
         }
         if let (Some(replica), Some(followed)) = (&replica, &followed) {

@@ -154,6 +154,14 @@ pub enum SourceReport {
         /// Where the source's log ends.
         durable: Lsn,
     },
+    /// It holds other frames of the epoch that this source decides in: the source has lost those, and has gone on.
+    #[error(
+        "holds another lsn {lsn} of this source's epoch: the source has lost entries, and has gone on without them"
+    )]
+    Forked {
+        /// Where it stands.
+        lsn: Lsn,
+    },
     /// It has promised a later epoch: this source has been replaced.
     #[error("has promised epoch {0}, which is later than this source's")]
     Fenced(Epoch),
@@ -383,7 +391,11 @@ impl Source {
                 let welcome = self.welcome(Lsn::ROOT, Verdict::Diverged);
                 self.phase = Phase::Diverged { asked: None };
                 let (lsn, durable) = (position.lsn, self.durable.position.lsn);
-                let report = SourceReport::Diverged { lsn, durable };
+                let is_own = position.epoch == self.config.epoch && self.peer.role.holds_copy();
+                let report = match is_own {
+                    true => SourceReport::Forked { lsn },
+                    false => SourceReport::Diverged { lsn, durable },
+                };
                 vec![SourceAction::Report(report), SourceAction::Send(welcome)]
             }
         }

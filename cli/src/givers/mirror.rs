@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use murphy_fs::{MemberRow, MemberState};
-use murphy_log::{AppendError, DiskLog, Epoch, Frame, Log, NodeId, Position, VolumeKeys};
+use murphy_log::{DiskLog, Epoch, Frame, Log, NodeId, Position, VolumeKeys, append_copy};
 use murphy_mirror::{Ask, Dialer, ExchangeError, Identity, Lender, NetworkOptions, PublicKey, UdpSockets};
 
 use super::Giver;
@@ -95,8 +95,9 @@ impl MirrorGiver {
                 return Err(self.said(format!("lsn {} is of epoch {}", frame.first(), frame.epoch().number)));
             }
             let log = Arc::clone(&log);
-            let appended = murphy_log::spawn_blocking(move || append(&log, own, frames)).await;
-            appended.map_err(failed)??;
+            // An epoch of its own is claimed with the first one.
+            let append = move || frames.into_iter().try_for_each(|frame| append_copy(&*log, frame));
+            murphy_log::aside(append).await.map_err(failed)?;
         }
         log.durable().wait_for(log.tail().position.lsn).await.map(drop).map_err(failed)
     }
@@ -134,21 +135,6 @@ impl Giver for MirrorGiver {
             tokio::time::timeout(ANSWER_MAX, self.give(log, own)).await.unwrap_or_else(late)
         })
     }
-}
-
-/// Queues frames of `own`, which the log is claimed for if it is not yet.
-fn append(log: &DiskLog, own: Epoch, frames: Vec<Frame>) -> Result<(), CliError> {
-    for frame in frames {
-        let tail = log.tail().position;
-        match log.append(&tail, frame.clone()) {
-            Err(AppendError::NotClaimed) => {
-                log.claim(own).map_err(failed)?;
-                log.append(&tail, frame).map_err(failed)?;
-            }
-            other => other.map_err(failed)?,
-        }
-    }
-    Ok(())
 }
 
 /// Reaches other nodes as the node with this identity.

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
-use murphy_log::{Epoch, Log, Lsn, NodeId, Position};
+use murphy_log::{DiskLog, Epoch, Log, Lsn, NodeId, Position};
 use murphy_mirror::{Lookup, MemberBook, Point, Stands, look_up};
 
 use super::{Mirroring, lock, stale};
@@ -34,7 +34,7 @@ impl Mirroring {
             let Some(held) = end(&stands) else { continue };
             if held.lsn > node.log.tail().position.lsn {
                 self.fetch(node, giver, held)?;
-            } else if look_up(&*node.log, held.lsn).map_err(failed)? != of(held) {
+            } else if holds_other(&node.log, held)? {
                 tracing::error!(
                     "{} holds another lsn {} of epoch {} than this source: this one has lost entries before, and has gone on without them",
                     giver.member,
@@ -162,9 +162,14 @@ impl Mirroring {
     }
 }
 
-/// What a log holds that has this position.
-fn of(position: Position) -> Lookup {
-    Lookup::End(Point { lsn: position.lsn, hash: position.hash })
+/// Whether the log has something else where a member says that it stands.
+fn holds_other(log: &DiskLog, held: Position) -> Result<bool, CliError> {
+    let same = Point { lsn: held.lsn, hash: held.hash };
+    Ok(match look_up(log, held.lsn).map_err(failed)? {
+        Lookup::End(point) => point != same,
+        Lookup::Inside { .. } => true,
+        Lookup::Trimmed { .. } | Lookup::Beyond { .. } => false,
+    })
 }
 
 /// Acknowledges nothing: the log lacks entries before those that it would be asked about.

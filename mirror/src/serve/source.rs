@@ -198,7 +198,7 @@ impl SourceSession<'_> {
                     entry.lost(*position);
                 }
             }
-            SourceReport::Diverged { .. } => {
+            SourceReport::Diverged { .. } | SourceReport::Forked { .. } => {
                 if let Some(entry) = &self.entry {
                     entry.diverged();
                 }
