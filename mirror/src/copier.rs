@@ -7,6 +7,7 @@
 //! - Several helpers copy at a time; the data position advances in the order of the log.
 
 mod plan;
+mod tree;
 
 use std::{borrow::Cow, io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 

@@ -9,11 +9,9 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{IndexSnapshot, Volume};
-use murphy_log::{DiskLog, Log, Lsn, Position, SystemClock};
+use murphy_log::{DiskLog, Log, Lsn, SystemClock};
 use murphy_mirror::{
-    Copier, CopyError, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, Point,
-    RemotePacks, Replica, look_up,
+    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, RemotePacks, Replica, look_up,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
@@ -123,7 +121,7 @@ impl Mirroring {
         let copier = self.copier(replica, followed.packs.clone());
         let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
         followed.run(self.runtime.spawn(async move {
-            if let Err(error) = copy(&copier, &volume, stopping).await {
+            if let Err(error) = copier.keep_up(&volume, stopping).await {
                 tracing::error!(%error, "packs are not copied any more; reads go on from the source");
             }
         }));
@@ -183,42 +181,6 @@ impl Mirroring {
     }
 }
 
-/// Copies packs until it is stopped. When the log does not reach back to the first one, or too many do not come, what the tree of now needs
-/// is copied, then what follows.
-async fn copy(copier: &Copier, volume: &Volume, stopping: watch::Receiver<bool>) -> Result<(), CopyError> {
-    loop {
-        match copier.run(stopping.clone()).await {
-            Err(error @ (CopyError::NoBase { .. } | CopyError::Stuck { .. })) => {
-                tracing::info!(%error, "what the tree of now needs is copied");
-            }
-            other => return other,
-        }
-        let mut stopped = stopping.clone();
-        tokio::select! {
-            copied = copy_tree(copier, volume) => copied?,
-            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-        }
-    }
-}
-
-/// Copies what the tree of now needs.
-async fn copy_tree(copier: &Copier, volume: &Volume) -> Result<(), CopyError> {
-    loop {
-        let shown = volume.view_with_state().state().map(|state| state.position);
-        if let Some(Position { lsn, hash, .. }) = shown {
-            let durable = volume.log().durable().wait_for(lsn).await;
-            durable.map_err(|error| CopyError::Panicked(error.to_string()))?;
-            let packs =
-                volume.packs().map(|row| Ok(row.map_err(|error| CopyError::Tree(error.to_string()))?.1));
-            match copier.copy_base(packs, Point { lsn, hash }).await {
-                Err(error @ CopyError::Lacks { .. }) => tracing::warn!(%error, "they are asked for again"),
-                copied => return copied,
-            }
-        }
-        tokio::time::sleep(BASE_AGAIN).await;
-    }
-}
-
 /// Says up to where the bytes are here, as far as the copier has noted it.
 pub(super) fn load_data_position(
     directory: &Path,
@@ -254,5 +216,4 @@ const END_MAX: Duration = Duration::from_secs(5);
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
 pub(super) const COPY_HELPERS: usize = 4;
 /// Packs that the source lacks are asked for again so often, if a snapshot's tree needs them.
-const BASE_AGAIN: Duration = Duration::from_secs(5);
 const CURSOR: &str = "copied";

@@ -6,11 +6,11 @@
 
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
-use murphy_fs::{IndexSnapshot, MemberState, Volume};
+use murphy_fs::MemberState;
 use murphy_log::{Clock, Epoch, Log, Lsn};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener,
-    MemberBook, MirrorPart, NetworkOptions, Part, Point, PublicKey, Replica, Services, SourcePart, compare,
+    MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, Replica, Services, SourcePart, compare,
 };
 use tokio::{sync::watch, task::AbortHandle};
 
@@ -173,7 +173,7 @@ impl Ground {
         let (stage, volume) = (Arc::clone(&self.stage), process.volume.clone());
         let stopped = followed.stop.subscribe();
         process.tasks.run(async move {
-            if let Err(error) = copy(&stage, host, copier, &volume, stopped).await {
+            if let Err(error) = copier.keep_up(&volume, stopped).await {
                 // A log that has ended has said so elsewhere.
                 let expected = matches!(error, CopyError::Log(_));
                 stage.note(format!("host {host}: copies no more: {error}"));
@@ -182,36 +182,6 @@ impl Ground {
                 }
             }
         });
-    }
-}
-
-/// Copies what the log names; behind a snapshot, first what the tree refers to.
-async fn copy(
-    stage: &Stage,
-    host: usize,
-    copier: Copier,
-    volume: &Volume,
-    mut stopped: watch::Receiver<bool>,
-) -> Result<(), CopyError> {
-    loop {
-        match copier.run(stopped.clone()).await {
-            Err(CopyError::NoBase { .. }) => {}
-            other => return other,
-        }
-        let view = volume.view_with_state();
-        let Some(state) = view.state() else { continue };
-        let at = Point { lsn: state.position.lsn, hash: state.position.hash };
-        if volume.log().durable().wait_for(at.lsn).await.is_err() {
-            // A log that has ended has said so elsewhere.
-            return Ok(());
-        }
-        let packs = volume.packs().filter_map(Result::ok);
-        tokio::select! {
-            copied = copier.copy_base(packs, at) => copied?,
-            _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-        }
-        stage.count("bases whose packs were copied");
-        stage.note(format!("host {host}: has the packs of lsn {}", at.lsn));
     }
 }
 
