@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use murphy_fs::{IndexSnapshot, MemberState, Volume};
-use murphy_log::{Clock, Epoch, Log, Lsn};
+use murphy_log::{Clock, Epoch, Log, Lsn, Position};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener,
     MemberBook, MirrorPart, NetworkOptions, Part, Point, PublicKey, Replica, Services, SourcePart, compare,
@@ -185,7 +185,7 @@ impl Ground {
     }
 }
 
-/// Copies what the log names; behind a snapshot, first what the tree refers to.
+/// Copies what the log names; behind a snapshot, and where a pack is not to be had, first what the tree of now needs.
 async fn copy(
     stage: &Stage,
     host: usize,
@@ -195,23 +195,34 @@ async fn copy(
 ) -> Result<(), CopyError> {
     loop {
         match copier.run(stopped.clone()).await {
-            Err(CopyError::NoBase { .. }) => {}
+            Err(CopyError::NoBase { .. } | CopyError::Stuck { .. }) => {}
             other => return other,
         }
-        let view = volume.view_with_state();
-        let Some(state) = view.state() else { continue };
-        let at = Point { lsn: state.position.lsn, hash: state.position.hash };
-        if volume.log().durable().wait_for(at.lsn).await.is_err() {
-            // A log that has ended has said so elsewhere.
-            return Ok(());
-        }
-        let packs = volume.packs().filter_map(Result::ok);
         tokio::select! {
-            copied = copier.copy_base(packs, at) => copied?,
+            copied = copy_tree(&copier, volume) => copied?,
             _ = stopped.wait_for(|stop| *stop) => return Ok(()),
         }
-        stage.count("bases whose packs were copied");
-        stage.note(format!("host {host}: has the packs of lsn {}", at.lsn));
+        stage.count("trees whose packs were copied");
+        stage.note(format!("host {host}: has the packs of lsn {}", *copier.data.borrow()));
+    }
+}
+
+async fn copy_tree(copier: &Copier, volume: &Volume) -> Result<(), CopyError> {
+    loop {
+        let shown = volume.view_with_state().state().map(|state| state.position);
+        if let Some(Position { lsn, hash, .. }) = shown {
+            if volume.log().durable().wait_for(lsn).await.is_err() {
+                // A log that has ended has said so elsewhere.
+                futures::future::pending::<()>().await;
+            }
+            let packs =
+                volume.packs().map(|row| Ok(row.map_err(|error| CopyError::Tree(error.to_string()))?.1));
+            match copier.copy_base(packs, Point { lsn, hash }).await {
+                Err(CopyError::Lacks { .. }) => {}
+                copied => return copied,
+            }
+        }
+        tokio::time::sleep(BASE_AGAIN).await;
     }
 }
 
@@ -258,6 +269,8 @@ fn options() -> NetworkOptions {
     NetworkOptions { idle_timeout: IDLE_TIMEOUT, ..NetworkOptions::default() }
 }
 
+/// What the source lacked may have come to it after so long, or be called missing.
+const BASE_AGAIN: Duration = Duration::from_secs(2);
 const STALL_LOOK: Duration = Duration::from_millis(500);
 /// What is behind for more looks says so, ...
 const UNREPORTED_LOOKS: usize = 10;

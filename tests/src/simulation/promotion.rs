@@ -14,8 +14,8 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, Identity, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing, TakeOver,
-    promote,
+    AckPolicy, Dialer, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing,
+    TakeOver, promote,
 };
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     account::Account,
     disk::{NodeLog, NodeName, Upstream},
     members::holders,
+    network::address_of,
     node::Ground,
     seeding::NodeReplica,
     stage::NodeClock,
@@ -97,6 +98,7 @@ impl World {
                 *self.candidate.lock() = None;
                 *self.refused.lock() = Refused::default();
                 self.led_by(host, &plan, complete);
+                self.tell_predecessor(host, parts.source, plan.epoch, plan.base.position);
             }
             Err(error) => {
                 if error.contains("promote that one") {
@@ -347,6 +349,23 @@ impl World {
         self.publish();
     }
 
+    /// Lets the node on `host`, which leads, tell the source before it that it was replaced, until it has heard it.
+    fn tell_predecessor(&self, host: usize, source: Upstream, epoch: Epoch, base: Position) {
+        let home = self.hosts[host].lock();
+        let Some(process) = &home.process else { return };
+        let Some(dialer) = process.among.as_ref().map(|among| among.dialer.clone()) else { return };
+        let ground = Arc::clone(&self.ground);
+        process.tasks.run(async move {
+            let (addresses, base) =
+                ([address_of(source.host).to_string()], Point { lsn: base.lsn, hash: base.hash });
+            let tell =
+                || dialer.tell_fenced(&addresses, source.key, (&ground.keys, BRANCH), epoch, Some(base));
+            while !ground.gone.lock().contains(&source.key.node()) && tell().await.is_err() {
+                tokio::time::sleep(TELL_AGAIN).await;
+            }
+        });
+    }
+
     /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them.
     fn follow_leader(self: &Arc<Self>, leader: usize) {
         for host in (0..self.hosts.len()).filter(|host| *host != leader) {
@@ -491,6 +510,7 @@ fn names(archives: &[Arc<Account>]) -> Vec<String> {
 
 /// A mirror hears of its source's successor after so long.
 const TOLD_MS_MAX: u64 = 6000;
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
