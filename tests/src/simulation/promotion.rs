@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,8 +17,8 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing,
-    TakeOver, promote,
+    AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Refusal,
+    Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
 };
 
 use super::{
@@ -243,9 +246,15 @@ impl World {
         let successor = Successor { node: own, attempts, given_up: assume_lost.clone() };
         let request = PromoteRequest { own, next, policy, assume_lost };
         let ground = Arc::clone(ground);
-        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives };
-        let plan = promote(&request, &acts).await.map_err(|error| error.to_string())?;
-        Ok((plan, complete))
+        let outbid = AtomicBool::new(false);
+        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives, outbid };
+        let promoted = promote(&request, &acts).await.map_err(|error| error.to_string());
+        if promoted.is_err() && acts.outbid.load(Ordering::Relaxed) {
+            // Somebody else has tried this number. The next run asks for a later one, which everybody may promise.
+            let later = epoch_of(next.number + 1, parts.name);
+            self.hosts[host].lock().disk.attempts.push(later);
+        }
+        Ok((promoted?, complete))
     }
 
     async fn open_places(
@@ -427,6 +436,8 @@ struct Acts<'a> {
     request: PromoteRequest,
     /// The archives of the volume when the promotion began.
     archives: Vec<String>,
+    /// A member has promised an epoch that does not come before this one.
+    outbid: AtomicBool,
 }
 
 impl Acts<'_> {
@@ -475,6 +486,9 @@ impl TakeOver for Acts<'_> {
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
             let key = PublicKey::from_bytes(public_key);
             let sealed = self.parts.dialer.seal(&row.addresses, key, seal).await;
+            if let Err(ExchangeError::Refused(RefusedBy { reason: Refusal::Fenced, .. })) = &sealed {
+                self.outbid.store(true, Ordering::Relaxed);
+            }
             let sealed = sealed.map_err(|error| error.to_string())?;
             let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
             Ok(sealed.state.map(standing))
