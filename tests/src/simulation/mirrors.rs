@@ -228,6 +228,7 @@ fn options() -> NetworkOptions {
     NetworkOptions { idle_timeout: IDLE_TIMEOUT, ..NetworkOptions::default() }
 }
 
+/// What the source lacked may have come to it after so long, or be called missing.
 const STALL_LOOK: Duration = Duration::from_millis(500);
 /// What is behind for more looks says so, ...
 const UNREPORTED_LOOKS: usize = 10;

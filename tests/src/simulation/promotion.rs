@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,8 +17,8 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, Identity, PromotePlan, PromoteRequest, PublicKey, Replica, Seal, Standing, TakeOver,
-    promote,
+    AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Refusal,
+    Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
 };
 
 use super::{
@@ -23,6 +26,7 @@ use super::{
     account::Account,
     disk::{NodeLog, NodeName, Upstream},
     members::holders,
+    network::address_of,
     node::Ground,
     seeding::NodeReplica,
     stage::NodeClock,
@@ -97,6 +101,7 @@ impl World {
                 *self.candidate.lock() = None;
                 *self.refused.lock() = Refused::default();
                 self.led_by(host, &plan, complete);
+                self.tell_predecessor(host, parts.source, plan.epoch, plan.base.position);
             }
             Err(error) => {
                 if error.contains("promote that one") {
@@ -241,9 +246,15 @@ impl World {
         let successor = Successor { node: own, attempts, given_up: assume_lost.clone() };
         let request = PromoteRequest { own, next, policy, assume_lost };
         let ground = Arc::clone(ground);
-        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives };
-        let plan = promote(&request, &acts).await.map_err(|error| error.to_string())?;
-        Ok((plan, complete))
+        let outbid = AtomicBool::new(false);
+        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives, outbid };
+        let promoted = promote(&request, &acts).await.map_err(|error| error.to_string());
+        if promoted.is_err() && acts.outbid.load(Ordering::Relaxed) {
+            // Somebody else has tried this number. The next run asks for a later one, which everybody may promise.
+            let later = epoch_of(next.number + 1, parts.name);
+            self.hosts[host].lock().disk.attempts.push(later);
+        }
+        Ok((promoted?, complete))
     }
 
     async fn open_places(
@@ -347,6 +358,23 @@ impl World {
         self.publish();
     }
 
+    /// Lets the node on `host`, which leads, tell the source before it that it was replaced, until it has heard it.
+    fn tell_predecessor(&self, host: usize, source: Upstream, epoch: Epoch, base: Position) {
+        let home = self.hosts[host].lock();
+        let Some(process) = &home.process else { return };
+        let Some(dialer) = process.among.as_ref().map(|among| among.dialer.clone()) else { return };
+        let ground = Arc::clone(&self.ground);
+        process.tasks.run(async move {
+            let (addresses, base) =
+                ([address_of(source.host).to_string()], Point { lsn: base.lsn, hash: base.hash });
+            let tell =
+                || dialer.tell_fenced(&addresses, source.key, (&ground.keys, BRANCH), epoch, Some(base));
+            while !ground.gone.lock().contains(&source.key.node()) && tell().await.is_err() {
+                tokio::time::sleep(TELL_AGAIN).await;
+            }
+        });
+    }
+
     /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them.
     fn follow_leader(self: &Arc<Self>, leader: usize) {
         for host in (0..self.hosts.len()).filter(|host| *host != leader) {
@@ -408,6 +436,8 @@ struct Acts<'a> {
     request: PromoteRequest,
     /// The archives of the volume when the promotion began.
     archives: Vec<String>,
+    /// A member has promised an epoch that does not come before this one.
+    outbid: AtomicBool,
 }
 
 impl Acts<'_> {
@@ -456,6 +486,9 @@ impl TakeOver for Acts<'_> {
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
             let key = PublicKey::from_bytes(public_key);
             let sealed = self.parts.dialer.seal(&row.addresses, key, seal).await;
+            if let Err(ExchangeError::Refused(RefusedBy { reason: Refusal::Fenced, .. })) = &sealed {
+                self.outbid.store(true, Ordering::Relaxed);
+            }
             let sealed = sealed.map_err(|error| error.to_string())?;
             let standing = |state| Standing { state, data_lsn: sealed.data_lsn, heard_lsn: sealed.heard_lsn };
             Ok(sealed.state.map(standing))
@@ -491,6 +524,7 @@ fn names(archives: &[Arc<Account>]) -> Vec<String> {
 
 /// A mirror hears of its source's successor after so long.
 const TOLD_MS_MAX: u64 = 6000;
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 const ANSWER_MAX: Duration = Duration::from_secs(10);
