@@ -194,9 +194,20 @@ fn a_source_that_hears_from_a_mirror_what_it_lost_ends_and_the_mirror_goes_on() 
 /// One mirror has acknowledged what the other one lacks; whichever is promoted goes on with all of it, bytes included.
 #[test]
 fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {
-    if !can_mount("a_mirror_that_is_promoted_fetches_what_another_one_holds") {
-        return;
+    if can_mount("a_mirror_that_is_promoted_fetches_what_another_one_holds") {
+        promote_the_shorter_one(None);
     }
+}
+
+/// The same for an archive that lacks it too: it gets the entries and the packs before it is sealed, and is the new source's.
+#[test]
+fn what_a_promoted_mirror_fetched_is_shipped_to_an_archive_that_lags() {
+    if can_mount("what_a_promoted_mirror_fetched_is_shipped_to_an_archive_that_lags") {
+        promote_the_shorter_one(Some("archive"));
+    }
+}
+
+fn promote_the_shorter_one(archive: Option<&str>) {
     let pair = Pair::start("mirror=1");
     pair.join("a", "c", "bc");
     pair.mount("c", "127.0.0.1:0");
@@ -207,12 +218,28 @@ fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {
         let known = |mirror: &Value| mirror["addresses"].as_array().is_some_and(|all| !all.is_empty());
         mirrors.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(known))
     });
+    let url = archive.map(|name| format!("{}?domain=elsewhere", pair.scratch.url(name)));
+    let archived = |node: &str| pair.status(node)["archives"][0]["lsn"].as_u64();
+    if let Some(url) = &url {
+        pair.scratch.run(["archive", "add", "ma", url]).expect_code(0).stdout();
+        let durable = pair.status("a")["durable_lsn"].as_u64();
+        wait_for("the archive", || archived("a") >= durable);
+    }
     pair.settle();
     pair.kill("b");
+    let (place, away) = (pair.scratch.path("archive"), pair.scratch.path("away"));
+    if archive.is_some() {
+        fs::rename(&place, &away).unwrap();
+    }
     ledger.write(&ma, "late", 6);
     let wanted = pair.status("a")["durable_lsn"].as_u64();
     wait_for("the other mirror", || pair.status("c")["data_lsn"].as_u64() >= wanted);
     pair.kill("a");
+    if archive.is_some() {
+        // Whatever the shipper has made in its place.
+        fs::remove_dir_all(&place).unwrap_or_default();
+        fs::rename(&away, &place).unwrap();
+    }
     rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
     fs::remove_dir_all(pair.scratch.path("a")).unwrap();
     fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
@@ -226,4 +253,14 @@ fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {
     assert_eq!((&status["role"], &status["position"]["epoch"]), (&"source".into(), &2.into()), "{status}");
     assert!(status["data_lsn"].as_u64() >= wanted, "{status}");
     pair.scratch.run(["fsck", "b", "--data"]).expect_code(0);
+    if let Some(url) = &url {
+        // The other mirror follows nobody, so no fsync returns.
+        fs::write(mb.join("new"), b"in the new epoch").unwrap();
+        let durable = pair.status("b")["durable_lsn"].as_u64();
+        wait_for("the archive of the new source", || archived("b") >= durable);
+        pair.scratch.run(["verify", url, "--data", "100"]).expect_code(0);
+        pair.scratch.run(["restore", url, "copy", "--blocks", &pair.scratch.url("copied")]).expect_code(0);
+        pair.mount("copy", "127.0.0.1:0");
+        ledger.assert_kept(&pair.scratch.path("mcopy"));
+    }
 }

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{KnownLosses, LostPacks, Successor};
+use murphy_backup::{KnownLosses, Successor};
 use murphy_log::{Epoch, EpochId, Log};
 use murphy_mirror::{AckPolicy, PromotePlan, PromoteRequest, Replica, Standing, compare, promote};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use self::{
     acts::Acts,
-    places::{GivenUp, Outlook, Places},
+    places::{GivenUp, Lacking, Outlook, Places},
 };
 use super::{
     Mirroring,
@@ -172,7 +172,6 @@ impl Mirroring {
 
     /// This node as the archives meet it. Bytes that it lacks may be gone with the source.
     fn promoted(&self, replica: &DiskReplica) -> places::Promoted {
-        let (after, upto) = (*replica.data().borrow(), self.log.durable().state().position.lsn);
         places::Promoted {
             config: self.config().clone(),
             node: self.identity.node(),
@@ -180,10 +179,11 @@ impl Mirroring {
             keys: self.keys.clone(),
             blocks: Arc::clone(&self.blocks),
             clock: Arc::clone(&self.clock),
-            lost: Arc::new(KnownLosses::new(
-                self.volume.clone(),
-                (after < upto).then_some(LostPacks { after, upto }),
-            )),
+            lost: Arc::new(Lacking {
+                known: Arc::new(KnownLosses::new(self.volume.clone(), None)),
+                data: replica.data(),
+                log: Arc::clone(&self.log) as Arc<dyn Log>,
+            }),
         }
     }
 

@@ -66,6 +66,15 @@ impl Acts {
         self.mirroring.dialer.lender(&addresses, key, ask).await.map_err(|error| error.to_string())
     }
 
+    /// Refuses to go on behind an end that an earlier attempt has settled: an archive is sealed there, and takes only entries of the new epoch.
+    async fn check_unsettled(&self) -> Result<(), String> {
+        let standings = self.places.log.look(&self.successor).await.map_err(|error| error.to_string())?;
+        match standings.iter().any(|standing| standing.is_settled) {
+            true => Err("an earlier attempt of this node has ended the epoch before that".to_owned()),
+            false => Ok(()),
+        }
+    }
+
     /// Appends what a sealed member holds beyond this node, up to `to`; durable when it returns.
     async fn take_frames(&self, lender: &Lender, to: Position) -> Result<(), String> {
         let own = self.replica.state().ok_or("this mirror holds nothing")?.position;
@@ -154,8 +163,15 @@ impl TakeOver for Acts {
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
         Box::pin(async move {
-            let lender = self.lender(member).await.map_err(|error| format!("member {member}: {error}"))?;
-            self.take_frames(&lender, to).await.map_err(|error| format!("member {member}: {error}"))?;
+            let given_up = |error: String| {
+                format!(
+                    "member {member}, which holds more, up to lsn {}: {error} (--assume-lost {member} gives up what only it has)",
+                    to.lsn
+                )
+            };
+            self.check_unsettled().await.map_err(given_up)?;
+            let lender = self.lender(member).await.map_err(given_up)?;
+            self.take_frames(&lender, to).await.map_err(given_up)?;
             let held = self.replica.state().ok_or("this mirror holds nothing")?;
             self.mirroring.shown(held).await?;
             self.take_packs(&lender, to).await?;

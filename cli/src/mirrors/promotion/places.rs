@@ -5,10 +5,13 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use murphy_backup::{Archive, ArchiveFence, ArchiveKind, Losses, Successor, Supplies, TakeOverLog};
+use murphy_backup::{
+    Archive, ArchiveFence, ArchiveKind, Losses, LostPacks, Successor, Supplies, TakeOverLog,
+};
 use murphy_fs::{BlockStore, BlockStores, Fence, FenceError, Held, StoreUrl};
-use murphy_log::{Clock, Epoch, Log, NodeId, Position, VolumeKeys};
+use murphy_log::{Clock, Epoch, Log, Lsn, NodeId, Position, VolumeKeys};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::{
     config::NodeConfig,
@@ -56,6 +59,23 @@ pub(super) struct Promoted {
     pub(super) blocks: Arc<BlockStores>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) lost: Arc<dyn Losses>,
+}
+
+/// Packs that may be gone with the source before: those of entries that this node holds without their bytes, as it is whenever it is asked. A
+/// promotion fetches entries, and bytes, while it goes on.
+#[derive(Debug)]
+pub(super) struct Lacking {
+    /// What else is known to be lost.
+    pub(super) known: Arc<dyn Losses>,
+    pub(super) data: watch::Receiver<Lsn>,
+    pub(super) log: Arc<dyn Log>,
+}
+
+impl Losses for Lacking {
+    fn may_have(&self, since: Lsn) -> bool {
+        let now = LostPacks { after: *self.data.borrow(), upto: self.log.durable().state().position.lsn };
+        now.may_have(since) || self.known.may_have(since)
+    }
 }
 
 /// The archives that a promotion seals, open.
@@ -195,3 +215,43 @@ const SHIP: &str = "ship and seal";
 const SEAL: &str = "seal";
 const GIVE_UP: &str = "give up";
 const REFUSED: &str = "none";
+
+#[cfg(test)]
+mod tests {
+    use murphy_log::{MemoryLog, conformance::History};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Only(Lsn);
+
+    impl Losses for Only {
+        fn may_have(&self, since: Lsn) -> bool {
+            since == self.0
+        }
+    }
+
+    /// The fear: entries come from another member without their bytes, and the archive waits for those for ever; or bytes that did come are
+    /// given up.
+    #[test]
+    fn what_may_be_lost_is_what_lacks_its_bytes_at_the_moment() {
+        let origin = History::origin();
+        let mut history = History::new(origin.position.epoch, origin);
+        let log = Arc::new(MemoryLog::new(origin));
+        log.claim(origin.position.epoch).unwrap();
+        let data = watch::Sender::new(origin.position.lsn);
+        let far = Lsn::new(1000);
+        let lacking = Lacking {
+            known: Arc::new(Only(far)),
+            data: data.subscribe(),
+            log: Arc::clone(&log) as Arc<dyn Log>,
+        };
+        let next = origin.position.lsn.next();
+        assert!(!lacking.may_have(next) && lacking.may_have(far));
+        log.append(&origin.position, history.frame(3)).unwrap();
+        let end = log.tail().position.lsn;
+        assert!(lacking.may_have(next) && lacking.may_have(end) && !lacking.may_have(end.next()));
+        data.send_replace(next);
+        assert!(!lacking.may_have(next) && lacking.may_have(end));
+    }
+}
