@@ -146,7 +146,7 @@ pub struct ArchiveStatus {
 pub struct ShipHandle {
     status: watch::Receiver<ArchiveStatus>,
     wanted: Arc<watch::Sender<Lsn>>,
-    /// Where the log ended when the shipper was made.
+    /// What comes behind it this process was the first to write: where the log ended when the shipper was made, or before.
     began: Lsn,
     /// Whether an acknowledgement still waits for the archive to take something of this process.
     awaited: Arc<AtomicBool>,
@@ -163,7 +163,13 @@ impl ShipHandle {
         self.status.changed().await.is_ok()
     }
 
-    /// Where the log ended when shipping began: what comes behind it this process was the first to write.
+    /// The same for a process that has written everything behind `lsn`: the archive could be opened only later.
+    #[must_use]
+    pub fn for_entries_behind(self, lsn: Lsn) -> ShipHandle {
+        ShipHandle { began: self.began.min(lsn), ..self }
+    }
+
+    /// What comes behind it this process was the first to write.
     pub(crate) fn began(&self) -> Lsn {
         self.began
     }

@@ -10,7 +10,8 @@
 //! - The next name follows from the last LSN; lists only say which headers to fetch ahead.
 //! - Every step is checked against the chain. A name that is below the floor is not free, it is gone.
 //! - A slot that a name leads to and that does not continue the chain is dead: a copy of the source has lost there. Objects never change, so
-//!   everybody who walks passes over it to the next name of its place; nothing off the chain is ever a step.
+//!   everybody who walks passes over it to the next name of its place; nothing off the chain is ever a step. A free name with something
+//!   under the next one is no end: what was dead there was lost, and with it the way to a seal.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -161,7 +162,11 @@ impl Walker<'_> {
         loop {
             let name = self.walk.end.slot_name();
             match self.head(&name).await? {
-                None => return Ok(self.walk),
+                None => {
+                    if self.is_free(&name).await? {
+                        return Ok(self.walk);
+                    }
+                }
                 Some(Head::Slot(slot)) => match self.check_slot(&name, &slot)? {
                     Link::Next => {
                         self.walk.end = Boundary::after(slot.end());
@@ -179,6 +184,20 @@ impl Walker<'_> {
                     self.walk.seals.push(seal);
                 }
             }
+        }
+    }
+
+    /// Whether nothing lies behind the name where the walk ends, as far as that is seen: a dead slot that was lost would otherwise hide the
+    /// seal behind it. `false` if something has come under the name meanwhile.
+    async fn is_free(&self, name: &str) -> Result<bool, WalkError> {
+        let end = self.walk.end;
+        let behind = layout::slot_in_turn(end.epoch.number, end.next(), end.turn + 1);
+        if end.turn >= TURNS_MAX || self.archive.store().size(&behind).await?.is_none() {
+            return Ok(true);
+        }
+        match self.archive.store().size(name).await? {
+            Some(_) => Ok(false),
+            None => Err(WalkError::Missing { object: self.archive.store().object(name) }),
         }
     }
 

@@ -44,6 +44,16 @@ pub(crate) fn known_durable(directory: &Path) -> Result<Option<Position>, CliErr
     Ok(furthest)
 }
 
+/// Forgets what vouches for a log that was put aside: the one that takes its place never had that.
+pub(crate) fn forget_durable(directory: &Path) -> Result<(), CliError> {
+    mirror_notes::forget(directory)?;
+    let folder = cursors(directory);
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&folder)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Where a node remembers how far an archive is.
 pub(crate) fn cursor(directory: &Path, shared: &SharedArchive) -> CursorFile {
     let name = blake3::hash(shared.url.as_bytes()).to_hex();

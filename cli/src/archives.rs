@@ -97,8 +97,10 @@ impl Archives {
         let folder = cursors(&self.context.directory);
         OsFiles.create_dir(&folder).map_err(at(&folder))?;
         let state = Arc::new(Mutex::new(ShipState::default()));
-        let shipping =
-            shipping::ship(Arc::clone(&self.context), shared.clone(), url.clone(), Arc::clone(&state));
+        // Entries may be decided, and wait to be acknowledged, before the archive is open.
+        let began = self.context.log.tail().position.lsn;
+        let to = (shared.clone(), url.clone());
+        let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
         self.shipped().push(Shipped { shared, url, state, task });
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The note vouches: what it says was durable in this node's log, since nothing leaves a node before it is durable there. A log that ends
-//!   before it has lost entries.
+//!   before it has lost entries. It goes with the log when that is put aside.
 //! - The file is replaced as a whole, and only by a note that goes further. One that is damaged counts as none, and is said.
 
 use std::{
@@ -61,6 +61,15 @@ pub(crate) fn save(directory: &Path, note: &MirrorNote) -> Result<(), CliError> 
     let line = serde_json::to_string(&text).map_err(failed)?;
     let path = path(directory);
     replace_file(&OsFiles, &path, format!("{line}\n{}\n", sum(&line)).as_bytes()).map_err(at(&path))
+}
+
+/// Removes the note, for a log that was put aside. Durable when the directory is synced.
+pub(crate) fn forget(directory: &Path) -> Result<(), CliError> {
+    let path = path(directory);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
+        _ => Ok(()),
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -3,16 +3,19 @@
 //! Invariants:
 //! - With `mirror=W` of N members at least N-W+1 are sealed, or given up by name, before the next epoch is claimed: the old source can then
 //!   no longer find W who acknowledge.
-//! - The next epoch begins after the longest history that any sealed member holds: whatever was acknowledged is in one of them.
+//! - The next epoch begins after the longest history of the latest epoch that any sealed member holds: whatever was acknowledged is in it.
 //! - Planning is pure; execution does nothing that the plan does not say.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_log::{Epoch, Lsn, NodeId, Position, State};
+
+use crate::history::is_older;
 
 /// What the volume's log says about acknowledging.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,12 +102,15 @@ impl PromoteRequest {
         }
         let standings = answers.iter().filter_map(|(node, answer)| Some((*node, (*answer.as_ref().ok()?)?)));
         let standings: Vec<(NodeId, Standing)> = standings.collect();
-        let end = |standing: &Standing| standing.state.position.lsn;
+        // What an older epoch has beyond the start of a later one has lost, however long it is.
+        let end = |standing: &Standing| {
+            let position = standing.state.position;
+            (position.epoch.number, position.lsn)
+        };
         let longest = standings.iter().max_by_key(|(_, standing)| end(standing));
         let longest = longest.filter(|(_, standing)| end(standing) > end(&own));
-        let fork = standings.iter().find(|(_, standing)| {
-            end(standing) == end(&own) && standing.state.position.hash != own.state.position.hash
-        });
+        let fork =
+            standings.iter().find(|(_, standing)| is_fork(&own.state.position, &standing.state.position));
         if let Some((node, standing)) = fork {
             return Err(PlanError::Forked { node: *node, position: standing.state.position });
         }
@@ -129,6 +135,16 @@ impl PromoteRequest {
             needed,
             lost,
         })
+    }
+}
+
+/// Whether what a member holds shows that this node's end lies on another history: the member goes on in a later epoch from before it, or
+/// has another entry there.
+fn is_fork(own: &Position, held: &Position) -> bool {
+    match held.lsn.cmp(&own.lsn) {
+        Ordering::Less => is_older(own.epoch, held.epoch),
+        Ordering::Equal => held.hash != own.hash,
+        Ordering::Greater => false,
     }
 }
 
@@ -217,7 +233,7 @@ pub enum PlanError {
         /// Up to where this node has.
         own: Lsn,
     },
-    /// A member holds another history of the same length.
+    /// A member holds another history, of the same length or of a later epoch.
     #[error("member {node} holds another history: {position}")]
     Forked {
         /// The member.
@@ -396,6 +412,31 @@ mod tests {
         let answers = Answers::from([(node(2), Ok(Some(other)))]);
         let refused = request(1, 2, &[]).plan(standing(3), &answers);
         assert!(matches!(refused, Err(PlanError::Forked { .. })));
+    }
+
+    /// `standing(frames)` as it would be if these frames were of epoch `number`.
+    fn standing_in(number: u32, frames: usize) -> Standing {
+        let mut standing = standing(frames);
+        standing.state.position.epoch = epoch(number);
+        standing
+    }
+
+    /// The fear: the source of epoch 2 was acknowledged by this member, and a mirror that was out of reach when that epoch began, and got more
+    /// of epoch 1 meanwhile, takes over because its log is longer.
+    #[test]
+    fn a_longer_tail_of_an_older_epoch_does_not_win_over_the_epoch_that_followed() {
+        let request = PromoteRequest { next: epoch(3), ..request(2, 3, &[]) };
+        let later = standing_in(2, 4);
+        let answers = Answers::from([(node(2), Ok(Some(later)))]);
+        let refused = request.plan(standing_in(1, 6), &answers);
+        assert_eq!(refused, Err(PlanError::Forked { node: node(2), position: later.state.position }));
+
+        let answers = Answers::from([(node(2), Ok(Some(later))), (node(3), Ok(Some(standing_in(1, 6))))]);
+        let plan = request.plan(standing_in(1, 2), &answers).unwrap();
+        assert_eq!((plan.base, plan.catch_up), (later.state, Some((node(2), later.state.position))));
+        let mut own = later;
+        own.data_lsn = standing(6).data_lsn;
+        assert_eq!(request.plan(own, &answers).unwrap().base, later.state);
     }
 
     #[derive(Default)]

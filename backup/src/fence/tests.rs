@@ -248,3 +248,33 @@ async fn an_archive_is_sealed_behind_a_slot_of_a_copy_that_lost() {
     assert_eq!((planned.route.end, planned.problems), (last, Vec::new()));
     assert_eq!(verify(&archive, 100, 1).await.findings, []);
 }
+
+/// The fear: the dead slot is lost, its name looks free, and the source that was replaced ships there and is acknowledged.
+#[tokio::test]
+async fn a_seal_behind_a_dead_slot_is_not_forgotten_when_that_slot_is_lost() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut common = Source::new();
+    put(&store, &common.frames(2, 2)).await;
+    let mut loser = common.taken_over(common.base().position.epoch);
+    put(&store, &loser.frames(2, 2)[1..]).await;
+    let mut winner = common.taken_over(common.base().position.epoch);
+    winner.wait(5);
+    let end = put(&store, &winner.frames(1, 2)).await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    fence(&archive, 9).seal(end, next).await.unwrap();
+    assert_eq!(fence(&archive, 9).walk().await.unwrap().seals.len(), 1);
+
+    let dead = layout::slot(1, end.lsn.next());
+    store.remove(&dead).await;
+    for known in [None, Some(Boundary::after(end))] {
+        let refused = walk(&archive, known).await;
+        assert!(
+            matches!(&refused, Err(WalkError::Missing { object }) if object.starts_with(&dead)),
+            "{refused:?}"
+        );
+    }
+    let late = Epoch { number: 2, id: EpochId::from_bytes([8; 16]) };
+    assert!(fence(&archive, 8).seal(end, late).await.is_err());
+    assert_eq!(plan_latest(&archive).await.route.end, end);
+}

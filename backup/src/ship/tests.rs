@@ -248,6 +248,45 @@ async fn of_two_copies_that_are_each_first_at_one_archive_none_is_acknowledged()
     }
 }
 
+/// The same where each copy has written, and waits for an acknowledgement, before any archive could be opened.
+#[tokio::test]
+async fn what_was_written_before_an_archive_was_open_is_not_acknowledged_by_two_copies() {
+    let stores = [FaultyStore::new(), FaultyStore::new()];
+    let views = [stores.clone(), [stores[0].seen_by_another(), stores[1].seen_by_another()]];
+    let mut common = Source::new();
+    let frames = common.frames(5, 3);
+    let (shared, log) = (common.state().position.lsn, claimed_log(common.base()));
+    append(&log, &frames);
+    for store in &stores {
+        assert_eq!(ship_all(parts(&archive(store).await, &common, &log)).await, ShipEnd::Reached);
+    }
+    let mut copies = Vec::new();
+    for (copy, view) in views.iter().enumerate() {
+        let mut source = common.taken_over(common.base().position.epoch);
+        source.wait(5 * copy as u64);
+        let log = claimed_log(common.base());
+        append(&log, &frames);
+        append(&log, &source.frames(5, 3));
+        view[1 - copy].fail("log/", Fault::PutFails, usize::MAX);
+        let mut handles = Vec::new();
+        for store in view {
+            let opened = Archive::open(store.archive_store()).await.unwrap();
+            let (shipper, handle) = Shipper::new(parts(&opened, &common, &log));
+            tokio::spawn(shipper.run());
+            handles.push(handle.for_entries_behind(shared));
+        }
+        copies.push((handles, source.state().position.lsn));
+    }
+    for (copy, (handles, lsn)) in copies.iter().enumerate() {
+        handles[copy].archived(*lsn).await.unwrap();
+    }
+    views.iter().flatten().for_each(FaultyStore::heal);
+    for (copy, (handles, lsn)) in copies.into_iter().enumerate() {
+        let refused = ArchiveAcknowledger::new(handles).acknowledged(lsn, LONG).await;
+        assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "copy {copy}: {refused:?}");
+    }
+}
+
 /// One archive is enough while another takes nothing; it costs the first acknowledgement a while and no more.
 #[tokio::test]
 async fn an_archive_that_takes_nothing_does_not_keep_the_other_from_acknowledging() {

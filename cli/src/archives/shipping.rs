@@ -16,11 +16,11 @@ use super::{
     SharedArchive, ShipHandle, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
 };
 
-/// Ships until the node ends or it cannot go on for good.
+/// Ships until the node ends or it cannot go on for good. What comes behind `began` this process has written.
 pub(super) async fn ship(
     context: Arc<Context>,
-    shared: SharedArchive,
-    url: StoreUrl,
+    (shared, url): (SharedArchive, StoreUrl),
+    began: Lsn,
     state: Arc<Mutex<ShipState>>,
 ) {
     let note = |error: Option<String>| {
@@ -57,6 +57,7 @@ pub(super) async fn ship(
         lost: Some(Arc::new(KnownLosses::new(context.volume.clone(), lost_packs(&context)))),
     };
     let (shipper, handle) = Shipper::new(parts);
+    let handle = handle.for_entries_behind(began);
     let snapshots = handle.clone();
     state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
     tokio::select! {

@@ -3,6 +3,7 @@
 //!
 //! Invariants:
 //! - A process that is killed between any two steps leaves a directory that [`settle`] finishes.
+//! - Nothing that vouches for a log stays behind when the log is put aside.
 
 use std::{
     fs::{self, File},
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{base_file, index_directory, log_directory};
 use crate::{
+    archive_notes::forget_durable,
     config::{KeptBranch, NodeConfig},
     error::{CliError, at, failed},
 };
@@ -66,6 +68,7 @@ fn settle_aside(directory: &Path) -> Result<(), CliError> {
         }
     }
     remove_tree(&index_directory(directory))?;
+    forget_durable(directory)?;
     // The file as it is now: other steps may have written it since this process read it.
     let mut config = NodeConfig::read(directory)?;
     if !config.branches.contains(&kept) {
@@ -121,3 +124,34 @@ pub(crate) fn seed_file(directory: &Path, name: &str) -> PathBuf {
 pub(crate) const SEED_READY: &str = "seed.ready";
 const NEW_LOG: &str = "log.new";
 const SET_ASIDE: &str = "set-aside.json";
+
+#[cfg(test)]
+mod tests {
+    use murphy_log::{BranchId, ChainHash, Epoch, EpochId, Lsn, NodeId, VolumeId};
+
+    use super::*;
+    use crate::{
+        archive_notes::known_durable,
+        mirror_notes::{self, MirrorNote},
+    };
+
+    /// The fear: a source that was replaced comes back as a mirror, and can never be opened again because a mirror once held what it has put
+    /// aside.
+    #[test]
+    fn what_vouched_for_a_log_goes_with_it_when_it_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path();
+        let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
+        let config = NodeConfig::new(volume, branch, "v".to_owned(), "file:///x".parse().unwrap());
+        config.write(directory).unwrap();
+        let epoch = Epoch { number: 1, id: EpochId::from_bytes([3; 16]) };
+        let tail = Position { epoch, lsn: Lsn::new(130), hash: ChainHash::from_bytes([4; 32]) };
+        let note = MirrorNote { node: NodeId::from_bytes([5; 16]), position: tail };
+        mirror_notes::save(directory, &note).unwrap();
+        assert_eq!(known_durable(directory), Ok(Some(tail)));
+        keep_aside(directory, None, tail).unwrap();
+        settle(directory, &config).unwrap();
+        assert_eq!(known_durable(directory), Ok(None));
+        assert!(!has_begun(directory));
+    }
+}
