@@ -195,21 +195,26 @@ async fn copy(
 ) -> Result<(), CopyError> {
     loop {
         match copier.run(stopped.clone()).await {
-            Err(CopyError::NoBase { .. }) => {}
+            Err(CopyError::NoBase { .. } | CopyError::Stuck { .. }) => {}
             other => return other,
         }
-        let view = volume.view_with_state();
-        let Some(state) = view.state() else { continue };
+        let Some(state) = volume.view_with_state().state() else { continue };
         let at = Point { lsn: state.position.lsn, hash: state.position.hash };
         if volume.log().durable().wait_for(at.lsn).await.is_err() {
             // A log that has ended has said so elsewhere.
             return Ok(());
         }
-        let packs = volume.packs().filter_map(Result::ok);
-        tokio::select! {
-            copied = copier.copy_base(packs, at) => copied?,
+        let packs = volume.packs().map(|row| Ok(row.map_err(|error| CopyError::Tree(error.to_string()))?.1));
+        let copied = tokio::select! {
+            copied = copier.copy_base(packs, at) => copied,
             _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+        };
+        if let Err(error @ CopyError::Lacks { .. }) = copied {
+            stage.note(format!("host {host}: {error}"));
+            tokio::time::sleep(BASE_AGAIN).await;
+            continue;
         }
+        copied?;
         stage.count("bases whose packs were copied");
         stage.note(format!("host {host}: has the packs of lsn {}", at.lsn));
     }
@@ -263,6 +268,8 @@ const STALL_LOOK: Duration = Duration::from_millis(500);
 const UNREPORTED_LOOKS: usize = 10;
 /// ... before it has stood still for so many.
 const SILENT_LOOKS_MAX: u32 = 3;
+/// As the program.
+const BASE_AGAIN: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(250);
 const SILENCE: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
