@@ -234,6 +234,7 @@ const STALL_LOOK: Duration = Duration::from_millis(500);
 const UNREPORTED_LOOKS: usize = 10;
 /// ... before it has stood still for so many.
 const SILENT_LOOKS_MAX: u32 = 3;
+/// As the program.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 const SILENCE: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
