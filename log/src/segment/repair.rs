@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Only frames that continue the log on the chain get in, and every intact frame of the segment that continues them stays.
 //! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
+//! - A log never gets into a later epoch by being mended.
 
 use std::{io, path::PathBuf};
 
@@ -48,7 +49,7 @@ impl Place<'_> {
     }
 
     /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the
-    /// first frame that somebody has.
+    /// first frame that somebody has, which for the newest one must be that of the segment before.
     fn header_of(
         &self,
         first: Lsn,
@@ -73,6 +74,11 @@ impl Place<'_> {
         let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
             return Err(refused.into());
         };
+        // The newest segment says in which epoch this log is. Whoever took over may have begun right there: that would be its epoch.
+        let is_newest = segments.iter().all(|segment| *segment <= first);
+        if is_newest && frame.epoch() != older.epoch {
+            return Err(RepairError::Other { lsn: base.position.lsn });
+        }
         Ok(SegmentHeader { epoch: frame.epoch(), base, previous: Some(older.first()), ..older })
     }
 

@@ -313,3 +313,33 @@ fn a_missing_segment_is_made_anew_from_elsewhere() {
         }
     }
 }
+
+/// The fear: the header of the newest segment is damaged and nothing is left behind it, a successor has begun its epoch right where that segment
+/// begins, and the source that was replaced comes back in the successor's epoch as if it were its own.
+#[test]
+fn a_log_is_not_mended_into_the_epoch_of_a_successor() {
+    let (files, frames) = many_segments();
+    let newest = *recovered(&files).unwrap().0.segments.last().unwrap();
+    let path = Path::new("/log").join(segment_name(newest));
+    let base = frames.iter().find(|frame| frame.last() == newest.previous()).unwrap().state();
+    let mut successor = History::new(epoch(4), base);
+    let theirs: Vec<Frame> = (0..3).map(|_| successor.frame(1)).collect();
+    for is_empty in [false, true] {
+        let damaged = files.after_kill();
+        damaged.damage(&path, |bytes| match is_empty {
+            true => bytes[40..].fill(0),
+            false => bytes[40] ^= 1,
+        });
+        assert_eq!(damaged_segment(&damaged), Some(path.clone()));
+        let before = damaged.contents();
+        let last = theirs.last().unwrap().last();
+        let refused = DiskLog::repair(&options(&damaged), &path, &mut others(&theirs, last));
+        assert!(refused.is_err(), "empty: {is_empty}");
+        assert_eq!(damaged.contents(), before);
+        let last = frames.last().unwrap().last();
+        DiskLog::repair(&options(&damaged), &path, &mut others(&frames, last)).unwrap();
+        let (recovery, read) = recovered(&damaged).unwrap();
+        assert_eq!(recovery.epoch, epoch(3));
+        assert_same(&read[..], &frames[..read.len()]);
+    }
+}
