@@ -56,6 +56,22 @@ fn every_target_has_its_fuzz_program() {
     }
 }
 
+/// The fear: what a long run under `cargo fuzz` has found is lost, or grows until nobody carries it. The campaigns begin with these inputs.
+#[test]
+fn every_target_keeps_a_small_corpus() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut bytes = 0;
+    for target in fuzz::targets() {
+        let kept =
+            std::fs::read_dir(folder.join(target.name)).map(|found| found.flatten().collect::<Vec<_>>());
+        let kept = kept.unwrap_or_else(|error| panic!("{}: {error}", target.name));
+        assert!(kept.len() >= 3, "{}: {} inputs", target.name, kept.len());
+        bytes += kept.iter().map(|input| input.metadata().unwrap().len()).sum::<u64>();
+    }
+    assert!(bytes < CORPUS_BYTES_MAX, "{bytes} bytes of kept inputs");
+}
+
+const CORPUS_BYTES_MAX: u64 = 1 << 20;
 /// Executions of each decoder, and of those that start threads or recover a log each time.
 const MANY: u64 = 20_000;
 const FEW: u64 = 2_000;

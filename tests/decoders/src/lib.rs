@@ -133,9 +133,9 @@ pub fn campaign(target: &Target, seed: u64, executions: u64) -> Result<Campaign,
             return Err(Failure { input: input.clone(), what: format!("a seed is refused: {refusal}") });
         }
     }
-    pool.extend(kept(target.name).iter().map(|input| prepared(target, input)));
     let begun = pool.len();
-    for input in &pool[..] {
+    pool.extend(kept(target.name).iter().map(|input| prepared(target, input)));
+    for input in &pool[begun..] {
         if let Err(refusal) = execute(target, input, &mut done)? {
             kinds.entry(kind_of(&refusal)).or_insert(0u64);
         }

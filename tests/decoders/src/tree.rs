@@ -209,21 +209,22 @@ fn state_of(rows: &BTreeMap<RowKey, Bytes>) -> State {
 fn read_rows(bytes: &[u8]) -> Result<BTreeMap<RowKey, Bytes>, String> {
     let (mut rows, mut at) = (BTreeMap::new(), 0);
     while at < bytes.len() {
-        let ((table, key, value), rest) =
-            read_row(&bytes[at..]).ok_or_else(|| format!("the row at byte {at} is cut short"))?;
-        rows.insert(RowKey::from_parts(table, key), Bytes::copy_from_slice(value));
-        at = bytes.len() - rest.len();
+        let row = read_row(&bytes[at..]).ok_or_else(|| format!("the row at byte {at} is cut short"))?;
+        let (key, value, length) = row;
+        rows.insert(key, value);
+        at += length;
     }
     Ok(rows)
 }
 
-/// One row, and what follows it.
-fn read_row(bytes: &[u8]) -> Option<((u8, &[u8], &[u8]), &[u8])> {
+/// One row, and how many bytes it takes.
+fn read_row(bytes: &[u8]) -> Option<(RowKey, Bytes, usize)> {
     let [table, length, after @ ..] = bytes else { return None };
     let (key, after) = after.split_at_checked(usize::from(*length))?;
     let (length, after) = after.split_first_chunk::<2>()?;
-    let (value, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-    Some(((*table, key, value), after))
+    let (value, rest) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    let key = RowKey::from_parts(*table, key);
+    Some((key, Bytes::copy_from_slice(value), bytes.len() - rest.len()))
 }
 
 fn tree_seeds() -> Vec<Vec<u8>> {
