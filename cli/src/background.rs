@@ -16,7 +16,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CliError, at};
+use crate::{
+    config::NodeConfig,
+    error::{CliError, at},
+};
 
 /// What a child says.
 #[derive(Serialize, Deserialize)]
@@ -33,6 +36,8 @@ pub(crate) fn is_child() -> bool {
 
 /// Starts this program again with its own arguments, and returns its process id when it serves, or why it does not.
 pub(crate) fn start(directory: &Path) -> Result<u32, CliError> {
+    // Where no node is nothing is made, not even a file for messages.
+    NodeConfig::read(directory)?;
     let log_path = directory.join(LOG);
     let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(at(&log_path))?;
     let program = std::env::current_exe().map_err(CliError::new)?;

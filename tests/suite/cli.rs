@@ -211,7 +211,15 @@ fn wrong_usage_ends_with_two() {
         assert!(!ran.stderr().contains("key:secret"), "{ran}");
     }
     scratch.run(["--help"]).expect_code(0).stdout();
-    scratch.run(["status", "nowhere"]).expect_error(1, "is not a node");
+    scratch.make_dir("empty");
+    for command in [&["status"][..], &["serve"], &["serve", "-d"], &["fsck"]] {
+        for place in ["nowhere", "empty"] {
+            let ran = scratch.run(command.iter().chain(&[place]));
+            ran.expect_error(1, &format!("{place} is not a node"));
+        }
+        assert_eq!(fs::read_dir(scratch.path("empty")).unwrap().count(), 0, "{command:?}");
+    }
+    scratch.run(["restore", "file:///x"]).expect_error(2, "at least one archive");
 }
 
 /// The fear: a script that reads what people read is broken by the next nicer sentence.

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use murphy_fs::{FjallIndex, FjallOptions, SnapshotReader, adopt_prefix};
+use murphy_fs::{FjallIndex, FjallOptions, ReadSnapshotError, SnapshotReader, adopt_prefix};
 use murphy_log::{BranchId, Epoch, EpochId, OsFiles};
 use tokio::runtime::Runtime;
 
@@ -53,7 +53,8 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     let staging = Staging::beside(&args.directory)?;
     let base = Arc::new(Mutex::new(BaseWriter::begin(&OsFiles, &staging.path)?));
     let tee = Tee { input: open(&args.file)?, copy: Arc::clone(&base) };
-    let reader = SnapshotReader::open(BufReader::with_capacity(BUFFER_BYTES, tee)).map_err(failed)?;
+    let bad = |error: ReadSnapshotError| CliError::new(format!("{}: {error}", args.file.display()));
+    let reader = SnapshotReader::open(BufReader::with_capacity(BUFFER_BYTES, tee)).map_err(bad)?;
     let header = *reader.header();
     let state = {
         let index = FjallIndex::open(&index_directory(&staging.path), FjallOptions::default());
@@ -63,7 +64,7 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         let progress = |done: murphy_fs::SnapshotProgress| {
             line.show(&Progress::new("inodes loaded", done.inodes, inodes));
         };
-        reader.load_into(&index, &progress).map_err(failed)?
+        reader.load_into(&index, &progress).map_err(bad)?
     };
     let base = Arc::into_inner(base).expect("the reader, which had the other half, is gone");
     base.into_inner().unwrap_or_else(PoisonError::into_inner).publish()?;

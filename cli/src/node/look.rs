@@ -12,7 +12,10 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{Node, index_directory, lock, open};
-use crate::error::{CliError, at};
+use crate::{
+    config::NodeConfig,
+    error::{CliError, at},
+};
 
 /// A node that nobody serves, opened to be looked at.
 pub(crate) struct Looked {
@@ -25,6 +28,8 @@ pub(crate) struct Looked {
 impl Looked {
     /// Opens the node in `directory`.
     pub(crate) fn open(directory: &Path, runtime: &Handle) -> Result<Looked, CliError> {
+        // In what is no node nothing is made, not even a lock.
+        NodeConfig::read(directory)?;
         let lock = lock(directory)?;
         let scratch = Scratch::of_index(directory)?;
         let node = open::open_to_look(directory, &scratch.path, lock, runtime)?;

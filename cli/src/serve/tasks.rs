@@ -86,12 +86,11 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = std::path::PathBuf::from(partial);
-        let written =
-            File::create(&partial).map_err(at(&partial)).and_then(write).and_then(|(file, summary)| {
-                let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
-                synced.map_err(at(path))?;
-                Ok(summary)
-            });
+        let written = File::create(&partial).map_err(at(path)).and_then(write).and_then(|(file, summary)| {
+            let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
+            synced.map_err(at(path))?;
+            Ok(summary)
+        });
         if written.is_err()
             && let Err(error) = fs::remove_file(&partial)
         {
@@ -165,8 +164,12 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
         .filter(|archive| wanted.as_ref().is_none_or(|wanted| archive.url == *wanted))
         .collect();
     if chosen.is_empty() {
+        let text = match &wanted {
+            Some(url) => format!("{url} is not an archive of this volume"),
+            None => "this volume has no archive".to_owned(),
+        };
         return Err(
-            CliError::new("no such archive").hint("murphy archive list shows the archives of a volume")
+            CliError::new(text).hint("murphy archive list shows those it has, murphy archive add makes one")
         );
     }
     host.flush(&mut |_| {})?;
