@@ -177,15 +177,7 @@ fn disk_with(path: &Path, bytes: &[u8]) -> io::Result<FaultyDisk> {
 
 fn segment_seeds() -> Vec<Vec<u8>> {
     let base = History::origin();
-    let header = SegmentHeader {
-        cipher: 0,
-        key_id: 0,
-        volume: VOLUME,
-        branch: BRANCH,
-        epoch: epoch(3),
-        base,
-        previous: None,
-    };
+    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base);
     let mut history = History::new(epoch(3), base);
     let mut bytes = header.encode().to_vec();
     for group in [1, 2, 1] {

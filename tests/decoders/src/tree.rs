@@ -106,19 +106,14 @@ fn clip(row: ExtentRow) {
 fn inode(kind: Kind) -> InodeRow {
     let file = kind == Kind::File;
     InodeRow {
-        kind,
         mode: 0o644,
         uid: 1000,
         gid: 100,
         rdev: if kind == Kind::CharDevice { 0x0103 } else { 0 },
-        nlink: 1,
         size: if file { 5000 } else { 0 },
         allocated: if file { 5000 } else { 0 },
         extents: u64::from(file),
         has_xattrs: file,
-        generation: 1,
-        project: 0,
-        parent: Ino::ROOT,
         cookie: if kind == Kind::Directory { 0 } else { 0x1230 },
         atime: Timespec { seconds: 1_700_000_000, nanos: 5 },
         mtime: if kind == Kind::Directory {
@@ -126,7 +121,7 @@ fn inode(kind: Kind) -> InodeRow {
         } else {
             Timespec { seconds: -1, nanos: 999_999_999 }
         },
-        ctime: Timespec::MAX,
+        ..InodeRow::empty(kind, Timespec::MAX)
     }
 }
 
