@@ -114,7 +114,8 @@ impl Canary {
             Canary::EarlyCollector => &["a restore"],
             // One whose status says how far it is behind is found when everything should have caught up.
             Canary::SilentShipper => &["silent stall: archive", "stall: "],
-            Canary::SilentMirror => &["silent stall: mirror"],
+            // One that hears its source for ever is not promoted while that one is gone.
+            Canary::SilentMirror => &["silent stall: mirror", "stall: "],
             // What the old source acknowledges after the seal is noticed at the next fsync, or by whoever takes over.
             Canary::ForgottenPromise => &["two epochs", "two histories", "lost"],
             // A mirror with such an index may be promoted and read before anybody compares digests; a source may find it out by itself, and
