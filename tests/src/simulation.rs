@@ -23,6 +23,7 @@ mod disasters;
 mod disk;
 mod entropy;
 mod gate;
+mod gathering;
 mod judge;
 mod layered;
 mod lives;

@@ -48,7 +48,7 @@ pub(super) struct Disk {
     /// The epochs that it has tried to begin.
     pub(super) attempts: Vec<Epoch>,
     /// What was lost with the source before it.
-    pub(super) lost: Option<LostPacks>,
+    pub(super) lost: Arc<Mutex<Option<LostPacks>>>,
     /// The epoch that the node decides in, if it is a source.
     pub(super) leads: Option<Epoch>,
     /// Why what is here is no part of the volume (any more): the host joins anew, or is restored.
@@ -106,7 +106,7 @@ impl Disk {
             orders: Arc::default(),
             follows: None,
             attempts: Vec::new(),
-            lost: None,
+            lost: Arc::default(),
             leads: None,
             fenced: None,
         }
@@ -167,6 +167,7 @@ impl Disk {
             index: Arc::new(MemoryIndex::new()),
             cursors: Arc::new(Mutex::new(self.cursors.lock().clone())),
             promised: Arc::new(Mutex::new(*self.promised.lock())),
+            lost: Arc::new(Mutex::new(*self.lost.lock())),
             ..self.clone()
         }
     }

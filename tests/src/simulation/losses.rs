@@ -222,6 +222,7 @@ impl World {
         }
         if !restored.packs.is_complete() {
             self.bytes_lost.store(true, Ordering::Relaxed);
+            self.restore_lacks.store(true, Ordering::Relaxed);
         }
         let keeps = self.ground.level == Level::Archive && complete;
         stage.judge(|judge, _| {

@@ -23,6 +23,7 @@ use super::{
     account::Account,
     disk::{Disk, ForgetfulIndex, NodeLog, NodeName, open_index},
     gate::{Gate, Life},
+    gathering::Gathering,
     layered::Layered,
     mirrors::Among,
     shipping::{ByArchives, Shipping, watch_shipping},
@@ -234,6 +235,8 @@ impl Ground {
         process.tasks.run(watch_shipping(Arc::clone(&shipping)));
         if let Some(among) = &process.among {
             self.offer(process, among, disk, epoch);
+            let gathering = Gathering::of(self, host, process, among.dialer.clone(), &disk.lost);
+            process.tasks.run(gathering.run());
         }
         if self.level == Level::Archive {
             process.volume.acknowledge_with(Arc::new(ByArchives(Arc::downgrade(&shipping))));

@@ -335,8 +335,8 @@ impl World {
             home.disk.leads = Some(plan.epoch);
             home.disk.follows = None;
             home.disk.attempts.clear();
-            home.disk.lost =
-                (lost > 0).then_some(LostPacks { after: plan.data_lsn, upto: plan.base.position.lsn });
+            let lost = (lost > 0).then_some(LostPacks { after: plan.data_lsn, upto: plan.base.position.lsn });
+            *home.disk.lost.lock() = lost;
             let disk = home.disk.clone();
             match home.process.as_mut() {
                 Some(process) => {

@@ -73,7 +73,7 @@ impl Shipping {
             node: process.identity.node(),
             epoch,
             cursors: Arc::clone(&disk.cursors),
-            lost: disk.lost,
+            lost: *disk.lost.lock(),
             archives: Mutex::default(),
         })
     }

@@ -84,8 +84,9 @@ impl World {
             let shipped = process.shipping.as_ref().map(|shipping| shipping.archives()).unwrap_or_default();
             (process.volume.clone(), Arc::clone(&process.log), shipped)
         };
-        // The data position of mirrors stays below bytes that are gone with a source, and so does what they acknowledge.
-        let waits_for_lost = self.ground.level == Level::Mirror && self.bytes_lost.load(Ordering::Relaxed);
+        // The data position of mirrors stays below bytes that a restore lacked, and so does what they acknowledge.
+        let restore_lacks = self.restore_lacks.load(Ordering::Relaxed);
+        let waits_for_lost = self.ground.level == Level::Mirror && restore_lacks;
         // Nor is there an fsync if none of the archives through which it is acknowledged can be continued; another one cannot be added then.
         let is_stranded =
             self.ground.level == Level::Archive && shipped.iter().all(|one| self.is_excused(one));
@@ -128,7 +129,7 @@ impl World {
         let followed = process.among.as_ref().and_then(|among| among.followed.as_ref());
         let Some(followed) = followed else { return Some(format!("host {host} follows nobody")) };
         let (held, data) = (process.log.durable().state().position.lsn, *followed.replica.data.borrow());
-        let is_behind = held < tip || (data < tip && !self.bytes_lost.load(Ordering::Relaxed));
+        let is_behind = held < tip || (data < tip && !self.restore_lacks.load(Ordering::Relaxed));
         is_behind.then(|| {
             let error = followed.handle.status.borrow().error.clone();
             format!("mirror {host} is at lsn {held}, data {data}, of {tip}: {error:?}")

@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) refused: Mutex<Refused>,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
+    /// A restore took over without all bytes: nobody looks for those.
+    pub(super) restore_lacks: AtomicBool,
     /// Where copiers keep how far they have come.
     pub(super) folder: tempfile::TempDir,
     /// Where file systems can be used.
@@ -111,6 +113,7 @@ impl World {
             candidate: Mutex::default(),
             refused: Mutex::default(),
             bytes_lost: AtomicBool::new(false),
+            restore_lacks: AtomicBool::new(false),
             folder: in_memory()?,
             places: watch::Sender::new(Vec::new()),
         };
