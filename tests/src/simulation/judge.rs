@@ -215,9 +215,13 @@ impl Judge {
         self.newest.map_or(Lsn::default(), |newest| newest.lsn)
     }
 
-    /// After which position the latest epoch began that anybody took over in.
-    pub(super) fn latest_base(&self) -> Option<Position> {
-        self.begun.iter().max_by_key(|(epoch, _)| *epoch).map(|(_, base)| *base)
+    /// Whether a log that ends at `tip` has everything up to the beginning of the latest epoch that anybody took over in, and nothing behind
+    /// that of an older one.
+    pub(super) fn has_caught_up(&self, tip: &Position) -> bool {
+        let latest = self.begun.iter().max_by_key(|(epoch, _)| *epoch);
+        latest.is_none_or(|(epoch, base)| {
+            self.is_on(base, tip) && (tip.lsn == base.lsn || tip.epoch.number >= epoch.number)
+        })
     }
 
     /// The latest position that was acknowledged.

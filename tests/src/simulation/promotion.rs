@@ -181,12 +181,9 @@ impl World {
         }
     }
 
-    /// Whether a log that ends at `tip` has everything up to the beginning of the latest epoch.
+    /// Whether a log that ends at `tip` may be gone on with.
     pub(super) fn has_caught_up(&self, tip: &Position) -> bool {
-        let reaches = |base: Option<Position>| {
-            base.is_none_or(|base| self.stage().judge(|judge, _| Ok(judge.is_on(&base, tip))) == Some(true))
-        };
-        self.stage().judge(|judge, _| Ok(judge.latest_base())).is_some_and(reaches)
+        self.stage().judge(|judge, _| Ok(judge.has_caught_up(tip))) == Some(true)
     }
 
     fn parts(&self, host: usize) -> Option<Parts> {
