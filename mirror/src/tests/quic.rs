@@ -45,7 +45,16 @@ impl Node {
         services.packs = packs;
         let services = Arc::new(services);
         let options = NetworkOptions::default();
-        let listener = Listener::bind(&identity, &UdpSockets, local, &options, services.clone()).unwrap();
+        // The socket of a node that has just stopped is closed by its endpoint's own task, a moment later.
+        let bound = async {
+            loop {
+                match Listener::bind(&identity, &UdpSockets, local, &options, services.clone()) {
+                    Ok(listener) => return listener,
+                    Err(_) => tokio::time::sleep(ms(5)).await,
+                }
+            }
+        };
+        let listener = tokio::time::timeout(ms(30_000), bound).await.expect("the address becomes free");
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(listener.run(stopped));
