@@ -8,14 +8,17 @@
 //! - The epoch that is begun was remembered durably before the first seal: a successor that died anywhere finds its own seals again.
 //! - The first seal of an attempt settles where the old epoch ends for this node. What the old source still got into another place
 //!   meanwhile may have been acknowledged: that place is sealed behind it, and the entries go on in the new epoch.
+//! - What is carried over may name further places: they are sealed before the epoch begins ([`TakeOverLog::row_beyond`]).
 //! - A seal of anybody else stops everything, unless that node was given up by name and this log has nothing beyond its base.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::try_join_all;
-use murphy_fs::{Fence, FenceError, Held, Sealed};
+use murphy_fs::{Fence, FenceError, Held, RowKey, Sealed};
 use murphy_log::{
-    Appender, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, NodeId, Position, State, VolumeKeys, append_copy,
+    Appender, Change, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, NodeId, Position, State, VolumeKeys,
+    append_copy,
 };
 
 use crate::fence::{ArchiveFence, Supplies};
@@ -224,6 +227,31 @@ impl TakeOverLog {
             }
         }
         Ok(())
+    }
+
+    /// The newest row at `key` that an entry beyond the log writes, in any place. What the old source decided before it was sealed goes on in
+    /// the new epoch: it may have named further places, through which it acknowledges until they are sealed too.
+    pub async fn row_beyond(&self, key: &RowKey) -> Result<Option<Bytes>, TakeOverError> {
+        let tail = self.log.tail().position;
+        let mut newest: Option<(Lsn, Option<Bytes>)> = None;
+        for place in &self.places {
+            let mut after = tail;
+            loop {
+                let frames = place.entries(after).await.map_err(|error| at(&**place, error))?;
+                let Some(last) = frames.last() else { break };
+                after = last.position();
+                for entry in frames.iter().flatten() {
+                    let entry = entry.map_err(|error| TakeOverError::Log(error.to_string()))?;
+                    let is_newer = newest.as_ref().is_none_or(|(lsn, _)| *lsn < entry.lsn);
+                    let writes =
+                        |change: &&Change| (change.table, &change.key[..]) == (key.table(), key.key());
+                    if let Some(change) = entry.changes.iter().rev().find(writes).filter(|_| is_newer) {
+                        newest = Some((entry.lsn, change.value.clone()));
+                    }
+                }
+            }
+        }
+        Ok(newest.and_then(|(_, row)| row))
     }
 
     /// Claims the epoch in the log, and appends to it what sealed places hold beyond: the same entries, in the new epoch. Durable when it

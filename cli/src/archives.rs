@@ -7,6 +7,7 @@
 
 mod acknowledge;
 mod fence;
+mod join;
 mod shipping;
 
 use std::{
@@ -36,6 +37,8 @@ pub(crate) use fence::check_fences;
 pub(crate) struct Archives {
     context: Arc<Context>,
     shipped: Mutex<Vec<Shipped>>,
+    /// Held while the shared list of archives is read and changed.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// What every shipper needs of the node.
@@ -78,7 +81,7 @@ impl Archives {
             clock: Arc::new(SystemClock::new()),
             runtime,
         };
-        Archives { context: Arc::new(context), shipped: Mutex::default() }
+        Archives { context: Arc::new(context), shipped: Mutex::default(), changing: Default::default() }
     }
 
     fn shipped(&self) -> MutexGuard<'_, Vec<Shipped>> {
@@ -132,12 +135,12 @@ impl Archives {
                 // From here on it has everything up to there, whether it is shipped to at once or when the node is served.
                 let folder = cursors(&context.directory);
                 OsFiles.create_dir(&folder).map_err(at(&folder))?;
-                let shared = SharedArchive { url: shared_form(url), log_only };
+                let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             }
             Ok::<_, CliError>(())
         })?;
-        Ok(SharedArchive { url: shared_form(url), log_only })
+        Ok(SharedArchive { url: shared_form(url), log_only, joining: false })
     }
 
     /// Writes a snapshot of now into an archive; returns its position.
@@ -153,7 +156,7 @@ impl Archives {
                 let handle = handle.ok_or_else(|| CliError::new(format!("{url} does not answer")))?;
                 return shipping::write_base_now(context, &archive, &handle).await;
             }
-            let shared = SharedArchive { url: url.to_owned(), log_only: false };
+            let shared = SharedArchive { url: url.to_owned(), log_only: false, joining: false };
             let archive = open_archive(&context.config, &local_url(&context.config, &shared)?).await;
             let archive = archive.map_err(failed)?;
             let walked = murphy_backup::walk(&archive, None).await.map_err(failed)?;
@@ -219,6 +222,9 @@ impl Shipped {
             lag_ms: None,
             error: state.error.clone(),
         };
+        if self.shared.joining {
+            status.error.get_or_insert_with(|| JOINING.to_owned());
+        }
         if let Some(handle) = &state.handle {
             let shipped = handle.status();
             status.lsn = shipped.archived.map_or(0, |held| held.position.lsn.get());
@@ -229,6 +235,9 @@ impl Shipped {
         status
     }
 }
+
+/// What the status of an archive says that acknowledges nothing yet.
+const JOINING: &str = "it acknowledges nothing before another archive has the entry that added it";
 
 /// What is known of the archives of a node that is not served.
 pub(crate) fn status_at_rest(node: &Node, shared: &[SharedArchive]) -> Result<Vec<ArchiveStatus>, CliError> {

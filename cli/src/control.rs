@@ -55,6 +55,8 @@ pub(crate) enum Request {
     ArchiveRemove {
         /// Which.
         url: String,
+        /// Whether nobody waits for it any more, and what only it holds is given up.
+        assume_lost: bool,
     },
     /// Takes a snapshot of now.
     ArchiveSnapshot {

@@ -56,6 +56,17 @@ pub(crate) struct SharedArchive {
     /// Whether it holds no packs.
     #[serde(default)]
     pub(crate) log_only: bool,
+    /// It acknowledges nothing yet: none of those before it is known to have the entry that names it, and a successor that knows only
+    /// those would not seal it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) joining: bool,
+}
+
+impl SharedArchive {
+    /// Whether it may acknowledge an fsync, as far as the volume knows.
+    pub(crate) fn may_acknowledge(&self) -> bool {
+        !self.log_only && !self.joining
+    }
 }
 
 /// The shared settings that this program knows.

@@ -83,6 +83,8 @@ impl Rolled {
         self.ledger.write(&self.path("ma"), "late", 6);
         self.pair.settle();
         self.held = self.pair.status("b")["durable_lsn"].as_u64().unwrap();
+        // It is saved at most once a second.
+        wait_for("the note about the mirror", || noted(&node).is_some_and(|lsn| lsn >= self.held));
         if !mirror_stays {
             self.pair.kill("b");
         }
@@ -116,6 +118,12 @@ impl Rolled {
         }
         self.pair.scratch.run(["fsck", "a", "--data"]).expect_code(0);
     }
+}
+
+/// Up to where the source has noted that its mirror is.
+fn noted(node: &Path) -> Option<u64> {
+    let text = fs::read_to_string(node.join("mirrored")).ok()?;
+    serde_json::from_str::<Value>(text.lines().next()?).ok()?["lsn"].as_u64()
 }
 
 fn copy(from: &Path, to: &Path) {

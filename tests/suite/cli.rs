@@ -338,3 +338,62 @@ fn an_archive_that_was_added_at_rest_counts_at_once() {
     });
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
 }
+
+/// The fear: an archive is added, the node goes on acknowledging through it alone, and whoever takes over through the one before it does not
+/// know that it must be sealed.
+#[test]
+fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
+    let scratch = scratch();
+    let url = |name: &str| format!("{}?domain={name}", scratch.url(name));
+    let (first, second) = (url("first"), url("second"));
+    let format =
+        ["format", "node", "--blocks", &scratch.url("blocks"), "--ack", "archive", "--archive", &first];
+    scratch.run(format).expect_code(0);
+    scratch.run(["archive", "add", "node", &second]).expect_code(0);
+    let away = |away: bool| {
+        let (here, there) = (scratch.path("first"), scratch.path("first.away"));
+        if away { fs::rename(here, there).unwrap() } else { fs::rename(there, here).unwrap() }
+    };
+    away(true);
+    let serve = ["serve", "node", "-d", "--io-timeout", "1s"];
+    scratch.run(serve).expect_code(0);
+    let flush = || scratch.run(["flush", "node"]);
+    flush().expect_error(1, "not everything is durable");
+    let listed = scratch.run(["archive", "list", "node", "--json"]).expect_code(0).stdout();
+    assert!(listed.contains("acknowledges nothing before another archive"), "{listed}");
+    away(false);
+    wait_until("the first archive has the entry that added the second", PATIENCE, || {
+        let listed = scratch.run(["archive", "list", "node", "--json"]).expect_code(0).stdout();
+        !listed.contains("acknowledges nothing before")
+    });
+    stop(&scratch);
+    away(true);
+    scratch.run(serve).expect_code(0);
+    flush().expect_code(0);
+}
+
+/// The fear: the only archive that acknowledges is gone for good, and nothing leads out of it.
+#[test]
+fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
+    let scratch = scratch();
+    let url = |name: &str| format!("{}?domain={name}", scratch.url(name));
+    let (first, second) = (url("first"), url("second"));
+    let format =
+        ["format", "node", "--blocks", &scratch.url("blocks"), "--ack", "archive", "--archive", &first];
+    scratch.run(format).expect_code(0);
+    fs::remove_dir_all(scratch.path("first")).unwrap();
+    scratch.run(["serve", "node", "-d", "--io-timeout", "1s"]).expect_code(0);
+    scratch.run(["archive", "add", "node", &second]).expect_error(1, "not everything is durable");
+    scratch.run(["archive", "remove", "node", &first]).expect_error(1, "--assume-lost");
+    scratch.run(["archive", "remove", "node", &first, "--assume-lost"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_error(1, "not everything is durable");
+    scratch.run(["archive", "add", "node", &second]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+}
+
+/// Ends everything that is served.
+fn stop(scratch: &Scratch) {
+    scratch.signal_all(Signal::TERM);
+    let code = scratch.run(["status", "node", "--json"]);
+    assert!(code.json()["running"].is_null());
+}

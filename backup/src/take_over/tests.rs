@@ -539,3 +539,18 @@ async fn a_source_gets_back_what_only_its_archives_have() {
     let refused = log.recover(own).await.unwrap_err();
     assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Forked { .. }, .. }), "{refused}");
 }
+
+/// The fear: the source before added an archive while it was being replaced, and goes on acknowledging through it: only entries that another
+/// archive holds beyond the base name it.
+#[tokio::test]
+async fn an_archive_that_only_entries_beyond_the_base_name_is_found() {
+    let world = World::new(&[6, 9], 3).await;
+    let places = world.places();
+    let row = |lsn: u64| RowKey::from_parts(murphy_fs::Table::Symlink.number(), &(lsn % 50).to_be_bytes());
+    for (lsn, is_beyond) in [(5, false), (15, true), (26, true), (30, false)] {
+        let found = places.row_beyond(&row(lsn)).await.unwrap();
+        let begins = format!("row of {lsn},");
+        let is_found = found.is_some_and(|value| value.starts_with(begins.as_bytes()));
+        assert_eq!(is_found, is_beyond, "lsn {lsn}");
+    }
+}

@@ -48,7 +48,7 @@ impl ByArchives {
         let shipped = archives.shipped();
         let may = shipped.iter().filter(|shipped| {
             let domain = shipped.url.failure_domain().to_string();
-            !shipped.shared.log_only && !self.domains.contains(&domain)
+            shipped.shared.may_acknowledge() && !self.domains.contains(&domain)
         });
         may.map(|shipped| shipped.state().handle.clone()).collect()
     }

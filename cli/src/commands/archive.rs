@@ -68,6 +68,10 @@ enum ArchiveCommand {
         /// Which
         #[arg(value_name = "URL")]
         url: String,
+        /// It is gone for good: do not wait for it, also if fsync does and no other archive acknowledges. What only it holds is given up, and
+        /// whoever takes over through it all the same does not know of this node any more
+        #[arg(long)]
+        assume_lost: bool,
     },
 }
 
@@ -100,9 +104,9 @@ pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError>
                 })?;
             }
         }
-        ArchiveCommand::Remove { directory, url } => {
+        ArchiveCommand::Remove { directory, url, assume_lost } => {
             let url = parse_url("URL", url)?.to_string();
-            let removed = ask(directory, &Request::ArchiveRemove { url })?;
+            let removed = ask(directory, &Request::ArchiveRemove { url, assume_lost: *assume_lost })?;
             output.data(&removed, |_| String::new())?;
         }
     }

@@ -79,8 +79,11 @@ pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> 
         archives.push((parse_url("--log-archive", url)?, true));
     }
     check_places(&directory, &blocks, &archives, args.ack)?;
-    let shared =
-        archives.iter().map(|(url, log_only)| SharedArchive { url: shared_form(url), log_only: *log_only });
+    let shared = archives.iter().map(|(url, log_only)| SharedArchive {
+        url: shared_form(url),
+        log_only: *log_only,
+        joining: false,
+    });
     let settings = Settings {
         name: name(args)?,
         ack: args.ack,

@@ -69,7 +69,8 @@ impl Mirroring {
                     .hint("murphy status shows what each node is"));
             }
         };
-        let given_up = GivenUp::parse(&order.assume_lost, &settings.archives)?;
+        let again = !attempts::load(&self.attempts_path())?.is_empty();
+        let given_up = GivenUp::parse(&order.assume_lost, &settings.archives, again)?;
         if order.dry_run {
             return self.outlook(&replica, &settings, &given_up);
         }
@@ -150,7 +151,8 @@ impl Mirroring {
             replica: Arc::clone(replica),
             request: request.clone(),
             places: Arc::clone(&places),
-            successor: Successor { node: request.own, attempts, given_up: given_up.nodes },
+            successor: Successor { node: request.own, attempts, given_up: given_up.nodes.clone() },
+            given_up,
             outbid: AtomicBool::new(false),
         };
         match self.runtime.block_on(promote(&request, &acts)) {

@@ -80,6 +80,7 @@ impl Host {
                 archives.start(shared)?;
             }
             acknowledge_as_set(&node.volume, settings.ack, &archives, outside(&node)?);
+            archives.join_later();
         }
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts: Mutex::default(), options })
     }
@@ -189,6 +190,7 @@ impl Host {
                     tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
                 }
             }
+            self.archives.join_later();
         }
         Ok(answer)
     }
@@ -253,7 +255,7 @@ impl Handler for Host {
             Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),
             Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
-            Request::ArchiveRemove { url } => tasks::remove_archive(self, &url),
+            Request::ArchiveRemove { url, assume_lost } => tasks::remove_archive(self, &url, assume_lost),
             Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
         }
     }

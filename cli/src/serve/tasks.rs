@@ -108,7 +108,7 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
 
 pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
-    let mut settings = Settings::of(host.volume())?;
+    let settings = Settings::of(host.volume())?;
     let shared = shared_form(&url);
     if shared == shared_form(&host.node.config.blocks) {
         return Err(CliError::new(format!(
@@ -118,39 +118,62 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     if settings.archives.iter().any(|archive| archive.url == shared) {
         return Err(CliError::new(format!("{shared} is an archive of this volume already")));
     }
-    host.flush(&mut |_| {})?;
+    let waits = settings.ack == Ack::Archive;
+    let others = settings.archives.iter().any(SharedArchive::may_acknowledge);
+    if !waits || others {
+        host.flush(&mut |_| {})?;
+    }
     if shared != url.to_string() {
         let mut config = crate::config::NodeConfig::read(&host.node.directory)?;
         config.archives.retain(|other| shared_form(other) != shared);
         config.archives.push(url.clone());
         config.write(&host.node.directory)?;
     }
-    let archive = host.archives.create(&url, log_only)?;
-    settings.archives.push(archive.clone());
-    change(host, &settings.archives)?;
+    let mut archive = host.archives.create(&url, log_only)?;
+    archive.joining = waits && others && !log_only;
+    let named = archive.clone();
+    host.runtime.block_on(host.archives.change(|archives| {
+        archives.push(named);
+        Ok(())
+    }))?;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
+        host.flush(&mut |_| {}).map_err(|error| {
+            error
+                .hint("it is shipped to, and acknowledges once one of the others has the entry that added it")
+        })?;
+        host.runtime.block_on(host.archives.let_all_acknowledge())?;
+        archive.joining = false;
     }
     serde_json::to_value(archive).map_err(failed)
 }
 
-pub(super) fn remove_archive(host: &Host, url: &str) -> Result<Value, CliError> {
+pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    let mut settings = Settings::of(host.volume())?;
-    let before = settings.archives.len();
-    settings.archives.retain(|archive| archive.url != shared);
-    if settings.archives.len() == before {
-        return Err(CliError::new(format!("{shared} is not an archive of this volume")));
+    let ack = Settings::of(host.volume())?.ack;
+    let removing = host.archives.change(|archives| {
+        let before = archives.len();
+        archives.retain(|archive| archive.url != shared);
+        if archives.len() == before {
+            return Err(CliError::new(format!("{shared} is not an archive of this volume")));
+        }
+        if ack == Ack::Archive && !assume_lost && !archives.iter().any(SharedArchive::may_acknowledge) {
+            return Err(CliError::new(format!(
+                "fsync waits for {shared}: it is the last archive that holds data"
+            ))
+            .hint("add another archive first; if this one is gone for good, --assume-lost gives it up"));
+        }
+        Ok(())
+    });
+    host.runtime.block_on(removing)?;
+    if assume_lost {
+        host.archives.stop(&shared);
+        host.runtime.block_on(host.archives.let_all_acknowledge())?;
+    } else {
+        host.flush(&mut |_| {})?;
+        host.archives.stop(&shared);
     }
-    if settings.ack == Ack::Archive && settings.archives.iter().all(|archive| archive.log_only) {
-        return Err(CliError::new(format!(
-            "fsync waits for {shared}: it is the last archive that holds data"
-        ))
-        .hint("add another archive first"));
-    }
-    change(host, &settings.archives)?;
-    host.archives.stop(&shared);
     Ok(json!({ "removed": shared }))
 }
 
@@ -179,14 +202,6 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
         taken.push(json!({ "url": archive.url, "lsn": position.lsn.get() }));
     }
     Ok(Value::Array(taken))
-}
-
-fn change(host: &Host, archives: &[SharedArchive]) -> Result<(), CliError> {
-    let changed = host.volume().change_settings(Settings::set_archives(archives)?);
-    host.runtime
-        .block_on(changed.wait())
-        .map_err(|errno| CliError::new(format!("the shared setting cannot be changed: {errno:?}")))?;
-    host.flush(&mut |_| {})
 }
 
 const OUT_BYTES: usize = 1 << 20;

@@ -155,8 +155,12 @@ impl Ground {
     /// The archives of the volume, as its log names them.
     pub(super) fn archives_of(&self, volume: &Volume) -> Result<Vec<Arc<Account>>, String> {
         let text = volume.setting(ARCHIVES).map_err(|error| error.to_string())?.unwrap_or_default();
-        let is_named = |account: &&Arc<Account>| text.split(',').any(|name| name == account.name);
-        Ok(self.archives.iter().filter(is_named).cloned().collect())
+        Ok(self.named(&text).cloned().collect())
+    }
+
+    /// Those that the setting with this text names.
+    pub(super) fn named<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a Arc<Account>> {
+        self.archives.iter().filter(move |account| text.split(',').any(|name| name == account.name))
     }
 
     /// The packs of `host`'s own store.

@@ -14,7 +14,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, TakeOverLog};
-use murphy_fs::{Fence, MemberState, Volume};
+use murphy_fs::{Fence, MemberState, RowKey, SettingRow, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Refusal,
@@ -27,7 +27,7 @@ use super::{
     disk::{NodeLog, NodeName, Upstream},
     members::holders,
     network::address_of,
-    node::Ground,
+    node::{ARCHIVES, Ground},
     seeding::NodeReplica,
     stage::NodeClock,
     world::{BRANCH, VOLUME, World, epoch_of},
@@ -243,14 +243,25 @@ impl World {
         let successor = Successor { node: own, attempts, given_up: assume_lost.clone() };
         let request = PromoteRequest { own, next, policy, assume_lost };
         let ground = Arc::clone(ground);
-        let outbid = AtomicBool::new(false);
-        let acts = Acts { ground, parts, places, successor, request: request.clone(), archives, outbid };
+        let (outbid, lacks) = (AtomicBool::new(false), AtomicBool::new(false));
+        let acts = Acts {
+            host,
+            ground,
+            parts,
+            places,
+            successor,
+            request: request.clone(),
+            archives,
+            outbid,
+            lacks,
+        };
         let promoted = promote(&request, &acts).await.map_err(|error| error.to_string());
         if promoted.is_err() && acts.outbid.load(Ordering::Relaxed) {
             // Somebody else has tried this number. The next run asks for a later one, which everybody may promise.
             let later = epoch_of(next.number + 1, parts.name);
             self.hosts[host].lock().disk.attempts.push(later);
         }
+        let complete = complete && !acts.lacks.load(Ordering::Relaxed);
         Ok((promoted?, complete))
     }
 
@@ -260,13 +271,7 @@ impl World {
         parts: &Parts,
     ) -> Result<(TakeOverLog, Vec<Epoch>, bool), String> {
         let ground = &self.ground;
-        let (after, upto) = (*parts.replica.data.borrow(), parts.log.durable().state().position.lsn);
-        let lost = (after < upto).then_some(LostPacks { after, upto });
-        let supplies = Supplies {
-            log: Arc::clone(&parts.log) as Arc<dyn Log>,
-            packs: ground.layered(host, &parts.gate),
-            lost: Some(Arc::new(KnownLosses::new(parts.volume.clone(), lost))),
-        };
+        let supplies = ground.supplies(host, parts);
         let mut places: Vec<Arc<dyn Fence>> = Vec::new();
         let (mut epochs, mut complete) = (Vec::new(), true);
         for account in &ground.archives_of(&parts.volume)? {
@@ -425,7 +430,21 @@ impl Ground {
     }
 }
 
+impl Ground {
+    /// What the archives get from the node on `host`.
+    fn supplies(&self, host: usize, parts: &Parts) -> Supplies {
+        let (after, upto) = (*parts.replica.data.borrow(), parts.log.durable().state().position.lsn);
+        let lost = (after < upto).then_some(LostPacks { after, upto });
+        Supplies {
+            log: Arc::clone(&parts.log) as Arc<dyn Log>,
+            packs: self.layered(host, &parts.gate),
+            lost: Some(Arc::new(KnownLosses::new(parts.volume.clone(), lost))),
+        }
+    }
+}
+
 struct Acts<'a> {
+    host: usize,
     ground: Arc<Ground>,
     parts: &'a Parts,
     places: TakeOverLog,
@@ -435,6 +454,8 @@ struct Acts<'a> {
     archives: Vec<String>,
     /// A member has promised an epoch that does not come before this one.
     outbid: AtomicBool,
+    /// An archive that was named at the last moment is gone.
+    lacks: AtomicBool,
 }
 
 impl Acts<'_> {
@@ -447,6 +468,38 @@ impl Acts<'_> {
     async fn shown(&self, state: State) {
         while self.parts.volume.state().position.lsn < state.position.lsn {
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Seals the archives, and those that the source before has named in what it still got into one of them.
+    async fn seal_archives(&self) -> Result<TakeOverLog, String> {
+        let (mut places, mut known) = (self.places.clone(), self.archives.clone());
+        loop {
+            places.seal(&self.successor).await.map_err(|error| error.to_string())?;
+            let row = places.row_beyond(&RowKey::setting(ARCHIVES)).await;
+            let Some(row) = row.map_err(|error| error.to_string())? else { return Ok(places) };
+            let row = SettingRow::decode(&row).map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&row.text).into_owned();
+            let is_new = |name: &str| !known.iter().any(|known| known == name);
+            let named: Vec<&Arc<Account>> =
+                self.ground.named(&text).filter(|one| is_new(&one.name)).collect();
+            if named.is_empty() {
+                return Ok(places);
+            }
+            for account in &named {
+                if account.is_gone() {
+                    // Given up by name.
+                    self.lacks.store(true, Ordering::Relaxed);
+                    continue;
+                }
+                let archive = self.ground.archive(account, &self.parts.gate).await?;
+                let clock = Arc::clone(&self.parts.clock) as Arc<dyn Clock>;
+                let fence = ArchiveFence::new(archive, self.parts.identity.node(), clock, None);
+                places
+                    .places
+                    .push(Arc::new(fence.with_supplies(self.ground.supplies(self.host, self.parts))));
+            }
+            known.extend(named.iter().map(|account| account.name.clone()));
         }
     }
 
@@ -506,9 +559,9 @@ impl TakeOver for Acts<'_> {
             if found != base {
                 return Err(format!("the log ends at {} instead of {}", found.position, base.position));
             }
-            self.places.seal(&self.successor).await.map_err(|error| error.to_string())?;
+            let places = self.seal_archives().await?;
             self.parts.log.decide();
-            let state = self.places.begin(&self.successor).await.map_err(|error| error.to_string())?;
+            let state = places.begin(&self.successor).await.map_err(|error| error.to_string())?;
             self.shown(state).await;
             Ok(state)
         })

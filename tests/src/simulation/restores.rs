@@ -195,7 +195,7 @@ where
     F: Future<Output = Result<T, String>>,
 {
     let running = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.map_err(|error| error.to_string())?.block_on(work())
     });
     running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The epoch was remembered before the first act.
-//! - What an act fetches or finds out may change who must be sealed: then nothing is claimed, and the promotion is tried again.
+//! - What an act fetches or finds out may change who must be sealed: then nothing is claimed, and the promotion is tried again. An archive that
+//!   only what comes behind the base names is sealed before the epoch begins.
 
 use std::{
     sync::{
@@ -13,8 +14,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use murphy_backup::Successor;
-use murphy_fs::MemberState;
+use murphy_backup::{Successor, TakeOverLog};
+use murphy_fs::{MemberState, RowKey, SettingRow};
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     Ask, ExchangeError, Lender, MemberBook, PromoteRequest, PublicKey, Refusal, Refused, Replica, Seal,
@@ -22,7 +23,12 @@ use murphy_mirror::{
 };
 use tokio::sync::watch;
 
-use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
+use super::{
+    super::replica::DiskReplica,
+    LOOK, Mirroring,
+    places::{GivenUp, Places},
+};
+use crate::settings::{ARCHIVES, SharedArchive};
 
 pub(super) struct Acts {
     pub(super) mirroring: Arc<Mirroring>,
@@ -30,6 +36,7 @@ pub(super) struct Acts {
     pub(super) request: PromoteRequest,
     pub(super) places: Arc<Places>,
     pub(super) successor: Successor,
+    pub(super) given_up: GivenUp,
     /// A member has promised an epoch that does not come before this one.
     pub(super) outbid: AtomicBool,
 }
@@ -45,6 +52,27 @@ impl Acts {
             return Err("the archives have changed meanwhile: try again".to_owned());
         }
         Ok(())
+    }
+
+    /// Seals the archives, and those that the source before has named in what it still got into one of them.
+    async fn seal_archives(&self) -> Result<TakeOverLog, String> {
+        let mut places = self.places.log.clone();
+        let mut known: Vec<String> = self.places.shared.iter().map(|archive| archive.url.clone()).collect();
+        loop {
+            places.seal(&self.successor).await.map_err(|error| error.to_string())?;
+            let row = places.row_beyond(&RowKey::setting(ARCHIVES)).await;
+            let Some(row) = row.map_err(|error| error.to_string())? else { return Ok(places) };
+            let row = SettingRow::decode(&row).map_err(|error| error.to_string())?;
+            let mut named: Vec<SharedArchive> =
+                serde_json::from_slice(&row.text).map_err(|error| format!("the archives: {error}"))?;
+            named.retain(|archive| !known.contains(&archive.url));
+            if named.is_empty() {
+                return Ok(places);
+            }
+            known.extend(named.iter().map(|archive| archive.url.clone()));
+            let more = Places::open(&self.mirroring.promoted(&self.replica), &named, &self.given_up).await;
+            places.places.extend(more.map_err(|error| error.to_string())?.log.places);
+        }
     }
 
     /// Where a member listens, and which key it has.
@@ -187,8 +215,8 @@ impl TakeOver for Acts {
             if found != base {
                 return Err(format!("the log ends at {} instead of {}", found.position, base.position));
             }
-            self.places.log.seal(&self.successor).await.map_err(|error| error.to_string())?;
-            let state = self.places.log.begin(&self.successor).await.map_err(|error| error.to_string())?;
+            let places = self.seal_archives().await?;
+            let state = places.begin(&self.successor).await.map_err(|error| error.to_string())?;
             self.mirroring.shown(state).await?;
             Ok(state)
         })

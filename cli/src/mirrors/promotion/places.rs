@@ -29,8 +29,13 @@ pub(super) struct GivenUp {
 }
 
 impl GivenUp {
-    /// Reads what stands behind `--assume-lost`: ids of nodes, and URLs of archives of the volume.
-    pub(super) fn parse(texts: &[String], archives: &[SharedArchive]) -> Result<GivenUp, CliError> {
+    /// Reads what stands behind `--assume-lost`: ids of nodes, and URLs of archives of the volume. When a promotion is tried `again`, any URL:
+    /// an archive that the source before added at the last moment is known to another archive only.
+    pub(super) fn parse(
+        texts: &[String],
+        archives: &[SharedArchive],
+        again: bool,
+    ) -> Result<GivenUp, CliError> {
         let mut given_up = GivenUp::default();
         for text in texts {
             if let Ok(node) = text.parse::<NodeId>() {
@@ -38,7 +43,7 @@ impl GivenUp {
                 continue;
             }
             let shared = text.parse::<StoreUrl>().map(|url| shared_form(&url)).ok();
-            let known = shared.filter(|url| archives.iter().any(|archive| archive.url == *url));
+            let known = shared.filter(|url| again || archives.iter().any(|archive| archive.url == *url));
             given_up.archives.insert(known.ok_or_else(|| {
                 CliError::usage(format!(
                     "--assume-lost {text}: neither a member nor an archive of this volume"
