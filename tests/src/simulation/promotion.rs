@@ -140,12 +140,17 @@ impl World {
     /// back to what they lack. The old source, which could go on with them, is seen to first: it never comes back.
     fn give_up_archives(self: &Arc<Self>, host: usize, source: usize, error: &str) {
         let is_out_of_reach = error.contains("no other archive has what comes then");
-        if is_out_of_reach || error.contains("is not a member of volume") {
+        let lags = error.contains("is not a member of volume");
+        if is_out_of_reach || lags {
             self.refused.lock().too_late.insert(host);
             if (0..self.hosts.len()).any(|other| self.was_in_time(other)) {
                 *self.candidate.lock() = None;
                 return;
             }
+        }
+        if lags {
+            // The member that does not know of this one holds less than it.
+            self.refused.lock().gives_up = Some(host);
         }
         let is_spoiled = |account: &&Arc<Account>| {
             let is_changed = account.is_damaged() && error.contains("has other content");
