@@ -14,6 +14,7 @@ mod pack;
 mod plan;
 mod proof;
 mod registry;
+mod rejoin;
 mod restore;
 mod seal;
 mod ship;
@@ -40,6 +41,7 @@ pub use pack::{CopyPackError, NamedPackError};
 pub use plan::{PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Window, plan_restore};
 pub use proof::{Proof, ProofError};
 pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRecord};
+pub use rejoin::{NotContinued, check_continued_by};
 pub use restore::{OnProgress, PackReport, RestoreError, RestoreProgress, restore_packs, restore_tree};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{

@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, write_base};
+use murphy_backup::{
+    Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
+};
 use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
@@ -137,6 +139,12 @@ impl Archives {
                 OsFiles.create_dir(&folder).map_err(at(&folder))?;
                 let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
+            } else {
+                check_continued_by(&archive, &context.log).await.map_err(|error| {
+                    failed(error).hint(
+                        "it belongs to a history that lost, or to a copy: give the archive another prefix",
+                    )
+                })?;
             }
             Ok::<_, CliError>(())
         })?;

@@ -13,7 +13,7 @@ use std::{
 
 use murphy_backup::{
     Archive, ArchiveAcknowledger, ArchiveKind, Boundary, Descriptor, KnownLosses, LostPacks, NewBase,
-    ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts, bases, write_base,
+    ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts, bases, check_continued_by, write_base,
 };
 use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger, FileSystem, IndexSnapshot, View, Volume};
 use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, NodeId, Position};
@@ -185,6 +185,8 @@ impl Shipping {
             let written = self.write_base_of(&archive, view, Boundary::after(position)).await;
             self.note_snapshot(&archive, written.clone());
             written?;
+        } else {
+            check_continued_by(&archive, &self.log).await.map_err(|error| error.to_string())?;
         }
         let mut names: Vec<String> =
             self.ground.archives_of(&self.volume)?.iter().map(|known| known.name.clone()).collect();
