@@ -144,15 +144,37 @@ impl Volume {
         if let Some(cached) = cached.collect::<Option<Vec<Bytes>>>() {
             return Answer::Now(Ok(plan.assemble(cached)));
         }
-        let fetcher = self.shared.fetcher.clone();
-        Answer::later(async move {
-            let reads = plan.stored.iter().map(|part| fetcher.read(&part.pack, part.range()));
+        let volume = self.clone();
+        Answer::later(async move { volume.read_planned(plan, ino, handle, offset, length).await })
+    }
+
+    /// Fetches what is planned. A file that grew while its end was fetched is read on: a kernel that hears of the new size before it has the
+    /// answer would take what the answer lacks for zeros.
+    async fn read_planned(
+        &self,
+        mut plan: ReadPlan,
+        ino: Ino,
+        handle: Handle,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, Errno> {
+        loop {
+            let reads = plan.stored.iter().map(|part| self.shared.fetcher.read(&part.pack, part.range()));
             let stored = futures::future::try_join_all(reads).await.map_err(|error| {
                 tracing::error!(%ino, offset, %error, "file data cannot be read");
                 Errno::EIO
             })?;
-            Ok(plan.assemble(stored))
-        })
+            let read = plan.assemble(stored);
+            if read.len() >= length as usize {
+                return Ok(read);
+            }
+            let open = self.open_handle(ino, handle);
+            match open.and_then(|open| self.plan_read(&open.file.lock(), ino, offset, length)) {
+                Ok(now) if now.range.end > plan.range.end => plan = now,
+                // It has not grown, or it is gone: this is how it was.
+                Ok(_) | Err(_) => return Ok(read),
+            }
+        }
     }
 
     fn plan_read(&self, inner: &FileInner, ino: Ino, offset: u64, length: u32) -> Result<ReadPlan, Errno> {
