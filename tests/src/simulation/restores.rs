@@ -9,7 +9,9 @@ use std::{
 };
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, ArchiveStore, RestoreError, Target, plan_restore, restore_packs, restore_tree};
+use murphy_backup::{
+    Archive, ArchiveStore, RestoreError, Target, bases, plan_restore, restore_packs, restore_tree,
+};
 use murphy_fs::{
     BlockStore, CellCache, Index, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
     VolumeParts,
@@ -77,9 +79,26 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
 /// Where the archive begins that begins first.
 fn lowest(intact: &[Arc<Account>]) -> Lsn {
     let objects: Vec<_> = intact.iter().map(|account| (account.name.clone(), account.objects())).collect();
-    let found = in_own_time(move || async move { open(&objects).await });
-    let begins = found.unwrap_or_default().into_iter().map(|archive| archive.descriptor().base.lsn);
-    begins.min().unwrap_or_default()
+    let begins = in_own_time(move || async move {
+        let mut begins = Vec::new();
+        for archive in open(&objects).await? {
+            begins.push(begin_of(&archive).await);
+        }
+        Ok(begins)
+    });
+    begins.unwrap_or_default().into_iter().min().unwrap_or_default()
+}
+
+/// The first moment that an archive has alone: of one that was added late the first snapshot, which may have been taken after its base when
+/// adding it was cut short.
+async fn begin_of(archive: &Archive) -> Lsn {
+    let base = archive.descriptor().base.lsn;
+    if base <= Lsn::ROOT {
+        return base;
+    }
+    let found = bases(archive).await.unwrap_or_default();
+    let first = found.into_iter().flatten().map(|manifest| manifest.state.position.lsn).min();
+    first.unwrap_or(Lsn::MAX)
 }
 
 /// How far the furthest archive goes.
