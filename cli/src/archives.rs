@@ -60,6 +60,8 @@ struct Shipped {
     shared: SharedArchive,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
+    /// How far it was when this node last noted it: what is known of it until it answers.
+    noted: Option<Boundary>,
     task: JoinHandle<()>,
 }
 
@@ -101,13 +103,17 @@ impl Archives {
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
         let folder = cursors(&self.context.directory);
         OsFiles.create_dir(&folder).map_err(at(&folder))?;
+        let noted = cursor(&self.context.directory, &shared).load().unwrap_or_else(|error| {
+            tracing::warn!(url = shared.url, %error, "how far an archive is is not known before it answers");
+            None
+        });
         let state = Arc::new(Mutex::new(ShipState::default()));
         // Entries may be decided, and wait to be acknowledged, before the archive is open.
         let began = self.context.log.tail().position.lsn;
         let to = (shared.clone(), url.clone());
         let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, url, state, task });
+        self.shipped().push(Shipped { shared, url, state, noted, task });
         Ok(())
     }
 
@@ -226,7 +232,7 @@ impl Shipped {
             url: self.shared.url.clone(),
             log_only: self.shared.log_only,
             domain: self.url.failure_domain().to_string(),
-            lsn: 0,
+            lsn: self.noted.map_or(0, |held| held.position.lsn.get()),
             lag_ms: None,
             error: state.error.clone(),
         };
@@ -235,8 +241,10 @@ impl Shipped {
         }
         if let Some(handle) = &state.handle {
             let shipped = handle.status();
-            status.lsn = shipped.archived.map_or(0, |held| held.position.lsn.get());
-            status.lag_ms = shipped.archived.map(|_| shipped.lag_ms);
+            if let Some(held) = shipped.archived {
+                status.lsn = held.position.lsn.get();
+                status.lag_ms = Some(shipped.lag_ms);
+            }
             let end = shipped.end.map(|end| end.to_string());
             status.error = status.error.or(end).or(shipped.error);
         }

@@ -398,6 +398,14 @@ impl Mirroring {
     }
 }
 
+/// Waits for the next change; `false` once there will be none, or the node stops.
+async fn changed<T>(changes: &mut watch::Receiver<T>, stopped: &mut watch::Receiver<bool>) -> bool {
+    tokio::select! {
+        changed = changes.changed() => changed.is_ok(),
+        _ = stopped.wait_for(|stop| *stop) => false,
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change of what is in it is one assignment.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,12 +6,12 @@
 use std::{io::Read, sync::Arc};
 
 use bytes::Bytes;
-use murphy_log::{DurableWatch, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy};
+use murphy_log::{Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    history::{Lookup, Point, look_up},
+    history::Point,
     message::Message,
     replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise},
 };
@@ -108,21 +108,12 @@ impl Replica for MemoryReplica {
         Ok(append_copy(&**log, frame)?)
     }
 
-    fn durable(&self) -> Option<DurableWatch> {
-        self.log().map(|log| log.durable())
-    }
-
     fn data(&self) -> watch::Receiver<Lsn> {
         self.data.subscribe()
     }
 
     fn history(&self) -> Option<Arc<dyn Log>> {
         self.log().map(|log| log as Arc<dyn Log>)
-    }
-
-    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
-        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
-        look_up(&*log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))
     }
 
     fn promised(&self) -> Option<Epoch> {

@@ -10,7 +10,7 @@ use murphy_log::{
 };
 use tokio::sync::watch;
 
-use crate::history::{Lookup, Point, is_older};
+use crate::history::{Lookup, Point, is_older, look_up};
 
 /// The promise that forbids to take entries of `epoch` from a source that welcomed this node knowing that it had promised `told`.
 ///
@@ -37,7 +37,9 @@ pub trait Replica: Send + Sync {
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError>;
 
     /// Follows what is durable; `None` while it holds nothing. Installing a snapshot and setting a tail aside make a new watch.
-    fn durable(&self) -> Option<DurableWatch>;
+    fn durable(&self) -> Option<DurableWatch> {
+        self.history().map(|log| log.durable())
+    }
 
     /// Follows up to which LSN every byte that the tree refers to is in the own store.
     fn data(&self) -> watch::Receiver<Lsn>;
@@ -46,7 +48,10 @@ pub trait Replica: Send + Sync {
     fn history(&self) -> Option<Arc<dyn Log>>;
 
     /// What the own log holds at `lsn`; see [`look_up`](crate::look_up). May read a disk.
-    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError>;
+    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
+        let log = self.history().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
+        look_up(&*log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))
+    }
 
     /// The epoch that has been promised, if one has.
     fn promised(&self) -> Option<Epoch>;

@@ -343,12 +343,7 @@ fn an_archive_that_was_added_at_rest_counts_at_once() {
 /// know that it must be sealed.
 #[test]
 fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
-    let scratch = scratch();
-    let url = |name: &str| format!("{}?domain={name}", scratch.url(name));
-    let (first, second) = (url("first"), url("second"));
-    let format =
-        ["format", "node", "--blocks", &scratch.url("blocks"), "--ack", "archive", "--archive", &first];
-    scratch.run(format).expect_code(0);
+    let (scratch, _, second) = acknowledged_by_archive();
     scratch.run(["archive", "add", "node", &second]).expect_code(0);
     let away = |away: bool| {
         let (here, there) = (scratch.path("first"), scratch.path("first.away"));
@@ -375,12 +370,7 @@ fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
 /// The fear: the only archive that acknowledges is gone for good, and nothing leads out of it.
 #[test]
 fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
-    let scratch = scratch();
-    let url = |name: &str| format!("{}?domain={name}", scratch.url(name));
-    let (first, second) = (url("first"), url("second"));
-    let format =
-        ["format", "node", "--blocks", &scratch.url("blocks"), "--ack", "archive", "--archive", &first];
-    scratch.run(format).expect_code(0);
+    let (scratch, first, second) = acknowledged_by_archive();
     fs::remove_dir_all(scratch.path("first")).unwrap();
     scratch.run(["serve", "node", "-d", "--io-timeout", "1s"]).expect_code(0);
     scratch.run(["archive", "add", "node", &second]).expect_error(1, "not everything is durable");
@@ -389,6 +379,17 @@ fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
     scratch.run(["flush", "node"]).expect_error(1, "not everything is durable");
     scratch.run(["archive", "add", "node", &second]).expect_code(0);
     scratch.run(["flush", "node"]).expect_code(0);
+}
+
+/// A node whose fsync waits for its archive; the URLs of that one and of another.
+fn acknowledged_by_archive() -> (Scratch, String, String) {
+    let scratch = scratch();
+    let url = |name: &str| format!("{}?domain={name}", scratch.url(name));
+    let (first, second) = (url("first"), url("second"));
+    let blocks = scratch.url("blocks");
+    let format = ["format", "node", "--blocks", &blocks, "--ack", "archive", "--archive", &first];
+    scratch.run(format).expect_code(0);
+    (scratch, first, second)
 }
 
 /// Ends everything that is served.

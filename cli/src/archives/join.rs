@@ -20,7 +20,7 @@ use crate::{
 
 impl Archives {
     /// Reads the shared list of archives, lets `change` have it, and writes it down if it has become another; durable on this node when it
-    /// returns.
+    /// returns. Who acknowledges follows the list.
     pub(crate) async fn change<T>(
         &self,
         change: impl FnOnce(&mut Vec<SharedArchive>) -> Result<T, CliError>,
@@ -35,45 +35,58 @@ impl Archives {
             let changed = volume.change_settings(Settings::set_archives(&archives)?);
             changed.wait().await.map_err(refused)?;
             volume.durable_here().await.map_err(refused)?;
+            for shipped in self.shipped().iter_mut() {
+                let listed = archives.iter().find(|archive| archive.url == shipped.shared.url);
+                shipped.shared.joining = listed.is_some_and(|archive| archive.joining);
+            }
         }
         Ok(made)
     }
 
-    /// Lets those that are joining acknowledge, now that one of the others has the entries that named them, or is given up.
-    pub(crate) async fn let_all_acknowledge(&self) -> Result<(), CliError> {
+    /// Lets these acknowledge, now that an archive that does has the entries that named them.
+    pub(crate) async fn let_acknowledge(&self, urls: &[String]) -> Result<(), CliError> {
         self.change(|archives| {
-            archives.iter_mut().for_each(|archive| archive.joining = false);
+            let named = archives.iter_mut().filter(|archive| urls.contains(&archive.url));
+            named.for_each(|archive| archive.joining = false);
             Ok(())
         })
-        .await?;
-        self.shipped().iter_mut().for_each(|shipped| shipped.shared.joining = false);
-        Ok(())
+        .await
     }
 
-    /// Does so as soon as an archive that acknowledges has everything up to now; at once if none is joining.
+    /// Lets those that are joining acknowledge as soon as an archive that does has everything up to now.
     pub(crate) fn join_later(self: &Arc<Archives>) {
-        if !self.shipped().iter().any(|shipped| shipped.shared.joining) {
-            return;
-        }
         let (this, volume) = (Arc::downgrade(self), self.context.volume.clone());
         self.context.runtime.spawn(join(this, volume));
+    }
+
+    /// Those that acknowledge nothing yet.
+    fn joining(&self) -> Vec<String> {
+        let shipped = self.shipped();
+        let joining = shipped.iter().filter(|shipped| shipped.shared.joining);
+        joining.map(|shipped| shipped.shared.url.clone()).collect()
     }
 }
 
 async fn join(this: Weak<Archives>, volume: Volume) {
     loop {
+        // Those that are named meanwhile are not in what is waited for.
+        let joining = this.upgrade().map(|archives| archives.joining()).unwrap_or_default();
+        if joining.is_empty() || volume.ended().is_some() {
+            return;
+        }
         match volume.sync_all().wait().await {
-            Ok(()) => break,
-            Err(_) if volume.ended().is_some() || this.strong_count() == 0 => return,
+            Ok(()) => {
+                let Some(archives) = this.upgrade() else { return };
+                if let Err(error) = archives.let_acknowledge(&joining).await {
+                    tracing::error!(%error, "an archive that was added acknowledges nothing before the next start");
+                    return;
+                }
+            }
             Err(_) => {
                 tracing::warn!("an archive that was added acknowledges nothing yet: no other one answers");
+                tokio::time::sleep(AGAIN).await;
             }
         }
-        tokio::time::sleep(AGAIN).await;
-    }
-    let Some(archives) = this.upgrade() else { return };
-    if let Err(error) = archives.let_all_acknowledge().await {
-        tracing::error!(%error, "an archive that was added acknowledges nothing before the next start");
     }
 }
 

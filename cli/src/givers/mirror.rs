@@ -21,8 +21,8 @@ use crate::{
 pub(crate) struct Member {
     pub(crate) node: NodeId,
     name: String,
-    addresses: Vec<String>,
-    key: PublicKey,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) key: PublicKey,
 }
 
 impl Member {

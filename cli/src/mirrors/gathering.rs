@@ -8,16 +8,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use murphy_fs::{BlockStores, MemberRow, MemberState};
+use murphy_fs::{BlockStores, MemberRow};
 use murphy_log::{Lsn, NodeId};
 use murphy_mirror::{
     ASKING, Ask, Dialer, Gap, GatherError, GatherStatus, Gatherer, MemberPacks, PackPlace, PackPlaces,
-    PublicKey,
 };
 use tokio::sync::watch;
 
 use super::{Mirroring, book::VolumeBook, following::COPY_HELPERS, lock};
-use crate::config::Promoted;
+use crate::{config::Promoted, givers::Member};
 
 impl Mirroring {
     /// Looks for packs that the promotion lacked, or that are missing since an earlier one.
@@ -108,13 +107,12 @@ struct Everybody {
 impl Everybody {
     /// The packs of a member as it can be reached now. One of which nobody knows where it listens cannot be reached.
     fn member(&self, node: NodeId, row: &MemberRow) -> Option<Arc<MemberPacks>> {
-        let MemberState::Joined { public_key } = row.state else { return None };
-        let key = PublicKey::from_bytes(public_key);
+        let Member { addresses, key, .. } = Member::of_row(node, row.clone())?;
         let mut members = lock(&self.members);
-        if let Some(known) = members.get(&node).filter(|known| known.is_of(&row.addresses, key)) {
+        if let Some(known) = members.get(&node).filter(|known| known.is_of(&addresses, key)) {
             return Some(Arc::clone(known));
         }
-        let member = Arc::new(MemberPacks::new(self.dialer.clone(), row.addresses.clone(), key, self.ask));
+        let member = Arc::new(MemberPacks::new(self.dialer.clone(), addresses, key, self.ask));
         members.insert(node, Arc::clone(&member));
         Some(member)
     }

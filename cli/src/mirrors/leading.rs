@@ -15,7 +15,7 @@ use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
 use murphy_log::{Epoch, Log, NodeId, OsFiles, replace_file};
 use murphy_mirror::{MirrorAcknowledger, Part, SourcePart};
 
-use super::{Mirroring, lock, snapshots::VolumeSnapshots};
+use super::{Mirroring, changed, lock, snapshots::VolumeSnapshots};
 use crate::{
     error::{CliError, failed},
     settings::Ack,
@@ -86,9 +86,8 @@ impl Mirroring {
                     continue;
                 }
                 drop(mirroring);
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    _ = stopped.wait_for(|stop| *stop) => return,
+                if !changed(&mut changes, &mut stopped).await {
+                    return;
                 }
             }
         });

@@ -11,7 +11,7 @@ use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
 use murphy_log::{DiskLog, Epoch, Log, Lsn, NodeId, Position};
 use murphy_mirror::{Lookup, MemberBook, Point, Stands, look_up};
 
-use super::{Mirroring, lock, stale};
+use super::{Mirroring, changed, lock, stale};
 use crate::{
     error::{CliError, failed},
     givers::{Giver, Member, MirrorGiver},
@@ -98,9 +98,8 @@ impl Mirroring {
                     () = tokio::time::sleep(NOTE_INTERVAL) => {}
                     _ = stopped.wait_for(|stop| *stop) => return,
                 }
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    _ = stopped.wait_for(|stop| *stop) => return,
+                if !changed(&mut changes, &mut stopped).await {
+                    return;
                 }
             }
         });
@@ -137,9 +136,8 @@ impl Mirroring {
                     return;
                 }
                 drop(mirroring);
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    _ = stopped.wait_for(|stop| *stop) => return,
+                if !changed(&mut changes, &mut stopped).await {
+                    return;
                 }
             }
         });

@@ -23,10 +23,10 @@ use std::{
 
 use murphy_fs::verify_snapshot;
 use murphy_log::{
-    BranchId, DiskLog, DurableWatch, Epoch, Files, Frame, Log, Lsn, OsFiles, Position, State, VolumeKeys,
-    append_copy, rename_durably, replace_file,
+    BranchId, DiskLog, Epoch, Files, Frame, Log, Lsn, OsFiles, Position, State, VolumeKeys, append_copy,
+    rename_durably, replace_file,
 };
-use murphy_mirror::{Lookup, Point, Replica, ReplicaError, SeedWriter, forbidding_promise, look_up};
+use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, forbidding_promise};
 use tokio::sync::watch;
 
 use crate::{
@@ -128,21 +128,12 @@ impl Replica for DiskReplica {
         Ok(append_copy(&**log, frame)?)
     }
 
-    fn durable(&self) -> Option<DurableWatch> {
-        self.log().map(|log| log.durable())
-    }
-
     fn data(&self) -> watch::Receiver<Lsn> {
         self.data.subscribe()
     }
 
     fn history(&self) -> Option<Arc<dyn Log>> {
         self.log().map(|log| log as Arc<dyn Log>)
-    }
-
-    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
-        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
-        look_up(&*log, lsn).map_err(|error| storage(&error))
     }
 
     fn promised(&self) -> Option<Epoch> {

@@ -139,10 +139,11 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
         host.flush(&mut |_| {}).map_err(|error| {
+            host.archives.join_later();
             error
                 .hint("it is shipped to, and acknowledges once one of the others has the entry that added it")
         })?;
-        host.runtime.block_on(host.archives.let_all_acknowledge())?;
+        host.runtime.block_on(host.archives.let_acknowledge(std::slice::from_ref(&archive.url)))?;
         archive.joining = false;
     }
     serde_json::to_value(archive).map_err(failed)
@@ -158,22 +159,24 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
         if archives.len() == before {
             return Err(CliError::new(format!("{shared} is not an archive of this volume")));
         }
-        if ack == Ack::Archive && !assume_lost && !archives.iter().any(SharedArchive::may_acknowledge) {
+        if ack != Ack::Archive || archives.iter().any(SharedArchive::may_acknowledge) {
+            return Ok(());
+        }
+        if !assume_lost {
             return Err(CliError::new(format!(
                 "fsync waits for {shared}: it is the last archive that holds data"
             ))
             .hint("add another archive first; if this one is gone for good, --assume-lost gives it up"));
         }
+        // Nobody is left whom those that are joining could wait for.
+        archives.iter_mut().for_each(|archive| archive.joining = false);
         Ok(())
     });
     host.runtime.block_on(removing)?;
-    if assume_lost {
-        host.archives.stop(&shared);
-        host.runtime.block_on(host.archives.let_all_acknowledge())?;
-    } else {
+    if !assume_lost {
         host.flush(&mut |_| {})?;
-        host.archives.stop(&shared);
     }
+    host.archives.stop(&shared);
     Ok(json!({ "removed": shared }))
 }
 

@@ -15,12 +15,9 @@ use std::{
 use bytes::Bytes;
 use murphy_backup::Lineage;
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, Volume, verify_snapshot, write_snapshot};
-use murphy_log::{
-    AppendError, Clock, DurableWatch, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys,
-};
+use murphy_log::{AppendError, Clock, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys};
 use murphy_mirror::{
-    Lookup, Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise,
-    look_up,
+    Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -115,21 +112,12 @@ impl Replica for NodeReplica {
         })
     }
 
-    fn durable(&self) -> Option<DurableWatch> {
-        self.log().map(|log| log.durable())
-    }
-
     fn data(&self) -> watch::Receiver<Lsn> {
         self.data.subscribe()
     }
 
     fn history(&self) -> Option<Arc<dyn Log>> {
         self.log().map(|log| log as Arc<dyn Log>)
-    }
-
-    fn look_up(&self, lsn: Lsn) -> Result<Lookup, ReplicaError> {
-        let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
-        look_up(&*log, lsn).map_err(|error| ReplicaError::Storage(error.to_string()))
     }
 
     fn promised(&self) -> Option<Epoch> {

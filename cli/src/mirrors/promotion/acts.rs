@@ -15,11 +15,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_backup::{Successor, TakeOverLog};
-use murphy_fs::{MemberState, RowKey, SettingRow};
+use murphy_fs::{RowKey, SettingRow};
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    Ask, ExchangeError, Lender, MemberBook, PromoteRequest, PublicKey, Refusal, Refused, Replica, Seal,
-    Standing, TakeOver,
+    ExchangeError, Lender, MemberBook, PromoteRequest, Refusal, Refused, Replica, Seal, Standing, TakeOver,
 };
 use tokio::sync::watch;
 
@@ -28,7 +27,10 @@ use super::{
     LOOK, Mirroring,
     places::{GivenUp, Places},
 };
-use crate::settings::{ARCHIVES, SharedArchive};
+use crate::{
+    givers::{Member, MirrorGiver},
+    settings::{ARCHIVES, SharedArchive},
+};
 
 pub(super) struct Acts {
     pub(super) mirroring: Arc<Mirroring>,
@@ -71,27 +73,25 @@ impl Acts {
             }
             known.extend(named.iter().map(|archive| archive.url.clone()));
             let more = Places::open(&self.mirroring.promoted(&self.replica), &named, &self.given_up).await;
-            places.places.extend(more.map_err(|error| error.to_string())?.log.places);
+            let more = more.map_err(|error| format!("{error}; --assume-lost gives it up by its URL"))?;
+            places.places.extend(more.log.places);
         }
     }
 
-    /// Where a member listens, and which key it has.
-    fn reach(&self, member: NodeId) -> Result<(Vec<String>, PublicKey), String> {
-        let row = self.mirroring.book.row(member).ok_or("it is no member")?;
-        let MemberState::Joined { public_key } = row.state else {
-            return Err("it is no member any more".to_owned());
-        };
-        if row.addresses.is_empty() {
-            return Err("nobody knows where it listens: serve it with --listen".to_owned());
+    /// A member that can be asked.
+    fn member(&self, node: NodeId) -> Result<Member, String> {
+        let row = self.mirroring.book.row(node).ok_or("it is no member")?;
+        let member = Member::of_row(node, row).ok_or("it is no member any more")?;
+        match member.listens() {
+            true => Ok(member),
+            false => Err("nobody knows where it listens: serve it with --listen".to_owned()),
         }
-        Ok((row.addresses, PublicKey::from_bytes(public_key)))
     }
 
-    async fn lender(&self, member: NodeId) -> Result<Lender, String> {
-        let (addresses, key) = self.reach(member)?;
-        let config = self.mirroring.config().clone();
-        let ask = Ask { volume: config.volume, branch: config.branch, epoch: Some(self.request.next) };
-        self.mirroring.dialer.lender(&addresses, key, ask).await.map_err(|error| error.to_string())
+    async fn lender(&self, node: NodeId) -> Result<Lender, String> {
+        let (config, dialer) = (self.mirroring.config().clone(), self.mirroring.dialer.clone());
+        let giver = MirrorGiver::new(&config, self.member(node)?, dialer);
+        giver.ask(Some(self.request.next)).await.map_err(|error| error.to_string())
     }
 
     /// Refuses to go on behind an end that an earlier attempt has settled: an archive is sealed there, and takes only entries of the new epoch.
@@ -173,7 +173,7 @@ impl TakeOver for Acts {
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let (addresses, key) = self.reach(member)?;
+            let Member { addresses, key, .. } = self.member(member)?;
             let config = self.mirroring.config().clone();
             let seal = Seal { volume: config.volume, branch: config.branch, epoch };
             let sealed = self.mirroring.dialer.seal(&addresses, key, seal).await;
