@@ -8,14 +8,12 @@ use std::{fmt::Display, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 
-use crate::output::Output;
-
 /// Why a command failed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct CliError {
-    message: String,
+    pub(crate) message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    hint: Option<String>,
+    pub(crate) hint: Option<String>,
     code: u8,
     #[serde(skip)]
     is_damage: bool,
@@ -68,18 +66,6 @@ impl CliError {
             USAGE => Code::Usage,
             FOUND => Code::Found,
             _ => Code::Failed,
-        }
-    }
-
-    /// Prints it on stderr, as JSON if the output is.
-    pub(crate) fn print(&self, output: &Output) {
-        if output.is_json() {
-            output.note(&serde_json::json!({ "error": self }).to_string());
-            return;
-        }
-        output.note(&format!("Error: {}", self.message));
-        if let Some(hint) = &self.hint {
-            output.note(&format!("Hint: {hint}"));
         }
     }
 }

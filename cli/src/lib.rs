@@ -54,7 +54,7 @@ pub fn main_with(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match commands::run(cli, &output) {
         Ok(code) => code.into(),
         Err(error) => {
-            error.print(&output);
+            output.error(&error);
             error.code().into()
         }
     }

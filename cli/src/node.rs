@@ -18,6 +18,7 @@ mod index;
 mod look;
 mod lost_tail;
 mod open;
+mod random;
 mod settle;
 mod staging;
 
@@ -37,9 +38,10 @@ use crate::{
     givers::Giver,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
-pub(crate) use create::{CopyOf, NewNode, begin_copy, create, random};
+pub(crate) use create::{CopyOf, NewNode, begin_copy, create};
 pub(crate) use look::Looked;
 pub(crate) use open::open_log;
+pub(crate) use random::random;
 pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
 pub(crate) use staging::Staging;
 

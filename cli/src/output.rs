@@ -57,6 +57,18 @@ impl Output {
         let _untold = writeln!(std::io::stderr().lock(), "{line}");
     }
 
+    /// Says on stderr why nothing more will happen.
+    pub(crate) fn error(&self, error: &CliError) {
+        if self.json {
+            self.note(&serde_json::json!({ "error": error }).to_string());
+            return;
+        }
+        self.note(&format!("Error: {}", error.message));
+        if let Some(hint) = &error.hint {
+            self.note(&format!("Hint: {hint}"));
+        }
+    }
+
     /// Asks for the name of the volume that an irreversible step is about. Scripts give it with `--confirm`.
     pub(crate) fn confirm(&self, given: Option<&str>, name: &str, effect: &str) -> Result<(), CliError> {
         let answer = match given {

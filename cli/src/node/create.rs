@@ -12,7 +12,7 @@ use murphy_fs::{
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, lock, log_directory, open, staging::Staging};
+use super::{Node, NodeOptions, lock, log_directory, open, random, staging::Staging};
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
@@ -152,11 +152,3 @@ fn forget_members(node: &Node, runtime: &Handle) -> Result<(), CliError> {
 const MEMBERS_AT_ONCE: usize = 1000;
 /// What makes a prefix an archive.
 const ARCHIVE_DESCRIPTOR: &str = "murphy.json";
-
-/// Bytes that nobody else has.
-pub(crate) fn random() -> Result<[u8; 16], CliError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| CliError::new(format!("the operating system gives no random bytes: {error}")))?;
-    Ok(bytes)
-}

@@ -14,7 +14,7 @@ use std::{
 
 use murphy_log::{DirectoryLock, Files, OsFiles};
 
-use super::create::random;
+use super::random;
 use crate::error::{CliError, at};
 
 /// A directory that becomes `target` when it is complete, and is removed when it is not.
