@@ -4,12 +4,11 @@
 //! - A pack is put only after its footer, and every cell, was found to be what the log says.
 //! - Copying is harmless to repeat: a name never changes its content.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use murphy_fs::{
-    BlockStore, BlockStoreError, ObjectBlockStore, PackError, PackMeta, PackName, PackNumber, PackReader,
-    PackRow, RowError, Table,
+    BlockStore, BlockStoreError, IntactError, ObjectBlockStore, PackError, PackMeta, PackName, PackNumber,
+    PackRow, RowError, Table, read_intact,
 };
 use murphy_log::{DecodeError, Frame, Lsn};
 
@@ -85,32 +84,10 @@ pub(crate) async fn copy_pack(
     from: &dyn BlockStore,
     to: &dyn BlockStore,
 ) -> Result<u64, CopyPackError> {
-    let bytes = match intact(meta, from).await {
-        Err(damage @ CopyPackError::Damaged { .. }) => {
-            first_intact(meta, &from.stores()).await.ok_or(damage)?
-        }
-        read => read?,
-    };
+    let bytes = read_intact(from, meta).await?;
     let length = bytes.len() as u64;
     to.put(meta.name, bytes).await?;
     Ok(length)
-}
-
-async fn first_intact(meta: &PackMeta, stores: &[Arc<dyn BlockStore>]) -> Option<Bytes> {
-    for store in stores {
-        if let Ok(bytes) = intact(meta, &**store).await {
-            return Some(bytes);
-        }
-    }
-    None
-}
-
-/// A pack's object, verified.
-async fn intact(meta: &PackMeta, store: &dyn BlockStore) -> Result<Bytes, CopyPackError> {
-    let bytes = store.get(meta.name).await?;
-    let reader = PackReader::open(meta, bytes.clone()).and_then(|reader| reader.verify());
-    reader.map_err(|source| CopyPackError::Damaged { store: store.label().into_owned(), source })?;
-    Ok(bytes)
 }
 
 /// Whether a pack's object is there with the right length.
@@ -144,18 +121,29 @@ pub enum CopyPackError {
     /// One of the stores did not do what it was asked.
     #[error(transparent)]
     Store(#[from] BlockStoreError),
-    /// It is not the pack that the log names.
-    #[error("{source}, in {store}")]
+    /// Nobody has the pack that the log names intact.
+    #[error("{source}, in {stores}")]
     Damaged {
-        /// The store that it was read from.
-        store: String,
-        /// What is wrong with it.
+        /// The stores that have it.
+        stores: String,
+        /// What is wrong in the first of them.
         source: PackError,
     },
 }
 
+impl From<IntactError> for CopyPackError {
+    fn from(error: IntactError) -> CopyPackError {
+        match error {
+            IntactError::Damaged { stores, source } => CopyPackError::Damaged { stores, source },
+            IntactError::Store(error) => CopyPackError::Store(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use murphy_fs::BlockStores;
 
     use super::*;
@@ -174,6 +162,11 @@ mod tests {
         let from = BlockStores::new(Arc::new(own.clone()), vec![Arc::new(damaged.clone()), Arc::new(intact)]);
         assert_eq!(copy_pack(&row.meta(), &from, &own).await.unwrap(), row.meta().stored_len);
         assert_eq!(own.get(sealed.name).await.unwrap(), sealed.bytes);
+        // A promoted node ships from its own stores, which are several already, and from the archives behind them.
+        let node: Arc<dyn BlockStore> = Arc::new(BlockStores::new(Arc::new(damaged.clone()), Vec::new()));
+        let places = BlockStores::new(node, vec![Arc::new(own)]);
+        let target = ObjectBlockStore::in_memory();
+        assert_eq!(copy_pack(&row.meta(), &places, &target).await.unwrap(), row.meta().stored_len);
         let only = BlockStores::new(Arc::new(ObjectBlockStore::in_memory()), vec![Arc::new(damaged)]);
         let refused = copy_pack(&row.meta(), &only, &ObjectBlockStore::in_memory()).await.unwrap_err();
         assert!(matches!(refused, CopyPackError::Damaged { .. }), "{refused}");

@@ -9,11 +9,11 @@
 mod plan;
 mod tree;
 
-use std::{borrow::Cow, io, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow, StoredPack, WriterId};
+use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow};
 use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, OsFiles, ReadError, replace_file};
 use tokio::sync::watch;
 
@@ -401,73 +401,6 @@ pub enum CursorError {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// The mirror's own store, and the source's for what has not arrived yet.
-#[derive(Debug)]
-pub struct FallbackStore {
-    own: Arc<dyn BlockStore>,
-    source: RemotePacks,
-}
-
-impl FallbackStore {
-    /// Reads `own` first.
-    pub fn new(own: Arc<dyn BlockStore>, source: RemotePacks) -> FallbackStore {
-        FallbackStore { own, source }
-    }
-
-    async fn remote(&self, name: PackName, range: Range<u64>) -> Result<Bytes, BlockStoreError> {
-        let object = format!("pack {name} of the source");
-        self.source.read(name, range).await.map_err(|error| match error {
-            PackFetchError::Missing(_) => BlockStoreError::NotFound { object },
-            error => BlockStoreError::Unavailable { object, retryable: true, source: Arc::new(error) },
-        })
-    }
-}
-
-impl BlockStore for FallbackStore {
-    fn label(&self) -> Cow<'_, str> {
-        format!("{} or the source's store", self.own.label()).into()
-    }
-
-    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.own.put(name, bytes)
-    }
-
-    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        async move {
-            match self.own.get_range(name, range.clone()).await {
-                Err(BlockStoreError::NotFound { .. }) => self.remote(name, range).await,
-                answer => answer,
-            }
-        }
-        .boxed()
-    }
-
-    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        async move {
-            match self.own.get(name).await {
-                Err(BlockStoreError::NotFound { .. }) => self.remote(name, 0..0).await,
-                answer => answer,
-            }
-        }
-        .boxed()
-    }
-
-    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.own.size(name)
-    }
-
-    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.own.delete(name)
-    }
-
-    fn list(
-        &self,
-        writer: Option<WriterId>,
-    ) -> futures::stream::BoxStream<'_, Result<StoredPack, BlockStoreError>> {
-        self.own.list(writer)
-    }
 }
 
 const CURSOR_MAGIC: &[u8; 8] = b"MfCopy0\n";

@@ -38,6 +38,7 @@ mod replica;
 mod serve;
 mod session;
 mod source;
+mod source_store;
 mod status;
 mod subscribe;
 #[cfg(test)]
@@ -49,8 +50,7 @@ pub use board::{BoardEntry, MirrorBoard};
 pub use book::{Admission, AdmitError, MemberBook, MemoryBook, authorize, redeem};
 pub use compare::{Comparison, compare};
 pub use copier::{
-    Copier, CopyError, CopyPlan, CursorError, CursorFile, FallbackStore, PackCopyError, PackNeed, PackSource,
-    ScanError,
+    Copier, CopyError, CopyPlan, CursorError, CursorFile, PackCopyError, PackNeed, PackSource, ScanError,
 };
 pub use dial::{Dialer, ExchangeError, PackFetchError, RemotePacks};
 pub use endpoint::{BoundSocket, Congestion, ListenError, NetworkOptions, Sockets, UdpSockets};
@@ -74,6 +74,7 @@ pub use promote::{
 pub use replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise};
 pub use serve::{Listener, MirrorPart, Part, Services, SourcePart};
 pub use source::{Peer, Source, SourceAction, SourceConfig, SourceReport};
+pub use source_store::SourceStore;
 pub use status::{FollowerStatus, MirrorStatus};
 pub use subscribe::{CallerLine, ChangeLine, EntryLine, ObserveError, Observer, RequestLine, Text};
 pub use token::{MAX_TOKEN_CHARS, SECRET_BYTES, Secret, SecretHash, TOKEN_PREFIX, Token, TokenError};

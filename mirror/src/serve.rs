@@ -7,6 +7,7 @@
 //! - Whatever one peer does, its connection ends and the others go on; what is buffered for it is bounded.
 
 mod lend;
+mod packs;
 mod source;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{BlockStore, BlockStoreError, MemberRole};
+use murphy_fs::{BlockStore, MemberRole};
 use murphy_log::{BranchId, Clock, Epoch, Log, Lsn, NodeId, VolumeKeys};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
@@ -28,10 +29,7 @@ use crate::{
     book::{Admission, MemberBook, authorize},
     endpoint::{Attempt, ListenError, ListeningEndpoint, NetworkOptions, Sockets},
     identity::{Identity, PublicKey},
-    message::{
-        Admitted, Announce, Ask, MAX_PACK_BYTES, Message, PackReply, PackRequest, Redeem, Refusal, Refused,
-        Seal, Sealed,
-    },
+    message::{Admitted, Announce, Ask, Message, Redeem, Refusal, Refused, Seal, Sealed},
     replica::{Replica, SnapshotSource},
     session::{Connection, MessageReader, MessageWriter, SessionError},
 };
@@ -58,6 +56,8 @@ pub struct Services {
     /// How many followers are connected.
     followers: AtomicUsize,
     seeds: Arc<Semaphore>,
+    /// Whole packs that may be lent at a time.
+    lending: Semaphore,
 }
 
 /// What the node is.
@@ -114,6 +114,7 @@ impl Services {
             upstream: RwLock::new(None),
             followers: AtomicUsize::new(0),
             seeds: Arc::new(Semaphore::new(MAX_SEEDS)),
+            lending: Semaphore::new(packs::MAX_LENT),
         }
     }
 
@@ -370,12 +371,13 @@ async fn serve_requests(
     asked: Option<Ask>,
 ) -> Result<(), SessionError> {
     use futures::StreamExt;
+    let to_peer = Semaphore::new(packs::MAX_LENT_TO_ONE);
     let mut requests = futures::stream::FuturesUnordered::new();
     loop {
         tokio::select! {
             stream = connection.accept_both() => {
                 let (reader, writer) = stream?;
-                requests.push(serve_request(services, asked, reader, writer));
+                requests.push(serve_request(services, &to_peer, asked, reader, writer));
             }
             Some(outcome) = requests.next() => {
                 if let Err(error) = outcome {
@@ -388,47 +390,18 @@ async fn serve_requests(
 
 async fn serve_request(
     services: &Services,
+    to_peer: &Semaphore,
     asked: Option<Ask>,
     mut reader: MessageReader,
     mut writer: MessageWriter,
 ) -> Result<(), SessionError> {
-    let reply = match (in_time(reader.expect()).await?, asked) {
-        (Message::PackRequest(request), _) => read_pack(services, &request).await,
-        (Message::LendRequest(request), Some(ask)) => {
-            return lend::lend(services, ask.epoch, request, writer).await;
-        }
+    match (in_time(reader.expect()).await?, asked) {
+        (Message::PackRequest(request), _) => packs::answer(services, to_peer, &request, writer).await,
+        (Message::LendRequest(request), Some(ask)) => lend::lend(services, ask.epoch, request, writer).await,
         (other, _) => {
             let detail = format!("a {} message is not expected here", other.name());
-            return writer.send(&Message::Refused(Refused { reason: Refusal::Protocol, detail })).await;
+            writer.send(&Message::Refused(Refused { reason: Refusal::Protocol, detail })).await
         }
-    };
-    writer.send(&Message::PackReply(reply)).await?;
-    writer.finish().await
-}
-
-async fn read_pack(services: &Services, request: &PackRequest) -> PackReply {
-    let Some(packs) = &services.packs else {
-        return PackReply::Failed("this node serves no packs".to_owned());
-    };
-    let read = match request.length {
-        0 if request.offset == 0 => packs.get(request.pack).await,
-        0 => match packs.size(request.pack).await {
-            Ok(size) if size > request.offset => packs.get_range(request.pack, request.offset..size).await,
-            Ok(_) => return PackReply::Found(bytes::Bytes::new()),
-            Err(error) => Err(error),
-        },
-        length => {
-            let Some(end) = request.offset.checked_add(u64::from(length)) else {
-                return PackReply::Failed("a range beyond any pack".to_owned());
-            };
-            packs.get_range(request.pack, request.offset..end).await
-        }
-    };
-    match read {
-        Ok(bytes) if bytes.len() <= MAX_PACK_BYTES => PackReply::Found(bytes),
-        Ok(bytes) => PackReply::Failed(format!("{} bytes are beyond the limit", bytes.len())),
-        Err(BlockStoreError::NotFound { .. }) => PackReply::Missing,
-        Err(error) => PackReply::Failed(error.to_string()),
     }
 }
 

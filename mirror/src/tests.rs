@@ -9,6 +9,7 @@ use murphy_log::{
 };
 
 mod lend;
+mod packs;
 mod quic;
 mod simulation;
 mod world;

@@ -14,7 +14,7 @@ use murphy_log::{
     Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State,
     SystemClock, VolumeKeys,
 };
-use murphy_mirror::{FallbackStore, Identity, RemotePacks};
+use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
 
 use super::{
@@ -139,11 +139,9 @@ fn assemble_on(
     let identity = Identity::load_or_create(directory).map_err(failed)?;
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;
-    let readable = match packs {
-        Some(packs) => Arc::new(FallbackStore::new(blocks.clone(), packs)) as Arc<dyn BlockStore>,
-        None => blocks.clone(),
-    };
-    let fetcher = PackFetcher::new(vec![readable], CellCache::default(), cache);
+    let mut readable: Vec<Arc<dyn BlockStore>> = vec![blocks.clone()];
+    readable.extend(packs.iter().flat_map(SourceStore::ways));
+    let fetcher = PackFetcher::new(readable, CellCache::default(), cache);
     let parts = VolumeParts {
         log: Arc::clone(&log) as Arc<dyn Log>,
         index,

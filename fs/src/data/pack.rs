@@ -195,6 +195,12 @@ impl PackReader {
         Ok(PackReader { footer: PackFooter::parse(meta, &bytes)?, bytes })
     }
 
+    /// The same for those who only pass the pack on, and do not have the log's word: it is taken at its own, and must bear `name`. Whoever
+    /// uses it still compares it with the log.
+    pub fn open_by_name(name: PackName, bytes: Bytes) -> Result<PackReader, PackError> {
+        PackReader::open(&PackFooter::described(name, &bytes)?, bytes)
+    }
+
     /// What the pack says of its cells.
     pub fn footer(&self) -> &PackFooter {
         &self.footer

@@ -33,8 +33,8 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// What the store is called in messages: its URL, or those of all of which any may answer; never with a secret.
     fn label(&self) -> Cow<'_, str>;
 
-    /// The stores behind this one, in the order in which they are asked; none if it answers itself. Whoever verifies what it reads asks each
-    /// of them, so that damage in one does not hide what another has intact.
+    /// The stores behind this one, in the order in which they are asked, each of which answers itself; none if this one does. Whoever verifies
+    /// what it reads asks each of them, so that damage in one does not hide what another has intact.
     fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
         Vec::new()
     }
@@ -48,7 +48,8 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// The bytes `range` of a pack's object: all of them, or an error. The range has at least one byte.
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
 
-    /// A pack's object. What it holds is not verified: see [`PackReader`](super::PackReader).
+    /// A pack's object, from the first store that gives one. What it holds is not verified, and another store behind this one may have it
+    /// intact: see [`read_intact`](super::read_intact).
     fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
 
     /// The length of a pack's object.

@@ -3,6 +3,8 @@
 //! Invariants:
 //! - The others are never written to, and nothing is deleted there.
 //! - An error names the store that gave it; that a pack is not there is said of all of them.
+//! - What the first store that has a pack answers may be damaged while another one has it intact: whoever passes packs on asks each
+//!   ([`read_intact`](super::read_intact)).
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
@@ -11,6 +13,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use parking_lot::RwLock;
 
 use super::{
+    intact::flattened,
     name::{PackName, WriterId},
     store::{BlockStore, BlockStoreError, StoredPack},
 };
@@ -79,7 +82,7 @@ impl BlockStore for BlockStores {
     }
 
     fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
-        self.all()
+        flattened(&self.all())
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {

@@ -1,6 +1,6 @@
 //! The copier against stores that fail, lag and lie.
 
-use murphy_fs::{ObjectBlockStore, PackBuilder, PackState, RowKey, SealedPack, Table};
+use murphy_fs::{ObjectBlockStore, PackBuilder, PackName, PackState, RowKey, SealedPack, Table, WriterId};
 use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
 
 use super::*;

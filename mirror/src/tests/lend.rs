@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use murphy_fs::{
-    AcknowledgeError, Acknowledger, BlockStore, MemberRole, ObjectBlockStore, PackName, WriterId,
-};
+use murphy_fs::{AcknowledgeError, Acknowledger, BlockStore, MemberRole, ObjectBlockStore};
 use murphy_log::{
     Appender, Epoch, EpochId, Frame, Log, LogTime, Lsn, MemoryLog, Position, State, VolumeId, VolumeKeys,
 };
@@ -13,6 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     BRANCH, VOLUME, base_state, entry, epoch, frames_in, keys, log_of,
+    packs::pack,
     quic::{Node, admit, dialer, follow, follow_as},
     test_frames,
 };
@@ -199,16 +198,15 @@ async fn a_borrowed_frame_is_verified_before_it_is_handed_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packs_are_lent_over_the_connection_of_the_question() {
     let store: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
-    let pack = PackName::new(WriterId::from_u64(8), 3);
-    let content = Bytes::from(vec![5; 300_000]);
-    store.put(pack, content.clone()).await.unwrap();
+    let pack = pack(3);
+    store.put(pack.name, pack.bytes.clone()).await.unwrap();
     let mirror = Mirror::start(&[], Some(store)).await;
     let lender = mirror.ask(None).await;
     assert_eq!(lender.stands.state, Some(base_state()));
-    assert_eq!(lender.packs.read(pack, 0..0).await.unwrap(), content);
+    assert_eq!(lender.packs.read(pack.name, 0..0).await.unwrap(), pack.bytes);
     let packs = lender.packs.clone();
     drop(lender);
-    assert!(packs.read(pack, 0..0).await.is_err(), "the connection ends with the lender");
+    assert!(packs.read(pack.name, 0..0).await.is_err(), "the connection ends with the lender");
     mirror.node.stop().await;
 }
 

@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use murphy_fs::{
-    Acknowledger, BlockStore, MemberRole, MemberRow, MemberState, ObjectBlockStore, PackName, WriterId,
-};
+use murphy_fs::{Acknowledger, BlockStore, MemberRole, MemberRow, MemberState};
 use murphy_log::{BranchId, Log, LogTime, Lsn, MemoryLog, NodeId, State, SystemClock};
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -13,8 +11,8 @@ use super::{BRANCH, VOLUME, base_state, epoch, extend, keys, log_of, ms, test_fr
 use crate::{
     Dialer, Durability, EntryLine, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener,
     MemberBook, MemoryBook, MemoryReplica, MemorySnapshots, MirrorAcknowledger, MirrorPart, NetworkOptions,
-    Observer, Part, PublicKey, Refusal, Refused, Replica, Seal, Secret, Services, SourcePart, Token,
-    UdpSockets, compare,
+    Observer, Part, PublicKey, Refusal, Refused, RemotePacks, Replica, Seal, Secret, Services, SourcePart,
+    Token, UdpSockets, compare,
 };
 
 /// A node that listens.
@@ -136,6 +134,11 @@ pub(super) fn follow_as(
 }
 
 impl Mirror {
+    /// The way to the packs of the source, as the connection comes and goes.
+    pub(super) fn packs(&self) -> RemotePacks {
+        self.handle.packs.clone()
+    }
+
     pub(super) async fn reach(&self, state: State) {
         let reached = async {
             while self.replica.state() != Some(state) {
@@ -365,27 +368,6 @@ async fn a_foreign_branch_is_refused() {
     mirror.complains("another branch").await;
     mirror.stop().await;
     source.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mirror_fetches_packs_from_its_source() {
-    let store = Arc::new(ObjectBlockStore::in_memory());
-    let pack = PackName::new(WriterId::from_u64(7), 1);
-    let content = Bytes::from((0..3_000_000u32).map(|n| (n % 251) as u8).collect::<Vec<_>>());
-    store.put(pack, content.clone()).await.unwrap();
-    let source = Node::start(Arc::default(), Some(store)).await;
-    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 3, 3)));
-    source.lead(&log, 1000);
-    let mirror = follow(&source, Some(base_state()));
-    mirror.reach(log.tail()).await;
-    let packs = mirror.handle.packs.clone();
-    assert_eq!(packs.read(pack, 0..0).await.unwrap(), content);
-    assert_eq!(packs.read(pack, 1000..1_001_000).await.unwrap(), content.slice(1000..1_001_000));
-    let missing = PackName::new(WriterId::from_u64(8), 1);
-    assert_eq!(packs.read(missing, 0..0).await, Err(crate::PackFetchError::Missing(missing)));
-    mirror.stop().await;
-    source.stop().await;
-    assert_eq!(packs.read(pack, 0..0).await, Err(crate::PackFetchError::NotConnected));
 }
 
 /// A mirror that promised no longer helps the old source, and tells the promoter what it holds.

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use super::{FetchStats, ReadError};
 use crate::data::{
     cache::DiskCache,
+    intact::flattened,
     pack::{PackDamage, PackError, PackFooter, PackMeta},
     store::{BlockStore, BlockStoreError},
 };
@@ -143,11 +144,7 @@ impl Origins {
 
     /// The stores that are asked now: a source may stand for several.
     fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
-        let behind = |source: &Arc<dyn BlockStore>| match source.stores() {
-            stores if stores.is_empty() => vec![Arc::clone(source)],
-            stores => stores,
-        };
-        self.sources.iter().flat_map(behind).collect()
+        flattened(&self.sources)
     }
 
     /// Each store twice, because a flipped bit may have come from the way, not from the store.

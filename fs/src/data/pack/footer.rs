@@ -64,11 +64,27 @@ impl PackFooter {
     pub fn parse(meta: &PackMeta, tail: &[u8]) -> Result<PackFooter, PackError> {
         let damaged = |damage| PackError { pack: meta.name, damage };
         check_lengths(meta, tail).map_err(damaged)?;
-        let footer = split_footer(meta, tail).map_err(damaged)?;
-        if blake3::hash(footer) != meta.footer_digest.0 {
+        let (footer, digest) = split_footer(tail).map_err(damaged)?;
+        if digest != meta.footer_digest.0[..16] || blake3::hash(footer) != meta.footer_digest.0 {
             return Err(damaged(PackDamage::FooterDigest));
         }
         parse_footer(meta, footer).map_err(damaged)
+    }
+
+    /// What `object` would have to be known as for it to be the pack `name`, by its own word: for those who pass packs on and do not have
+    /// the log's. What is damaged, and what is another pack, contradicts itself.
+    pub(super) fn described(name: PackName, object: &[u8]) -> Result<PackMeta, PackError> {
+        let damaged = |damage| PackError { pack: name, damage };
+        let stored_len = object.len() as u64;
+        let unknown = PackMeta { name, footer_digest: FooterDigest([0; 32]), plain_len: 0, stored_len };
+        check_lengths(&unknown, object).map_err(damaged)?;
+        let (footer, digest) = split_footer(object).map_err(damaged)?;
+        let found = FooterDigest(*blake3::hash(footer).as_bytes());
+        if found.0[..16] != digest {
+            return Err(damaged(PackDamage::FooterDigest));
+        }
+        let mut head = Fields(&footer[PLAIN_LEN_AT..]);
+        Ok(PackMeta { footer_digest: found, plain_len: u64::from(head.u32()), ..unknown })
     }
 
     /// The end of the object of a pack that holds the footer and the trailer, however many cells there are.
@@ -210,8 +226,8 @@ fn check_lengths(meta: &PackMeta, tail: &[u8]) -> Result<(), PackDamage> {
     Ok(())
 }
 
-/// Reads the trailer and cuts the footer out of the tail of the object.
-fn split_footer<'a>(meta: &PackMeta, tail: &'a [u8]) -> Result<&'a [u8], PackDamage> {
+/// Reads the trailer and cuts the footer out of the tail of the object; the other half is what the trailer says of the footer's digest.
+fn split_footer(tail: &[u8]) -> Result<(&[u8], [u8; 16]), PackDamage> {
     let (before, trailer) = tail.split_at(tail.len() - TRAILER_LEN);
     let mut fields = Fields(trailer);
     if fields.take::<8>() != MAGIC {
@@ -230,10 +246,7 @@ fn split_footer<'a>(meta: &PackMeta, tail: &'a [u8]) -> Result<&'a [u8], PackDam
     if !records.is_some_and(|n| (1..=MAX_CELLS).contains(&n)) || footer_len > before.len() {
         return Err(PackDamage::FooterField { field: "length" });
     }
-    if *fields.take::<16>() != meta.footer_digest.0[..16] {
-        return Err(PackDamage::FooterDigest);
-    }
-    Ok(&before[before.len() - footer_len..])
+    Ok((&before[before.len() - footer_len..], *fields.take()))
 }
 
 /// Reads a footer that has the right digest: what is wrong in it was written wrongly.
@@ -327,6 +340,9 @@ const MAGIC: &[u8; 8] = b"MURPHYPK";
 
 /// The length of the part of a footer before its records.
 pub(super) const HEAD_LEN: usize = 48;
+
+/// Where in the head the plain length stands.
+const PLAIN_LEN_AT: usize = 8 + 8 + 4 + 4;
 
 /// The length of the record of one cell.
 pub(super) const RECORD_LEN: usize = 48;

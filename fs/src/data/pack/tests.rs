@@ -83,8 +83,11 @@ fn every_flipped_bit_of_a_pack_is_detected() {
         for bit in 0..8 {
             let mut bytes = pack.bytes.to_vec();
             bytes[at] ^= 1 << bit;
-            let result = PackReader::open(&meta, bytes.into()).and_then(|reader| reader.verify());
+            let bytes = Bytes::from(bytes);
+            let result = PackReader::open(&meta, bytes.clone()).and_then(|reader| reader.verify());
             assert_eq!(result.unwrap_err().pack, name(), "byte {at}, bit {bit}");
+            let by_name = PackReader::open_by_name(name(), bytes).and_then(|reader| reader.verify());
+            assert_eq!(by_name.unwrap_err().pack, name(), "byte {at}, bit {bit}");
         }
     }
 }
@@ -95,6 +98,7 @@ fn every_truncated_or_padded_pack_is_refused() {
     for len in 0..pack.bytes.len() {
         let short = PackReader::open(&pack.meta(), pack.bytes.slice(..len));
         assert!(matches!(short.unwrap_err().damage, PackDamage::Length { .. }), "{len}");
+        assert!(PackReader::open_by_name(name(), pack.bytes.slice(..len)).is_err(), "{len}");
         // The same when the log is damaged in the same way: the footer says otherwise.
         let meta = PackMeta { stored_len: len as u64, ..pack.meta() };
         assert!(PackReader::open(&meta, pack.bytes.slice(..len)).is_err(), "{len}");
@@ -110,6 +114,9 @@ fn a_pack_under_another_name_or_of_another_length_is_refused() {
     let error = PackReader::open(&renamed, pack.bytes.clone()).unwrap_err();
     assert_eq!(error.damage, PackDamage::FooterField { field: "name" });
     assert_eq!(error.to_string(), "pack 0000000000000001-42: the footer has a wrong value in the field name");
+    let by_name = PackReader::open_by_name(renamed.name, pack.bytes.clone()).unwrap_err();
+    assert_eq!(by_name.damage, PackDamage::FooterField { field: "name" });
+    PackReader::open_by_name(name(), pack.bytes.clone()).unwrap().verify().unwrap();
     let longer = PackMeta { plain_len: 11, ..pack.meta() };
     assert!(PackReader::open(&longer, pack.bytes.clone()).is_err());
     let huge = PackMeta { stored_len: u64::MAX, ..pack.meta() };
