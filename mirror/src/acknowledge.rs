@@ -160,4 +160,18 @@ mod tests {
         let refused = acknowledger.acknowledged(Lsn::new(7), ms(10_000)).await;
         assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))));
     }
+
+    /// Who is not a member any more must not count, and who is away is said to be.
+    #[tokio::test]
+    async fn a_changed_set_counts_its_own_members_only() {
+        let (board, nodes) = (Arc::new(MirrorBoard::default()), nodes(2));
+        let acknowledger = MirrorAcknowledger::new(Arc::clone(&board), 1, [nodes[0]].into());
+        board.connected(ms(0), nodes[0]).acknowledged(ack(10, 10));
+        acknowledger.acknowledged(Lsn::new(10), ms(50)).await.unwrap();
+        drop(board.connected(ms(0), nodes[1]));
+        acknowledger.set(1, [nodes[1]].into());
+        let refused = acknowledger.acknowledged(Lsn::new(10), ms(50)).await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("{} is not connected", nodes[1])), "{refused}");
+        assert!(!refused.contains(&nodes[0].to_string()), "{refused}");
+    }
 }

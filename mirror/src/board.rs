@@ -74,15 +74,11 @@ impl MirrorBoard {
         BoardEntry { board: self, node, connection }
     }
 
-    /// Lists a member that has not connected yet, or takes one off that is no member any more.
-    pub fn set_member(&self, now: Duration, node: NodeId, listed: bool) {
+    /// Lists a member, also if it has not connected yet.
+    pub fn list_member(&self, now: Duration, node: NodeId) {
         let mut shared = self.shared.lock();
         let durable = shared.durable;
-        if listed {
-            shared.mirrors.entry(node).or_default().lag.heard(now, durable);
-        } else {
-            shared.mirrors.remove(&node);
-        }
+        shared.mirrors.entry(node).or_default().lag.heard(now, durable);
         drop(shared);
         self.changed();
     }
@@ -252,5 +248,23 @@ mod tests {
         assert_eq!(board.status(ms(5000))[0].lag_ms, 0);
         board.durable(ms(6000), Lsn::new(6));
         assert_eq!(board.status(ms(9000))[0].lag_ms, 3000);
+    }
+
+    /// The fear: a mirror that never came after its source was started again is missing from what people look at.
+    #[test]
+    fn a_member_that_never_connected_is_listed_and_falls_behind() {
+        let (board, node) = (MirrorBoard::default(), NodeId::from_bytes([1; 16]));
+        board.durable(ms(0), Lsn::new(5));
+        let mut changes = board.changes();
+        board.list_member(ms(1000), node);
+        assert!(changes.has_changed().unwrap(), "whoever waits looks again");
+        changes.mark_unchanged();
+        let status = &board.status(ms(4000))[0];
+        assert_eq!((status.node, status.connected, status.lag_ms), (node, false, 3000));
+        // Listing it again makes nothing younger, and what it proves counts.
+        board.list_member(ms(4000), node);
+        assert_eq!(board.status(ms(5000))[0].lag_ms, 4000);
+        board.connected(ms(5000), node).acknowledged(ack(5, 5));
+        assert_eq!(board.status(ms(6000))[0].lag_ms, 0);
     }
 }

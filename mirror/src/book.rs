@@ -230,4 +230,23 @@ mod tests {
         let row = MemberRow { role: MemberRole::Mirror, state, name: String::new(), addresses: Vec::new() };
         assert_eq!(authorize(Some(&row), key), Err(Refusal::Revoked));
     }
+
+    /// The row at the hash of a secret may be anything by now; only an open invitation with that very secret lets somebody in.
+    #[test]
+    fn a_row_that_is_no_invitation_with_this_secret_admits_nobody() {
+        let wanted = admission(1, 1);
+        let row =
+            |state| MemberRow { role: MemberRole::Mirror, state, name: String::new(), addresses: vec![] };
+        let (other, expires) = (*admission(2, 1).secret.as_bytes(), LogTime::from_nanos(1000));
+        for state in [
+            MemberState::Invited { secret_hash: other, expires },
+            MemberState::Redeemed { secret_hash: other },
+            MemberState::Joined { public_key: [1; 32] },
+            MemberState::Revoked { public_key: [1; 32] },
+        ] {
+            let redeemed = redeem(Some(&row(state)), &wanted, LogTime::from_nanos(1));
+            assert_eq!(redeemed, Err(AdmitError::Unknown), "{state:?}");
+        }
+        assert_eq!(AdmitError::Storage("full".to_owned()).refusal(), Refusal::Storage);
+    }
 }

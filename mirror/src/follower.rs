@@ -157,6 +157,14 @@ pub enum FollowerReport {
         /// What the log said.
         message: String,
     },
+    /// The own log cannot be read where it is compared with the source's.
+    #[error("the own log cannot be read at lsn {lsn}: {message}")]
+    Unreadable {
+        /// Where.
+        lsn: Lsn,
+        /// What the log said.
+        message: String,
+    },
     /// The own log ends elsewhere than the source's history.
     #[error("this mirror and its source differ after lsn {}: kept lsn {} to {} as a branch", lsn_of(ancestor), lsn_of(ancestor).next(), tail.lsn)]
     Diverged {
@@ -322,7 +330,7 @@ impl Follower {
             }
             Err(message) => {
                 let lsn = self.tail().map_or(Lsn::ROOT, |state| state.position.lsn);
-                self.stop(FollowerReport::Append { lsn, message }, None)
+                self.stop(FollowerReport::Unreadable { lsn, message }, None)
             }
         }
     }

@@ -221,4 +221,18 @@ mod tests {
         let mut search = AncestorSearch::new(Lsn::new(100));
         assert_eq!(search.other(Lsn::new(7), Lookup::Beyond { durable: Lsn::new(3) }), None);
     }
+
+    /// An own log that was trimmed in the middle of the search is searched from where it begins now.
+    #[test]
+    fn a_search_goes_on_where_the_own_log_begins() {
+        for first in [2, 11, 20, 27, 28] {
+            let (mine, theirs, fork) = forked(10, 3, 5, 5);
+            mine.trim(Lsn::new(first)).unwrap();
+            let expected = Point { lsn: fork.position.lsn, hash: fork.position.hash };
+            assert_eq!(search(&mine, &theirs).0, Some(expected), "begins at {}", mine.first());
+        }
+        let (mine, theirs, _) = forked(10, 3, 5, 5);
+        mine.trim(Lsn::new(40)).unwrap();
+        assert_eq!(search(&mine, &theirs).0, None, "what they share is gone here");
+    }
 }

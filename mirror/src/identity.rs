@@ -373,4 +373,24 @@ mod tests {
             assert!(matches!(refused, IdentityError::Damaged { .. }), "{refused}");
         }
     }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_named_and_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("identity/key.der");
+        fs::create_dir_all(&key).unwrap();
+        let refused = Identity::load_or_create(directory.path()).unwrap_err();
+        assert!(refused.to_string().contains("identity/key.der"), "{refused}");
+        assert!(key.is_dir() && !directory.path().join("identity/cert.der").exists());
+    }
+
+    /// A simulation is repeated from its seed only if its nodes are the same.
+    #[test]
+    fn one_seed_is_one_identity_and_a_key_is_the_same_after_text() {
+        let of = |byte| Identity::of_seed([byte; 32]).unwrap().public_key();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+        assert_eq!(of(1).to_string().parse::<PublicKey>().unwrap(), of(1));
+        assert!("zz".parse::<PublicKey>().is_err());
+    }
 }

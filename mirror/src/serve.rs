@@ -226,16 +226,11 @@ async fn serve(services: Arc<Services>, attempt: Attempt) {
 
 async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result<(), SessionError> {
     let (mut reader, mut writer) = in_time(connection.accept_both()).await?;
-    let mut first = in_time(reader.expect()).await?;
+    let first = in_time(reader.expect()).await?;
     if let Message::Redeem(redeem) = first {
         let answer = admit(services, connection, redeem).await;
-        let admitted = matches!(answer, Message::Admitted(_));
         writer.send(&answer).await?;
-        let next = if admitted { reader.next().await? } else { None };
-        match next {
-            Some(next) => first = next,
-            None => return part(connection, writer).await,
-        }
+        return part(connection, writer).await;
     }
     let key = connection.peer();
     let role = match authorize(services.book.row(key.node()).as_ref(), key) {

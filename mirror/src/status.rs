@@ -134,4 +134,20 @@ mod tests {
         meter.reached(Lsn::new(10_001));
         assert_eq!(meter.lag(Duration::from_secs(20)), Duration::ZERO);
     }
+
+    /// Programs read these: positions are numbers, and a node is what `members` calls it.
+    #[test]
+    fn the_status_in_json_has_numbers_and_the_nodes_own_text() {
+        let node = NodeId::from_bytes([0xab; 16]);
+        let mirror = MirrorStatus {
+            node,
+            metadata_lsn: Lsn::new(7),
+            data_lsn: Lsn::new(6),
+            lag_ms: 5,
+            connected: true,
+        };
+        let json = serde_json::to_value(&mirror).unwrap();
+        assert_eq!(json["node"], node.to_string());
+        assert_eq!((&json["metadata_lsn"], &json["data_lsn"]), (&7.into(), &6.into()));
+    }
 }

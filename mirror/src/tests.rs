@@ -8,9 +8,12 @@ use murphy_log::{
     State, Usage, VolumeId, VolumeKeys,
 };
 
+mod answers;
 mod lend;
 mod packs;
+mod peers;
 mod quic;
+mod requests;
 mod simulation;
 mod world;
 

@@ -350,4 +350,26 @@ mod tests {
         assert_ne!(secret.hash(&keys(1)), secret.hash(&keys(2)));
         assert_ne!(secret.hash(&keys(1)), Secret([2; 32]).hash(&keys(1)));
     }
+
+    fn text_of(bytes: &[u8]) -> String {
+        format!("{TOKEN_PREFIX}{}", to_base64(&[bytes, &checksum(bytes)].concat()))
+    }
+
+    #[test]
+    fn a_token_of_a_later_version_or_with_too_many_addresses_is_refused_by_name() {
+        let addresses = vec!["h:1".to_owned(); MAX_ADDRESSES];
+        let most = Token { addresses: addresses.clone(), ..token() }.to_text().unwrap();
+        assert_eq!(Token::parse(&most).unwrap().addresses, addresses);
+        for addresses in [Vec::new(), vec!["h:1".to_owned(); MAX_ADDRESSES + 1], vec!["h".repeat(256)]] {
+            assert_eq!(Token { addresses, ..token() }.to_text(), Err(TokenError::Addresses));
+        }
+        let mut bytes = from_base64(most.strip_prefix(TOKEN_PREFIX).unwrap()).unwrap();
+        bytes.truncate(bytes.len() - CHECKSUM_BYTES);
+        let none = bytes.len() - addresses.len() * 4;
+        assert_eq!(Token::parse(&text_of(&bytes[..none])).unwrap_err(), TokenError::Addresses);
+        bytes.extend_from_slice(b"\x03h:1");
+        assert_eq!(Token::parse(&text_of(&bytes)).unwrap_err(), TokenError::Addresses);
+        bytes[0] = 9;
+        assert_eq!(Token::parse(&text_of(&bytes)).unwrap_err(), TokenError::Version(9));
+    }
 }

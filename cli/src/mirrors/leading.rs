@@ -78,7 +78,7 @@ impl Mirroring {
                 let members = mirroring.mirrors();
                 let now = mirroring.clock.monotonic();
                 for node in &members {
-                    mirroring.services.board.set_member(now, *node, true);
+                    mirroring.services.board.list_member(now, *node);
                 }
                 if let Err(error) = mirroring.change_set(members).await {
                     tracing::warn!(%error, "the members that acknowledge stay as they were");

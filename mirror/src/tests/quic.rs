@@ -31,7 +31,7 @@ impl Node {
         Node::start_as(identity, book, packs, BRANCH, ([127, 0, 0, 1], 0).into()).await
     }
 
-    async fn start_as(
+    pub(super) async fn start_as(
         identity: Arc<Identity>,
         book: Arc<MemoryBook>,
         packs: Option<Arc<dyn BlockStore>>,
@@ -117,12 +117,23 @@ pub(super) fn follow_as(
     address: SocketAddr,
     key: PublicKey,
 ) -> Mirror {
-    let node = dialer.identity.node();
+    follow_with(dialer, replica.clone(), replica, address, key)
+}
+
+/// With a node that does something else than `replica`, which it is made of.
+pub(super) fn follow_with(
+    dialer: Dialer,
+    replica: Arc<MemoryReplica>,
+    node: Arc<dyn Replica>,
+    address: SocketAddr,
+    key: PublicKey,
+) -> Mirror {
+    let id = dialer.identity.node();
     let (following, handle) = Following::new(FollowSetup {
         addresses: vec![address.to_string()],
         source_key: key,
         branch: BRANCH,
-        replica: replica.clone(),
+        replica: node,
         dialer: dialer.clone(),
         clock: Arc::new(SystemClock::new()),
         random: Arc::new(|| 7),
@@ -130,7 +141,7 @@ pub(super) fn follow_as(
     });
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(following.run(stopped));
-    Mirror { replica, handle, stop, task, node, dialer }
+    Mirror { replica, handle, stop, task, node: id, dialer }
 }
 
 impl Mirror {
@@ -151,11 +162,16 @@ impl Mirror {
     }
 
     /// Waits for an error that contains `text`.
-    async fn complains(&mut self, text: &str) {
+    pub(super) async fn complains(&mut self, text: &str) {
         let said =
             self.handle.status.wait_for(|status| status.error.as_ref().is_some_and(|e| e.contains(text)));
         let said = tokio::time::timeout(Duration::from_secs(10), said).await.map(|said| said.is_ok());
         assert_eq!(said, Ok(true), "{:?}", self.handle.status.borrow());
+    }
+
+    /// Waits until it has ended by itself.
+    pub(super) async fn ended(self) -> crate::FollowError {
+        self.task.await.unwrap().unwrap_err()
     }
 
     pub(super) async fn stop(self) {

@@ -122,7 +122,7 @@ impl Census {
             let mut members: BTreeSet<NodeId> = holders(&self.volume).into_keys().collect();
             members.remove(&own);
             for node in &members {
-                self.board.set_member(self.clock.monotonic(), *node, true);
+                self.board.list_member(self.clock.monotonic(), *node);
             }
             self.change_set(members).await;
             tokio::time::sleep(AGAIN).await;
