@@ -17,10 +17,10 @@ use crate::{
     status::{ArchiveStatus, Status},
 };
 
-/// Add, list or remove archives of a volume
+/// Add, list or remove archives of a volume, or take a snapshot into them
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Example:\n  murphy archive add /srv/home 's3://other-account/home?credentials=file:/etc/murphy/b'"
+    after_help = "Example:\n  murphy archive add /srv/home 's3://other/home?account=backup&credentials=file:/etc/murphy/backup'"
 )]
 pub(crate) struct ArchiveArgs {
     #[command(subcommand)]
@@ -30,7 +30,7 @@ pub(crate) struct ArchiveArgs {
 #[derive(Subcommand, Debug)]
 enum ArchiveCommand {
     /// Make an archive and ship to it from now on
-    #[command(after_help = "Example:\n  murphy archive add /srv/home s3://other-account/home")]
+    #[command(after_help = "Example:\n  murphy archive add /srv/home 's3://other/home?account=backup'")]
     Add {
         /// The directory of a node, or a mount point
         #[arg(value_name = "DIR")]
@@ -60,12 +60,12 @@ enum ArchiveCommand {
         url: Option<String>,
     },
     /// Ship to an archive no longer; nothing in it is deleted
-    #[command(after_help = "Example:\n  murphy archive remove /srv/home s3://other-account/home")]
+    #[command(after_help = "Example:\n  murphy archive remove /srv/home 's3://other/home?account=backup'")]
     Remove {
         /// The directory of a node, or a mount point
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// Which
+        /// The archive
         #[arg(value_name = "URL")]
         url: String,
         /// It is gone for good: do not wait for it, also if fsync does and no other archive acknowledges. What only it holds is given up, and

@@ -21,7 +21,7 @@ use crate::{
 /// Make a new volume and its first node
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  murphy format /srv/home --blocks 's3://bucket/home?region=eu-central-1'\n  murphy format /srv/home --blocks s3://bucket/home --archive 's3://other/home?credentials=file:/etc/murphy/other'"
+    after_help = "Examples:\n  murphy format /srv/home --blocks 's3://bucket/home?region=eu-central-1'\n  murphy format /srv/home --blocks s3://bucket/home --archive 's3://other/home?account=backup&credentials=file:/etc/murphy/backup'"
 )]
 pub(crate) struct FormatArgs {
     /// The directory of the new node; it must not exist, or be empty
@@ -39,13 +39,13 @@ pub(crate) struct FormatArgs {
     /// The name of the volume; by default that of the directory
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
-    /// What fsync waits for: local, mirror=W or archive
+    /// What fsync waits for: local, mirror=W or archive; no command changes it later
     #[arg(long, value_name = "LEVEL", default_value_t = Ack::Local)]
     ack: Ack,
     /// Let every operation wait as fsync does
     #[arg(long)]
     sync: bool,
-    /// The span in which every moment can be restored
+    /// The span in which every moment can be restored; so far nothing is deleted
     #[arg(long, value_name = "TIME", default_value = DEFAULT_WINDOW, value_parser = checked_window)]
     window: String,
 }

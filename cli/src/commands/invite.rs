@@ -27,7 +27,7 @@ pub(crate) struct InviteArgs {
     /// The directory of the source, which is served with --listen
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// What the new node may do: mirror, writer or observer
+    /// What the new node may do: mirror, writer (so far the same) or observer (subscribes, holds nothing)
     #[arg(long, value_name = "ROLE", default_value_t = MemberRole::Mirror)]
     role: MemberRole,
     /// Where the new node reaches the source, as HOST:PORT; by default where the source listens

@@ -42,7 +42,7 @@ pub(crate) struct LoadArgs {
     /// Where the packs are, and new ones go
     #[arg(long, value_name = "URL")]
     blocks: String,
-    /// The name of the copy; by default that of the directory
+    /// What archives of the copy will call it; by default the name of the directory. The volume keeps its own name
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
 }

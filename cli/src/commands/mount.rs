@@ -17,8 +17,8 @@ use crate::{
 /// Serve a node and mount its volume
 #[derive(clap::Args, Debug)]
 #[command(
-    long_about = "Serve a node and mount its volume\n\nA node that is served already mounts it itself; it has \
-                  one mount point at a time. A process that began with the mount ends with it.",
+    long_about = "Serve a node and mount its volume\n\nA node that is served already mounts it itself, with the \
+                  options that it is served with; it has one mount point at a time. A process that began with the mount ends with it.",
     after_help = "Example:\n  murphy mount /srv/home /home -d"
 )]
 pub(crate) struct MountArgs {
@@ -37,7 +37,7 @@ pub(crate) struct MountArgs {
     /// Let other users in, as permissions allow
     #[arg(long)]
     allow_other: bool,
-    /// Listen for mirrors there, as in 0.0.0.0:7000; port 0 takes any
+    /// Listen for other nodes there, as in 10.0.0.7:7000; port 0 takes any. Others do not find a mirror on 0.0.0.0
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
     #[command(flatten)]

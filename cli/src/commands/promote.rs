@@ -32,7 +32,7 @@ pub(crate) struct PromoteArgs {
     /// The directory of the mirror, served or not, or its mount point
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// Only print what it would cost
+    /// Only print the plan; archives are asked, members are not
     #[arg(long)]
     dry_run: bool,
     /// The volume's name, instead of asking for it

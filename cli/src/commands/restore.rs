@@ -47,13 +47,14 @@ pub(crate) struct RestoreArgs {
     /// Copy the packs there, and put new ones there; without it packs are read from the archives, and new ones go to DIR/blocks
     #[arg(long, value_name = "URL")]
     blocks: Option<String>,
-    /// Become the successor of the source: seals the archives
+    /// Become the successor of a source that has been silent for a minute. Give every archive of the volume: one that is not given is
+    /// not sealed
     #[arg(long, conflicts_with_all = ["at", "lsn"])]
     take_over: bool,
-    /// The name of the volume, as a confirmation
+    /// The volume's name, instead of asking for it
     #[arg(long, value_name = "NAME", requires = "take_over")]
     confirm: Option<String>,
-    /// Print the plan and do nothing
+    /// Only print the plan
     #[arg(long)]
     dry_run: bool,
 }

@@ -29,7 +29,7 @@ pub(crate) struct ServeArgs {
     /// Go on in the background once it is served; messages go to DIR/murphy.log
     #[arg(short = 'd', long)]
     detach: bool,
-    /// Listen for mirrors there, as in 0.0.0.0:7000; port 0 takes any
+    /// Listen for other nodes there, as in 10.0.0.7:7000; port 0 takes any. Others do not find a mirror on 0.0.0.0
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(crate) struct ServeArgs {
 /// How a node is served. What is not given is taken from murphy.toml.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ServeOptions {
-    /// Store data at most this long after it was written [default: 5s]
+    /// Begin to store data at most this long after it was written [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     flush_after: Option<Duration>,
     /// Answer no request later than this [default: 60s]

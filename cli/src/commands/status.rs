@@ -18,7 +18,8 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Show what would be lost, and how everything is\n\nExits with 3 while there is no copy outside the \
-                  failure domains of the node and of its block store.",
+                  failure domains of the node and of its block store, and once another source has taken over. A connected mirror \
+                  counts wherever it runs; of a mirror itself it exits with 0.",
     after_help = "Example:\n  murphy status /srv/home"
 )]
 pub(crate) struct StatusArgs {

@@ -29,7 +29,7 @@ pub(crate) struct VerifyArgs {
     /// The archive
     #[arg(value_name = "URL")]
     url: String,
-    /// Read the contents of so many percent of the packs
+    /// Read the contents of so many percent of the packs; of the others only that they are there
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     data: u8,
 }

@@ -1,7 +1,7 @@
 //! The member row: who may follow a volume, and who has been invited to.
 //!
-//! A member's key is its node id. An open invitation is a row too, whose key is derived from the secret's hash; redeeming it removes that
-//! row and writes the member's in one entry, so that it can happen only once.
+//! A member's key is its node id. An open invitation is a row too, whose key is derived from the secret's hash; redeeming it marks that
+//! row as redeemed and writes the member's in one entry, so that it can happen only once.
 
 use bytes::Bytes;
 use murphy_log::LogTime;
