@@ -355,6 +355,30 @@ fn a_rename_over_a_file_waits_for_the_bytes_of_what_moves_in_the_end() {
     });
 }
 
+/// Two names are exchanged of which one file, or both, have bytes that are not stored: after a crash each has all of the one or of the other.
+#[test]
+fn an_exchange_waits_for_the_bytes_of_both_files() {
+    alone(async {
+        for dirty in [["a", "b"].as_slice(), &["a"], &["b"]] {
+            let world = World::new(VolumeOptions::default());
+            let files = ["a", "b"].map(|name| world.create(name));
+            for (name, file) in ["a", "b"].into_iter().zip(files) {
+                world.write(file, 0, name.as_bytes()).unwrap();
+                if !dirty.contains(&name) {
+                    world.fsync(file).await.unwrap();
+                }
+            }
+            let (a, b) = (named("a"), named("b"));
+            let rename = world.volume.rename(&ROOT, (Ino::ROOT, &a), (Ino::ROOT, &b), RenameMode::Exchange);
+            soon(rename.wait()).await.unwrap();
+            for (ino, _) in files {
+                assert_eq!(world.volume.view().inode(ino).unwrap().unwrap().extents, 1, "{dirty:?}");
+            }
+            assert_eq!(now(world.volume.lookup(&ROOT, Ino::ROOT, &a)).unwrap().ino, files[1].0);
+        }
+    });
+}
+
 #[test]
 fn settling_the_index_does_not_wait_for_ever_for_the_log() {
     alone(async {

@@ -106,25 +106,27 @@ impl FileSystem for Volume {
     fn rename(&self, caller: &Caller, from: (Ino, &Name), to: (Ino, &Name), mode: RenameMode) -> Answer<()> {
         let (from, to) = (Arc::new((from.0, from.1.clone())), Arc::new((to.0, to.1.clone())));
         let (volume, caller) = (self.clone(), *caller);
-        let rename = move |flushed| {
-            let (from, to) = (Arc::clone(&from), Arc::clone(&to));
+        let rename = move |flushed: &[Ino]| {
+            let (from, to, flushed) = (Arc::clone(&from), Arc::clone(&to), flushed.to_vec());
             volume.mutate_with(caller, move |volume, caller| {
-                volume.move_name(caller, &from, &to, mode, flushed)
+                volume.move_name(caller, &from, &to, mode, &flushed)
             })
         };
         if let Err(errno) = self.check_leads() {
             return Answer::Now(Err(errno));
         }
-        let mut first = match rename(None) {
+        let mut renamed = match rename(&[]) {
             Answer::Now(Err(errno)) => return Answer::Now(Err(errno)),
             Answer::Now(Ok(None)) => return Answer::Now(Ok(())),
             later => later,
         };
         let volume = self.clone();
         Answer::later(async move {
-            while let Some(ino) = first.wait().await? {
+            let mut flushed = Vec::new();
+            while let Some(ino) = renamed.wait().await? {
                 volume.flush_file(ino).await?;
-                first = rename(Some(ino));
+                flushed.push(ino);
+                renamed = rename(&flushed);
             }
             Ok(())
         })

@@ -193,20 +193,22 @@ impl Volume {
         Ok(())
     }
 
-    /// Moves a name. If it would take the place of another while bytes of its file are not stored, nothing happens and the file is
-    /// returned, unless it is `flushed`: a crash must leave the old file or the new one, whole.
+    /// Moves a name. If a name would stand for another file than before, and bytes of that file are not stored, nothing happens and the
+    /// file is returned, unless it is among those `flushed`: a crash must leave the old file or the new one, whole.
     pub(super) fn move_name(
         &self,
         caller: &Caller,
         from: &(Ino, Name),
         to: &(Ino, Name),
         mode: RenameMode,
-        flushed: Option<Ino>,
+        flushed: &[Ino],
     ) -> Result<Option<Ino>, SubmitError> {
         let target = self.find_child(to.0, &to.1)?.filter(|_| mode != RenameMode::NoReplace);
         let source = if target.is_some() { self.find_child(from.0, &from.1)? } else { None };
         let is_dirty = |ino| self.shared.files.find(ino).is_some_and(|file| !file.lock().dirty.is_empty());
-        if let Some(ino) = source.filter(|ino| Some(*ino) != flushed && is_dirty(*ino)) {
+        let exchanged = target.filter(|_| mode == RenameMode::Exchange);
+        let mut moving = source.into_iter().chain(exchanged);
+        if let Some(ino) = moving.find(|ino| !flushed.contains(ino) && is_dirty(*ino)) {
             return Ok(Some(ino));
         }
         let rename = |victim| Rename {

@@ -18,14 +18,14 @@ use murphy_log::{
 use tokio::sync::watch;
 
 use super::{
-    BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys, log_of,
+    BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys, log_of, packs,
     quic::{Node, admit, dialer, follow, follow_as, follow_with},
     test_frames,
 };
 use crate::{
-    Ask, Congestion, Dialer, Durability, ExchangeError, FallbackStore, FollowError, Heartbeat, Hello,
-    LendRequest, MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, MirrorPart, ObserveError,
-    Observer, PackFetchError, PackReply, PackRequest, PackSource, Part, Point, Refusal, RemotePacks, Replica,
+    Ask, Congestion, Dialer, Durability, ExchangeError, FollowError, Heartbeat, Hello, LendRequest,
+    MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, MirrorPart, ObserveError, Observer,
+    PackFetchError, PackReply, PackRequest, PackSource, Part, Point, Refusal, RemotePacks, Replica,
     ReplicaError, Resume, Seal, SeedWriter, compare,
     session::{Connection, MessageReader, MessageWriter},
 };
@@ -283,7 +283,8 @@ async fn a_pack_that_cannot_be_read_is_told_apart_from_one_that_is_not_there() {
 async fn packs_of_a_member_come_over_a_new_connection_once_the_old_one_has_failed() {
     let (book, store): (Arc<MemoryBook>, Arc<dyn BlockStore>) =
         (Arc::default(), Arc::new(ObjectBlockStore::in_memory()));
-    store.put(pack(1), Bytes::from_static(b"content")).await.unwrap();
+    let whole = packs::pack(1);
+    store.put(whole.name, whole.bytes.clone()).await.unwrap();
     let node = Node::start(Arc::clone(&book), Some(Arc::clone(&store))).await;
     node.lead(&Arc::new(MemoryLog::new(base_state())), 1000);
     let (identity, address, dialer) = (Arc::clone(&node.identity), node.address, dialer());
@@ -291,49 +292,15 @@ async fn packs_of_a_member_come_over_a_new_connection_once_the_old_one_has_faile
     let addresses = vec![address.to_string()];
     let member = MemberPacks::new(dialer, addresses.clone(), identity.public_key(), ask());
     assert!(member.is_of(&addresses, identity.public_key()) && !member.is_of(&[], identity.public_key()));
-    assert_eq!(member.fetch(pack(1)).await.unwrap(), Bytes::from_static(b"content"));
+    assert_eq!(member.fetch(whole.name).await.unwrap(), whole.bytes);
     assert_eq!(member.fetch(pack(2)).await, Err(PackFetchError::Missing(pack(2))));
     node.stop().await;
-    assert!(matches!(member.fetch(pack(1)).await, Err(PackFetchError::Failed(_))), "the old connection");
-    assert_eq!(member.fetch(pack(1)).await, Err(PackFetchError::NotConnected), "a new one cannot be made");
+    assert!(matches!(member.fetch(whole.name).await, Err(PackFetchError::Failed(_))), "the old connection");
+    assert_eq!(member.fetch(whole.name).await, Err(PackFetchError::NotConnected), "a new one cannot be made");
     let node = Node::start_as(identity, book, Some(store), BRANCH, address).await;
     node.lead(&Arc::new(MemoryLog::new(base_state())), 1000);
-    assert_eq!(member.fetch(pack(1)).await.unwrap(), Bytes::from_static(b"content"));
+    assert_eq!(member.fetch(whole.name).await.unwrap(), whole.bytes);
     node.stop().await;
-}
-
-/// A mirror reads what has not been copied yet from its source's store, and says which of the two failed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_own_store_lacks_is_read_from_the_source_and_nothing_is_written_there() {
-    let remote: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
-    for number in [1, 2] {
-        remote.put(pack(number), Bytes::from(format!("of the source {number}"))).await.unwrap();
-    }
-    let visit = Visit::asking(Node::start(Arc::default(), Some(Arc::clone(&remote))).await).await;
-    let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
-    own.put(pack(1), Bytes::from_static(b"of its own")).await.unwrap();
-    let packs = RemotePacks::over(visit.connection.clone());
-    let both = FallbackStore::new(Arc::clone(&own), packs);
-    assert_eq!(both.get(pack(1)).await.unwrap(), Bytes::from_static(b"of its own"));
-    assert_eq!(both.get(pack(2)).await.unwrap(), Bytes::from_static(b"of the source 2"));
-    assert_eq!(both.get_range(pack(1), 3..6).await.unwrap(), Bytes::from_static(b"its"));
-    assert_eq!(both.get_range(pack(2), 7..13).await.unwrap(), Bytes::from_static(b"source"));
-    let nowhere = both.get(pack(3)).await.unwrap_err();
-    assert!(
-        matches!(&nowhere, BlockStoreError::NotFound { object } if object.contains(&pack(3).to_string()))
-    );
-    // How large a pack is here, what is listed and what is changed concerns the own store only.
-    assert!(matches!(both.size(pack(2)).await, Err(BlockStoreError::NotFound { .. })));
-    both.put(pack(4), Bytes::from_static(b"new")).await.unwrap();
-    assert!(own.size(pack(4)).await.is_ok() && remote.size(pack(4)).await.is_err());
-    both.delete(pack(4)).await.unwrap();
-    assert!(own.size(pack(4)).await.is_err());
-    let listed: Vec<PackName> = both.list(None).map(|stored| stored.unwrap().name).collect().await;
-    assert_eq!(listed, [pack(1)]);
-    visit.node.stop().await;
-    let gone = both.get(pack(2)).await.unwrap_err();
-    assert!(matches!(gone, BlockStoreError::Unavailable { retryable: true, .. }), "{gone}");
-    assert_eq!(both.get(pack(1)).await.unwrap(), Bytes::from_static(b"of its own"));
 }
 
 /// The fear: an old source that is told of its successor does not hear it, or the one that tells it thinks that it has.
