@@ -7,14 +7,15 @@
 //!
 //! Invariants:
 //! - A pack is called found after the own store has it durably; every entry that says so makes archives and mirrors fetch it.
-//! - A pack is called missing after every place has said that it does not have it, or, if some do not answer, after a bounded time.
+//! - A pack is called missing after every place has said that it does not have it, or, if some do not answer, after a bounded time. Whoever
+//!   was given up is asked and not waited for.
 //! - What is settled stands in the log: whoever begins again goes on where the rows say. Memory does not grow with the number of packs.
 
 mod members;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_fs::{BlockStore, Errno, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow, ViewError, Volume};
 use murphy_log::{Clock, Lsn};
 use tokio::sync::watch;
@@ -48,12 +49,18 @@ pub struct PackPlace {
     pub name: String,
     /// How it is asked.
     pub source: Arc<dyn PackSource>,
+    /// Whether a pack is not called missing as long as it does not answer. Nobody waits for who was given up, who is asked all the same: packs
+    /// are verified, whoever has them.
+    pub is_awaited: bool,
 }
 
 /// Who may have packs, as it changes.
 pub trait PackPlaces: Send + Sync {
-    /// Everybody who is to be asked now, in order. Whoever is left out was given up: nobody waits for it.
+    /// Everybody who is to be asked now, in order.
     fn places(&self) -> Vec<PackPlace>;
+
+    /// Returns when somebody may have come, or come back, since [`places`](PackPlaces::places) was called last. It may be dropped.
+    fn changed(&self) -> BoxFuture<'_, ()>;
 }
 
 /// How far the gathering is.
@@ -103,10 +110,14 @@ impl Gatherer {
         }
     }
 
-    /// Goes on looking for missing packs, slowly, until none is missing.
+    /// Goes on looking for missing packs until none is missing: slowly, and soon after somebody has come.
     pub async fn look_again(&self) -> Result<(), GatherError> {
         while self.round(None, false).await?.missing > 0 {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = self.places.changed() => {}
+            }
         }
         Ok(())
     }
@@ -155,7 +166,7 @@ impl Gatherer {
             // Who cannot be reached is asked once a round.
             let known_down = down.lock().clone();
             if let Some(why) = known_down {
-                unknown = Some(why);
+                unknown = unknown.or(place.is_awaited.then_some(why));
                 continue;
             }
             match copy_verified(&meta, &*place.source, &*self.store).await {
@@ -166,7 +177,7 @@ impl Gatherer {
                     if matches!(error, PackCopyError::Fetch(PackFetchError::NotConnected)) {
                         *down.lock() = Some(why.clone());
                     }
-                    unknown = Some(why);
+                    unknown = unknown.or(place.is_awaited.then_some(why));
                 }
             }
         }
@@ -290,8 +301,10 @@ pub enum GatherError {
 pub const ASKING: Duration = Duration::from_secs(600);
 const PAUSE_FIRST: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How often a source asks for packs that are missing.
-const LOOK_AGAIN: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 600_000 });
+/// How often a source asks for packs that are missing, if nobody comes.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// How soon at most: each look reads the rows of all packs.
+const LOOK_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 
 #[cfg(test)]
 mod tests;

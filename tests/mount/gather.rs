@@ -133,6 +133,47 @@ fn what_nobody_has_after_a_promotion_is_called_missing_and_mirrors_acknowledge_a
     assert_eq!(lost.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
 }
 
+/// The id of the mirror that listens there, as its source knows it.
+fn member_at(pair: &Pair, source: &str, address: &str) -> String {
+    let status = pair.status(source);
+    let mirrors = status["mirrors"].as_array().unwrap();
+    let found = mirrors.iter().find(|mirror| mirror["addresses"][0] == address);
+    found.unwrap_or_else(|| panic!("{status}"))["node"].as_str().unwrap().to_owned()
+}
+
+/// The fear: the only member that has the bytes is given up since it is out of reach, and nobody asks it any more when it is back.
+#[test]
+fn a_member_that_was_given_up_is_asked_for_packs_when_it_is_back() {
+    if !can_mount("a_member_that_was_given_up_is_asked_for_packs_when_it_is_back") {
+        return;
+    }
+    let pair = three("local");
+    let before = objects(&pair.scratch.path("ba"));
+    pair.kill("b");
+    write_safely(&pair.scratch.path("ma/late"), &large()).unwrap();
+    follow_bytes(&pair, "a", "c");
+    let address = pair.listens("c");
+    let given_up = member_at(&pair, "a", &address);
+    lose_packs(&pair, &before);
+    pair.kill("c");
+    pair.mount("b", "127.0.0.1:0");
+    follow_entries_only(&pair, "b");
+    pair.lose_source();
+    pair.scratch.run(["promote", "b", "--confirm", "vol", "--assume-lost", &given_up]).expect_code(0);
+    // Nobody waits for it.
+    wait_for("the loss to be known", || pair.status("b")["packs"]["missing"] == 1);
+    let unreadable = fs::read(pair.scratch.path("mb/late")).unwrap_err();
+    assert_eq!(unreadable.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    pair.mount("c", &address);
+    // The next look is at the next start, or within ten minutes.
+    pair.kill("b");
+    pair.mount("b", "127.0.0.1:0");
+    wait_for("every byte", || pair.status("b")["packs"]["missing"] == 0);
+    pair.kill("c");
+    assert!(fs::read(pair.scratch.path("mb/late")).unwrap() == large());
+    pair.scratch.run(["fsck", "b", "--data"]).expect_code(0);
+}
+
 /// Lets a mirror follow whom another one has joined.
 fn follow_as(pair: &Pair, mirror: &str, joined: &str) {
     let path = |node: &str| pair.scratch.path(&format!("{node}/murphy.toml"));

@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use futures::future::BoxFuture;
 use murphy_fs::{BlockStores, MemberRow};
 use murphy_log::{Lsn, NodeId};
 use murphy_mirror::{
@@ -70,6 +71,7 @@ impl Mirroring {
             ask: Ask { volume: config.volume, branch: config.branch, epoch: None },
             given_up: given_up.unwrap_or_default(),
             members: Mutex::default(),
+            seen: Mutex::new(self.book.changes()),
         }
     }
 
@@ -99,9 +101,12 @@ struct Everybody {
     own: NodeId,
     dialer: Dialer,
     ask: Ask,
+    /// Members that nobody waits for.
     given_up: Vec<String>,
     /// Members that were asked before, over connections that may still stand.
     members: Mutex<BTreeMap<NodeId, Arc<MemberPacks>>>,
+    /// Changes of the members, as far as they were asked.
+    seen: Mutex<watch::Receiver<u64>>,
 }
 
 impl Everybody {
@@ -120,16 +125,30 @@ impl Everybody {
 
 impl PackPlaces for Everybody {
     fn places(&self) -> Vec<PackPlace> {
-        let stores = self.blocks.others().into_iter();
-        let stores =
-            stores.map(|store| PackPlace { name: store.label().into_owned(), source: Arc::new(store) });
-        let is_asked =
-            |node: &NodeId| *node != self.own && !self.given_up.iter().any(|lost| *lost == node.to_string());
-        let members = self.book.holders().into_iter().filter(|(node, _)| is_asked(node));
+        lock(&self.seen).borrow_and_update();
+        let stores = self.blocks.others().into_iter().map(|store| PackPlace {
+            name: store.label().into_owned(),
+            source: Arc::new(store),
+            is_awaited: true,
+        });
+        let members = self.book.holders().into_iter().filter(|(node, _)| *node != self.own);
         let members = members.filter_map(|(node, row)| {
-            Some(PackPlace { name: format!("member {node}"), source: self.member(node, &row)? })
+            let name = format!("member {node}");
+            let is_awaited = !self.given_up.contains(&node.to_string());
+            Some(PackPlace { name, source: self.member(node, &row)?, is_awaited })
         });
         stores.chain(members).collect()
+    }
+
+    /// A member that comes back says where it listens, also if that is where it did before.
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut changes = lock(&self.seen).clone();
+        Box::pin(async move {
+            if changes.changed().await.is_err() {
+                // There is no book any more: this node is about to end.
+                std::future::pending::<()>().await;
+            }
+        })
     }
 }
 

@@ -38,12 +38,27 @@ impl PackSource for Told {
     }
 }
 
-struct Places(Vec<Told>);
+struct Places {
+    places: Vec<Told>,
+    /// Of the last so many nobody expects anything.
+    given_up: usize,
+    changes: watch::Receiver<()>,
+}
 
 impl PackPlaces for Places {
     fn places(&self) -> Vec<PackPlace> {
-        let place = |told: &Told| PackPlace { name: "a place".to_owned(), source: Arc::new(told.clone()) };
-        self.0.iter().map(place).collect()
+        let awaited = self.places.len() - self.given_up;
+        let place = |(at, told): (usize, &Told)| PackPlace {
+            name: format!("place {at}"),
+            source: Arc::new(told.clone()),
+            is_awaited: at < awaited,
+        };
+        self.places.iter().enumerate().map(place).collect()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut changes = self.changes.clone();
+        async move { changes.changed().await.unwrap() }.boxed()
     }
 }
 
@@ -53,6 +68,7 @@ struct World {
     own: Arc<dyn BlockStore>,
     packs: Vec<(PackNumber, PackName, Bytes)>,
     gap: Gap,
+    changes: watch::Sender<()>,
 }
 
 impl World {
@@ -87,14 +103,21 @@ impl World {
         }
         assert_eq!(packs.len(), count);
         let own = Arc::new(ObjectBlockStore::in_memory());
-        World { volume, own, packs, gap: Gap { after: state.position.lsn, upto } }
+        let gap = Gap { after: state.position.lsn, upto };
+        World { volume, own, packs, gap, changes: watch::Sender::new(()) }
     }
 
     fn gatherer(&self, places: &[&Told], asking: Duration) -> Gatherer {
+        self.gatherer_among(places, 0, asking)
+    }
+
+    /// The last `given_up` of `places` were given up.
+    fn gatherer_among(&self, places: &[&Told], given_up: usize, asking: Duration) -> Gatherer {
+        let places = places.iter().map(|place| (*place).clone()).collect();
         Gatherer {
             volume: self.volume.clone(),
             store: Arc::clone(&self.own),
-            places: Arc::new(Places(places.iter().map(|place| (*place).clone()).collect())),
+            places: Arc::new(Places { places, given_up, changes: self.changes.subscribe() }),
             gap: Some(self.gap),
             clock: Arc::new(SystemClock::new()),
             helpers: 3,
@@ -177,6 +200,7 @@ async fn a_pack_is_missing_once_everybody_has_said_so_and_is_found_when_somebody
     let found = tokio::spawn(async move { looking.look_again().await });
     let (_, name, bytes) = world.packs[2].clone();
     lacks.0.lock().packs.insert(name, bytes);
+    world.changes.send_replace(());
     found.await.unwrap().unwrap();
     assert!(world.is_found(2) && world.has(2).await);
     assert_eq!(gatherer.status.borrow().missing, 0);
@@ -206,4 +230,25 @@ async fn packs_outside_of_the_gap_are_not_looked_for() {
     gatherer.settle().await.unwrap();
     assert_eq!([world.has(0).await, world.has(1).await, world.has(2).await], [false, true, false]);
     assert_eq!((world.state(0), world.state(2)), (PackState::Here, PackState::Here));
+}
+
+/// The fear: a member that was given up comes back, is the only one that has the bytes, and nobody asks it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_given_up_is_not_waited_for_and_is_asked_when_it_is_back() {
+    let world = World::new(3).await;
+    let (known, given_up) = (world.place(&[0]), world.place(&[1]));
+    given_up.0.lock().is_down = true;
+    let gatherer = Arc::new(world.gatherer_among(&[&known, &given_up], 1, Duration::from_secs(3600)));
+    gatherer.settle().await.unwrap();
+    assert!(world.is_found(0) && world.has(0).await);
+    assert_eq!((world.state(1), world.state(2)), (PackState::Missing, PackState::Missing));
+    let mut status = gatherer.status.subscribe();
+    let looking = Arc::clone(&gatherer);
+    let looks = tokio::spawn(async move { looking.look_again().await });
+    given_up.0.lock().is_down = false;
+    world.changes.send_replace(());
+    status.wait_for(|status| status.missing == 1).await.unwrap();
+    assert!(world.is_found(1) && world.has(1).await);
+    assert_eq!(world.state(2), PackState::Missing);
+    looks.abort();
 }

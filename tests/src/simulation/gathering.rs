@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use murphy_backup::LostPacks;
 use murphy_fs::{BlockStore, MemberRow, MemberState, ObjectBlockStore, Volume};
 use murphy_log::{Clock, NodeId};
@@ -111,7 +112,8 @@ impl Everybody {
             let key = PublicKey::from_bytes(public_key);
             Arc::new(MemberPacks::new(self.dialer.clone(), row.addresses, key, ask))
         });
-        Some(PackPlace { name: row.name, source: Arc::clone(member) as Arc<dyn PackSource> })
+        let source = Arc::clone(member) as Arc<dyn PackSource>;
+        Some(PackPlace { name: row.name, source, is_awaited: true })
     }
 }
 
@@ -120,12 +122,18 @@ impl PackPlaces for Everybody {
         let archives = self.ground.archives.iter().filter(|account| !account.is_gone()).map(|account| {
             let packs = account.through(&self.gate);
             let store = ObjectBlockStore::new(packs, Path::from("archive"), account.name.clone());
-            PackPlace { name: account.name.clone(), source: Arc::new(Arc::new(store) as Arc<dyn BlockStore>) }
+            let source = Arc::new(Arc::new(store) as Arc<dyn BlockStore>);
+            PackPlace { name: account.name.clone(), source, is_awaited: true }
         });
         let gone = self.ground.gone.lock().clone();
         let others = holders(&self.volume).into_iter();
         let others = others.filter(|(node, _)| *node != self.own && !gone.contains(node));
         archives.chain(others.filter_map(|(node, row)| self.member(node, row))).collect()
+    }
+
+    /// Nobody says so; the next look comes by itself.
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
     }
 }
 
