@@ -17,6 +17,7 @@ mod create;
 mod index;
 mod look;
 mod lost_tail;
+mod missing;
 mod open;
 mod random;
 mod settle;

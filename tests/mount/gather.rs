@@ -4,9 +4,11 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use murphy_tests::can_mount;
+use murphy_tests::{Scratch, can_mount, pause};
+use rustix::process::Signal;
 
 use super::mirrors::{Pair, sow, wait_for, write_safely};
 
@@ -187,4 +189,161 @@ fn follow_as(pair: &Pair, mirror: &str, joined: &str) {
     let mut changed = own.clone();
     changed.replace_range(section(own), &other[section(other)]);
     fs::write(path(mirror), changed).unwrap();
+}
+
+/// A source `a` that was lost with its machine while its archive `one` lacks the packs of two files; its store is `away`, and what the
+/// archive lacks too.
+struct Lost {
+    scratch: Scratch,
+    archive: String,
+    /// Objects of the archive that are not there, and where they are.
+    kept: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Lost {
+    fn new() -> Lost {
+        let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+        let archive = format!("{}?domain=elsewhere", scratch.url("one"));
+        let format = ["format", "a", "--blocks", &scratch.url("ba"), "--name", "vol", "--archive", &archive];
+        scratch.run(format).expect_code(0);
+        scratch.mount("a", "ma");
+        sow(&scratch.path("ma"));
+        let lost = Lost { scratch, archive, kept: Vec::new() };
+        lost.archive_all();
+        let mut kept = Vec::new();
+        for name in ["first", "second"] {
+            let before = objects(&lost.scratch.path("one/packs"));
+            write_safely(&lost.scratch.path("ma").join(name), &large()).unwrap();
+            lost.archive_all();
+            let packs = objects(&lost.scratch.path("one/packs"));
+            for (number, pack) in packs.difference(&before).enumerate() {
+                let aside = lost.scratch.path(&format!("{name}-{number}"));
+                fs::rename(pack, &aside).unwrap();
+                kept.push((pack.clone(), aside));
+            }
+        }
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        lost.scratch.signal_all(Signal::KILL);
+        wait_for("the mount to die", || murphy_tests::is_dead(&lost.scratch.path("ma")));
+        rustix::mount::unmount(lost.scratch.path("ma"), rustix::mount::UnmountFlags::DETACH).unwrap();
+        fs::remove_dir_all(lost.scratch.path("a")).unwrap();
+        fs::rename(lost.scratch.path("ba"), lost.scratch.path("away")).unwrap();
+        Lost { kept, ..lost }
+    }
+
+    /// Waits until the archive has everything.
+    fn archive_all(&self) {
+        self.scratch.run(["flush", "ma"]).expect_code(0);
+        let status = || self.scratch.run(["status", "a", "--json"]).json();
+        let wanted = status()["durable_lsn"].as_u64();
+        wait_for("the archive", || status()["archives"][0]["lsn"].as_u64() >= wanted);
+    }
+
+    fn mount(&self, node: &str) {
+        let place = format!("m{node}");
+        let _there_already = fs::create_dir(self.scratch.path(&place));
+        self.scratch.run(["mount", node, &place, "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    }
+
+    fn wait_missing(&self, node: &str, wanted: u64) {
+        wait_for(&format!("{wanted} missing packs"), || {
+            let status = self.scratch.run(["status", node, "--json"]).json();
+            status["packs"]["missing"].as_u64() == Some(wanted)
+        });
+    }
+
+    /// Which of the two files can be read at the mount of `node`; the others are EIO.
+    fn readable(&self, node: &str) -> [bool; 2] {
+        ["first", "second"].map(|name| match fs::read(self.scratch.path(&format!("m{node}/{name}"))) {
+            Ok(bytes) => {
+                assert!(bytes == large(), "{name}");
+                true
+            }
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{name}");
+                false
+            }
+        })
+    }
+
+    /// What an archive lacked is there again.
+    fn mend(&self, number: usize) {
+        let (pack, aside) = &self.kept[number];
+        fs::rename(aside, pack).unwrap();
+    }
+}
+
+/// A source that ticked so long ago is taken for gone.
+const SILENCE: Duration = Duration::from_secs(61);
+
+/// The fear: a restore takes over without all packs, and nobody ever looks for the others again although somebody who has them comes back.
+#[test]
+fn what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it() {
+    if !can_mount("what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it") {
+        return;
+    }
+    let lost = Lost::new();
+    pause(SILENCE);
+    let blocks = lost.scratch.url("bn");
+    let take_over =
+        ["restore", &lost.archive, "n", "--take-over", "--confirm", "vol", "--blocks", &blocks, "--json"];
+    let restored = lost.scratch.run(take_over).expect_code(3).json();
+    assert_eq!(restored["missing_packs"], 2, "{restored}");
+    lost.mount("n");
+    lost.wait_missing("n", 2);
+    assert_eq!(lost.readable("n"), [false, false]);
+    assert_eq!(fs::read(lost.scratch.path("mn/small")).unwrap(), b"some text\n");
+    // The archive gives what it has again.
+    lost.mend(0);
+    lost.scratch.run(["umount", "mn"]).expect_code(0);
+    lost.mount("n");
+    lost.wait_missing("n", 1);
+    assert_eq!(lost.readable("n"), [true, false]);
+    assert!(objects(&lost.scratch.path("bn")).len() > 1);
+    // The store of the source before comes back as that of a mirror.
+    let token = lost.scratch.run(["invite", "n"]).expect_code(0).stdout();
+    fs::write(lost.scratch.path("token"), token).unwrap();
+    let url = lost.scratch.url("away");
+    lost.scratch.run(["join", "d", "--token-file", "token", "--blocks", &url]).expect_code(0);
+    lost.mount("d");
+    lost.wait_missing("n", 0);
+    lost.scratch.run(["umount", "md"]).expect_code(0);
+    assert_eq!(lost.readable("n"), [true, true]);
+    // So it comes into the archive, too.
+    wait_for("an archive that is whole", || {
+        lost.scratch.run(["verify", &lost.archive, "--data", "100"]).code() == Some(0)
+    });
+    lost.scratch.run(["fsck", "n", "--data"]).expect_code(0);
+}
+
+/// The fear: a copy without all bytes can be archived nowhere, because what is missing is waited for.
+#[test]
+fn a_copy_knows_what_it_lacks_and_can_be_archived_and_gets_it_when_its_archive_has_it() {
+    if !can_mount("a_copy_knows_what_it_lacks_and_can_be_archived_and_gets_it_when_its_archive_has_it") {
+        return;
+    }
+    let lost = Lost::new();
+    let blocks = lost.scratch.url("bn");
+    let restored = lost.scratch.run(["restore", &lost.archive, "n", "--blocks", &blocks, "--json"]);
+    assert_eq!(restored.expect_code(3).json()["missing_packs"], 2);
+    lost.mount("n");
+    lost.wait_missing("n", 2);
+    assert_eq!(lost.readable("n"), [false, false]);
+    let own = format!("{}?domain=elsewhere", lost.scratch.url("own"));
+    lost.scratch.run(["archive", "add", "n", &own]).expect_code(0);
+    lost.scratch.run(["flush", "mn"]).expect_code(0);
+    let status = || lost.scratch.run(["status", "n", "--json"]).json();
+    wait_for("the archive of the copy", || {
+        let status = status();
+        status["archives"][0]["lsn"].as_u64() >= status["durable_lsn"].as_u64()
+    });
+    lost.mend(0);
+    lost.mend(1);
+    lost.scratch.run(["umount", "mn"]).expect_code(0);
+    lost.mount("n");
+    lost.wait_missing("n", 0);
+    assert_eq!(lost.readable("n"), [true, true]);
+    wait_for("an archive that is whole", || {
+        lost.scratch.run(["verify", &own, "--data", "100"]).code() == Some(0)
+    });
 }

@@ -126,6 +126,10 @@ impl Restore {
 fn restored_text(restored: &execute::Restored) -> String {
     let (inodes, lsn) = (restored.inodes, restored.lsn);
     let mut lines = vec![format!("{inodes} inodes of lsn {lsn} in {}", restored.directory.display())];
+    if restored.missing_packs > 0 {
+        let missing = restored.missing_packs;
+        lines.push(format!("note: {missing} packs are missing; once it is served, whoever may have them is asked (murphy status)"));
+    }
     lines.extend(restored.unpinned.iter().map(|one| {
         format!(
             "note: {} was read without a pin, an expire there would not have waited: {}",

@@ -12,7 +12,7 @@ use murphy_fs::{
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, lock, log_directory, open, random, staging::Staging};
+use super::{Node, NodeOptions, lock, log_directory, missing::call_missing, open, random, staging::Staging};
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
@@ -100,6 +100,8 @@ pub(crate) struct CopyOf {
     pub(crate) epoch: Epoch,
     /// A copy is a branch of its own, without archives; a successor keeps what it takes over.
     pub(crate) is_successor: bool,
+    /// Whether the own store should have every pack of the tree, and does not.
+    pub(crate) lacks_packs: bool,
 }
 
 /// Begins the log of a copy in `directory`, which has everything else, and opens it. `config` is as it is while the directory has its
@@ -123,6 +125,9 @@ pub(crate) fn begin_copy(
             CliError::new(format!("the settings of the copy cannot be written: {errno:?}"))
         })?;
         forget_members(&node, runtime)?;
+    }
+    if copy.lacks_packs {
+        runtime.block_on(call_missing(&node))?;
     }
     close(&node, runtime)?;
     Ok(node)

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use murphy_fs::{BlockStore, BlockStoreError, MemberRole, ObjectBlockStore, PackName, StoredPack, WriterId};
 use murphy_log::{
     BranchId, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, Terminal, VolumeId, VolumeKeys,
@@ -25,8 +25,8 @@ use super::{
 use crate::{
     Ask, Congestion, Dialer, Durability, ExchangeError, FollowError, Heartbeat, Hello, LendRequest,
     MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, MirrorPart, ObserveError, Observer,
-    PackFetchError, PackReply, PackRequest, PackSource, Part, Point, Refusal, RemotePacks, Replica,
-    ReplicaError, Resume, Seal, SeedWriter, compare,
+    PackFetchError, PackReply, PackRequest, PackSource, Part, Point, Refusal, Replica, ReplicaError, Resume,
+    Seal, SeedWriter, compare,
     session::{Connection, MessageReader, MessageWriter},
 };
 

@@ -72,7 +72,7 @@ impl Restore {
         };
         let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
         let branch = if self.take_over { lineage.branch } else { BranchId::from_bytes(random()?) };
-        let unregistered = match !self.take_over && self.blocks.is_none() {
+        let mut unregistered = match !self.take_over && self.blocks.is_none() {
             true => runtime.block_on(self.register(branch, identity.node())),
             false => Vec::new(),
         };
@@ -84,13 +84,18 @@ impl Restore {
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
         drop(index);
+        let lacks_packs = !packs.is_complete();
+        if lacks_packs && !self.take_over {
+            // It reads there what may still come.
+            unregistered = runtime.block_on(self.register(branch, identity.node()));
+        }
         let published = NodeConfig { blocks: self.final_blocks()?, ..config.clone() };
         published.write(&staging.path)?;
         let epoch = match self.take_over {
             true => runtime.block_on(self.seal(&staging, state, as_of, identity.node()))?,
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
-        let copy = CopyOf { state, epoch, is_successor: self.take_over };
+        let copy = CopyOf { state, epoch, is_successor: self.take_over, lacks_packs };
         drop(begin_copy(&staging.path, &config, &copy, runtime.handle())?);
         staging.publish()?;
         for example in &packs.examples {
@@ -207,16 +212,23 @@ impl Restore {
             let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());
             config.archives = own.cloned().collect();
         }
+        let full: Vec<(&StoreUrl, &Archive)> = full.collect();
+        let urls = || full.iter().map(|(url, _)| (*url).clone()).collect();
         if self.blocks.is_none() {
-            config.packs_from = full.map(|(url, _)| url.clone()).collect();
+            config.packs_from = urls();
             return Ok((config, PackReport::default()));
         }
         let sources: Vec<Arc<dyn BlockStore>> =
-            full.map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
+            full.iter().map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
         let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&own).map_err(failed)?);
         let tree = index.snapshot();
         let copied = runtime.block_on(restore_packs(&sources, &tree, target, Arc::clone(progress)));
-        Ok((config, copied.map_err(failed)?))
+        let copied = copied.map_err(failed)?;
+        if !copied.is_complete() {
+            // An archive that did not answer, or is mended, may still give what is missing.
+            config.packs_from = urls();
+        }
+        Ok((config, copied))
     }
 
     /// Ends the epoch of the old source in every archive, for an epoch that was remembered before.
