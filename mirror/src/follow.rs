@@ -215,7 +215,7 @@ impl Following {
                 FollowerAction::SetAside { ancestor, tail } => {
                     let replica = Arc::clone(&self.setup.replica);
                     if let Err(error) = blocking(move || replica.set_aside(ancestor, tail)).await {
-                        tracing::error!(error, "the own branch could not be set aside");
+                        actions = self.core.set_aside_failed(error).into();
                     }
                     io.watch = self.setup.replica.durable();
                 }

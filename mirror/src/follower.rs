@@ -101,7 +101,8 @@ pub enum FollowerAction {
         /// The length in bytes.
         bytes: u64,
     },
-    /// Keep what the own log holds after `ancestor` as a branch of its own, and go back to the ancestor or to nothing.
+    /// Keep what the own log holds after `ancestor` as a branch of its own, and go back to the ancestor or to nothing. If that fails, call
+    /// [`Follower::set_aside_failed`] and drop the actions after it.
     SetAside {
         /// The last common point; `None` if the logs do not reach back to one.
         ancestor: Option<Point>,
@@ -173,6 +174,9 @@ pub enum FollowerReport {
         /// The end of the own branch.
         tail: Position,
     },
+    /// The own log ends elsewhere than the source's history, and could not be kept as a branch: nothing is given up.
+    #[error("this mirror and its source differ, and the own branch could not be set aside: {0}")]
+    NotSetAside(String),
     /// The source holds less than this mirror, and nothing else: it has lost entries.
     #[error(
         "the source is durable up to lsn {source_lsn}, this mirror holds its history up to {own_lsn}: the source has lost entries; started again it asks for them"
@@ -333,6 +337,11 @@ impl Follower {
                 self.stop(FollowerReport::Unreadable { lsn, message }, None)
             }
         }
+    }
+
+    /// Says that the own branch could not be set aside.
+    pub fn set_aside_failed(&mut self, message: String) -> Vec<FollowerAction> {
+        self.stop(FollowerReport::NotSetAside(message), None)
     }
 
     /// Says how the snapshot was installed: the state that the own log begins with now.

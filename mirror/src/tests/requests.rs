@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys, log_of, packs,
-    quic::{Node, admit, dialer, follow, follow_as, follow_with},
+    quic::{Node, admit, dialer, follow, follow_with},
     test_frames,
 };
 use crate::{
@@ -445,13 +445,17 @@ impl Replica for Full {
     }
 
     fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(ReplicaError::NoSpace("the disk is full".to_owned()));
+        }
         self.replica.set_aside(ancestor, tail)
     }
 }
 
-/// An old source that was made a mirror: over the network too, its tail is kept and it follows its successor.
+/// An old source that was made a mirror: its tail is kept and it follows its successor. The fear: a tail that could not be kept is said to
+/// be, or is given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mirror_with_an_older_tail_keeps_it_as_a_branch_and_follows() {
+async fn a_mirror_with_an_older_tail_follows_once_it_could_keep_it_as_a_branch() {
     let shared = test_frames(base_state(), 1, 20, 3);
     let fork = shared[19].state();
     let log = Arc::new(log_of(base_state(), &shared));
@@ -464,7 +468,12 @@ async fn a_mirror_with_an_older_tail_keeps_it_as_a_branch_and_follows() {
     let replica = Arc::new(MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate));
     let tail = test_frames(fork, 7, 4, 3);
     shared.iter().chain(&tail).for_each(|frame| replica.append(frame.clone(), None).unwrap());
-    let mirror = follow_as(dialer, replica, source.address, source.identity.public_key());
+    let full = Arc::new(Full { replica: Arc::clone(&replica), is_full: AtomicBool::new(true) });
+    let key = source.identity.public_key();
+    let mut mirror = follow_with(dialer, replica, full.clone(), source.address, key);
+    mirror.complains("could not be set aside: no space: the disk is full").await;
+    assert_eq!((mirror.replica.state(), mirror.replica.kept().len()), (Some(tail[3].state()), 0));
+    full.is_full.store(false, Ordering::SeqCst);
     mirror.reach(log.tail()).await;
     let kept = mirror.replica.kept();
     assert_eq!(kept.len(), 1);
