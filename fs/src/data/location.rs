@@ -24,6 +24,7 @@ mod durable_folders;
 mod layer;
 mod open;
 mod probe;
+mod same_directory;
 
 use std::{
     fmt,

@@ -259,7 +259,6 @@ async fn a_pack_that_cannot_be_read_is_told_apart_from_one_that_is_not_there() {
     store.put(pack(1), Bytes::from_static(b"0123456789")).await.unwrap();
     let visit = Visit::asking(Node::start(Arc::default(), Some(store)).await).await;
     let replies = [
-        (0, 0, PackReply::Found(Bytes::from_static(b"0123456789"))),
         (4, 0, PackReply::Found(Bytes::from_static(b"456789"))),
         (10, 0, PackReply::Found(Bytes::new())),
         (2, 3, PackReply::Found(Bytes::from_static(b"234"))),

@@ -21,6 +21,7 @@ use super::{
     Cloud, DurableFolders, Place, StoreUrl,
     credentials::{CredentialsError, CredentialsSource, Settings, Stamp},
     layer::{LayeredStore, StoreLayer},
+    same_directory::SameDirectory,
 };
 
 /// A store that was opened, and the prefix that everything in it has.
@@ -46,6 +47,7 @@ impl StoreUrl {
                     LocalFileSystem::new_with_prefix(directory).map_err(|source| self.refused(source))?;
                 let store = Arc::new(store.with_fsync(true));
                 let store = DurableFolders::new(store, Arc::new(OsFiles), directory.clone());
+                let store = SameDirectory::new(Arc::new(LayeredStore(store)), directory).map_err(failed)?;
                 Ok(OpenedStore { store: Arc::new(LayeredStore(store)), prefix: Path::default() })
             }
             Place::Cloud { prefix, .. } => {
