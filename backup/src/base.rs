@@ -360,7 +360,9 @@ async fn copy_all_packs(
                 return Ok::<(), WriteBaseError>(());
             }
             match copy_pack(&meta, &**from, target).await {
-                Err(CopyPackError::Store(BlockStoreError::NotFound { .. })) if row.is_missing() => Ok(()),
+                Err(
+                    CopyPackError::Store(BlockStoreError::NotFound { .. }) | CopyPackError::Damaged { .. },
+                ) if row.is_missing() => Ok(()),
                 copied => copied.map(drop).map_err(WriteBaseError::from),
             }
         }

@@ -2,13 +2,13 @@
 //!
 //! Invariants:
 //! - A pack is put only after its footer, and every cell, was found to be what the log says.
-//! - Copying is harmless to repeat: a name never changes its content.
+//! - Copying is harmless to repeat: a name never changes its content. Only what is damaged there is replaced.
 
 use std::collections::BTreeMap;
 
 use murphy_fs::{
     BlockStore, BlockStoreError, IntactError, ObjectBlockStore, PackError, PackMeta, PackName, PackNumber,
-    PackRow, RowError, Table, read_intact,
+    PackRow, RowError, Table, put_intact, read_intact,
 };
 use murphy_log::{DecodeError, Frame, Lsn};
 
@@ -86,7 +86,7 @@ pub(crate) async fn copy_pack(
 ) -> Result<u64, CopyPackError> {
     let bytes = read_intact(from, meta).await?;
     let length = bytes.len() as u64;
-    to.put(meta.name, bytes).await?;
+    put_intact(to, meta.name, bytes).await?;
     Ok(length)
 }
 

@@ -21,7 +21,7 @@ mod stores;
 pub use cache::{CellCache, DiskCache, DiskCacheError};
 pub use cell::CellFault;
 pub use fetch::{FetchStats, PackFetcher, ReadError};
-pub use intact::{IntactError, lend_intact, read_intact};
+pub use intact::{IntactError, lend_intact, put_intact, read_intact};
 pub use location::{
     ClaimPrefixError, CredentialsError, DurableFolders, FailureDomain, LayeredStore, OpenStoreError,
     OpenedStore, PROBE_FOLDER, ParseStoreUrlError, ProbeError, StoreLayer, StoreUrl, adopt_prefix,

@@ -39,7 +39,7 @@ pub use data::{
     OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError, PackFetcher, PackFooter, PackMeta,
     PackName, PackReader, ParsePackNameError, ParseStoreUrlError, PlainOffset, ProbeError, ReadError,
     Refusal, SealedPack, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix,
-    claim_prefix, lend_intact, probe_put_if_absent, read_intact, release_prefix, remove_object,
+    claim_prefix, lend_intact, probe_put_if_absent, put_intact, read_intact, release_prefix, remove_object,
 };
 pub use decide::{EntryKind, PACKS_PER_ENTRY, PackNews};
 pub use errno::Errno;

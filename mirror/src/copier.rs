@@ -13,7 +13,7 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow};
+use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow, put_intact};
 use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, OsFiles, ReadError, replace_file};
 use tokio::sync::watch;
 
@@ -232,16 +232,15 @@ impl Copier {
 }
 
 /// Whether a store has a pack's object, with the right length.
-pub(crate) async fn is_there(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, PackCopyError> {
+async fn is_there(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, PackCopyError> {
     match store.size(meta.name).await {
-        Ok(size) if size == meta.stored_len => Ok(true),
-        Ok(found) => Err(PackCopyError::OtherLength { found, expected: meta.stored_len }),
+        Ok(size) => Ok(size == meta.stored_len),
         Err(BlockStoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(PackCopyError::Store(error.to_string())),
     }
 }
 
-/// Copies a pack, whose footer and cells are verified first.
+/// Copies a pack, whose footer and cells are verified first. What the own store has damaged under its name is replaced.
 pub(crate) async fn copy_verified(
     meta: &PackMeta,
     from: &dyn PackSource,
@@ -255,7 +254,7 @@ pub(crate) async fn copy_verified(
     });
     let verified = verify.await.map_err(|error| PackCopyError::Store(error.to_string()))?;
     let bytes = verified.map_err(|error| PackCopyError::Damaged(error.to_string()))?;
-    match to.put(meta.name, bytes).await {
+    match put_intact(to, meta.name, bytes).await {
         Ok(()) => Ok(()),
         Err(BlockStoreError::Refused { refusal: murphy_fs::Refusal::OtherContent, .. }) => {
             Err(PackCopyError::OtherContent)
@@ -276,15 +275,7 @@ pub enum PackCopyError {
     /// The own store did not take it.
     #[error("the own store: {0}")]
     Store(String),
-    /// The own store has an object of that name and another length.
-    #[error("the own store has {found} bytes under this name where {expected} belong")]
-    OtherLength {
-        /// How many it has.
-        found: u64,
-        /// How many belong there.
-        expected: u64,
-    },
-    /// The own store has other bytes under that name.
+    /// The own store has another whole pack under that name.
     #[error("the own store has other content under this name")]
     OtherContent,
 }
@@ -292,7 +283,7 @@ pub enum PackCopyError {
 impl PackCopyError {
     /// Whether trying again cannot help.
     fn is_final(&self) -> bool {
-        matches!(self, PackCopyError::OtherLength { .. } | PackCopyError::OtherContent)
+        matches!(self, PackCopyError::OtherContent)
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Invariants:
-//! - A pack is called found after the own store has it durably; every entry that says so makes archives and mirrors fetch it.
+//! - A pack is called found after the own store has it durably and intact: it was read there, or came verified; every entry that says so makes archives and mirrors fetch it.
 //! - A pack is called missing after every place has said that it does not have it, or, if some do not answer, after a bounded time. Whoever
 //!   was given up is asked and not waited for.
 //! - What is settled stands in the log: whoever begins again goes on where the rows say. Memory does not grow with the number of packs.
@@ -16,12 +16,15 @@ mod members;
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, Errno, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow, ViewError, Volume};
+use murphy_fs::{
+    BlockStore, BlockStoreError, Errno, IntactError, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow,
+    ViewError, Volume, read_intact,
+};
 use murphy_log::{Clock, Lsn};
 use tokio::sync::watch;
 
 use crate::{
-    copier::{PackCopyError, PackSource, copy_verified, is_there},
+    copier::{PackCopyError, PackSource, copy_verified},
     dial::PackFetchError,
 };
 
@@ -156,10 +159,10 @@ impl Gatherer {
     /// Looks for one pack, at home first.
     async fn look(&self, asked: &Asked, row: &PackRow) -> Sight {
         let meta = row.meta();
-        match is_there(&meta, &*self.store).await {
-            Ok(true) => return Sight::Here,
-            Ok(false) => {}
-            Err(error) => return Sight::Unknown(error.to_string()),
+        match read_intact(&*self.store, &meta).await {
+            Ok(_) => return Sight::Here,
+            Err(IntactError::Damaged { .. } | IntactError::Store(BlockStoreError::NotFound { .. })) => {}
+            Err(IntactError::Store(error)) => return Sight::Unknown(error.to_string()),
         }
         let mut unknown = None;
         for (place, down) in asked.places.iter().zip(&asked.down) {

@@ -82,6 +82,10 @@ impl BlockStore for SourceStore {
         self.refuse(name)
     }
 
+    fn mend(&self, name: PackName, _: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.refuse(name)
+    }
+
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         match self.way {
             Way::Parts => self.read(name, range).boxed(),

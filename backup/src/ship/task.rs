@@ -161,7 +161,9 @@ impl SlotTask {
         if pack.is_new || !has_pack(&pack.meta, &target).await.map_err(failed)? {
             match copy_pack(&pack.meta, &*self.parts.packs, &target).await {
                 Ok(_) => {}
-                Err(CopyPackError::Store(BlockStoreError::NotFound { .. })) if self.may_be_lost(&pack) => {
+                Err(
+                    CopyPackError::Store(BlockStoreError::NotFound { .. }) | CopyPackError::Damaged { .. },
+                ) if self.may_be_lost(&pack) => {
                     if !has_pack(&pack.meta, &target).await.map_err(failed)? {
                         let (url, name) = (self.parts.archive.url(), pack.meta.name);
                         tracing::warn!(url, %name, "a pack was lost with the source before; its slot goes without");

@@ -440,6 +440,10 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
     blocks.fail("", Fault::GetFails, usize::MAX);
     assert!(tokio::time::timeout(patience, with(0, named)).await.is_err(), "the store does not answer");
     blocks.heal();
+    // What the source's stores have of it is rotten: that is no more than nothing.
+    let sealed = pack(1).0;
+    BlockStore::put(&packs, sealed.name, sealed.bytes.slice(1..)).await.unwrap();
+    assert!(tokio::time::timeout(patience, with(0, named - 1)).await.is_err(), "it is named after");
     assert_eq!(with(0, named).await, ShipEnd::Reached);
     assert_eq!(walk(&archive, None).await.unwrap().end.position, frame.position());
 }
@@ -502,6 +506,20 @@ async fn a_damaged_pack_is_not_archived() {
     assert!(outcome.is_err(), "{outcome:?}");
     assert!(handle.status().error.is_some());
     assert!(!store.names().await.iter().any(|name| name.starts_with("log/") || name.starts_with("packs/")));
+}
+
+/// The fear: what rots in an archive, or was cut off there, is never put right, and the archive stands still.
+#[tokio::test]
+async fn a_pack_that_the_archive_has_damaged_is_replaced() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    let (sealed, row) = pack(1);
+    append(&log, &[source.frame_with_pack(&row)]);
+    let packs = ObjectBlockStore::in_memory();
+    BlockStore::put(&packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+    BlockStore::put(&archive.packs(), sealed.name, sealed.bytes.slice(3..)).await.unwrap();
+    let parts = ShipperParts { packs: Arc::new(packs), ..parts(&archive, &source, &log) };
+    assert_eq!(ship_all(parts).await, ShipEnd::Reached);
+    assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
 }
 
 #[tokio::test]

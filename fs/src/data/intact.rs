@@ -4,6 +4,7 @@
 //! - No byte is handed out before the footer and every cell were verified, once for each object that was read, on a thread of its own.
 //! - Damage in one store does not hide what another one has intact. Only if none has, that is said, with the pack and the stores.
 //! - One object is in memory at a time.
+//! - What is replaced was read twice and is no whole pack of its name, and the bytes that replace it are.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use super::{
     name::PackName,
     pack::{PackDamage, PackError, PackMeta, PackReader},
-    store::{BlockStore, BlockStoreError},
+    store::{BlockStore, BlockStoreError, Refusal},
 };
 
 /// The object of the pack that the log knows as `meta`, from the first store behind `from` that has it intact. Must run on a tokio runtime.
@@ -26,6 +27,38 @@ pub async fn read_intact(from: &dyn BlockStore, meta: &PackMeta) -> Result<Bytes
 pub async fn lend_intact(from: &dyn BlockStore, name: PackName) -> Result<Bytes, IntactError> {
     let check = move |bytes| PackReader::open_by_name(name, bytes)?.verify();
     first_intact(from, name, check).await
+}
+
+/// Puts a pack that was verified into a store that answers itself. What is damaged there under its name is replaced; another whole pack
+/// is not, and the put refused as [`BlockStore::put`] does. Must run on a tokio runtime.
+pub async fn put_intact(to: &dyn BlockStore, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+    let refused = match to.put(name, bytes.clone()).await {
+        Err(error @ BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }) => error,
+        put => return put,
+    };
+    let check = move |bytes| PackReader::open_by_name(name, bytes)?.verify();
+    let mut damage = None;
+    for _ in 0..ATTEMPTS {
+        match read(to, name, check).await {
+            Ok(_) => return Err(refused),
+            Err(IntactError::Damaged { source, .. }) if may_be_whole(source.damage) => return Err(refused),
+            Err(IntactError::Damaged { source, .. }) => damage = Some(source),
+            Err(IntactError::Store(BlockStoreError::NotFound { .. })) => return to.put(name, bytes).await,
+            Err(IntactError::Store(error)) => return Err(error),
+        }
+    }
+    if let Some(error) = damage {
+        tracing::warn!(store = %to.label(), %error, "a damaged pack is replaced by an intact one");
+    }
+    to.mend(name, bytes).await
+}
+
+/// Whether what does not verify may be of use to somebody: it has the whole footer of another pack, or a later version may read it.
+fn may_be_whole(damage: PackDamage) -> bool {
+    matches!(
+        damage,
+        PackDamage::Version { .. } | PackDamage::Cipher { .. } | PackDamage::FooterField { field: "name" }
+    )
 }
 
 async fn first_intact<C>(from: &dyn BlockStore, name: PackName, check: C) -> Result<Bytes, IntactError>
@@ -236,6 +269,33 @@ mod tests {
         }
     }
 
+    /// The fear: rotten bytes under a name keep the good ones from ever getting there, or whole ones are overwritten.
+    #[tokio::test]
+    async fn what_is_damaged_is_replaced_and_another_whole_pack_is_not() {
+        let (wanted, last) = (pack(1), pack(1).bytes.len() - 1);
+        let damaged = [flipped(&wanted, 9), flipped(&wanted, last), Some(wanted.bytes.slice(..last)), None];
+        for copy in damaged.into_iter().chain([Some(wanted.bytes.clone())]) {
+            let store = store("file:///bad", &wanted, copy).await;
+            put_intact(&*store, wanted.name, wanted.bytes.clone()).await.unwrap();
+            assert_eq!(store.get(wanted.name).await.unwrap(), wanted.bytes);
+        }
+        let mut builder = PackBuilder::new(wanted.name);
+        builder.add(b"written by another process under the same name").unwrap();
+        let other = builder.finish().unwrap();
+        let mut later = wanted.bytes.to_vec();
+        let version = later.len() - 24;
+        later[version] = 1;
+        // Of two objects that a store has mixed up each may be the only one.
+        for whole in [other.bytes, later.into(), pack(2).bytes] {
+            let store = store("file:///other", &wanted, Some(whole.clone())).await;
+            let refused = put_intact(&*store, wanted.name, wanted.bytes.clone()).await;
+            let is_refused =
+                matches!(refused, Err(BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }));
+            assert!(is_refused, "{refused:?}");
+            assert_eq!(store.get(wanted.name).await.unwrap(), whole);
+        }
+    }
+
     /// A store that cannot be reached.
     #[derive(Debug)]
     struct Down;
@@ -254,6 +314,10 @@ mod tests {
         }
 
         fn put(&self, _: PackName, _: Bytes) -> futures::future::BoxFuture<'_, Result<(), BlockStoreError>> {
+            Down::refuse()
+        }
+
+        fn mend(&self, _: PackName, _: Bytes) -> futures::future::BoxFuture<'_, Result<(), BlockStoreError>> {
             Down::refuse()
         }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A put that returned is durable, and the object under that name has exactly those bytes.
-//! - A name never changes its content: the same bytes again are accepted, other bytes are refused, loudly.
+//! - A name never changes its content: the same bytes again are accepted, other bytes are refused, loudly. Only what is damaged is replaced,
+//!   by the pack that belongs there.
 //! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
 //! - No answer larger than a pack is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 
@@ -44,6 +45,10 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// [`BlockStoreError::Refused`] with [`Refusal::OtherContent`] means that the name was used twice. Nothing was
     /// overwritten, and nothing may be overwritten.
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>>;
+
+    /// Puts an intact pack in the place of an object that is none, in one step: there is always one of them. Only for whoever has looked at
+    /// both: see [`put_intact`](super::put_intact).
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>>;
 
     /// The bytes `range` of a pack's object: all of them, or an error. The range has at least one byte.
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
@@ -167,12 +172,14 @@ impl ObjectBlockStore {
     async fn settle(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
         match self.settle {
             Settle::Read => Ok(()),
-            Settle::Rewrite => {
-                let path = self.path(name);
-                let rewriting = self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into());
-                self.timed(name, rewriting).await.map(drop)
-            }
+            Settle::Rewrite => self.rewrite(name, bytes).await,
         }
+    }
+
+    async fn rewrite(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+        let path = self.path(name);
+        let rewriting = self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into());
+        self.timed(name, rewriting).await.map(drop)
     }
 
     async fn read(&self, name: PackName, range: Option<Range<u64>>) -> Result<Bytes, BlockStoreError> {
@@ -240,6 +247,10 @@ impl BlockStore for ObjectBlockStore {
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
         Box::pin(self.put_once(name, bytes))
+    }
+
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        Box::pin(self.rewrite(name, bytes))
     }
 
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {

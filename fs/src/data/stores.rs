@@ -89,6 +89,10 @@ impl BlockStore for BlockStores {
         self.own.put(name, bytes)
     }
 
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.own.mend(name, bytes)
+    }
+
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         Box::pin(self.first(name, move |store| {
             let range = range.clone();

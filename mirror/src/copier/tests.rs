@@ -125,6 +125,20 @@ async fn a_missing_or_damaged_pack_holds_the_data_position_until_it_comes() {
     test.stop().await;
 }
 
+/// The fear: one object that is cut short in the mirror's own store ends the copying of all packs, although the source has it whole.
+#[tokio::test]
+async fn a_pack_that_the_own_store_has_cut_short_is_replaced_and_holds_up_nothing() {
+    let (log, source) = source(5).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let cut = pack(2);
+    own.put(cut.name, cut.bytes.slice(..cut.bytes.len() - 5)).await.unwrap();
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(6)).await;
+    assert_eq!(own.get(cut.name).await.unwrap(), cut.bytes);
+    test.stop().await;
+}
+
 #[tokio::test]
 async fn a_cursor_of_another_history_is_not_believed() {
     let (log, source) = source(5).await;

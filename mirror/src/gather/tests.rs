@@ -168,6 +168,13 @@ async fn what_several_places_have_between_them_comes_into_the_own_store_and_is_t
     one.0.lock().packs.insert(world.packs[1].1, flipped.into());
     let (_, name, bytes) = &world.packs[5];
     world.own.put(*name, bytes.clone()).await.unwrap();
+    // So are bits of what the own store has, and the end of it is cut off.
+    let (_, name, bytes) = &world.packs[4];
+    let mut flipped = bytes.to_vec();
+    flipped[9] ^= 1;
+    world.own.put(*name, flipped.into()).await.unwrap();
+    let (_, name, bytes) = &world.packs[3];
+    world.own.put(*name, bytes.slice(..bytes.len() - 1)).await.unwrap();
     let gatherer = world.gatherer(&[&one, &two], Duration::from_secs(3600));
     gatherer.settle().await.unwrap();
     for at in 0..6 {
@@ -204,6 +211,19 @@ async fn a_pack_is_missing_once_everybody_has_said_so_and_is_found_when_somebody
     found.await.unwrap().unwrap();
     assert!(world.is_found(2) && world.has(2).await);
     assert_eq!(gatherer.status.borrow().missing, 0);
+}
+
+/// The fear: a pack that is rotten in the own store is called found, and archives and mirrors wait for it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_only_the_own_store_has_and_has_damaged_is_missing() {
+    let world = World::new(2).await;
+    for (_, name, bytes) in &world.packs {
+        world.own.put(*name, bytes.slice(1..)).await.unwrap();
+    }
+    let gatherer = world.gatherer(&[&world.place(&[0])], Duration::from_secs(3600));
+    gatherer.settle().await.unwrap();
+    assert!(world.is_found(0) && world.has(0).await);
+    assert_eq!(world.state(1), PackState::Missing);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,6 +47,10 @@ impl BlockStore for Layered {
         self.own.put(name, bytes)
     }
 
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.own.mend(name, bytes)
+    }
+
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         Box::pin(async move { self.first(|store| store.get_range(name, range.clone())).await })
     }

@@ -99,6 +99,10 @@ impl BlockStore for Liar {
         self.inner.put(name, bytes)
     }
 
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.inner.mend(name, bytes)
+    }
+
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         self.answer(name, range).boxed()
     }
