@@ -35,11 +35,8 @@ fn archived() -> (Scratch, String) {
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
     sow(&scratch.path("mnt"));
     scratch.run(["flush", "mnt"]).expect_code(0).stdout();
-    wait_for_ok("a tree that is archived", PATIENCE, || {
-        let status = scratch.run(["status", "mnt", "--json"]).json();
-        let held = status["archives"][0]["lsn"].as_u64() >= Some(100) && status["danger"] == false;
-        held.then_some(()).ok_or(status)
-    });
+    let flushed = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, flushed);
     (scratch, archive)
 }
 
