@@ -58,4 +58,4 @@ pub use surveyed::{FrameEnd, SlotKey, Step, Survey, next_step};
 pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};
-pub use walk::{Boundary, Walk, WalkError, walk};
+pub use walk::{Boundary, Objection, Walk, WalkError, walk};

@@ -82,6 +82,30 @@ impl Walk {
     pub fn as_of(&self) -> Option<LogTime> {
         self.slots.last().map(|slot| slot.last_time)
     }
+
+    /// What keeps a node from deciding in the epoch `own`, with a log that ends at `tail`; `None` if the archive has nothing against it.
+    ///
+    /// An end beyond `tail` in an epoch before `own` is no objection: that archive was given up by name when the node took over. Whoever ships
+    /// to it says so.
+    pub fn objection(&self, own: Epoch, tail: Lsn) -> Option<Objection> {
+        let (epoch, held) = (self.end.epoch, self.end.position.lsn);
+        if epoch.number > own.number || (epoch.number == own.number && epoch != own) {
+            return Some(Objection::Replaced);
+        }
+        (epoch == own && held > tail).then_some(Objection::Lost { held })
+    }
+}
+
+/// Why a node may not decide, as an archive says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Objection {
+    /// Another source has taken over.
+    Replaced,
+    /// The node has lost entries of its own epoch.
+    Lost {
+        /// The last one that the archive holds.
+        held: Lsn,
+    },
 }
 
 /// What the beginning of an object under a slot's name says.

@@ -117,6 +117,11 @@ impl Archives {
         Ok(())
     }
 
+    /// Whether an archive is shipped to.
+    pub(crate) fn ships_to(&self, url: &str) -> bool {
+        self.shipped().iter().any(|shipped| shipped.shared.url == url)
+    }
+
     /// Stops shipping to an archive; what it holds stays.
     pub(crate) fn stop(&self, url: &str) {
         self.shipped().retain(|shipped| {

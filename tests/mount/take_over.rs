@@ -89,6 +89,12 @@ impl Region {
         fs::remove_dir_all(self.path("ba")).unwrap();
     }
 
+    /// An archive that was moved away is there again; whoever asked for it meanwhile may have begun its directory anew.
+    fn put_back(&self, archive: &str) {
+        fs::remove_dir_all(self.path(archive)).unwrap_or_default();
+        fs::rename(self.path("away"), self.path(archive)).unwrap();
+    }
+
     /// Waits until the mirror and both archives have everything.
     fn settle(&self) {
         self.scratch.run(["flush", "ma"]).expect_code(0);
@@ -234,6 +240,43 @@ fn an_archive_that_does_not_answer_is_given_up_by_its_url_only() {
     region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
 }
 
+/// The fear: an archive that was given up holds more of the old epoch than the new source has decided when that one is killed, and the new
+/// source takes this for its own loss: it does not start any more, and no command takes the archive out of the volume.
+#[test]
+fn an_archive_that_was_given_up_keeps_the_new_source_from_nothing_but_acknowledging() {
+    let test = "an_archive_that_was_given_up_keeps_the_new_source_from_nothing_but_acknowledging";
+    let Some(region) = Region::sown(test, "archive") else { return };
+    region.kill("b");
+    fs::rename(region.path("one"), region.path("away")).unwrap();
+    for i in 0..40 {
+        write_safely(&region.path(&format!("ma/only-{i}")), b"in the second archive only");
+    }
+    region.kill("a");
+    region.put_back("one");
+    fs::rename(region.path("two"), region.path("away")).unwrap();
+    region.mount("b", &[]);
+    let two = region.archives[1].clone();
+    let promote = ["promote", "b", "--confirm", "vol", "--assume-lost", &two];
+    region.scratch.run(promote).expect_code(0);
+    region.kill("b");
+    region.put_back("two");
+    region.mount("b", &[]);
+    // Another source has acknowledged through it, and might go on: that is said, and nothing is acknowledged.
+    let write = || fs::File::create(region.path("mb/new")).and_then(|file| file.sync_all());
+    write().unwrap_err();
+    let said = region.status("b")["archives"][1]["error"].to_string();
+    assert!(said.contains("holds entries up to"), "{said}");
+    let refused = region.scratch.run(["archive", "remove", "b", &two]).expect_code(1);
+    assert!(refused.stderr().contains("--assume-lost"), "{}", refused.stderr());
+    region.scratch.run(["archive", "remove", "b", &two, "--assume-lost"]).expect_code(0);
+    write().unwrap();
+    // The same of a node that is not served.
+    region.kill("b");
+    region.scratch.run(["archive", "remove", "b", &two]).expect_error(1, "is not an archive of this volume");
+    region.mount("b", &[]);
+    write().unwrap();
+}
+
 /// The seal of a successor that nobody knows of stops a promotion, and names it.
 #[test]
 fn a_mirror_does_not_take_over_from_a_successor() {
@@ -301,8 +344,7 @@ fn region_lost_with_an_archive_behind(test: &str) -> Option<(Region, PathBuf, Pa
     write_safely(&region.path("ma/last"), b"in the first archive only");
     region.wait_archived("a", &[0]);
     region.kill("a");
-    fs::remove_dir_all(region.path("two")).unwrap_or_default();
-    fs::rename(region.path("away"), region.path("two")).unwrap();
+    region.put_back("two");
     pause(SILENCE);
     // Successors ship to the places that the log names: what each case begins with is out of their reach.
     let silent = region.scratch.make_dir("silent");

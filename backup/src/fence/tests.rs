@@ -14,6 +14,7 @@ use crate::{
     target::Target,
     testing::{Fault, FaultyStore, Source, append, archive, put, scene},
     verify::verify,
+    walk::{Objection, walk},
 };
 
 async fn ship(archive: &Archive, log: &Arc<MemoryLog>) -> ShipEnd {
@@ -67,6 +68,26 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
     store.fail("log/", Fault::ListLags, usize::MAX);
     let held = fence(&archive, 1).adopt().await.unwrap();
     assert_eq!((held.end, held.seals[0].by), (end, NodeId::from_bytes([1; 16])));
+}
+
+/// The fear: what an archive that was given up holds of an epoch before is taken for a loss of the source's own, and keeps it from starting; or
+/// the source's own loss is not seen.
+#[tokio::test]
+async fn an_archive_objects_to_a_source_that_was_replaced_or_has_lost_entries_and_to_nobody_else() {
+    let (store, archive, mut source) = scene().await;
+    let end = put(&store, &source.frames(2, 3)).await;
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!(walked.objection(end.epoch, end.lsn), None);
+    assert_eq!(walked.objection(end.epoch, end.lsn.previous()), Some(Objection::Lost { held: end.lsn }));
+    let same_number = Epoch { id: EpochId::from_bytes([99; 16]), ..end.epoch };
+    assert_eq!(walked.objection(same_number, end.lsn), Some(Objection::Replaced));
+    let later = epoch(end.epoch.number + 1, 20);
+    assert_eq!(walked.objection(later, end.lsn.previous()), None, "it was given up");
+    fence(&archive, 1).seal(end, later).await.unwrap();
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!(walked.objection(end.epoch, end.lsn), Some(Objection::Replaced));
+    assert_eq!(walked.objection(later, end.lsn), None);
+    assert_eq!(walked.objection(later, end.lsn.previous()), Some(Objection::Lost { held: end.lsn }));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use murphy_backup::{Boundary, Walk, walk};
+use murphy_backup::{Boundary, Objection, Walk, walk};
 use murphy_log::Log;
 use tokio::runtime::Handle;
 
@@ -51,29 +51,29 @@ async fn look(node: &Node, shared: &SharedArchive) -> Result<Walk, CliError> {
 
 fn judge(node: &Node, shared: &SharedArchive, walked: &Walk, runtime: &Handle) -> Result<(), CliError> {
     let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
-    if walked.end.epoch.number > own.number
-        || (walked.end.epoch.number == own.number && walked.end.epoch != own)
-    {
-        let reason = match walked.seals.last() {
-            Some(seal) => format!(
-                "{} was sealed at {} by node {}, which began epoch {}",
-                shared.url, seal.base, seal.node, seal.next
-            ),
-            None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
-        };
-        remember_fence(&node.directory, &reason);
-        return Err(refused(&reason));
-    }
-    if walked.end.position.lsn > tail.lsn {
-        let held = walked.end.position.lsn;
-        let giver = ArchiveGiver::new(&node.config, shared.clone(), node.identity.public_key().node());
-        node.fetch_lost(&[Box::new(giver)], held, runtime).map_err(|error| {
-            CliError::new(format!(
-                "{} holds entries up to lsn {held}, this log ends at {}: {error}",
-                shared.url, tail.lsn
-            ))
-            .hint("this node has lost acknowledged entries: restore from that archive, with --take-over")
-        })?;
+    match walked.objection(own, tail.lsn) {
+        None => {}
+        Some(Objection::Replaced) => {
+            let reason = match walked.seals.last() {
+                Some(seal) => format!(
+                    "{} was sealed at {} by node {}, which began epoch {}",
+                    shared.url, seal.base, seal.node, seal.next
+                ),
+                None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
+            };
+            remember_fence(&node.directory, &reason);
+            return Err(refused(&reason));
+        }
+        Some(Objection::Lost { held }) => {
+            let giver = ArchiveGiver::new(&node.config, shared.clone(), node.identity.public_key().node());
+            node.fetch_lost(&[Box::new(giver)], held, runtime).map_err(|error| {
+                CliError::new(format!(
+                    "{} holds entries up to lsn {held}, this log ends at {}: {error}",
+                    shared.url, tail.lsn
+                ))
+                .hint("this node has lost acknowledged entries: restore from that archive, with --take-over")
+            })?;
+        }
     }
     Ok(())
 }

@@ -156,7 +156,8 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     let removing = host.archives.change(|archives| {
         let before = archives.len();
         archives.retain(|archive| archive.url != shared);
-        if archives.len() == before {
+        // One that could not be waited for is not on the list any more, and is still shipped to.
+        if archives.len() == before && !host.archives.ships_to(&shared) {
             return Err(CliError::new(format!("{shared} is not an archive of this volume")));
         }
         if ack != Ack::Archive || archives.iter().any(SharedArchive::may_acknowledge) {
@@ -174,7 +175,9 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     });
     host.runtime.block_on(removing)?;
     if !assume_lost {
-        host.flush(&mut |_| {})?;
+        host.flush(&mut |_| {}).map_err(|error| {
+            error.hint("it is not an archive of this volume any more, and is waited for all the same: --assume-lost gives it up")
+        })?;
     }
     host.archives.stop(&shared);
     Ok(json!({ "removed": shared }))

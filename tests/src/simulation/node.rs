@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_backup::{Archive, ArchiveStore, Lineage, walk};
+use murphy_backup::{Archive, ArchiveStore, Lineage, Objection, walk};
 use murphy_fs::{BlockStore, CellCache, ObjectBlockStore, PackFetcher, Volume, VolumeOptions, VolumeParts};
 use murphy_log::{Clock, Epoch, Log, LogTime, NodeId, State, VolumeKeys};
 use murphy_mirror::Identity;
@@ -197,15 +197,14 @@ impl Ground {
         });
         for (walked, account) in futures::future::join_all(asked).await.into_iter().zip(&archives) {
             let Ok(walked) = walked else { continue };
-            let end = walked.end;
-            if end.epoch.number > own.number || (end.epoch.number == own.number && end.epoch != own) {
-                return Err(format!("{} is in epoch {}", account.name, end.epoch.number));
-            }
-            if end.position.lsn > tail.lsn {
-                return Err(format!(
-                    "{} holds lsn {}, this node ends at {}",
-                    account.name, end.position.lsn, tail.lsn
-                ));
+            match walked.objection(own, tail.lsn) {
+                None => {}
+                Some(Objection::Replaced) => {
+                    return Err(format!("{} is in epoch {}", account.name, walked.end.epoch.number));
+                }
+                Some(Objection::Lost { held }) => {
+                    return Err(format!("{} holds lsn {held}, this node ends at {}", account.name, tail.lsn));
+                }
             }
         }
         Ok(())
