@@ -24,6 +24,7 @@ mod disk;
 mod entropy;
 mod gate;
 mod gathering;
+mod giving_up;
 mod judge;
 mod layered;
 mod lives;
@@ -228,6 +229,7 @@ async fn live(stage: &Arc<Stage>, level: Level, hosts: usize) {
             world.rejoin_later(host);
         });
     }
+    tokio::spawn(Arc::clone(&world).look_after_archives());
     let (stop, stopped) = watch::channel(false);
     let clients: Vec<_> =
         (0..CLIENTS).map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone()))).collect();

@@ -1,4 +1,4 @@
-//! Simulated disasters: `cargo run -p murphy-tests --bin simulate -- --seeds N [--first-seed S] [--canary NAME] [--stats]`.
+//! Simulated disasters: `cargo run -p murphy-tests --bin simulate -- --seeds N [--first-seed S] [--keep-going] [--canary NAME] [--stats]`.
 //!
 //! Each seed is simulated in a process of its own, so that one seed is one exact schedule, and so that one that hangs or aborts is no more
 //! than a finding.
@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     io::Write,
     process::{Command, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
 };
@@ -34,6 +34,8 @@ struct Order {
     first: u64,
     canary: Option<Canary>,
     jobs: u64,
+    /// Simulates the other seeds too when one has failed.
+    keep_going: bool,
     /// Prints every line of the only seed.
     print: bool,
     /// Says what the disasters were.
@@ -44,7 +46,16 @@ struct Order {
 
 impl Default for Order {
     fn default() -> Order {
-        Order { seeds: 1, first: 0, canary: None, jobs: 1, print: false, stats: false, here: false }
+        Order {
+            seeds: 1,
+            first: 0,
+            canary: None,
+            jobs: 1,
+            keep_going: false,
+            print: false,
+            stats: false,
+            here: false,
+        }
     }
 }
 
@@ -60,6 +71,7 @@ impl Order {
                 "--first-seed" => order.first = number(value()?)?,
                 "--jobs" => order.jobs = number(value()?)?.max(1),
                 "--canary" => order.canary = Some(value()?.parse()?),
+                "--keep-going" => order.keep_going = true,
                 "--trace" => order.print = true,
                 "--stats" => order.stats = true,
                 "--here" => order.here = true,
@@ -81,14 +93,14 @@ impl Order {
             return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         let clock = SystemClock::new();
-        let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        let next = AtomicU64::new(0);
         let sums = Mutex::new(Sums::default());
         thread::scope(|scope| {
             for _ in 0..self.jobs {
-                scope.spawn(|| self.work(&next, &failed, &sums));
+                scope.spawn(|| self.work(&next, &sums));
             }
         });
-        let (sums, took) = (sums.lock(), clock.monotonic());
+        let (sums, took) = (sums.into_inner(), clock.monotonic());
         print(&format!(
             "{} seeds, {} disasters, {} operations, {} fsyncs acknowledged, {} s simulated in {:.1} s\n",
             sums.seeds,
@@ -104,12 +116,19 @@ impl Order {
                 print(&format!("{title}:\n{}", lines.collect::<String>()));
             }
         }
-        if failed.load(Ordering::SeqCst) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        if sums.failed.is_empty() {
+            return ExitCode::SUCCESS;
+        }
+        print(&format!("{} seeds have failed:\n", sums.failed.len()));
+        for (seed, why) in &sums.failed {
+            print(&format!("{seed:>12}  {why}\n"));
+        }
+        ExitCode::FAILURE
     }
 
-    /// Takes seeds until there are none, or one has failed.
-    fn work(&self, next: &AtomicU64, failed: &AtomicBool, sums: &Mutex<Sums>) {
-        while !failed.load(Ordering::SeqCst) {
+    /// Takes seeds until there are none, or one has failed and nothing is to be done after that.
+    fn work(&self, next: &AtomicU64, sums: &Mutex<Sums>) {
+        while self.keep_going || sums.lock().failed.is_empty() {
             let number = next.fetch_add(1, Ordering::SeqCst);
             if number >= self.seeds {
                 return;
@@ -124,7 +143,9 @@ impl Order {
                     }
                 }
                 Err(what) => {
-                    failed.store(true, Ordering::SeqCst);
+                    let violation = what.lines().find_map(|line| line.strip_prefix("violation "));
+                    let why = violation.unwrap_or("it has ended without a verdict").to_owned();
+                    sums.lock().failed.insert(seed, why);
                     print(&format!("{what}\nseed {seed} has failed; again: {}\n", self.again(seed)));
                 }
             }
@@ -162,6 +183,8 @@ impl Order {
 #[derive(Default)]
 struct Sums {
     seeds: u64,
+    /// The seeds that have failed, and why; they are not counted otherwise.
+    failed: BTreeMap<u64, String>,
     /// By the kind of line, and what is counted.
     counts: BTreeMap<(String, String), u64>,
 }
@@ -224,8 +247,7 @@ fn say(text: &str) {
     let _gone = writeln!(std::io::stderr(), "{text}");
 }
 
-const USAGE: &str =
-    "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--canary NAME] [--stats] [--trace]";
+const USAGE: &str = "usage: simulate [--seeds N] [--first-seed S] [--jobs N] [--keep-going] [--canary NAME] [--stats] [--trace]";
 /// How lines begin that a simulation counts in.
 const COUNT: &str = "count";
 const STRUCK: &str = "struck";

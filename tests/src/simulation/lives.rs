@@ -189,9 +189,8 @@ impl World {
         let (epoch, leader, source) = find().ok_or("nobody leads")?;
         let volume = self.hosts[leader].lock().process.as_ref().map(|process| process.volume.clone());
         let volume = volume.ok_or("the source does not run")?;
-        let before = self.hosts[host].lock().disk.node;
-        self.ground.gone.lock().insert(self.ground.identity(before)?.node());
-        let node = before.reborn();
+        self.give_up_node(host);
+        let node = self.hosts[host].lock().disk.node.reborn();
         let identity = self.ground.identity(node)?;
         let row = row_of(host, &identity, MemberRole::Mirror);
         let recorded = tokio::time::timeout(RECORD_MAX, record(&volume, identity.node(), row)).await;

@@ -64,10 +64,7 @@ impl World {
             home.disk = Disk::outside(node, "its disk is lost");
             node
         };
-        if let Ok(identity) = self.ground.identity(node) {
-            self.ground.gone.lock().insert(identity.node());
-        }
-        self.candidate.lock().take_if(|candidate| *candidate == host);
+        self.give_up_node(host);
         if loss == Loss::Region {
             let name = format!("store-{host}-{}", node.life + 1);
             *self.ground.stores[host].lock() = Account::new(self.stage(), &name, Arc::new(|_, _| {}));

@@ -25,6 +25,7 @@ use super::{
     Level,
     account::Account,
     disk::{NodeLog, NodeName, Upstream},
+    giving_up::Refused,
     members::holders,
     network::address_of,
     node::{ARCHIVES, Ground},
@@ -47,20 +48,6 @@ struct Parts {
     identity: Arc<Identity>,
     /// The source that it followed.
     source: Upstream,
-}
-
-/// What stood in the way of promotions since the last one.
-#[derive(Default)]
-pub(super) struct Refused {
-    /// The host that lacks bytes of another one.
-    lacks_bytes: Option<usize>,
-    /// The host that goes on without what only others have.
-    gives_up: Option<usize>,
-    /// Archives that cannot be brought up: given up by name.
-    spoiled: BTreeSet<String>,
-    /// Hosts that came too late to take over: their logs do not reach back to what archives lack, or another member lags behind the entry
-    /// that admitted them, and does not know them.
-    too_late: BTreeSet<usize>,
 }
 
 impl World {
@@ -113,76 +100,6 @@ impl World {
                 self.crash(host);
                 self.restart_later(host);
             }
-        }
-    }
-
-    /// Members that hold nothing yet do not listen, and cannot be sealed: they are stopped, given up by name, and join again.
-    fn dismiss_the_unseeded(self: &Arc<Self>) {
-        for host in 0..self.hosts.len() {
-            let node = {
-                let mut home = self.hosts[host].lock();
-                let is_unseeded = home.disk.follows.is_some() && home.disk.log.is_none();
-                if !is_unseeded || home.disk.fenced.is_some() {
-                    continue;
-                }
-                home.disk.fenced = Some("it holds nothing".to_owned());
-                home.disk.node
-            };
-            if let Ok(identity) = self.ground.identity(node) {
-                self.ground.gone.lock().insert(identity.node());
-            }
-            self.crash(host);
-            self.rejoin_later(host);
-        }
-    }
-
-    /// Archives that cannot be brought up are given up by name: a disaster has changed what is in them, or no mirror is left whose log reaches
-    /// back to what they lack. The old source, which could go on with them, is seen to first: it never comes back.
-    fn give_up_archives(self: &Arc<Self>, host: usize, source: usize, error: &str) {
-        let is_out_of_reach = error.contains("no other archive has what comes then");
-        let lags = error.contains("is not a member of volume");
-        if is_out_of_reach || lags {
-            self.refused.lock().too_late.insert(host);
-            if (0..self.hosts.len()).any(|other| self.was_in_time(other)) {
-                *self.candidate.lock() = None;
-                return;
-            }
-        }
-        if lags {
-            // The member that does not know of this one holds less than it.
-            self.refused.lock().gives_up = Some(host);
-        }
-        let is_spoiled = |account: &&Arc<Account>| {
-            let is_changed = account.is_damaged() && error.contains("has other content");
-            error.contains(&account.name) && (is_changed || is_out_of_reach)
-        };
-        let spoiled = self.ground.archives.iter().filter(is_spoiled);
-        let spoiled: Vec<String> = spoiled.map(|account| account.name.clone()).collect();
-        if spoiled.is_empty() {
-            return;
-        }
-        self.refused.lock().spoiled.extend(spoiled);
-        self.stage().count("archives that were given up by name");
-        self.crash(source);
-        self.hosts[source].lock().disk.fenced = Some("it was taken away".to_owned());
-        self.rejoin_later(source);
-    }
-
-    /// Whether the mirror on `host` may take over where others came too late.
-    fn was_in_time(&self, host: usize) -> bool {
-        let home = self.hosts[host].lock();
-        let is_mirror = home.disk.follows.is_some() && home.disk.log.is_some() && home.disk.fenced.is_none();
-        is_mirror && !self.refused.lock().too_late.contains(&host)
-    }
-
-    /// One mirror may have more entries and the other more bytes. Whoever lacks acknowledged bytes must not take over; the other gives up the
-    /// entries that only the first one has: they were not acknowledged without their bytes.
-    fn note_refusal(&self, host: usize, error: &str) {
-        let mut refused = self.refused.lock();
-        if error.contains("has every byte") {
-            refused.lacks_bytes = Some(host);
-        } else if refused.lacks_bytes.is_some_and(|other| other != host) {
-            refused.gives_up = Some(host);
         }
     }
 
@@ -281,7 +198,7 @@ impl World {
         let (mut epochs, mut complete) = (Vec::new(), true);
         for account in &ground.archives_of(&parts.volume)? {
             if account.is_gone() || self.refused.lock().spoiled.contains(&account.name) {
-                // Given up by name.
+                self.given_up.lock().insert(account.name.clone());
                 complete = false;
                 continue;
             }
@@ -304,6 +221,7 @@ impl World {
                 // One that a disaster has made unreadable is given up by name, too.
                 Err(error) if account.is_damaged() => {
                     self.stage().note(format!("host {host}: gives up {}: {error}", account.name));
+                    self.given_up.lock().insert(account.name.clone());
                     complete = false;
                 }
                 Err(error) => return Err(error),
@@ -382,7 +300,8 @@ impl World {
         });
     }
 
-    /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them.
+    /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them. What they had is of no use any more:
+    /// `leader` has sealed them, or given them up, so that everybody gives them up by name.
     fn follow_leader(self: &Arc<Self>, leader: usize) {
         for host in (0..self.hosts.len()).filter(|host| *host != leader) {
             let world = Arc::clone(self);
@@ -395,33 +314,13 @@ impl World {
                 let Some(Ok(identity)) = leads.map(|node| world.ground.identity(node)) else { return };
                 let follows = world.hosts[host].lock().disk.follows;
                 if follows.is_some_and(|source| source.key != identity.public_key()) {
+                    world.give_up_node(host);
                     world.crash(host);
                     world.hosts[host].lock().disk.fenced = Some("its source was replaced".to_owned());
                     world.rejoin_later(host);
                 }
             });
         }
-    }
-
-    /// Nobody leads: whoever looks after the volume lets the mirror that holds most take over.
-    pub(super) async fn promote_somebody(self: &Arc<Self>) {
-        let candidate = *self.candidate.lock();
-        if let Some(host) = candidate.or_else(|| self.next_candidate()) {
-            self.promote(host).await;
-        }
-    }
-
-    /// The mirror that holds most; rather one that did not come too late.
-    fn next_candidate(&self) -> Option<usize> {
-        let held = |host: &usize| {
-            let home = self.hosts[*host].lock();
-            let process = home.process.as_ref().filter(|_| home.disk.follows.is_some())?;
-            let position = process.log.durable().state().position;
-            let is_in_time = !self.refused.lock().too_late.contains(host);
-            let rank = (is_in_time, position.epoch, position.lsn, *host);
-            self.has_caught_up(&position).then_some(rank)
-        };
-        (0..self.hosts.len()).filter_map(|host| held(&host)).max().map(|(.., host)| host)
     }
 }
 

@@ -53,6 +53,14 @@ pub(super) struct Shipped {
     pub(super) error: Mutex<Option<String>>,
 }
 
+impl Shipped {
+    /// Whether shipping has ended because somebody else ships there.
+    pub(super) fn shows_another_source(&self) -> bool {
+        let end = self.handle.lock().as_ref().and_then(|handle| handle.status().end);
+        end.is_some_and(|end| end.shows_another_source())
+    }
+}
+
 impl Shipping {
     /// How `process` ships what it decides in `epoch`; nothing is shipped yet.
     pub(super) fn new(
@@ -196,6 +204,19 @@ impl Shipping {
         let changed = self.volume.change_settings(vec![(ARCHIVES.to_owned(), Some(names.join(",")))]);
         changed.wait().await.map_err(|errno| format!("the setting cannot be changed: {errno:?}"))?;
         flush().await
+    }
+
+    /// `murphy archive remove --assume-lost`: of an archive to which nothing is shipped any more.
+    pub(super) async fn remove(&self, account: &Account) -> Result<(), String> {
+        let known = self.ground.archives_of(&self.volume)?;
+        let names = known.iter().map(|known| known.name.as_str()).filter(|name| *name != account.name);
+        let names = names.collect::<Vec<_>>().join(",");
+        let changed = self.volume.change_settings(vec![(ARCHIVES.to_owned(), Some(names))]);
+        changed.wait().await.map_err(|errno| format!("the setting cannot be changed: {errno:?}"))?;
+        let durable = self.volume.durable_here().await;
+        durable.map_err(|errno| format!("the setting is not durable: {errno:?}"))?;
+        self.archives.lock().retain(|one| one.account.name != account.name);
+        Ok(())
     }
 
     /// Writes a snapshot of now, once the archive holds the log up to there.

@@ -71,6 +71,9 @@ impl World {
 
     /// What has not caught up.
     async fn behind(&self) -> Option<String> {
+        if *self.promoting.lock() {
+            return Some("a promotion is under way".to_owned());
+        }
         let Some(leader) = self.leader() else {
             return (!self.is_over()).then(|| "nobody leads".to_owned());
         };

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,11 +24,11 @@ use super::{
     client::{Client, Place},
     disk::{Disk, NodeName},
     gate::{Gate, Life},
+    giving_up::Refused,
     mirrors::Waiting,
     network::Network,
     node::{Ground, Process},
-    promotion::Refused,
-    shipping::Shipping,
+    shipping::{Shipped, Shipping},
     stage::Stage,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct World {
     pub(super) candidate: Mutex<Option<usize>>,
     /// What stood in the way of promotions.
     pub(super) refused: Mutex<Refused>,
+    /// Archives that were given up by name when somebody took over.
+    pub(super) given_up: Mutex<BTreeSet<String>>,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
     /// A restore took over without all bytes: nobody looks for those.
@@ -112,6 +115,7 @@ impl World {
             promoting: Mutex::default(),
             candidate: Mutex::default(),
             refused: Mutex::default(),
+            given_up: Mutex::default(),
             bytes_lost: AtomicBool::new(false),
             restore_lacks: AtomicBool::new(false),
             folder: in_memory()?,
@@ -179,6 +183,34 @@ impl World {
             self.stage().note(format!("{} is added", account.name));
             shipping.begin(account, &process.tasks);
         }
+    }
+
+    /// Takes archives out of the volume that were given up when somebody took over and hold what the new source does not: it acknowledges
+    /// nothing while they are of the volume.
+    pub(super) async fn look_after_archives(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(ARCHIVES_LOOK).await;
+            let Some((shipping, account)) = self.archive_in_the_way() else { continue };
+            match shipping.remove(&account).await {
+                Ok(()) => {
+                    self.stage().count("archives that were taken out of the volume");
+                    self.stage().note(format!("{} is taken out of the volume", account.name));
+                }
+                Err(error) => self.stage().note(format!("{} is not taken out: {error}", account.name)),
+            }
+        }
+    }
+
+    /// One that was given up and shows another source, if it is not the only one.
+    fn archive_in_the_way(&self) -> Option<(Arc<Shipping>, Arc<Account>)> {
+        let home = self.hosts[self.leader()?].lock();
+        let shipping = home.process.as_ref()?.shipping.clone()?;
+        let archives = shipping.archives();
+        let given_up = self.given_up.lock();
+        let is_in_the_way =
+            |one: &&Arc<Shipped>| given_up.contains(&one.account.name) && one.shows_another_source();
+        let found = archives.iter().filter(|_| archives.len() > 1).find(is_in_the_way)?;
+        Some((shipping, Arc::clone(&found.account)))
     }
 
     /// Tells clients where file systems can be used.
@@ -307,6 +339,8 @@ pub(super) fn epoch_of(number: u32, node: NodeName) -> Epoch {
     Epoch { number, id: EpochId::from_bytes(id) }
 }
 
+/// People look at archives so often.
+const ARCHIVES_LOOK: Duration = Duration::from_secs(3);
 /// The node on which the volume is formatted.
 const FIRST: NodeName = NodeName { host: 0, life: 0 };
 pub(super) const VOLUME: VolumeId = VolumeId::from_bytes([1; 16]);
