@@ -8,6 +8,7 @@ mod packs;
 
 use murphy_fs::{FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_tree_with};
 use murphy_log::Log;
+use murphy_mirror::Identity;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -100,6 +101,14 @@ pub(crate) fn check(
         ));
     }
     check_log(node, &mut findings);
+    match Identity::load_existing(&node.directory) {
+        Ok(Some(_)) => {}
+        Ok(None) => findings.add(
+            "the identity is missing: the next start makes another one, which nobody knows; put the old one back"
+                .to_owned(),
+        ),
+        Err(error) => findings.add(error.to_string()),
+    }
     let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
     let tree = check_tree_with(&view, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
     let look = if data { Look::Cells } else { Look::All };

@@ -102,19 +102,25 @@ impl Identity {
 
     /// Reads the identity of the node at `directory`; makes one if there is none yet.
     pub fn load_or_create(directory: &Path) -> Result<Identity, IdentityError> {
-        let folder = directory.join(IDENTITY_FOLDER);
-        let (key_path, cert_path) = (folder.join(KEY_FILE), folder.join(CERTIFICATE_FILE));
+        if let Some(identity) = Identity::load_existing(directory)? {
+            return Ok(identity);
+        }
+        let (folder, key_path, cert_path) = paths(directory);
+        let identity = Identity::generate()?;
+        OsFiles.create_dir(&folder).map_err(failed(&folder))?;
+        // The key last: a node with a key is complete.
+        replace_file(&OsFiles, &cert_path, &identity.certificate).map_err(failed(&cert_path))?;
+        let key = identity.key.secret_pkcs8_der();
+        replace_private_file(&OsFiles, &key_path, key).map_err(failed(&key_path))?;
+        Ok(identity)
+    }
+
+    /// Reads the identity of the node at `directory`; `None` if there is none.
+    pub fn load_existing(directory: &Path) -> Result<Option<Identity>, IdentityError> {
+        let (_, key_path, cert_path) = paths(directory);
         match fs::read(&key_path) {
-            Ok(key) => Identity::load(&key_path, key, &cert_path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let identity = Identity::generate()?;
-                OsFiles.create_dir(&folder).map_err(failed(&folder))?;
-                // The key last: a node with a key is complete.
-                replace_file(&OsFiles, &cert_path, &identity.certificate).map_err(failed(&cert_path))?;
-                let key = identity.key.secret_pkcs8_der();
-                replace_private_file(&OsFiles, &key_path, key).map_err(failed(&key_path))?;
-                Ok(identity)
-            }
+            Ok(key) => Identity::load(&key_path, key, &cert_path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed(&key_path)(error)),
         }
     }
@@ -182,6 +188,13 @@ impl Identity {
     fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(self.key.clone_key())
     }
+}
+
+/// The folder of a node's identity, its key and its certificate.
+fn paths(directory: &Path) -> (PathBuf, PathBuf, PathBuf) {
+    let folder = directory.join(IDENTITY_FOLDER);
+    let (key, certificate) = (folder.join(KEY_FILE), folder.join(CERTIFICATE_FILE));
+    (folder, key, certificate)
 }
 
 impl fmt::Debug for Identity {

@@ -315,6 +315,9 @@ fn fsck_of_a_node_that_is_not_served_changes_no_file() {
     fs::write(&path, &whole).unwrap();
     fs::remove_dir_all(scratch.path("node/index")).unwrap();
     assert_eq!(unchanged("no index", 0).json(), sound);
+    fs::remove_dir_all(scratch.path("node/identity")).unwrap();
+    let found = unchanged("no identity", 3).stdout();
+    assert!(found.contains("identity"), "{found}");
 }
 
 /// The fear: whoever adds an archive to a node that nobody serves is told that there is still no copy, and does not believe the next verdict.

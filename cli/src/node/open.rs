@@ -90,7 +90,8 @@ pub(super) fn assemble_above(
         opened => opened?,
     };
     let cache = open_cache(directory, &config, options)?;
-    let ground = Ground { log, packs, index, state, cache };
+    let identity = Identity::load_or_create(directory).map_err(failed)?;
+    let ground = Ground { log, packs, index, state, cache, identity };
     assemble_on(directory, config, lock, ground, options, runtime)
 }
 
@@ -109,7 +110,12 @@ pub(super) fn open_to_look(
     }
     let log = Arc::new(open_log_for(directory, &config, Access::Read)?);
     let (index, state) = open_index_in(scratch, directory, &log, &VolumeKeys::derive(config.volume))?;
-    let ground = Ground { log, packs: None, index, state, cache: None };
+    // One without an identity gets one when it is served, not by being looked at.
+    let identity = match Identity::load_existing(directory).map_err(failed)? {
+        Some(identity) => identity,
+        None => Identity::generate().map_err(failed)?,
+    };
+    let ground = Ground { log, packs: None, index, state, cache: None, identity };
     assemble_on(directory, config, lock, ground, &NodeOptions::default(), runtime)
 }
 
@@ -122,6 +128,7 @@ struct Ground {
     /// Of the index.
     state: State,
     cache: Option<Arc<DiskCache>>,
+    identity: Identity,
 }
 
 fn assemble_on(
@@ -132,11 +139,10 @@ fn assemble_on(
     options: &NodeOptions,
     runtime: &Handle,
 ) -> Result<Node, CliError> {
-    let Ground { log, packs, index, state, cache } = ground;
+    let Ground { log, packs, index, state, cache, identity } = ground;
     let keys = VolumeKeys::derive(config.volume);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let last_time = last_time(&log, &state)?.unwrap_or_else(|| clock.wall());
-    let identity = Identity::load_or_create(directory).map_err(failed)?;
     let blocks = open_blocks(&config, runtime)?;
     let volume_options = volume_options(&config, options, &*index)?;
     let mut readable: Vec<Arc<dyn BlockStore>> = vec![blocks.clone()];
