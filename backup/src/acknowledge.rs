@@ -1,10 +1,10 @@
 //! `--ack archive`: an fsync waits until one of the archives holds the entries and every byte that they refer to.
 //!
 //! Invariants:
-//! - Only shippers of full archives are asked: a log archive holds no bytes.
+//! - Only full archives acknowledge: a log archive holds no bytes. Every archive is a witness of who the source is.
 //! - One archive is enough (W is 1 for archives), while nothing at any of them says that another source exists: a seal, another history, or
 //!   entries that this log lacks. Then nothing is acknowledged any more: the other one may acknowledge through the archives that it won.
-//! - Before the first entry of this process is acknowledged every archive that answers has taken one. A copy of the node's directory that
+//! - Before the first entry of this process is acknowledged every archive of any kind that answers has taken one. A copy of the node's directory that
 //!   runs as well needs the same names: of the two at most one ever acknowledges. An archive that does not answer is waited for once.
 
 use std::time::Duration;
@@ -15,16 +15,28 @@ use murphy_log::Lsn;
 
 use crate::ship::{ShipEnd, ShipHandle};
 
-/// The archives that may acknowledge.
+/// The archives that may acknowledge, and those that only know who ships to them.
 #[derive(Clone, Debug)]
 pub struct ArchiveAcknowledger {
     archives: Vec<ShipHandle>,
+    witnesses: Vec<ShipHandle>,
 }
 
 impl ArchiveAcknowledger {
     /// An acknowledger of these full archives.
     pub fn new(archives: Vec<ShipHandle>) -> ArchiveAcknowledger {
-        ArchiveAcknowledger { archives }
+        ArchiveAcknowledger { archives, witnesses: Vec::new() }
+    }
+
+    /// The same, with archives that acknowledge nothing. A copy of the node that reaches other full archives may still need a name in one of
+    /// these.
+    #[must_use]
+    pub fn with_witnesses(self, witnesses: Vec<ShipHandle>) -> ArchiveAcknowledger {
+        ArchiveAcknowledger { witnesses, ..self }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ShipHandle> {
+        self.archives.iter().chain(&self.witnesses)
     }
 
     async fn one_holds(&self, lsn: Lsn) -> Result<(), AcknowledgeError> {
@@ -43,8 +55,7 @@ impl ArchiveAcknowledger {
 
     /// Returns when every archive has taken an entry that this process was the first to write, or has been waited for once.
     async fn none_shows_another(&self, lsn: Lsn, at_most: Duration) -> Result<(), AcknowledgeError> {
-        let unproven =
-            || self.archives.iter().filter(|archive| lsn > archive.began() && archive.is_awaited());
+        let unproven = || self.all().filter(|archive| lsn > archive.began() && archive.is_awaited());
         let proofs = unproven().map(|archive| archive.archived(archive.began().next()));
         if tokio::time::timeout(PROOF_WAIT.min(at_most), join_all(proofs)).await.is_err() {
             for archive in unproven() {
@@ -61,7 +72,7 @@ impl ArchiveAcknowledger {
 
     /// What an archive says of another source.
     fn rival(&self) -> Option<String> {
-        let ends = self.archives.iter().filter_map(|archive| archive.status().end);
+        let ends = self.all().filter_map(|archive| archive.status().end);
         ends.filter(ShipEnd::shows_another_source).map(|end| end.to_string()).next()
     }
 

@@ -1,7 +1,7 @@
 //! Who acknowledges an fsync, as the shared setting `ack` says.
 //!
 //! Invariants:
-//! - An archive that dies with the source, or holds no packs, acknowledges nothing.
+//! - An archive that dies with the source, or holds no packs, acknowledges nothing; what it says of another source counts.
 
 use std::{
     sync::{
@@ -42,15 +42,17 @@ struct ByArchives {
 }
 
 impl ByArchives {
-    /// Those that may acknowledge; one that was not opened yet is `None`.
-    fn handles(&self) -> Vec<Option<ShipHandle>> {
-        let Some(archives) = self.archives.upgrade() else { return Vec::new() };
-        let shipped = archives.shipped();
-        let may = shipped.iter().filter(|shipped| {
+    /// Those that may acknowledge, and the others; one that was not opened yet is `None`.
+    fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
+        let Some(archives) = self.archives.upgrade() else { return Default::default() };
+        let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
+        for shipped in archives.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
-            shipped.shared.may_acknowledge() && !self.domains.contains(&domain)
-        });
-        may.map(|shipped| shipped.state().handle.clone()).collect()
+            let may = shipped.shared.may_acknowledge() && !self.domains.contains(&domain);
+            let part = if may { &mut holders } else { &mut witnesses };
+            part.push(shipped.state().handle.clone());
+        }
+        (holders, witnesses)
     }
 }
 
@@ -59,16 +61,19 @@ impl Acknowledger for ByArchives {
         Box::pin(async move {
             let mut waited = Duration::ZERO;
             loop {
-                let all = self.handles();
-                let handles: Vec<ShipHandle> = all.iter().flatten().cloned().collect();
-                let is_awaited = handles.len() < all.len() && self.unopened_awaited.load(Ordering::Relaxed);
+                let (holders, witnesses) = self.handles();
+                let is_unopened = holders.iter().chain(&witnesses).any(Option::is_none);
+                let is_awaited = is_unopened && self.unopened_awaited.load(Ordering::Relaxed);
+                let open = |some: Vec<Option<ShipHandle>>| some.into_iter().flatten().collect::<Vec<_>>();
+                let (handles, witnesses) = (open(holders), open(witnesses));
                 if is_awaited && waited >= UNOPENED_WAIT.min(deadline / 2) {
                     self.unopened_awaited.store(false, Ordering::Relaxed);
                     continue;
                 }
                 if !handles.is_empty() && !is_awaited {
                     let left = deadline.saturating_sub(waited);
-                    return ArchiveAcknowledger::new(handles).acknowledged(lsn, left).await;
+                    let by = ArchiveAcknowledger::new(handles).with_witnesses(witnesses);
+                    return by.acknowledged(lsn, left).await;
                 }
                 if waited >= deadline {
                     let missing = "no full archive outside the source's failure domain answers".to_owned();
