@@ -17,6 +17,7 @@ use crate::{
     ship::{Losses, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     slot::SlotHeader,
     store::Creation,
+    strays::{Stray, StrayKind, successor_behind},
     survey::read_slot,
     walk::{Boundary, Walk, WalkError, walk},
 };
@@ -153,7 +154,7 @@ impl ArchiveFence {
             }
         };
         let refused = tokio::select! {
-            end = shipper.run_to(to) => match end {
+            end = shipper.past_strays().run_to(to) => match end {
                 ShipEnd::Reached => return Ok(()),
                 ShipEnd::Fenced(sealed) => FenceError::Sealed(sealed),
                 ShipEnd::Forked { url, lsn } => FenceError::Forked { place: url, lsn },
@@ -207,13 +208,23 @@ impl ArchiveFence {
         if next.number <= end.epoch.number {
             return Err(self.unavailable(format!("epoch {next} does not come after epoch {}", end.epoch)));
         }
+        let successor = successor_behind(&self.archive, &walk, next).await;
+        match successor.map_err(|error| self.refused(error))? {
+            None => {}
+            Some(Stray { kind: StrayKind::Seal(seal), .. }) => return Err(FenceError::Sealed(seal.sealed())),
+            Some(stray) => {
+                return Err(
+                    self.unavailable(format!("{stray}: somebody has taken over, and the seal is lost"))
+                );
+            }
+        }
         let time = self.clock.wall();
         let seal = Seal { lineage, epoch: end.epoch, base: end.position, next, node: self.node, time };
         let created = self.archive.store().create(&end.slot_name(), seal.encode()).await;
         match created.map_err(|error| self.unavailable(error.to_string()))? {
-            Creation::Created | Creation::SameContent => self.check_floor(&end).await,
+            Creation::Created | Creation::SameContent => self.check_counts(&end).await,
             Creation::Other(bytes) => match Occupant::decode(&bytes) {
-                Ok(Occupant::Seal(other)) if other.is_same_decision(&seal) => self.check_floor(&end).await,
+                Ok(Occupant::Seal(other)) if other.is_same_decision(&seal) => self.check_counts(&end).await,
                 Ok(Occupant::Seal(other)) => Err(FenceError::Sealed(other.sealed())),
                 Ok(Occupant::Slot(slot)) => {
                     let (first, last) = (slot.header.first, slot.header.last);
@@ -226,8 +237,14 @@ impl ArchiveFence {
         }
     }
 
-    /// A stale promoter can win a name whose slot was deleted; the floor tells.
-    async fn check_floor(&self, end: &Boundary) -> Result<(), FenceError> {
+    /// Whether the seal counts. A stale promoter can win a name whose slot was deleted; the floor tells. And a name is not won while something
+    /// lies under the next one of its place: a dead slot was there and is lost.
+    async fn check_counts(&self, end: &Boundary) -> Result<(), FenceError> {
+        let behind = Boundary { turn: end.turn + 1, ..*end }.slot_name();
+        let taken = self.archive.store().size(&behind).await;
+        if taken.map_err(|error| self.unavailable(error.to_string()))?.is_some() {
+            return Err(FenceError::Forked { place: self.archive.url().to_owned(), lsn: end.next() });
+        }
         let mut registry = Registry::new(self.archive.clone());
         let view = registry.refresh().await.map_err(|error| self.unavailable(error.to_string()))?;
         if view.is_below_floor(end.next()) {

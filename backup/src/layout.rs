@@ -16,6 +16,11 @@ pub(crate) fn slot(epoch: u32, first: Lsn) -> String {
     format!("{LOG_FOLDER}/{epoch:010}/{:020}.seg", first.get())
 }
 
+/// What the names of all turns of that slot begin with; it sorts before them.
+pub(crate) fn slot_place(epoch: u32, first: Lsn) -> String {
+    format!("{LOG_FOLDER}/{epoch:010}/{:020}", first.get())
+}
+
 /// The same if so many names for it before hold slots of a history that lost.
 pub(crate) fn slot_in_turn(epoch: u32, first: Lsn, turn: u32) -> String {
     match turn {

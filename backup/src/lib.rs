@@ -20,6 +20,7 @@ mod seal;
 mod ship;
 mod slot;
 mod store;
+mod strays;
 mod survey;
 mod surveyed;
 mod take_over;
@@ -53,6 +54,7 @@ pub use slot::{
     SLOT_MAGIC, Slot, SlotError, SlotHeader, encode_slot,
 };
 pub use store::{ArchiveStore, Creation, Listed, StoreError};
+pub use strays::{Reach, Stray, StrayKind, StraysError, reach, strays, strays_behind};
 pub use survey::{ReadSlotError, SurveyError};
 pub use surveyed::{FrameEnd, SlotKey, Step, Survey, next_step};
 pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};

@@ -217,6 +217,7 @@ async fn plan_once(
                     bases: Vec::new(),
                     slots: Default::default(),
                     strays: BTreeSet::new(),
+                    abandoned: BTreeSet::new(),
                     seals: Vec::new(),
                     floor: Lsn::default(),
                     horizon: None,

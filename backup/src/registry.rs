@@ -73,6 +73,15 @@ pub enum Record {
         /// Its position.
         lsn: u64,
     },
+    /// People have given up what this slot holds: nothing leads to it, and who goes on passes it over.
+    Abandoned {
+        /// The number of its epoch.
+        epoch: u32,
+        /// Its first LSN.
+        first: u64,
+        /// Its turn.
+        turn: u32,
+    },
     /// The record that had this number was lost, and nobody knows what it said.
     Lost {},
 }
@@ -99,6 +108,7 @@ impl StoredRecord {
         let stored: StoredRecord = document::decode(REGISTRY_KIND, bytes)?;
         let lsn = match &stored.record {
             Record::Floor { first: lsn, .. }
+            | Record::Abandoned { first: lsn, .. }
             | Record::Pin { lsn, .. }
             | Record::Horizon { lsn, .. }
             | Record::Snapshot { lsn, .. } => *lsn,
@@ -132,6 +142,8 @@ pub struct RegistryView {
     pub horizons: BTreeMap<String, Lsn>,
     /// Complete snapshots, by LSN, with the number of the epoch.
     pub snapshots: BTreeMap<Lsn, u32>,
+    /// Slots that were given up: number of the epoch, first LSN, turn.
+    pub abandoned: BTreeSet<(u32, Lsn, u32)>,
     /// Records that were lost: a floor, a pin, an owner may be missing above. Nothing may be deleted while there are any. The value is the
     /// number of one behind it; 0 for one that was marked.
     pub lost: BTreeMap<u64, u64>,
@@ -170,6 +182,9 @@ impl RegistryView {
             }
             Record::Snapshot { epoch, lsn } => {
                 self.snapshots.insert(Lsn::new(*lsn), *epoch);
+            }
+            Record::Abandoned { epoch, first, turn } => {
+                self.abandoned.insert((*epoch, Lsn::new(*first), *turn));
             }
             Record::Lost {} => {
                 self.lost.insert(self.records + 1, 0);

@@ -9,6 +9,7 @@ use murphy_log::{Log, Lsn, ReadError};
 
 use crate::{
     descriptor::Archive,
+    strays::log_has,
     walk::{WalkError, walk},
 };
 
@@ -17,21 +18,9 @@ use crate::{
 /// The same branch is not enough: a source that lost a take-over may have begun it with a tail that lost.
 pub async fn check_continued_by(archive: &Archive, log: &Arc<dyn Log>) -> Result<(), NotContinued> {
     let end = walk(archive, None).await?.end.position;
-    let log = Arc::clone(log);
-    let held = murphy_log::aside(move || {
-        let state = log.tail();
-        if end.lsn == state.position.lsn {
-            return Ok(Some((end.lsn, state.position.hash)));
-        }
-        if end.lsn > state.position.lsn || end.lsn < log.first() {
-            return Ok(None);
-        }
-        let frame = log.read(end.lsn)?.next().transpose()?;
-        Ok::<_, ReadError>(frame.map(|frame| (frame.last(), frame.position().hash)))
-    });
-    match held.await? {
-        Some(held) if held == (end.lsn, end.hash) => Ok(()),
-        _ => Err(NotContinued::Other { url: archive.url().to_owned(), lsn: end.lsn }),
+    match log_has(log, end).await? {
+        true => Ok(()),
+        false => Err(NotContinued::Other { url: archive.url().to_owned(), lsn: end.lsn }),
     }
 }
 

@@ -29,7 +29,8 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use crate::{
     descriptor::Archive,
     registry::Registry,
-    walk::{Boundary, WalkError, walk},
+    strays::{Reach, StraysError, strays, strays_behind},
+    walk::{Boundary, Walk, WalkError, walk},
 };
 
 use self::{
@@ -206,6 +207,7 @@ pub struct Shipper {
     status: watch::Sender<ArchiveStatus>,
     wanted: watch::Receiver<Lsn>,
     task: Arc<SlotTask>,
+    minds_strays: bool,
 }
 
 /// What comes back to the shipper's loop.
@@ -238,7 +240,13 @@ impl Shipper {
         });
         let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
         let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited };
-        (Shipper { parts, status, wanted: waiting, task }, handle)
+        (Shipper { parts, status, wanted: waiting, task, minds_strays: true }, handle)
+    }
+
+    /// The same for whoever brings an archive up only to end its epoch: what nothing leads to there is looked at by the one who ends it.
+    #[must_use]
+    pub(crate) fn past_strays(self) -> Shipper {
+        Shipper { minds_strays: false, ..self }
     }
 
     /// Ships until something ends it for good. May be dropped at any time, and begun anew by another shipper.
@@ -265,15 +273,11 @@ impl Shipper {
         let began = self.parts.clock.monotonic();
         loop {
             let error = match walk(&self.parts.archive, self.parts.known).await {
-                Ok(walked) => match self.check_end(&walked.end, walked.seals.last()).await {
+                Ok(walked) => match self.check(&walked).await {
                     Ok(()) => {
                         if !walked.dead.is_empty() {
                             let (url, dead) = (self.parts.archive.url(), walked.dead.join(", "));
-                            tracing::warn!(
-                                url,
-                                dead,
-                                "slots of a copy of this source, which has lost, are passed over"
-                            );
+                            tracing::info!(url, dead, "slots that were given up are passed over");
                         }
                         self.status.send_modify(|status| {
                             status.archived = Some(walked.end);
@@ -285,12 +289,15 @@ impl Shipper {
                     }
                     Err(Outcome::Ended(end)) => return Err(end),
                     Err(Outcome::Failed(error)) => error,
-                    Err(Outcome::Done | Outcome::Adopted(..)) => continue,
+                    Err(Outcome::Done | Outcome::Abandoned | Outcome::Adopted(..)) => continue,
                 },
                 Err(WalkError::Fork { lsn, .. }) => {
                     return Err(ShipEnd::Forked { url: self.parts.archive.url().to_owned(), lsn });
                 }
-                Err(error) => error.to_string(),
+                Err(error) => match self.check_unwalked(&error).await {
+                    Err(Outcome::Ended(end)) => return Err(end),
+                    _ => error.to_string(),
+                },
             };
             tracing::warn!(url = self.parts.archive.url(), %error, "the archive cannot be continued yet");
             let waited = self.parts.clock.monotonic().saturating_sub(began);
@@ -298,6 +305,43 @@ impl Shipper {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(START_PAUSE_MAX);
         }
+    }
+
+    /// Compares what the archive holds with this log.
+    async fn check(&self, walked: &Walk) -> Result<(), Outcome> {
+        self.check_end(&walked.end, walked.seals.last()).await?;
+        if !self.minds_strays {
+            return Ok(());
+        }
+        let ShipperParts { archive, log, epoch, .. } = &self.parts;
+        let reach = strays(archive, walked, *epoch, log).await;
+        match &reach {
+            // The next walk goes on with it.
+            Ok(reach) if reach.is_behind() => {
+                Err(Outcome::Failed("somebody ships while it is looked at".to_owned()))
+            }
+            _ => self.check_strays(reach),
+        }
+    }
+
+    /// The same where something that the archive holds keeps it from being walked: what lies behind may still tell.
+    async fn check_unwalked(&self, error: &WalkError) -> Result<(), Outcome> {
+        if !error.is_of_content() || !self.minds_strays {
+            return Ok(());
+        }
+        let ShipperParts { archive, log, epoch, known, .. } = &self.parts;
+        let from = known.unwrap_or(Boundary::after(archive.descriptor().base));
+        self.check_strays(strays_behind(archive, from, *epoch, log).await)
+    }
+
+    fn check_strays(&self, reach: Result<Reach, StraysError>) -> Result<(), Outcome> {
+        let reach = reach.map_err(|error| Outcome::Failed(error.to_string()))?;
+        if let Some(seal) = reach.seal() {
+            return Err(Outcome::Ended(ShipEnd::Fenced(seal.sealed())));
+        }
+        let Some(stray) = reach.furthest().cloned() else { return Ok(()) };
+        let log = self.parts.log.tail().position.lsn;
+        Err(Outcome::Ended(ShipEnd::Stray { stray, archived: reach.end.position.lsn, log }))
     }
 
     /// Compares where the archive ends with this log.

@@ -11,7 +11,8 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
-    Error as ObjectError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path,
+    Error as ObjectError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    path::Path,
 };
 
 /// The objects below one prefix of a store. Cheap to clone.
@@ -114,9 +115,21 @@ impl ArchiveStore {
 
     /// The objects in `folder` (everything if it is empty), in no order. After an error nothing follows.
     pub fn list(&self, folder: &str) -> BoxStream<'_, Result<Listed, StoreError>> {
-        let path = self.path(folder);
+        self.listed(folder, self.store.list(Some(&self.path(folder))))
+    }
+
+    /// The objects in `folder` whose names come after `name`, in no order. After an error nothing follows.
+    pub fn list_behind(&self, folder: &str, name: &str) -> BoxStream<'_, Result<Listed, StoreError>> {
+        self.listed(folder, self.store.list_with_offset(Some(&self.path(folder)), &self.path(name)))
+    }
+
+    fn listed<'a>(
+        &'a self,
+        folder: &str,
+        items: BoxStream<'static, Result<ObjectMeta, ObjectError>>,
+    ) -> BoxStream<'a, Result<Listed, StoreError>> {
         let object = self.object(if folder.is_empty() { "the list of objects" } else { folder });
-        let listed = self.store.list(Some(&path)).map(move |item| match item {
+        let listed = items.map(move |item| match item {
             Ok(meta) => Ok(meta.location.prefix_match(&self.prefix).map(|below| {
                 let parts: Vec<_> = below.map(|part| part.as_ref().to_owned()).collect();
                 Listed { name: parts.join("/"), bytes: meta.size }

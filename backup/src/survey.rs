@@ -43,6 +43,7 @@ impl Survey {
             bases: Vec::new(),
             slots: BTreeMap::new(),
             strays: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
             seals: Vec::new(),
             floor: Lsn::default(),
             horizon: None,
@@ -81,6 +82,7 @@ impl Survey {
             Err(error) => self.problems.push(format!("what may be gone is not known: {error}")),
         }
         let view = registry.view();
+        self.abandoned.clone_from(&view.abandoned);
         self.floor = view.floor.map_or(Lsn::default(), |(_, first)| first);
         if archive.descriptor().kind == ArchiveKind::Full {
             let branch = archive.lineage().branch.to_string();
@@ -158,16 +160,18 @@ impl Survey {
                 at = step.end;
                 continue;
             }
-            let dead = at.slot_name();
-            while at.turn < TURNS_MAX && self.slots.contains_key(&(at.epoch.number, at.next(), at.turn)) {
+            let mut dead = None;
+            let key = |at: &Boundary| (at.epoch.number, at.next(), at.turn);
+            while at.turn < TURNS_MAX && self.slots.contains_key(&key(&at)) {
+                let is_open = !self.abandoned.contains(&key(&at));
+                dead = dead.or_else(|| is_open.then(|| at.slot_name()));
                 at.turn += 1;
             }
             let name = at.slot_name();
             match read_head(archive, &name).await {
-                Ok(None) if at.turn == 0 => return Ok(()),
                 Ok(None) => {
-                    let object = archive.store().object(&dead);
-                    self.problems.push(format!("{object} does not continue what comes before it"));
+                    let told = dead.map(|dead| archive.store().object(&dead));
+                    self.problems.extend(told.map(|object| format!("{object} {DEAD_END}")));
                     return Ok(());
                 }
                 Ok(Some(head)) => {
@@ -180,7 +184,7 @@ impl Survey {
                     let is_seal = matches!(head, Head::Seal(_));
                     if is_seal && next_step(std::slice::from_ref(self), &BTreeSet::new(), &at).is_none() {
                         let object = archive.store().object(&name);
-                        self.problems.push(format!("{object} does not continue what comes before it"));
+                        self.problems.push(format!("{object} {DEAD_END}"));
                         return Ok(());
                     }
                 }
@@ -256,5 +260,6 @@ pub enum SurveyError {
     Store(#[from] StoreError),
 }
 
+const DEAD_END: &str = "does not continue what comes before it";
 /// So many names before the first one needed are looked at too: one of them holds it.
 const NAMES_BEFORE: usize = 16;

@@ -22,6 +22,8 @@ pub struct Survey {
     pub slots: BTreeMap<SlotKey, SlotHeader>,
     /// Those of them that may be of a history that lost: they continue nothing of what the archive holds otherwise.
     pub strays: BTreeSet<SlotKey>,
+    /// Slots that people have given up, whether there are any or not: they are used only where something leads to them.
+    pub abandoned: BTreeSet<SlotKey>,
     /// Its seals.
     pub seals: Vec<Seal>,
     /// Slots that begin below this LSN may be gone; they are not in `slots`.
@@ -53,7 +55,8 @@ impl Survey {
             let is_behind_hole = reached.is_none_or(|reached| slot.first > reached.next());
             // A further name is only used for what the one before it does not continue.
             let has_lost = self.slots.contains_key(&(key.0, key.1, key.2 + 1));
-            let is_kept = ends.contains(&start) || (is_behind_hole && !stray_ends.contains(&start));
+            let is_believed = is_behind_hole && !stray_ends.contains(&start) && !self.abandoned.contains(key);
+            let is_kept = ends.contains(&start) || is_believed;
             if is_kept && !has_lost {
                 ends.insert(end);
                 reached = reached.max(Some(slot.last));

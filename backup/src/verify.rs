@@ -29,7 +29,11 @@ use crate::{
     slot::SlotHeader,
     store::StoreError,
     survey::{ReadSlotError, read_slot},
-    walk::{Boundary, HOLE_LOOKS, HOLE_PAUSE, Head, Link, TURNS_MAX, WalkError, listed_slots, read_head},
+    surveyed::SlotKey,
+    walk::{
+        Boundary, HOLE_LOOKS, HOLE_PAUSE, Head, Link, TURNS_MAX, WalkError, above_floor, listed_slots,
+        read_head,
+    },
 };
 
 /// What is wrong with an object.
@@ -153,6 +157,7 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
         packs: BTreeMap::new(),
         lost: BTreeSet::new(),
         horizon: Lsn::default(),
+        abandoned: BTreeSet::new(),
         dead: BTreeSet::new(),
         reached: BTreeSet::new(),
     };
@@ -175,6 +180,8 @@ struct Verifier<'a> {
     lost: BTreeSet<PackName>,
     /// States before it are of no concern.
     horizon: Lsn,
+    /// Slots that were given up.
+    abandoned: BTreeSet<SlotKey>,
     /// Packs that nothing referred to any more before the horizon.
     dead: BTreeSet<PackName>,
     /// The names of slots and seals that the walk passed.
@@ -232,22 +239,18 @@ impl Verifier<'_> {
         self.report.pins = registry.view().pins.values().cloned().collect();
         self.report.records = registry.view().records;
         let base = Boundary::after(self.archive.descriptor().base);
-        let Some((epoch, first)) = registry.view().floor.filter(|(_, first)| *first > base.next()) else {
-            return base;
-        };
-        let name = layout::slot(epoch, first);
-        match read_head(self.archive, &name).await {
-            Ok(Some(Head::Slot(slot))) => {
-                let position = Position { epoch: slot.epoch, lsn: first.previous(), hash: slot.hash_before };
-                Boundary::after(position)
-            }
-            Ok(Some(Head::Seal(seal))) => Boundary::before(seal.base, seal.epoch),
-            Ok(None) => {
-                self.found(FindingKind::Missing, &name, "the floor names it");
-                base
-            }
+        self.abandoned.clone_from(&registry.view().abandoned);
+        match above_floor(self.archive, base, &registry).await {
+            Ok(start) => start,
             Err(error) => {
-                self.found(FindingKind::Damaged, &name, error);
+                let kind = match &error {
+                    WalkError::Missing { .. } => FindingKind::Missing,
+                    WalkError::Registry(_) | WalkError::Store(_) => FindingKind::Unknown,
+                    WalkError::Damaged { .. } | WalkError::Fork { .. } | WalkError::Foreign { .. } => {
+                        FindingKind::Damaged
+                    }
+                };
+                self.found(kind, layout::LOG_FOLDER, format!("the floor leads nowhere: {error}"));
                 base
             }
         }
@@ -270,12 +273,16 @@ impl Verifier<'_> {
             let behind = listed.iter().filter_map(|(name, _)| layout::parse_slot(name));
             let behind = behind.filter(|(epoch, first, _)| (*epoch, *first) > (at.epoch.number, at.next()));
             let unreached = behind.map(|(epoch, first, turn)| layout::slot_in_turn(epoch, first, turn));
-            let unreached: Vec<String> = unreached.filter(|name| !self.reached.contains(name)).collect();
-            if at.turn > 0 {
+            let is_open =
+                |name: &String| layout::parse_slot(name).is_none_or(|key| !self.abandoned.contains(&key));
+            let unreached = unreached.filter(|name| !self.reached.contains(name) && is_open(name));
+            let unreached: Vec<String> = unreached.collect();
+            let first_open = (0..at.turn).find(|turn| is_open(&Boundary { turn: *turn, ..at }.slot_name()));
+            if let Some(turn) = first_open {
                 // What lies further on may be the copy's.
-                let dead = Boundary { turn: 0, ..at }.slot_name();
-                let reason = "it continues another history than the log before it: a copy of the source has shipped here; \
-                    whoever goes on, or takes over, passes it over";
+                let dead = Boundary { turn, ..at }.slot_name();
+                let reason = "it continues another history than the log before it: a copy of the source has shipped here, \
+                    or the source has forgotten it; the source does not go on before it is given up";
                 self.found(FindingKind::Contradiction, &dead, reason);
                 break;
             }

@@ -75,6 +75,8 @@ pub struct Walk {
     pub dead: Vec<String>,
     /// The seals, in order.
     pub seals: Vec<Seal>,
+    /// Their names.
+    pub(crate) seal_names: Vec<String>,
 }
 
 impl Walk {
@@ -150,19 +152,36 @@ async fn walk_from(archive: &Archive, from: Option<Boundary>) -> Result<Walk, Wa
     }
 }
 
-async fn above_floor(archive: &Archive, start: Boundary, registry: &Registry) -> Result<Boundary, WalkError> {
+/// Where a walk begins that would begin at `start`: above what may be gone.
+pub(crate) async fn above_floor(
+    archive: &Archive,
+    start: Boundary,
+    registry: &Registry,
+) -> Result<Boundary, WalkError> {
     let Some((epoch, floor)) = registry.view().floor.filter(|(_, floor)| *floor > start.next()) else {
         return Ok(start);
     };
-    let name = layout::slot(epoch, floor);
-    match read_head(archive, &name).await? {
-        Some(Head::Slot(slot)) => {
-            let position = Position { epoch: slot.epoch, lsn: floor.previous(), hash: slot.hash_before };
-            Ok(Boundary::after(position))
+    // What comes before the last one of the place is dead. A free name in between was not free: what was there is lost.
+    let (mut last, mut free): (Option<(Head, u32)>, Option<String>) = (None, None);
+    for turn in 0..=TURNS_MAX {
+        let name = layout::slot_in_turn(epoch, floor, turn);
+        match (read_head(archive, &name).await?, &free) {
+            (Some(head), None) => last = Some((head, turn)),
+            (Some(_), Some(free)) => return Err(WalkError::Missing { object: archive.store().object(free) }),
+            (None, None) => free = Some(name),
+            (None, Some(_)) => break,
         }
-        Some(Head::Seal(seal)) => Ok(Boundary::before(seal.base, seal.epoch)),
-        None => Err(WalkError::Missing { object: archive.store().object(&name) }),
     }
+    let Some((head, turn)) = last else {
+        return Err(WalkError::Missing { object: archive.store().object(&layout::slot(epoch, floor)) });
+    };
+    let boundary = match head {
+        Head::Slot(slot) => {
+            Boundary::after(Position { epoch: slot.epoch, lsn: floor.previous(), hash: slot.hash_before })
+        }
+        Head::Seal(seal) => Boundary::before(seal.base, seal.epoch),
+    };
+    Ok(Boundary { turn, ..boundary })
 }
 
 /// A walk under way.
@@ -177,8 +196,9 @@ struct Walker<'a> {
 
 impl Walker<'_> {
     fn new(archive: &Archive, start: Boundary) -> Walker<'_> {
-        let (slots, names, dead, seals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let walk = Walk { start, end: start, slots, names, dead, seals };
+        let (slots, names, dead) = (Vec::new(), Vec::new(), Vec::new());
+        let (seals, seal_names) = (Vec::new(), Vec::new());
+        let walk = Walk { start, end: start, slots, names, dead, seals, seal_names };
         Walker { archive, walk, ahead: BTreeMap::new(), probes: 0 }
     }
 
@@ -206,6 +226,7 @@ impl Walker<'_> {
                     self.check_seal(&name, &seal)?;
                     self.walk.end = Boundary::before(self.walk.end.position, seal.next);
                     self.walk.seals.push(seal);
+                    self.walk.seal_names.push(name);
                 }
             }
         }
@@ -327,6 +348,19 @@ pub(crate) async fn read_head(archive: &Archive, name: &str) -> Result<Option<He
         return Seal::decode(seal).map(|seal| Some(Head::Seal(seal))).map_err(|error| damaged(error.into()));
     }
     SlotHeader::parse(&bytes).map(|slot| Some(Head::Slot(slot))).map_err(|error| damaged(error.into()))
+}
+
+impl WalkError {
+    /// Whether what the archive holds is why, and not that it does not answer.
+    pub fn is_of_content(&self) -> bool {
+        match self {
+            WalkError::Damaged { .. }
+            | WalkError::Fork { .. }
+            | WalkError::Foreign { .. }
+            | WalkError::Missing { .. } => true,
+            WalkError::Registry(_) | WalkError::Store(_) => false,
+        }
+    }
 }
 
 /// Why an archive cannot be walked to its end.

@@ -3,8 +3,9 @@
 //! Invariants:
 //! - An archive that does not answer is shown and tried again; it never keeps the node from serving, unless an fsync waits for it.
 //! - Only a full archive outside the failure domains of the node and of its block store acknowledges.
-//! - A fence at any archive ends the node.
+//! - A fence at any archive ends the node, and so does an archive that holds entries of its epoch which its log lacks.
 
+mod abandon;
 mod acknowledge;
 mod fence;
 mod join;
@@ -32,6 +33,7 @@ use crate::{
     settings::{SharedArchive, shared_form},
     status::ArchiveStatus,
 };
+pub(crate) use abandon::Abandoning;
 pub(crate) use acknowledge::acknowledge_as_set;
 pub(crate) use fence::check_fences;
 
@@ -198,6 +200,18 @@ impl Archives {
                     "{} was sealed at {} by node {}, which began epoch {}",
                     shipped.shared.url, sealed.base, sealed.by, sealed.next
                 )),
+                _ => None,
+            }
+        })
+    }
+
+    /// What an archive holds of this node's epoch and its log does not, if one has said so since the start: the node was asked to go on while it
+    /// did not answer.
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.shipped().iter().find_map(|shipped| {
+            let state = shipped.state();
+            match state.handle.as_ref()?.status().end {
+                Some(end @ (ShipEnd::Ahead { .. } | ShipEnd::Stray { .. })) => Some(end.to_string()),
                 _ => None,
             }
         })

@@ -203,6 +203,9 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
             Some(_) => {
                 "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror"
             }
+            None if host.archives.lost().is_some() => {
+                "start again while that archive answers: what is lost is fetched from there, or what stands in the way is said"
+            }
             None => "everything acknowledged is in the log; start again once the cause is gone",
         };
         return Err(CliError::new(format!("the volume has ended: {reason}")).hint(hint));

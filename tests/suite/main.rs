@@ -8,6 +8,7 @@ mod crash;
 mod demo;
 mod flips;
 mod follower;
+mod forgotten;
 mod fuzz;
 mod house;
 mod mirrors;

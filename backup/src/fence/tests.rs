@@ -228,6 +228,12 @@ async fn a_slot_of_a_copy_that_lost_is_passed_over_by_everybody() {
     };
     let shipped = ship(&archive, &log(&lost)).await;
     assert!(matches!(shipped, ShipEnd::Forked { .. }), "{shipped}");
+    let shipped = ship(&archive, &log(&won)).await;
+    assert!(matches!(shipped, ShipEnd::Stray { .. }), "nobody has said that it lost: {shipped}");
+    for first in [lost[4].first(), lost[6].first()] {
+        let record = Record::Abandoned { epoch: 1, first: first.get(), turn: 0 };
+        Registry::new(archive.clone()).append(NodeId::default(), LogTime::default(), record).await.unwrap();
+    }
     assert_eq!(ship(&archive, &log(&won)).await, ShipEnd::Reached);
     let end = winner.state().position;
     assert_eq!(walk(&archive, None).await.unwrap().end, Boundary::after(end));

@@ -12,7 +12,7 @@ use std::{collections::VecDeque, time::Duration};
 use murphy_fs::Sealed;
 use murphy_log::{Epoch, Frame, LogTime, Lsn, Position};
 
-use crate::{slot::end_time, walk::Boundary};
+use crate::{slot::end_time, strays::Stray, walk::Boundary};
 
 /// What has to be done.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub(crate) enum Outcome {
     Done,
     /// The name holds a slot of the same history that ends here.
     Adopted(Position, LogTime),
+    /// The name holds a slot that was given up: the next name of its place is used.
+    Abandoned,
     /// Try again later.
     Failed(String),
     /// Shipping is over.
@@ -62,7 +64,9 @@ pub enum ShipEnd {
     #[error("fenced: sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
     Fenced(Sealed),
     /// The archive holds another history: another source ships to it.
-    #[error("{url} holds another history from lsn {lsn} on: another source ships to it")]
+    #[error(
+        "{url} holds another history from lsn {lsn} on: another source ships to it, or this one has gone back to an earlier state"
+    )]
     Forked {
         /// The archive.
         url: String,
@@ -78,6 +82,19 @@ pub enum ShipEnd {
         held: Boundary,
         /// Where the log ends.
         log: Position,
+    },
+    /// The archive holds what neither this log has nor anything leads to. See [`crate::strays()`].
+    #[error(
+        "{stray}, which this log does not have and nothing leads to (the archive ends before, at lsn {archived}; the log at lsn {log}): \
+         this node has lost what it had archived, or a copy of it has shipped"
+    )]
+    Stray {
+        /// The object that goes furthest.
+        stray: Stray,
+        /// Where the archive's chain ends.
+        archived: Lsn,
+        /// Where the log ends.
+        log: Lsn,
     },
     /// What comes next for the archive was trimmed from the log, or deleted from the archive by others.
     #[error("{url} cannot be continued from lsn {lsn}: {reason}")]
@@ -101,7 +118,9 @@ impl ShipEnd {
     /// Whether it shows that another source writes, or has written, what this one did not.
     pub fn shows_another_source(&self) -> bool {
         match self {
-            ShipEnd::Fenced(_) | ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => true,
+            ShipEnd::Fenced(_) | ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } | ShipEnd::Stray { .. } => {
+                true
+            }
             ShipEnd::Gap { .. } | ShipEnd::LogEnded | ShipEnd::Reached => false,
         }
     }
@@ -236,6 +255,11 @@ impl Core {
                 flight.attempts += 1;
                 flight.state = FlightState::Waiting(now + pause.min(BACKOFF_MAX));
                 self.error = Some(error);
+            }
+            Outcome::Abandoned => {
+                let flight = &mut self.flights[at];
+                flight.job.at.turn += 1;
+                flight.state = FlightState::Waiting(now);
             }
             Outcome::Adopted(position, time) => self.adopt(at, position, time),
             Outcome::Ended(end) => self.finish(end),

@@ -19,7 +19,7 @@ use crate::{
     seal::{Occupant, Seal},
     slot::{SlotHeader, encode_slot},
     store::{Creation, StoreError},
-    walk::Boundary,
+    walk::{Boundary, Head, TURNS_MAX, read_head},
 };
 
 use super::{
@@ -80,7 +80,7 @@ impl SlotTask {
         let encoded = murphy_log::aside(move || encode_slot(lineage, node, &owned)).await;
         let bytes = encoded.map_err(|error| Outcome::Failed(error.to_string()))?;
         match archive.store().create(&at.slot_name(), bytes).await.map_err(failed)? {
-            Creation::Created | Creation::SameContent => self.check_floor(at).await,
+            Creation::Created | Creation::SameContent => self.check_counts(at).await,
             Creation::Other(bytes) => self.judge(at, &bytes).await,
         }
     }
@@ -98,7 +98,7 @@ impl SlotTask {
             Occupant::Slot(slot) => {
                 let header = slot.header;
                 if !continues(&header, at) || header.lineage != archive.lineage() {
-                    return Err(forked());
+                    return if self.is_abandoned(at).await? { Ok(Outcome::Abandoned) } else { Err(forked()) };
                 }
                 if header.last > self.parts.log.durable().state().position.lsn {
                     let (held, log) =
@@ -106,21 +106,43 @@ impl SlotTask {
                     return Err(Outcome::Ended(ShipEnd::Ahead { url: self.url(), held, log }));
                 }
                 self.check_on_chain(header.end()).await?;
-                self.check_floor(at).await?;
+                self.check_counts(at).await?;
                 Ok(Outcome::Adopted(header.end(), header.last_time))
             }
         }
     }
 
-    /// A name below the floor was taken, and its slot deleted: whoever wins it now has won nothing.
-    async fn check_floor(&self, at: &Boundary) -> Result<Outcome, Outcome> {
+    /// Whether what is under the name counts. A name below the floor was taken, and its slot deleted: whoever wins it now has won nothing. Nor
+    /// does a name with something under the next one of its place: a dead slot was there and is lost, and others have gone on behind it.
+    async fn check_counts(&self, at: &Boundary) -> Result<Outcome, Outcome> {
+        let archive = &self.parts.archive;
+        let below_floor = async {
+            let mut registry = self.registry.lock().await;
+            let view = registry.refresh().await.map_err(|error| Outcome::Failed(error.to_string()))?;
+            Ok::<_, Outcome>(view.is_below_floor(at.next()))
+        };
+        let behind = Boundary { turn: at.turn + 1, ..*at }.slot_name();
+        let head = async {
+            let head = read_head(archive, &behind).await;
+            head.map_err(|error| Outcome::Failed(error.to_string()))
+        };
+        match futures::try_join!(below_floor, head)? {
+            (true, _) => {
+                let reason =
+                    "the archive went on without this node, and has expired what came next".to_owned();
+                Err(Outcome::Ended(ShipEnd::Gap { url: self.url(), lsn: at.next(), reason }))
+            }
+            (false, Some(Head::Seal(seal))) if seal.lineage == archive.lineage() => Err(fenced(&seal)),
+            (false, Some(_)) => Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
+            (false, None) => Ok(Outcome::Done),
+        }
+    }
+
+    /// Whether people have given up the slot under the name. One that was given up while this shipper runs counts too.
+    async fn is_abandoned(&self, at: &Boundary) -> Result<bool, Outcome> {
         let mut registry = self.registry.lock().await;
         let view = registry.refresh().await.map_err(|error| Outcome::Failed(error.to_string()))?;
-        if !view.is_below_floor(at.next()) {
-            return Ok(Outcome::Done);
-        }
-        let reason = "the archive went on without this node, and has expired what came next".to_owned();
-        Err(Outcome::Ended(ShipEnd::Gap { url: self.url(), lsn: at.next(), reason }))
+        Ok(at.turn < TURNS_MAX && view.abandoned.contains(&(at.epoch.number, at.next(), at.turn)))
     }
 
     async fn seal(&self, at: &Boundary, next: murphy_log::Epoch) -> Result<Outcome, Outcome> {

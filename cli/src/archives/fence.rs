@@ -2,11 +2,14 @@
 //!
 //! Invariants:
 //! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
+//! - What an archive holds in this source's epoch and nothing leads to is this log's, was given up by people, or keeps the source from deciding.
 //! - An archive that does not answer in time does not keep a source from starting; its shipper asks on.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use murphy_backup::{Boundary, Objection, Walk, walk};
+use murphy_backup::{
+    Archive, Boundary, Objection, Reach, ShipEnd, Walk, WalkError, strays, strays_behind, walk,
+};
 use murphy_log::Log;
 use tokio::runtime::Handle;
 
@@ -19,7 +22,16 @@ use crate::{
     settings::SharedArchive,
 };
 
-/// Refuses to go on as the source if an archive says that another one does. Entries that this node has lost are fetched.
+/// An archive that answered.
+struct Asked<'a> {
+    shared: &'a SharedArchive,
+    archive: Archive,
+    known: Option<Boundary>,
+    walked: Result<Walk, WalkError>,
+}
+
+/// Refuses to go on as the source if an archive says that another one does, or holds what this one does not know. Entries that this node has
+/// lost are fetched.
 pub(crate) fn check_fences(
     node: &Node,
     archives: &[SharedArchive],
@@ -28,54 +40,118 @@ pub(crate) fn check_fences(
     if let Some(reason) = fenced_before(&node.directory)? {
         return Err(refused(&reason));
     }
-    let walks = archives.iter().map(|shared| async move {
-        let asked = tokio::time::timeout(ANSWER_MAX, look(node, shared)).await;
+    let looks = archives.iter().map(|shared| async move {
+        let asked = tokio::time::timeout(ANSWER_MAX, Asked::ask(node, shared)).await;
         (shared, asked.unwrap_or_else(|_| Err(CliError::new("it does not answer in time"))))
     });
-    for (shared, walked) in runtime.block_on(futures::future::join_all(walks)) {
-        match walked {
-            Ok(walked) => judge(node, shared, &walked, runtime)?,
+    let mut answered = Vec::new();
+    for (shared, asked) in runtime.block_on(futures::future::join_all(looks)) {
+        match asked {
+            Ok(asked) => {
+                asked.judge(node, runtime)?;
+                answered.push(asked);
+            }
             Err(error) => {
                 tracing::warn!(url = shared.url, %error, "an archive cannot be asked who is the source");
+            }
+        }
+    }
+    // What one of them has lost another one has given back by now.
+    let looks = answered.iter().map(|asked| async move {
+        let reach = tokio::time::timeout(ANSWER_MAX, asked.reach(node)).await;
+        (asked, reach.unwrap_or_else(|_| Err(CliError::new("it does not answer in time"))))
+    });
+    for (asked, reach) in runtime.block_on(futures::future::join_all(looks)) {
+        match reach {
+            Ok(reach) => asked.judge_strays(node, &reach)?,
+            Err(error) => {
+                tracing::warn!(url = asked.shared.url, %error, "what an archive holds besides is not known");
             }
         }
     }
     Ok(())
 }
 
-async fn look(node: &Node, shared: &SharedArchive) -> Result<Walk, CliError> {
-    let archive = open_archive(&node.config, &local_url(&node.config, shared)?).await.map_err(failed)?;
-    let known: Option<Boundary> = cursor(&node.directory, shared).load().unwrap_or_default();
-    walk(&archive, known).await.map_err(failed)
-}
+impl<'a> Asked<'a> {
+    async fn ask(node: &Node, shared: &'a SharedArchive) -> Result<Asked<'a>, CliError> {
+        let archive = open_archive(&node.config, &local_url(&node.config, shared)?).await.map_err(failed)?;
+        let known: Option<Boundary> = cursor(&node.directory, shared).load().unwrap_or_default();
+        let walked = walk(&archive, known).await;
+        match walked {
+            Err(error) if !error.is_of_content() => Err(failed(error)),
+            walked => Ok(Asked { shared, archive, known, walked }),
+        }
+    }
 
-fn judge(node: &Node, shared: &SharedArchive, walked: &Walk, runtime: &Handle) -> Result<(), CliError> {
-    let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
-    match walked.objection(own, tail.lsn) {
-        None => {}
-        Some(Objection::Replaced) => {
-            let reason = match walked.seals.last() {
-                Some(seal) => format!(
-                    "{} was sealed at {} by node {}, which began epoch {}",
-                    shared.url, seal.base, seal.node, seal.next
-                ),
-                None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
-            };
+    fn judge(&self, node: &Node, runtime: &Handle) -> Result<(), CliError> {
+        let shared = self.shared;
+        let walked = match &self.walked {
+            Ok(walked) => walked,
+            Err(error) => {
+                tracing::warn!(url = shared.url, %error, "an archive cannot be asked who is the source");
+                return Ok(());
+            }
+        };
+        let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
+        match walked.objection(own, tail.lsn) {
+            None => {}
+            Some(Objection::Replaced) => {
+                let reason = match walked.seals.last() {
+                    Some(seal) => sealed(shared, seal),
+                    None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
+                };
+                remember_fence(&node.directory, &reason);
+                return Err(refused(&reason));
+            }
+            Some(Objection::Lost { held }) => {
+                let giver =
+                    ArchiveGiver::new(&node.config, shared.clone(), node.identity.public_key().node());
+                node.fetch_lost(&[Box::new(giver)], held, runtime).map_err(|error| {
+                    CliError::new(format!(
+                        "{} holds entries up to lsn {held}, this log ends at {}: {error}",
+                        shared.url, tail.lsn
+                    ))
+                    .hint("this node has lost acknowledged entries: restore from that archive, with --take-over")
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reach(&self, node: &Node) -> Result<Reach, CliError> {
+        let (own, log) = (node.log.recovery().epoch, Arc::clone(&node.log) as Arc<dyn Log>);
+        let reach = match &self.walked {
+            Ok(walked) => strays(&self.archive, walked, own, &log).await,
+            Err(_) => {
+                let from = self.known.unwrap_or(Boundary::after(self.archive.descriptor().base));
+                strays_behind(&self.archive, from, own, &log).await
+            }
+        };
+        reach.map_err(failed)
+    }
+
+    fn judge_strays(&self, node: &Node, reach: &Reach) -> Result<(), CliError> {
+        if let Some(seal) = reach.seal() {
+            let reason = sealed(self.shared, seal);
             remember_fence(&node.directory, &reason);
             return Err(refused(&reason));
         }
-        Some(Objection::Lost { held }) => {
-            let giver = ArchiveGiver::new(&node.config, shared.clone(), node.identity.public_key().node());
-            node.fetch_lost(&[Box::new(giver)], held, runtime).map_err(|error| {
-                CliError::new(format!(
-                    "{} holds entries up to lsn {held}, this log ends at {}: {error}",
-                    shared.url, tail.lsn
-                ))
-                .hint("this node has lost acknowledged entries: restore from that archive, with --take-over")
-            })?;
-        }
+        let Some(stray) = reach.furthest().cloned() else { return Ok(()) };
+        let (archived, log) = (reach.end.position.lsn, node.log.tail().position.lsn);
+        Err(failed(ShipEnd::Stray { stray, archived, log }).hint(format!(
+            "bring a mirror or another archive that has these entries within reach and start again; without one: murphy promote at a mirror, or \
+             murphy restore {url} DIR --take-over. If a copy of this directory ran and lost, or nobody has them any more: murphy archive abandon {dir} {url}",
+            url = self.shared.url,
+            dir = node.directory.display(),
+        )))
     }
-    Ok(())
+}
+
+fn sealed(shared: &SharedArchive, seal: &murphy_backup::Seal) -> String {
+    format!(
+        "{} was sealed at {} by node {}, which began epoch {}",
+        shared.url, seal.base, seal.node, seal.next
+    )
 }
 
 fn refused(reason: &str) -> CliError {

@@ -1,15 +1,20 @@
-//! `murphy archive add|list|snapshot|remove`: where a volume is shipped to.
+//! `murphy archive add|list|snapshot|remove|abandon`: where a volume is shipped to.
 //!
 //! Invariants:
 //! - An archive is named by the shared form of its URL; its credentials stay with this node.
-//! - Removing detaches: nothing in an archive is deleted.
+//! - Removing detaches, and giving up records: nothing in an archive is deleted.
 
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use jiff::tz::TimeZone;
+use murphy_backup::{StrayKind, show_time};
+use serde_json::json;
+use tokio::runtime::Runtime;
 
 use super::{format::parse_url, source::node_of};
 use crate::{
+    archives::Abandoning,
     control::Request,
     error::{CliError, Code, failed},
     output::Output,
@@ -73,6 +78,61 @@ enum ArchiveCommand {
         #[arg(long)]
         assume_lost: bool,
     },
+    /// Give up slots that neither the log nor anything in the archive leads to
+    #[command(
+        long_about = "Give up slots that neither the log nor anything in the archive leads to\n\nA source that finds such slots does not \
+                      start: it may have been put back to an earlier state, and they hold what it has acknowledged since. If they are those of a \
+                      copy of its directory that ran as well, or what leads to them is lost everywhere, this records in the archive that they \
+                      are given up. Nothing is deleted. Nobody may serve the node meanwhile.",
+        after_help = "Example:\n  murphy archive abandon /srv/home s3://other-account/home --dry-run"
+    )]
+    Abandon(AbandonArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct AbandonArgs {
+    /// The directory of a node
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The archive
+    #[arg(value_name = "URL")]
+    url: String,
+    /// Only print what would be given up
+    #[arg(long)]
+    dry_run: bool,
+    /// The volume's name, instead of asking for it
+    #[arg(long, value_name = "NAME")]
+    confirm: Option<String>,
+}
+
+/// Shows what nothing leads to, and gives it up once the volume's name was given.
+fn abandon(args: &AbandonArgs, output: &Output) -> Result<Code, CliError> {
+    let url = parse_url("URL", &args.url)?;
+    let runtime = Runtime::new().map_err(failed)?;
+    let abandoning = Abandoning::of(&node_of(&args.directory)?, &url, &runtime)?;
+    let held = abandoning.archived();
+    for stray in abandoning.strays() {
+        let written = match &stray.kind {
+            StrayKind::Slot { written, .. } => Some(show_time(*written, &TimeZone::system())),
+            StrayKind::Seal(_) | StrayKind::Damaged(_) => None,
+        };
+        let line = json!({ "object": stray.object, "first": stray.key.1.get(), "last": stray.last().get(), "written": written });
+        output.data(&line, |_| match &written {
+            Some(written) => format!("{stray}, written {written}"),
+            None => stray.to_string(),
+        })?;
+    }
+    if abandoning.strays().is_empty() {
+        output.note(&format!("Nothing: {url} holds what leads to lsn {held}, and what this log has"));
+        return Ok(Code::Done);
+    }
+    if args.dry_run {
+        return Ok(Code::Done);
+    }
+    let effect = "what only these objects hold is lost; whoever goes on passes them over";
+    output.confirm(args.confirm.as_deref(), &abandoning.name, effect)?;
+    abandoning.perform(&runtime)?;
+    Ok(Code::Done)
 }
 
 pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError> {
@@ -104,6 +164,7 @@ pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError>
                 })?;
             }
         }
+        ArchiveCommand::Abandon(args) => return abandon(args, output),
         ArchiveCommand::Remove { directory, url, assume_lost } => {
             let url = parse_url("URL", url)?.to_string();
             let removed = ask(directory, &Request::ArchiveRemove { url, assume_lost: *assume_lost })?;

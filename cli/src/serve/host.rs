@@ -107,7 +107,7 @@ impl Host {
         };
         let among_nodes =
             || self.mirroring.fenced().or_else(|| self.mirroring.lost()).or_else(|| self.mirroring.broken());
-        self.volume().ended().or_else(archived).or_else(among_nodes)
+        self.volume().ended().or_else(archived).or_else(among_nodes).or_else(|| self.archives.lost())
     }
 
     /// Whether it was to end with its last mount, and that is gone.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use murphy_backup::{
-    Archive, ArchiveFence, ArchiveKind, Losses, LostPacks, Successor, Supplies, TakeOverLog,
+    Archive, ArchiveFence, ArchiveKind, Losses, LostPacks, Successor, Supplies, TakeOverLog, reach,
 };
 use murphy_fs::{BlockStore, BlockStores, Fence, FenceError, Held, StoreUrl};
 use murphy_log::{Clock, Epoch, Log, Lsn, NodeId, Position, VolumeKeys};
@@ -158,6 +158,8 @@ pub(super) struct Outlook {
     pub(super) act: &'static str,
     /// Why nothing can be done.
     pub(super) error: Option<String>,
+    /// What it holds that this node lacks and nothing in it leads to: lost, unless another archive or a member has it.
+    pub(super) unled: Option<String>,
 }
 
 impl Outlook {
@@ -171,17 +173,25 @@ impl Outlook {
         let tail = promoted.log.tail().position;
         let looks = shared.iter().map(|archive| async {
             if given_up.archives.contains(&archive.url) {
-                return Outlook { url: archive.url.clone(), lsn: None, act: GIVE_UP, error: None };
+                return Outlook::without(&archive.url, GIVE_UP, None);
             }
             match open_one(promoted, archive).await {
-                Ok((_, _, held)) => Outlook::judged(&archive.url, held, &tail, successor),
-                Err(error) => {
-                    let error = Some(error.to_string());
-                    Outlook { url: archive.url.clone(), lsn: None, act: REFUSED, error }
+                Ok((_, fence, held)) => {
+                    let judged = Outlook::judged(&archive.url, held, &tail, successor);
+                    let reach = reach(fence.archive(), None, tail.epoch, &promoted.log).await;
+                    let unled = reach.map(|reach| reach.furthest().map(ToString::to_string));
+                    let unled = unled
+                        .unwrap_or_else(|error| Some(format!("what else it holds is not known ({error})")));
+                    Outlook { unled, ..judged }
                 }
+                Err(error) => Outlook::without(&archive.url, REFUSED, Some(error.to_string())),
             }
         });
         futures::future::join_all(looks).await
+    }
+
+    fn without(url: &str, act: &'static str, error: Option<String>) -> Outlook {
+        Outlook { url: url.to_owned(), lsn: None, act, error, unled: None }
     }
 
     fn judged(url: &str, held: Held, tail: &Position, successor: &Successor) -> Outlook {
@@ -194,7 +204,7 @@ impl Outlook {
             Err(error @ FenceError::Sealed(_)) => (REFUSED, Some(format!("it was {error}"))),
             Err(error) => (REFUSED, Some(error.to_string())),
         };
-        Outlook { url: url.to_owned(), lsn, act, error }
+        Outlook { lsn, ..Outlook::without(url, act, error) }
     }
 
     /// One line of a plan.
@@ -208,7 +218,10 @@ impl Outlook {
             GIVE_UP => "is given up: what only it holds is lost, also if it was acknowledged".to_owned(),
             _ => format!("stands in the way: {}", self.error.as_deref().unwrap_or("it cannot be sealed")),
         };
-        format!("archive            {}{lsn} {what}", self.url)
+        let unled = self.unled.as_ref().map_or_else(String::new, |unled| {
+            format!("; {unled}, and nothing leads there: what this mirror lacks of it is lost")
+        });
+        format!("archive            {}{lsn} {what}{unled}", self.url)
     }
 }
 

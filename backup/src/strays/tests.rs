@@ -1,0 +1,307 @@
+//! A source that has forgotten what its archive holds, and copies of a source that lost.
+
+use std::time::Duration;
+
+use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore};
+use murphy_log::{EpochId, Frame, LogTime, MemoryLog, NodeId, SystemClock};
+
+use super::*;
+use crate::{
+    acknowledge::ArchiveAcknowledger,
+    fence::ArchiveFence,
+    registry::Record,
+    ship::{NoCursor, ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts},
+    testing::{FaultyStore, Source, append, archive, put},
+};
+
+const NODE: NodeId = NodeId::from_bytes([7; 16]);
+
+/// A log of the source's first epoch that holds these frames.
+fn logged(frames: &[Frame]) -> Arc<MemoryLog> {
+    let base = Source::new().base();
+    let log = MemoryLog::new(base);
+    log.claim(base.position.epoch).unwrap();
+    append(&log, frames);
+    Arc::new(log)
+}
+
+fn shipper(archive: &Archive, log: &Arc<MemoryLog>) -> (Shipper, ShipHandle) {
+    Shipper::new(ShipperParts {
+        archive: archive.clone(),
+        log: Arc::clone(log) as Arc<dyn Log>,
+        packs: Arc::new(ObjectBlockStore::in_memory()),
+        node: NODE,
+        epoch: log.tail().position.epoch,
+        known: None,
+        cursor: Arc::new(NoCursor),
+        clock: Arc::new(SystemClock::new()),
+        limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
+        lost: None,
+    })
+}
+
+async fn ship(archive: &Archive, log: &Arc<MemoryLog>) -> ShipEnd {
+    shipper(archive, log).0.run_to(log.tail().position.lsn).await
+}
+
+async fn abandon(archive: &Archive, slot: &Frame, turn: u32) {
+    let record = Record::Abandoned { epoch: slot.epoch().number, first: slot.first().get(), turn };
+    Registry::new(archive.clone()).append(NODE, LogTime::default(), record).await.unwrap();
+}
+
+fn is_stray(end: &ShipEnd, frame: &Frame) -> bool {
+    let name = layout::slot(frame.epoch().number, frame.first());
+    matches!(end, ShipEnd::Stray { stray, .. } if stray.object.contains(&name) && end.to_string().contains(&name))
+}
+
+/// Eight frames of two entries, and an archive that has got each as a slot of its own.
+struct Scene {
+    store: FaultyStore,
+    archive: Archive,
+    source: Source,
+    frames: Vec<Frame>,
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let (store, mut source) = (FaultyStore::new(), Source::new());
+        let archive = archive(&store).await;
+        let frames = source.frames(8, 2);
+        for frame in &frames {
+            put(&store, std::slice::from_ref(frame)).await;
+        }
+        Scene { store, archive, source, frames }
+    }
+
+    /// The archive loses the slot of frame `at`.
+    async fn lose(&self, at: usize) {
+        self.store.remove(&layout::slot(1, self.frames[at].first())).await;
+    }
+}
+
+/// What the directory holds that was put back, and what it has decided since.
+fn gone_on_from(kept: &[Frame], count: usize) -> Vec<Frame> {
+    let mut source = Source::new();
+    let again = source.frames(kept.len(), 2);
+    assert_eq!(again.last().map(Frame::position), kept.last().map(Frame::position));
+    source.wait(7);
+    again.into_iter().chain(source.frames(count, 2)).collect()
+}
+
+/// The fear: a directory is put back to an earlier state, the archive has lost a slot, and the source acknowledges on: what was acknowledged
+/// before lies behind the lost slot and is forgotten.
+#[tokio::test]
+async fn a_source_that_went_back_does_not_ship_while_its_archive_holds_more_behind_a_lost_slot() {
+    for lost in [2, 3] {
+        let scene = Scene::new().await;
+        scene.lose(lost).await;
+        let before = scene.store.names().await;
+        // It has decided nothing since, or the same number of entries again, or more than it had then.
+        for more in [0, 1, 9] {
+            let log = logged(&gone_on_from(&scene.frames[..4], more));
+            let end = ship(&scene.archive, &log).await;
+            assert!(is_stray(&end, &scene.frames[7]), "{lost}, {more}: {end}");
+            let (running, handle) = shipper(&scene.archive, &log);
+            let running = tokio::spawn(running.run());
+            let acknowledger = ArchiveAcknowledger::new(vec![handle]);
+            let lsn = log.tail().position.lsn.next();
+            let refused = acknowledger.acknowledged(lsn, Duration::from_secs(5)).await;
+            assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{lost}, {more}: {refused:?}");
+            assert!(is_stray(&running.await.unwrap(), &scene.frames[7]));
+        }
+        assert_eq!(scene.store.names().await, before, "something was shipped");
+    }
+}
+
+/// The same when the slot is there and cannot be read.
+#[tokio::test]
+async fn a_source_that_went_back_does_not_ship_past_a_damaged_slot() {
+    let scene = Scene::new().await;
+    let name = layout::slot(1, scene.frames[3].first());
+    scene.store.overwrite(&name, bytes::Bytes::from_static(b"MurSlot\0 that has rotted")).await;
+    let end = ship(&scene.archive, &logged(&gone_on_from(&scene.frames[..4], 0))).await;
+    assert!(is_stray(&end, &scene.frames[7]), "{end}");
+    // A source that has everything waits for somebody to see to the slot; no archive keeps it from serving.
+    let whole: Arc<dyn Log> = logged(&scene.frames);
+    let reached = reach(&scene.archive, None, whole.tail().position.epoch, &whole).await.unwrap();
+    assert_eq!(reached.strays, []);
+}
+
+/// What nobody can read behind the log may be anything.
+#[tokio::test]
+async fn a_damaged_slot_behind_the_log_is_a_stray_and_one_within_it_is_not() {
+    let scene = Scene::new().await;
+    scene.lose(3).await;
+    for at in 4..8 {
+        let name = layout::slot(1, scene.frames[at].first());
+        scene.store.overwrite(&name, bytes::Bytes::from_static(b"rotten")).await;
+    }
+    let end = ship(&scene.archive, &logged(&scene.frames[..4])).await;
+    assert!(is_stray(&end, &scene.frames[7]), "{end}");
+    let whole: Arc<dyn Log> = logged(&scene.frames);
+    let walked = walk(&scene.archive, None).await.unwrap();
+    let reached = strays(&scene.archive, &walked, whole.tail().position.epoch, &whole).await.unwrap();
+    assert_eq!((reached.end, reached.strays), (walked.end, Vec::new()));
+}
+
+/// The fear: a source that has lost nothing is kept from starting by what an earlier process of it left behind.
+#[tokio::test]
+async fn a_source_that_has_everything_fills_the_hole_and_goes_on() {
+    let mut scene = Scene::new().await;
+    scene.lose(3).await;
+    // Cut otherwise by an earlier process, and landed late.
+    put(&scene.store, &scene.frames[4..7]).await;
+    let mut all = scene.frames.clone();
+    all.extend(scene.source.frames(2, 2));
+    assert_eq!(ship(&scene.archive, &logged(&all)).await, ShipEnd::Reached);
+    let end = walk(&scene.archive, None).await.unwrap().end;
+    assert_eq!(end.position, scene.source.state().position);
+}
+
+/// The fear: the successor's seal is lost, or what led to it, and the source that was replaced goes on.
+#[tokio::test]
+async fn a_seal_that_nothing_leads_to_fences_and_so_does_a_later_epoch() {
+    let scene = Scene::new().await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+    fence.seal(scene.source.state().position, next).await.unwrap();
+    let mut successor = scene.source.taken_over(next);
+    let shipped = successor.frames(1, 2);
+    put(&scene.store, &shipped).await;
+    scene.lose(6).await;
+    for held in [6, 8] {
+        let end = ship(&scene.archive, &logged(&scene.frames[..held])).await;
+        assert!(matches!(&end, ShipEnd::Fenced(sealed) if sealed.next == next), "{held}: {end}");
+    }
+    scene.store.remove(&layout::slot(1, scene.source.state().position.lsn.next())).await;
+    let end = ship(&scene.archive, &logged(&scene.frames)).await;
+    assert!(is_stray(&end, &shipped[0]), "{end}");
+}
+
+/// The fear: a copy of the directory ran, and its slots are taken for what this source has forgotten for ever. People say what they are.
+#[tokio::test]
+async fn what_people_have_given_up_is_passed_over_also_by_a_shipper_that_runs() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut common = Source::new();
+    let shared = common.frames(2, 2);
+    put(&store, &shared).await;
+    let epoch = common.base().position.epoch;
+    let (mut winner, mut copy) = (common.taken_over(epoch), common.taken_over(epoch));
+    copy.wait(5);
+    let lost = copy.frames(4, 2);
+    // Right behind what the winner has, and further on, where the winner will come to; its own first one never arrived.
+    put(&store, &lost[1..2]).await;
+    put(&store, &lost[2..3]).await;
+    let won = winner.frames(1, 2);
+    put(&store, &won).await;
+    let all = |more: &[Frame]| [&shared[..], &won[..], more].concat();
+    let more = winner.frames(3, 2);
+    let refused = ship(&archive, &logged(&all(&more))).await;
+    assert!(is_stray(&refused, &lost[2]), "{refused}");
+    abandon(&archive, &lost[1], 0).await;
+    let refused = ship(&archive, &logged(&all(&more))).await;
+    assert!(is_stray(&refused, &lost[2]), "one is left: {refused}");
+    abandon(&archive, &lost[2], 0).await;
+    let log = logged(&all(&more[..1]));
+    let (running, handle) = shipper(&archive, &log);
+    let running = tokio::spawn(running.run());
+    handle.archived(more[0].last()).await.unwrap();
+    append(&log, &more[1..]);
+    handle.archived(more[2].last()).await.unwrap();
+    running.abort();
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!((walked.end.position, walked.dead.len()), (winner.state().position, 2));
+    // The next start believes its own chain, and the copy's log is still turned away.
+    assert_eq!(ship(&archive, &logged(&all(&more))).await, ShipEnd::Reached);
+    let refused = ship(&archive, &logged(&[&shared[..], &lost[..]].concat())).await;
+    assert!(matches!(refused, ShipEnd::Forked { .. }), "{refused}");
+}
+
+/// The fear: a dead slot with a seal under the next name of its place is lost while the source runs. Its put under the free name succeeds,
+/// and it acknowledges what its successor never sees.
+#[tokio::test]
+async fn a_name_is_not_won_while_something_lies_under_the_next_one_of_its_place() {
+    for is_sealed in [true, false] {
+        let store = FaultyStore::new();
+        let archive = archive(&store).await;
+        let mut source = Source::new();
+        let frames = source.frames(2, 2);
+        let log = logged(&frames);
+        let (running, handle) = shipper(&archive, &log);
+        let running = tokio::spawn(running.run());
+        handle.archived(frames[1].last()).await.unwrap();
+        // A copy's slot, and behind it what somebody else has made of it; then the copy's slot is gone.
+        let mut copy = source.taken_over(source.base().position.epoch);
+        copy.wait(5);
+        let lost = copy.frames(2, 2);
+        let place = Boundary::after(source.state().position);
+        let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+        if is_sealed {
+            let dead = encoded(&lost[1..], &place);
+            store.overwrite(&place.slot_name(), dead).await;
+            let fence = ArchiveFence::new(archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+            fence.seal(place.position, next).await.unwrap();
+            store.remove(&place.slot_name()).await;
+        } else {
+            let behind = Boundary { turn: 1, ..place };
+            store.overwrite(&behind.slot_name(), encoded(&lost[..1], &place)).await;
+        }
+        let mine = source.frames(1, 2);
+        append(&log, &mine);
+        let end = running.await.unwrap();
+        match is_sealed {
+            true => assert!(matches!(&end, ShipEnd::Fenced(sealed) if sealed.next == next), "{end}"),
+            false => assert!(matches!(&end, ShipEnd::Forked { .. }), "{end}"),
+        }
+        let acknowledger = ArchiveAcknowledger::new(vec![handle]);
+        let refused = acknowledger.acknowledged(mine[0].last(), Duration::from_secs(5)).await;
+        assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{refused:?}");
+        // What its put has covered up is seen at the next start.
+        let again = ship(&archive, &log).await;
+        assert!(again.shows_another_source(), "{again}");
+    }
+}
+
+/// The frames as a slot that claims to lie at `place`.
+fn encoded(frames: &[Frame], place: &Boundary) -> bytes::Bytes {
+    let bytes = crate::slot::encode_slot(Source::new().lineage(), NODE, frames).unwrap();
+    if frames[0].first() == place.next() {
+        return bytes;
+    }
+    // Another history that has come to the same place.
+    let mut other = Source::new();
+    other.wait(9);
+    let count = place.position.lsn.get() as usize - 1;
+    other.frames(1, count);
+    crate::slot::encode_slot(Source::new().lineage(), NODE, &other.frames(1, 2)).unwrap()
+}
+
+/// The fear: what was deleted below a floor is walked to through a dead slot, whose word is another history's.
+#[tokio::test]
+async fn a_walk_from_the_floor_begins_behind_the_dead_slots_of_its_place() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut common = Source::new();
+    let shared = common.frames(2, 2);
+    let epoch = common.base().position.epoch;
+    let (mut winner, mut copy) = (common.taken_over(epoch), common.taken_over(epoch));
+    copy.wait(5);
+    let (won, lost) = (winner.frames(3, 2), copy.frames(3, 2));
+    put(&store, &[&shared[..], &won[..1]].concat()).await;
+    put(&store, &lost[1..2]).await;
+    let place = Boundary { turn: 1, ..Boundary::after(won[0].position()) };
+    let kept = crate::slot::encode_slot(Source::new().lineage(), NODE, &won[1..2]).unwrap();
+    store.overwrite(&place.slot_name(), kept).await;
+    put(&store, &won[2..]).await;
+    let end = Boundary::after(winner.state().position);
+    assert_eq!(walk(&archive, None).await.unwrap().end, end);
+    let floor = Record::Floor { epoch: 1, first: won[1].first().get() };
+    Registry::new(archive.clone()).append(NODE, LogTime::default(), floor).await.unwrap();
+    store.remove(&layout::slot(1, Lsn::FIRST)).await;
+    let walked = walk(&archive, None).await.unwrap();
+    assert_eq!((walked.start, walked.end), (place, end));
+    // The dead one is lost: nobody can tell what came before, and nobody goes on.
+    store.remove(&layout::slot(1, won[1].first())).await;
+    assert!(matches!(walk(&archive, None).await, Err(WalkError::Missing { .. })));
+}
