@@ -5,7 +5,7 @@
 //!   mirrors/book        members, as entries                  mirrors/leading     the source's part: who acknowledges
 //!   mirrors/replica     a mirror's node on disk              mirrors/promotion   from mirror to source
 //!   mirrors/snapshots   what new mirrors begin with          mirrors/stale       a source that was replaced
-//!   mirrors/gathering   bytes that a promotion lacked
+//!   mirrors/gathering   bytes that a promotion lacked       mirrors/membership  a member's word to and from its source
 //!   mirrors/lost        a source that has lost what mirrors hold
 //! ```
 //!
@@ -18,6 +18,7 @@ mod following;
 mod gathering;
 mod leading;
 mod lost;
+mod membership;
 mod promotion;
 mod replica;
 mod snapshots;
@@ -33,8 +34,8 @@ use std::{
 use murphy_fs::{BlockStores, MemberRole, Volume};
 use murphy_log::{Clock, DiskLog, Epoch, Log, Lsn, SystemClock, VolumeKeys};
 use murphy_mirror::{
-    Dialer, GatherStatus, Identity, Listener, MemberBook, MirrorAcknowledger, MirrorPart, NetworkOptions,
-    Part, Secret, Services, Token, UdpSockets,
+    Dialer, GatherStatus, Identity, Listener, MemberBook, MirrorAcknowledger, NetworkOptions, Part, Secret,
+    Services, Token, UdpSockets,
 };
 use tokio::{runtime::Handle, sync::watch};
 
@@ -43,12 +44,14 @@ use crate::{
     config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
     givers::dialer,
-    node::{MirrorOpening, Node, NodeOptions},
+    node::{MirrorOpening, Node, NodeOptions, failure_domain},
     settings::Settings,
     status::{MirrorStatus, PackStatus, SourceStatus, Status},
 };
 use book::VolumeBook;
 use following::Followed;
+pub(crate) use membership::keep_proof;
+use membership::load_proof;
 pub(crate) use promotion::PromoteOrder;
 use replica::DiskReplica;
 
@@ -157,7 +160,7 @@ impl Mirroring {
             Role::Mirror => {
                 node.volume.follow().map_err(failed)?;
                 mirroring.begin_copying()?;
-                mirroring.begin_announcing();
+                mirroring.begin_announcing()?;
             }
         }
         Ok((node, mirroring))
@@ -177,6 +180,8 @@ impl Mirroring {
         let members = Arc::clone(&book) as Arc<dyn MemberBook>;
         let mut services = Services::new(keys.clone(), branch, identity.node(), Arc::clone(&clock), members);
         services.packs = Some(node.blocks.clone());
+        services.identity = Some(Arc::clone(&identity));
+        services.set_proof(load_proof(&node.directory)?);
         let services = Arc::new(services);
         // The source before may ask as well: it hears that it was replaced.
         let before = node.config.promoted.as_ref().map(|promoted| &promoted.from);
@@ -184,8 +189,7 @@ impl Mirroring {
             services.set_source_key(source.key);
         }
         if let (Some(replica), Some(followed)) = (&replica, &followed) {
-            let part = MirrorPart { replica: replica.clone(), heard: followed.heard.clone() };
-            services.become_part(Part::Mirror(part));
+            services.become_part(Part::Mirror(followed.part(replica)));
         }
         let stop = watch::Sender::new(false);
         let mut bound = None;
@@ -314,6 +318,14 @@ impl Mirroring {
     fn addresses(&self) -> Vec<String> {
         let any = |ip: IpAddr| ip.is_unspecified();
         self.listen.filter(|listen| !any(listen.ip())).map(|listen| listen.to_string()).into_iter().collect()
+    }
+
+    /// What this node's copy dies with: its machine, and its block store.
+    fn domains(&self) -> Result<Vec<String>, CliError> {
+        let own = failure_domain(&self.directory)?.to_string();
+        let mut domains = vec![own, self.config().blocks.failure_domain().to_string()];
+        domains.dedup();
+        Ok(domains)
     }
 
     /// Adds what is known of other nodes.

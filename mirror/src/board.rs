@@ -46,6 +46,7 @@ struct Mirror {
     metadata_lsn: Lsn,
     data_lsn: Lsn,
     lag: LagMeter,
+    domains: Vec<String>,
 }
 
 /// One connection of one mirror, as the board knows it. Dropping it marks the mirror as gone.
@@ -81,6 +82,11 @@ impl MirrorBoard {
         shared.mirrors.entry(node).or_default().lag.heard(now, durable);
         drop(shared);
         self.changed();
+    }
+
+    /// Notes what the copy of a mirror dies with, as the mirror says.
+    pub fn set_domains(&self, node: NodeId, domains: Vec<String>) {
+        self.shared.lock().mirrors.entry(node).or_default().domains = domains;
     }
 
     /// Notes what is durable at the source.
@@ -135,6 +141,7 @@ impl MirrorBoard {
             data_lsn: mirror.data_lsn,
             lag_ms: millis(mirror.lag.lag(now)),
             connected: mirror.connection.is_some(),
+            domains: mirror.domains.clone(),
         };
         self.shared.lock().mirrors.iter().map(status).collect()
     }

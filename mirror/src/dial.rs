@@ -53,20 +53,22 @@ impl Dialer {
         key: PublicKey,
         seal: Seal,
     ) -> Result<Sealed, ExchangeError> {
+        let epoch = seal.epoch;
         match self.ask(addresses, key, &Message::Seal(seal)).await? {
-            Message::Sealed(sealed) if sealed.epoch == seal.epoch => Ok(sealed),
+            Message::Sealed(sealed) if sealed.epoch == epoch => Ok(sealed),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Tells the source with this key where this node listens.
+    /// Tells the source with this key where this node listens, and what its copy dies with.
     pub async fn announce(
         &self,
         source: &[String],
         key: PublicKey,
         addresses: Vec<String>,
+        domains: Vec<String>,
     ) -> Result<Admitted, ExchangeError> {
-        match self.ask(source, key, &Message::Announce(Announce { addresses })).await? {
+        match self.ask(source, key, &Message::Announce(Announce { addresses, domains })).await? {
             Message::Admitted(admitted) => Ok(admitted),
             other => Err(unexpected(&other)),
         }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use murphy_log::{Files, NodeId, OsFiles, replace_file, replace_private_file};
+use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -48,6 +49,11 @@ impl PublicKey {
         NodeId::from_bytes(id)
     }
 
+    /// Whether the owner of this key has signed `text`.
+    pub(crate) fn has_signed(&self, text: &[u8], signature: &[u8; 64]) -> bool {
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(text, signature).is_ok()
+    }
+
     /// The key that a certificate carries; `None` if it is not an Ed25519 key.
     pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<PublicKey> {
         let parsed = ParsedCertificate::try_from(certificate).ok()?;
@@ -80,6 +86,7 @@ impl fmt::Debug for PublicKey {
 
 /// A node's key and certificate.
 pub struct Identity {
+    pair: Ed25519KeyPair,
     key: PrivatePkcs8KeyDer<'static>,
     certificate: CertificateDer<'static>,
     public_key: PublicKey,
@@ -147,7 +154,15 @@ impl Identity {
         let certificate = params.self_signed(pair).map_err(bad)?.der().clone();
         let unusable = || IdentityError::Generate("the key is not an Ed25519 key".to_owned());
         let public_key = PublicKey::of_certificate(&certificate).ok_or_else(unusable)?;
-        Ok(Identity { key: PrivatePkcs8KeyDer::from(pair.serialize_der()), certificate, public_key })
+        let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der());
+        Ok(Identity { pair: pair.map_err(|_| unusable())?, key, certificate, public_key })
+    }
+
+    /// Signs `text`, which begins with what it is for.
+    pub(crate) fn sign(&self, text: &[u8]) -> [u8; 64] {
+        let signature = self.pair.sign(text);
+        signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
     }
 
     /// The node.

@@ -44,6 +44,7 @@ mod subscribe;
 #[cfg(test)]
 mod tests;
 mod token;
+mod vouch;
 
 pub use acknowledge::MirrorAcknowledger;
 pub use board::{BoardEntry, MirrorBoard};
@@ -72,9 +73,10 @@ pub use promote::{
     promote,
 };
 pub use replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise};
-pub use serve::{Listener, MirrorPart, Part, Services, SourcePart};
+pub use serve::{Leader, Listener, MirrorPart, Part, Services, SourcePart};
 pub use source::{Peer, Source, SourceAction, SourceConfig, SourceReport};
 pub use source_store::SourceStore;
 pub use status::{FollowerStatus, MirrorStatus};
 pub use subscribe::{CallerLine, ChangeLine, EntryLine, ObserveError, Observer, RequestLine, Text};
 pub use token::{MAX_TOKEN_CHARS, SECRET_BYTES, Secret, SecretHash, TOKEN_PREFIX, Token, TokenError};
+pub use vouch::{Proof, ProofError, Trust, Vouched, Voucher};

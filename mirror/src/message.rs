@@ -21,9 +21,11 @@ use murphy_log::{
 use crate::{
     history::{Lookup, Point, is_older},
     token::Secret,
+    vouch::Proof,
 };
 
 pub use codec::MessageHeader;
+pub(crate) use codec::{decode_proof, encode_proof};
 
 /// One message.
 #[derive(Clone, Debug)]
@@ -318,10 +320,12 @@ pub struct Admitted {
     pub branch: BranchId,
     /// What the member may do.
     pub role: MemberRole,
+    /// The word of the source for those who do not know the member yet; empty for one that holds no copy.
+    pub proof: Proof,
 }
 
 /// See [`Message::Seal`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seal {
     /// The volume.
     pub volume: VolumeId,
@@ -329,6 +333,10 @@ pub struct Seal {
     pub branch: BranchId,
     /// The epoch to promise.
     pub epoch: Epoch,
+    /// That the sender is a member, for a mirror that does not know it yet.
+    pub proof: Proof,
+    /// Where the sender listens, `host:port`, if it leads the epoch already; empty as long as it does not.
+    pub leads: Vec<String>,
 }
 
 /// See [`Message::Sealed`].
@@ -349,6 +357,8 @@ pub struct Sealed {
 pub struct Announce {
     /// Where the member listens, `host:port`; empty if it does not.
     pub addresses: Vec<String>,
+    /// What its copy dies with: the failure domains of its machine and of its block store.
+    pub domains: Vec<String>,
 }
 
 /// See [`Message::Ask`].
@@ -447,7 +457,7 @@ pub const MAX_RUN_FRAMES: usize = 8192;
 pub const SEED_PART_BYTES: usize = 4 << 20;
 /// No pack object, and no answer about one, is larger, in bytes.
 pub const MAX_PACK_BYTES: usize = 8 << 20;
-/// A node has at most so many addresses.
+/// A node has at most so many addresses, and a copy as many failure domains.
 pub const MAX_ADDRESSES: usize = 8;
 /// Names of nodes and addresses are at most so long, in bytes.
 pub const MAX_NAME_BYTES: usize = 255;

@@ -7,6 +7,7 @@
 //! - Whatever one peer does, its connection ends and the others go on; what is buffered for it is bounded.
 
 mod lend;
+mod members;
 mod packs;
 mod source;
 
@@ -26,12 +27,14 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     board::MirrorBoard,
-    book::{Admission, MemberBook, authorize},
+    book::{MemberBook, authorize},
     endpoint::{Attempt, ListenError, ListeningEndpoint, NetworkOptions, Sockets},
     identity::{Identity, PublicKey},
-    message::{Admitted, Announce, Ask, Message, Redeem, Refusal, Refused, Seal, Sealed},
+    message::{Ask, Message, Refusal, Refused},
     replica::{Replica, SnapshotSource},
     session::{Connection, MessageReader, MessageWriter, SessionError},
+    status::FollowerStatus,
+    vouch::Proof,
 };
 
 /// What a node offers to those who connect.
@@ -50,9 +53,15 @@ pub struct Services {
     pub board: Arc<MirrorBoard>,
     /// The packs that mirrors may fetch from here.
     pub packs: Option<Arc<dyn BlockStore>>,
+    /// The key that this node vouches with for members, as a source.
+    pub identity: Option<Arc<Identity>>,
+    /// What the node shows for itself to those who do not know it.
+    proof: RwLock<Proof>,
     part: RwLock<Part>,
     /// The key of the source that the node follows.
     upstream: RwLock<Option<PublicKey>>,
+    /// Counts changes of the members.
+    members: watch::Sender<u64>,
     /// How many followers are connected.
     followers: AtomicUsize,
     seeds: Arc<Semaphore>,
@@ -91,6 +100,32 @@ pub struct MirrorPart {
     pub replica: Arc<dyn Replica>,
     /// What it heard of its source.
     pub heard: watch::Receiver<Lsn>,
+    /// How it does; nobody is followed any more once its sender is gone.
+    pub status: watch::Receiver<FollowerStatus>,
+    /// Whom it is to follow, once a member has said that it leads.
+    pub leader: Arc<watch::Sender<Option<Leader>>>,
+}
+
+impl MirrorPart {
+    /// The part of a mirror that nobody has told of another source yet.
+    pub fn new(
+        replica: Arc<dyn Replica>,
+        heard: watch::Receiver<Lsn>,
+        status: watch::Receiver<FollowerStatus>,
+    ) -> MirrorPart {
+        MirrorPart { replica, heard, status, leader: Arc::new(watch::Sender::new(None)) }
+    }
+}
+
+/// A member that leads, as it says; its epoch is promised.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leader {
+    /// The epoch that it leads.
+    pub epoch: Epoch,
+    /// The key that it has proven.
+    pub key: PublicKey,
+    /// Where it listens, `host:port`.
+    pub addresses: Vec<String>,
 }
 
 impl Services {
@@ -110,8 +145,11 @@ impl Services {
             book,
             board: Arc::default(),
             packs: None,
+            identity: None,
+            proof: RwLock::default(),
             part: RwLock::new(Part::Neither),
             upstream: RwLock::new(None),
+            members: watch::Sender::new(0),
             followers: AtomicUsize::new(0),
             seeds: Arc::new(Semaphore::new(MAX_SEEDS)),
             lending: Semaphore::new(packs::MAX_LENT),
@@ -126,6 +164,44 @@ impl Services {
     /// Says whose key the source that the node follows has: it may ask where the node stands, also if it is no member of its own volume.
     pub fn set_source_key(&self, key: PublicKey) {
         *self.upstream.write() = Some(key);
+    }
+
+    /// Says what this node shows for itself to those who do not know it.
+    pub fn set_proof(&self, proof: Proof) {
+        *self.proof.write() = proof;
+    }
+
+    /// What it shows.
+    pub fn proof(&self) -> Proof {
+        self.proof.read().clone()
+    }
+
+    /// Says that the member book has changed: connections of those who are no members any more end.
+    pub fn members_changed(&self) {
+        self.members.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Returns when the membership of the node with this key is revoked.
+    async fn dismissed(&self, key: PublicKey) {
+        let mut changes = self.members.subscribe();
+        loop {
+            if authorize(self.book.row(key.node()).as_ref(), key) == Err(Refusal::Revoked) {
+                return;
+            }
+            // The sender lives as long as this.
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn is_upstream(&self, key: PublicKey) -> bool {
+        *self.upstream.read() == Some(key)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn part_now(&self) -> Part {
+        self.part()
     }
 
     fn part(&self) -> Part {
@@ -228,18 +304,28 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
     let (mut reader, mut writer) = in_time(connection.accept_both()).await?;
     let first = in_time(reader.expect()).await?;
     if let Message::Redeem(redeem) = first {
-        let answer = admit(services, connection, redeem).await;
+        let answer = members::admit(services, connection, redeem).await;
         writer.send(&answer).await?;
         return part(connection, writer).await;
     }
     let key = connection.peer();
     let role = match authorize(services.book.row(key.node()).as_ref(), key) {
         Ok(role) => role,
-        Err(Refusal::UnknownMember) if matches!(first, Message::Ask(_)) && is_upstream(services, key) => {
+        Err(Refusal::UnknownMember) if matches!(first, Message::Ask(_)) && services.is_upstream(key) => {
             MemberRole::Observer
         }
+        Err(Refusal::UnknownMember) if let Message::Seal(seal) = &first => {
+            match members::proven(services, key, seal).await {
+                Ok(role) => role,
+                Err(Refused { reason, detail }) => return refuse(connection, writer, reason, detail).await,
+            }
+        }
         Err(reason) => {
-            let detail = format!("node {} is not a member of volume {}", key.node(), services.keys.volume());
+            let (node, volume) = (key.node(), services.keys.volume());
+            let detail = match reason {
+                Refusal::Revoked => format!("node {node} was removed from volume {volume}; {JOIN_ANEW}"),
+                _ => format!("node {node} is not a member of volume {volume}"),
+            };
             return refuse(connection, writer, reason, detail).await;
         }
     };
@@ -248,12 +334,12 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
         match first {
             Message::Hello(hello) => source::serve(services, connection, role, hello, reader, writer).await,
             Message::Seal(seal) => {
-                let answer = promise(services, role, seal).await;
+                let answer = members::promise(services, key, role, seal).await;
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }
             Message::Announce(announce) => {
-                let answer = announced(services, key.node(), role, announce).await;
+                let answer = members::announced(services, key, role, announce).await;
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }
@@ -267,11 +353,11 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
     tokio::select! {
         outcome = session => outcome,
         outcome = serve_requests(services, connection, asked) => outcome,
+        () = services.dismissed(key) => {
+            tracing::warn!(node = %key.node(), "a member was removed, and is not served any more");
+            Ok(())
+        }
     }
-}
-
-fn is_upstream(services: &Services, key: PublicKey) -> bool {
-    *services.upstream.read() == Some(key)
 }
 
 /// Says why nothing goes on, and lets the peer hear it.
@@ -298,64 +384,6 @@ async fn part(connection: &Connection, writer: MessageWriter) -> Result<(), Sess
 async fn in_time<T>(wait: impl Future<Output = Result<T, SessionError>>) -> Result<T, SessionError> {
     let late = |_| SessionError::Lost("no word of the peer in time".to_owned());
     tokio::time::timeout(GREETING_TIMEOUT, wait).await.map_err(late)?
-}
-
-async fn admit(services: &Services, connection: &Connection, redeem: Redeem) -> Message {
-    let key = connection.peer();
-    let secret = redeem.secret.hash(&services.keys);
-    let admission = Admission { secret, key, name: redeem.name, addresses: redeem.addresses };
-    match services.book.admit(admission).await {
-        Ok(role) => {
-            tracing::info!(node = %key.node(), %role, "a new member has joined");
-            let (volume, branch) = (services.keys.volume(), services.branch);
-            Message::Admitted(Admitted { volume, branch, role })
-        }
-        Err(error) => {
-            tracing::warn!(node = %key.node(), %error, "an invitation was refused");
-            Message::Refused(Refused { reason: error.refusal(), detail: error.to_string() })
-        }
-    }
-}
-
-async fn announced(services: &Services, node: NodeId, role: MemberRole, announce: Announce) -> Message {
-    match services.book.announce(node, announce.addresses).await {
-        Ok(()) => {
-            let (volume, branch) = (services.keys.volume(), services.branch);
-            Message::Admitted(Admitted { volume, branch, role })
-        }
-        Err(error) => {
-            tracing::warn!(%node, %error, "the addresses of a member were not recorded");
-            Message::Refused(Refused { reason: error.refusal(), detail: error.to_string() })
-        }
-    }
-}
-
-async fn promise(services: &Services, role: MemberRole, seal: Seal) -> Message {
-    let refused = |reason, detail: String| Message::Refused(Refused { reason, detail });
-    if !role.holds_copy() {
-        return refused(Refusal::Role, "only a mirror may take over".to_owned());
-    }
-    if seal.volume != services.keys.volume() {
-        return refused(Refusal::ForeignVolume, format!("this is volume {}", services.keys.volume()));
-    }
-    if seal.branch != services.branch {
-        return refused(Refusal::ForeignBranch, format!("this is branch {}", services.branch));
-    }
-    let Part::Mirror(mirror) = services.part() else {
-        return refused(Refusal::Protocol, "this node is not a mirror".to_owned());
-    };
-    let replica = Arc::clone(&mirror.replica);
-    let promised = murphy_log::spawn_blocking(move || replica.promise(seal.epoch)).await;
-    match promised {
-        Ok(Ok(state)) => {
-            tracing::warn!(epoch = %seal.epoch, "promised: older epochs are refused from now on");
-            let data_lsn = *mirror.replica.data().borrow();
-            let heard_lsn = *mirror.heard.borrow();
-            Message::Sealed(Sealed { epoch: seal.epoch, state, data_lsn, heard_lsn })
-        }
-        Ok(Err(error)) => refused(Refusal::Fenced, error.to_string()),
-        Err(panic) => refused(Refusal::Storage, panic.to_string()),
-    }
 }
 
 /// Answers requests for packs and frames, each on its own stream, until the connection ends. Frames are lent only to one who has asked
@@ -400,6 +428,8 @@ async fn serve_request(
     }
 }
 
+/// What a node that was removed can do about it.
+const JOIN_ANEW: &str = "murphy join there with a new token makes it a member again, with what it holds";
 /// A peer must say something within this time.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last words are given so much time to arrive.

@@ -25,6 +25,8 @@ pub struct MirrorStatus {
     pub lag_ms: u64,
     /// Whether it is connected.
     pub connected: bool,
+    /// What its copy dies with, as it says; empty as long as it has not said.
+    pub domains: Vec<String>,
 }
 
 /// A mirror, as it sees itself.
@@ -145,6 +147,7 @@ mod tests {
             data_lsn: Lsn::new(6),
             lag_ms: 5,
             connected: true,
+            domains: Vec::new(),
         };
         let json = serde_json::to_value(&mirror).unwrap();
         assert_eq!(json["node"], node.to_string());

@@ -10,6 +10,7 @@ use murphy_log::{
 
 mod answers;
 mod lend;
+mod members;
 mod packs;
 mod peers;
 mod quic;

@@ -12,6 +12,7 @@ mod dumps;
 mod gather;
 mod huge;
 mod lost;
+mod members;
 mod mirror_cache;
 mod mirrors;
 mod model;

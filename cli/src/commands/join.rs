@@ -19,6 +19,7 @@ use super::format::parse_url;
 use crate::{
     config::{NodeConfig, Role, Upstream},
     error::{CliError, Code, at, failed},
+    mirrors::keep_proof,
     node::Staging,
     output::Output,
 };
@@ -117,6 +118,7 @@ fn redeem(
         }
         ExchangeError::Protocol(_) => failed(error),
     })?;
+    keep_proof(&staging.path, &admitted.proof)?;
     staging.publish()?;
     Ok((config, admitted.role))
 }

@@ -11,7 +11,8 @@ use std::{
 
 use murphy_log::{DiskLog, Log, Lsn, SystemClock};
 use murphy_mirror::{
-    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, RemotePacks, Replica, look_up,
+    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, MirrorPart, Part,
+    RemotePacks, Replica, look_up,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
@@ -70,6 +71,12 @@ impl Followed {
         })
     }
 
+    /// What this node offers to others while it follows.
+    pub(super) fn part(&self, replica: &Arc<DiskReplica>) -> MirrorPart {
+        let replica = Arc::clone(replica) as Arc<dyn Replica>;
+        MirrorPart::new(replica, self.heard.clone(), self.status.clone())
+    }
+
     /// Returns when the node holds something.
     pub(super) async fn seeded(&self, replica: &Arc<DiskReplica>) -> Result<(), CliError> {
         let mut said = None;
@@ -94,7 +101,12 @@ impl Followed {
         lock(&self.broken).clone()
     }
 
-    fn run(&self, task: JoinHandle<()>) {
+    /// Says when following ends.
+    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(super) fn run(&self, task: JoinHandle<()>) {
         lock(&self.tasks).push(task);
     }
 
@@ -141,43 +153,14 @@ impl Mirroring {
         }
     }
 
-    /// Tells the source where this mirror listens, until it has heard it.
-    pub(super) fn begin_announcing(self: &Arc<Mirroring>) {
-        let (Some(source), Some(_)) = (self.config().source.clone(), self.listen) else { return };
-        let (dialer, addresses) = (self.dialer.clone(), self.addresses());
-        if addresses.is_empty() {
-            tracing::warn!("this mirror listens on every address; a source that is replaced cannot ask it");
-            return;
-        }
-        let followed = lock(&self.followed);
-        let Some(followed) = followed.as_ref() else { return };
-        let mut stopped = followed.stop.subscribe();
-        followed.run(self.runtime.spawn(async move {
-            loop {
-                let said = tokio::select! {
-                    said = dialer.announce(&source.addresses, source.key, addresses.clone()) => said,
-                    _ = stopped.wait_for(|stop| *stop) => return,
-                };
-                match said {
-                    Ok(_) => return,
-                    Err(error) => {
-                        tracing::debug!(%error, "the source does not know yet where this mirror listens");
-                    }
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(ANNOUNCE_AGAIN) => {}
-                    _ = stopped.wait_for(|stop| *stop) => return,
-                }
-            }
-        }));
-    }
-
     /// Begins to follow again after a promotion that did not come about.
     pub(super) fn follow_again(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let Some(replica) = &self.replica else { return Ok(()) };
         let followed = Followed::start(&self.config(), replica, self.dialer.clone(), &self.runtime)?;
+        self.services.become_part(Part::Mirror(followed.part(replica)));
         *lock(&self.followed) = Some(followed);
-        self.begin_copying()
+        self.begin_copying()?;
+        self.begin_announcing()
     }
 }
 
@@ -213,7 +196,6 @@ fn any_number() -> u64 {
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
 const END_MAX: Duration = Duration::from_secs(5);
-const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
 pub(super) const COPY_HELPERS: usize = 4;
 /// Packs that the source lacks are asked for again so often, if a snapshot's tree needs them.
 const CURSOR: &str = "copied";

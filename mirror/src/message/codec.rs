@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     history::Lookup,
+    identity::PublicKey,
     token::{SECRET_BYTES, Secret},
+    vouch::{MAX_VOUCHERS, Proof, VOUCHER_BYTES, Voucher},
 };
 
 /// What the header of a message says.
@@ -157,10 +159,10 @@ kinds! {
     PackReply = 12, "pack reply", 1 + MAX_PACK_BYTES;
     Refused = 13, "refused", 3 + MAX_DETAIL_BYTES;
     Redeem = 14, "redeem", SECRET_BYTES + 1 + (MAX_ADDRESSES + 1) * (2 + MAX_NAME_BYTES);
-    Admitted = 15, "admitted", SMALL;
-    Seal = 16, "seal", SMALL;
+    Admitted = 15, "admitted", SMALL + PROOF;
+    Seal = 16, "seal", SMALL + PROOF + NAMES;
     Sealed = 17, "sealed", SMALL;
-    Announce = 18, "announce", 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
+    Announce = 18, "announce", 2 * NAMES;
     Ask = 19, "ask", SMALL;
     Stands = 20, "stands", SMALL;
     LendRequest = 21, "lend request", SMALL;
@@ -210,19 +212,16 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
             out.bytes(redeem.secret.as_bytes()).text(&redeem.name, MAX_NAME_BYTES);
             encode_addresses(&redeem.addresses, out);
         }
-        Message::Admitted(admitted) => {
-            out.bytes(admitted.volume.as_bytes())
-                .bytes(admitted.branch.as_bytes())
-                .byte(admitted.role.code());
-        }
-        Message::Seal(seal) => {
-            out.bytes(seal.volume.as_bytes()).bytes(seal.branch.as_bytes()).epoch(seal.epoch);
-        }
+        Message::Admitted(admitted) => encode_admitted(admitted, out),
+        Message::Seal(seal) => encode_seal(seal, out),
         Message::Sealed(sealed) => {
             out.epoch(sealed.epoch).optional(sealed.state.as_ref(), FieldWriter::state);
             out.lsn(sealed.data_lsn).lsn(sealed.heard_lsn);
         }
-        Message::Announce(announce) => encode_addresses(&announce.addresses, out),
+        Message::Announce(announce) => {
+            encode_addresses(&announce.addresses, out);
+            encode_addresses(&announce.domains, out);
+        }
         Message::Ask(ask) => {
             out.bytes(ask.volume.as_bytes()).bytes(ask.branch.as_bytes());
             out.optional(ask.epoch, FieldWriter::epoch);
@@ -244,6 +243,33 @@ fn encode_addresses(addresses: &[String], out: &mut FieldWriter<'_>) {
     addresses.for_each(|address| {
         out.text(address, MAX_NAME_BYTES);
     });
+}
+
+fn encode_admitted(admitted: &Admitted, out: &mut FieldWriter<'_>) {
+    out.bytes(admitted.volume.as_bytes()).bytes(admitted.branch.as_bytes()).byte(admitted.role.code());
+    write_proof(&admitted.proof, out);
+}
+
+fn encode_seal(seal: &Seal, out: &mut FieldWriter<'_>) {
+    out.bytes(seal.volume.as_bytes()).bytes(seal.branch.as_bytes()).epoch(seal.epoch);
+    write_proof(&seal.proof, out);
+    encode_addresses(&seal.leads, out);
+}
+
+/// The bytes of a proof.
+pub(crate) fn encode_proof(proof: &Proof) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_proof(proof, &mut FieldWriter(&mut bytes));
+    bytes
+}
+
+fn write_proof(proof: &Proof, out: &mut FieldWriter<'_>) {
+    let vouchers = proof.vouchers();
+    out.byte(vouchers.len() as u8);
+    for voucher in vouchers {
+        out.bytes(voucher.by.as_bytes()).bytes(voucher.member.as_bytes()).byte(voucher.role.code());
+        out.epoch(voucher.epoch).lsn(voucher.lsn).bytes(&voucher.signature);
+    }
 }
 
 fn encode_hello(hello: &Hello, out: &mut FieldWriter<'_>) {
@@ -336,14 +362,15 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
         Kind::Redeem => Message::Redeem(decode_redeem(r)?),
         Kind::Admitted => {
             let (volume, branch) = (VolumeId::from_bytes(r.array()?), BranchId::from_bytes(r.array()?));
-            let role = r.checked("role", FieldReader::byte, |code| MemberRole::from_code(*code).is_some())?;
-            let role = MemberRole::from_code(role).ok_or_else(|| r.error(MessageFault::Field("role")))?;
-            Message::Admitted(Admitted { volume, branch, role })
+            let role = read_role(r)?;
+            Message::Admitted(Admitted { volume, branch, role, proof: read_proof(r)? })
         }
         Kind::Seal => Message::Seal(Seal {
             volume: VolumeId::from_bytes(r.array()?),
             branch: BranchId::from_bytes(r.array()?),
             epoch: r.epoch()?,
+            proof: read_proof(r)?,
+            leads: decode_addresses(r)?,
         }),
         Kind::Sealed => Message::Sealed(Sealed {
             epoch: r.epoch()?,
@@ -351,7 +378,9 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
             data_lsn: r.lsn()?,
             heard_lsn: r.lsn()?,
         }),
-        Kind::Announce => Message::Announce(Announce { addresses: decode_addresses(r)? }),
+        Kind::Announce => {
+            Message::Announce(Announce { addresses: decode_addresses(r)?, domains: decode_addresses(r)? })
+        }
         Kind::Ask => Message::Ask(Ask {
             volume: VolumeId::from_bytes(r.array()?),
             branch: BranchId::from_bytes(r.array()?),
@@ -429,6 +458,37 @@ fn decode_redeem(r: &mut FieldReader<'_>) -> Result<Redeem, MessageError> {
     Ok(Redeem { secret, name, addresses: decode_addresses(r)? })
 }
 
+/// Reads exactly one proof.
+pub(crate) fn decode_proof(bytes: &[u8]) -> Result<Proof, MessageError> {
+    let bytes = Bytes::copy_from_slice(&bytes[..bytes.len().min(PROOF + 1)]);
+    let mut reader = FieldReader::new("proof", &bytes);
+    let proof = read_proof(&mut reader)?;
+    reader.finish()?;
+    Ok(proof)
+}
+
+fn read_proof(r: &mut FieldReader<'_>) -> Result<Proof, MessageError> {
+    let good = |count: &u8| usize::from(*count) <= MAX_VOUCHERS;
+    let count = r.checked("number of vouchers", FieldReader::byte, good)?;
+    let voucher = |_| {
+        let (by, member) = (PublicKey::from_bytes(r.array()?), PublicKey::from_bytes(r.array()?));
+        Ok(Voucher {
+            by,
+            member,
+            role: read_role(r)?,
+            epoch: r.epoch()?,
+            lsn: r.lsn()?,
+            signature: r.array()?,
+        })
+    };
+    Ok(Proof::new((0..count).map(voucher).collect::<Result<_, _>>()?))
+}
+
+fn read_role(r: &mut FieldReader<'_>) -> Result<MemberRole, MessageError> {
+    let role = r.checked("role", FieldReader::byte, |code| MemberRole::from_code(*code).is_some())?;
+    MemberRole::from_code(role).ok_or_else(|| r.error(MessageFault::Field("role")))
+}
+
 fn decode_addresses(r: &mut FieldReader<'_>) -> Result<Vec<String>, MessageError> {
     let good = |count: &u8| usize::from(*count) <= MAX_ADDRESSES;
     let count = r.checked("number of addresses", FieldReader::byte, good)?;
@@ -489,6 +549,10 @@ fn peek_header(r: &FieldReader<'_>) -> Result<FrameHeader, MessageError> {
 
 /// Messages without a part of free length are at most so long, in bytes.
 const SMALL: usize = 512;
+/// The largest list of addresses, in bytes.
+const NAMES: usize = 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
+/// The largest proof, in bytes.
+const PROOF: usize = 1 + MAX_VOUCHERS * VOUCHER_BYTES;
 /// Runs of at least so many bytes are compressed.
 const COMPRESSED_FROM_BYTES: usize = 16 << 10;
 const COMPRESSION_LEVEL: i32 = 1;

@@ -9,13 +9,13 @@ use tokio::task::JoinHandle;
 
 use super::{
     BRANCH, VOLUME, base_state, epoch, keys, log_of,
-    quic::{dialer, follow_as},
+    quic::{dialer, follow_as, seal},
     test_frames,
 };
 use crate::{
     Ask, BorrowError, Durability, ExchangeError, Frames, Heartbeat, Identity, Lender, MemoryReplica, Message,
     NetworkOptions, ObserveError, Observer, PackFetchError, PackReply, PublicKey, Refusal, Refused, Replica,
-    Seal, Sealed, Secret, SeedPart, SeedReason, Stands, Token, UdpSockets, Verdict, Welcome, compare,
+    Sealed, Secret, SeedPart, SeedReason, Stands, Token, UdpSockets, Verdict, Welcome, compare,
     endpoint::ListeningEndpoint, session::MessageWriter,
 };
 
@@ -151,9 +151,9 @@ async fn an_answer_to_something_else_is_no_answer() {
         expires: LogTime::from_nanos(u64::MAX),
     };
     protocol(dialer.join(&token, "x".to_owned(), Vec::new()).await, text);
-    let seal = Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(2) };
+    let seal = seal(2);
     protocol(dialer.seal(&addresses, node.key, seal).await, text);
-    protocol(dialer.announce(&addresses, node.key, Vec::new()).await, text);
+    protocol(dialer.announce(&addresses, node.key, Vec::new(), Vec::new()).await, text);
     protocol(dialer.tell_fenced(&addresses, node.key, (&keys(), BRANCH), epoch(2), None).await, text);
     protocol(node.lender().await, text);
     let log: Arc<dyn Log> = Arc::new(log_of(base_state(), &[]));
@@ -171,7 +171,7 @@ async fn a_promise_to_another_epoch_does_not_count() {
     for (promised, counts) in [(epoch(3), false), (Epoch { number: 2, ..epoch(9) }, false), (epoch(2), true)]
     {
         let node = Scripted::answering(&[promise(promised)]).await;
-        let seal = Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(2) };
+        let seal = seal(2);
         let sealed = dialer().seal(&node.addresses(), node.key, seal).await;
         assert_eq!(sealed.is_ok(), counts, "{sealed:?}");
     }
@@ -191,7 +191,7 @@ async fn a_message_that_is_cut_off_or_garbled_is_told_apart_from_a_refusal() {
         (garbled, "breaks the protocol"),
     ] {
         let node = Scripted::start(line, says(&[]), Vec::new()).await;
-        let error = dialer().announce(&node.addresses(), node.key, Vec::new()).await.unwrap_err();
+        let error = dialer().announce(&node.addresses(), node.key, Vec::new(), Vec::new()).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

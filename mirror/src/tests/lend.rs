@@ -16,25 +16,38 @@ use super::{
     test_frames,
 };
 use crate::{
-    Ask, BorrowError, Dialer, Durability, ExchangeError, Lender, MemoryReplica, MirrorAcknowledger,
-    MirrorPart, Part, Refusal, Replica, Stands,
+    Ask, BorrowError, Dialer, Durability, ExchangeError, FollowerStatus, Lender, MemoryReplica,
+    MirrorAcknowledger, MirrorPart, Part, Refusal, Replica, Stands,
 };
 
+/// The part of a mirror that follows nobody.
+pub(super) fn alone(replica: Arc<dyn Replica>, heard: watch::Receiver<Lsn>) -> MirrorPart {
+    let status = FollowerStatus {
+        address: String::new(),
+        connected: false,
+        source_lsn: *heard.borrow(),
+        metadata_lsn: Lsn::new(0),
+        data_lsn: Lsn::new(0),
+        lag_ms: 0,
+        error: None,
+    };
+    MirrorPart::new(replica, heard, watch::Sender::new(status).subscribe())
+}
+
 /// A mirror that listens, and holds these frames.
-struct Mirror {
-    node: Node,
-    replica: Arc<MemoryReplica>,
+pub(super) struct Mirror {
+    pub(super) node: Node,
+    pub(super) replica: Arc<MemoryReplica>,
     _heard: watch::Sender<Lsn>,
 }
 
 impl Mirror {
-    async fn start(frames: &[Frame], packs: Option<Arc<dyn BlockStore>>) -> Mirror {
+    pub(super) async fn start(frames: &[Frame], packs: Option<Arc<dyn BlockStore>>) -> Mirror {
         let node = Node::start(Arc::default(), packs).await;
         let replica = Arc::new(MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate));
         frames.iter().for_each(|frame| replica.append(frame.clone(), None).unwrap());
         let heard = watch::Sender::new(Lsn::new(77));
-        let part = MirrorPart { replica: replica.clone(), heard: heard.subscribe() };
-        node.services.become_part(Part::Mirror(part));
+        node.services.become_part(Part::Mirror(alone(replica.clone(), heard.subscribe())));
         Mirror { node, replica, _heard: heard }
     }
 

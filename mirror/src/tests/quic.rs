@@ -11,8 +11,8 @@ use super::{BRANCH, VOLUME, base_state, epoch, extend, keys, log_of, ms, test_fr
 use crate::{
     Dialer, Durability, EntryLine, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener,
     MemberBook, MemoryBook, MemoryReplica, MemorySnapshots, MirrorAcknowledger, MirrorPart, NetworkOptions,
-    Observer, Part, PublicKey, Refusal, Refused, RemotePacks, Replica, Seal, Secret, Services, SourcePart,
-    Token, UdpSockets, compare,
+    Observer, Part, Proof, PublicKey, Refusal, Refused, RemotePacks, Replica, Seal, Secret, Services,
+    SourcePart, Token, UdpSockets, compare,
 };
 
 /// A node that listens.
@@ -41,6 +41,7 @@ impl Node {
         let clock = Arc::new(SystemClock::new());
         let mut services = Services::new(keys(), branch, identity.node(), clock, book.clone());
         services.packs = packs;
+        services.identity = Some(Arc::clone(&identity));
         let services = Arc::new(services);
         let options = NetworkOptions::default();
         // The socket of a node that has just stopped is closed by its endpoint's own task, a moment later.
@@ -71,7 +72,7 @@ impl Node {
         self.task.await.unwrap();
     }
 
-    fn token(&self, secret: &Secret) -> Token {
+    pub(super) fn token(&self, secret: &Secret) -> Token {
         Token {
             addresses: vec![self.address.to_string()],
             volume: VOLUME,
@@ -94,10 +95,16 @@ pub(super) fn admit(book: &MemoryBook, key: PublicKey, role: MemberRole) {
     book.put(key.node(), MemberRow { role, state, name: "m".to_owned(), addresses: Vec::new() });
 }
 
+/// Asks for the promise of epoch `number`, with nothing to show.
+pub(super) fn seal(number: u32) -> Seal {
+    let (proof, leads) = (Proof::default(), Vec::new());
+    Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(number), proof, leads }
+}
+
 /// A mirror that follows.
 pub(super) struct Mirror {
     pub(super) replica: Arc<MemoryReplica>,
-    handle: FollowHandle,
+    pub(super) handle: FollowHandle,
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), crate::FollowError>>,
     pub(super) node: NodeId,
@@ -397,19 +404,19 @@ async fn a_sealed_mirror_answers_with_its_last_state_and_ends_the_old_source() {
     mirror.reach(log.tail()).await;
     // The mirror listens too, so that it can be asked.
     let listening = Node::start(Arc::clone(&book), None).await;
-    let part = MirrorPart { replica: mirror.replica.clone(), heard: mirror.handle.heard.clone() };
+    let (heard, status) = (mirror.handle.heard.clone(), mirror.handle.status.clone());
+    let part = MirrorPart::new(mirror.replica.clone(), heard, status);
     listening.services.become_part(Part::Mirror(part));
     let promoter = dialer();
-    let seal = Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(2) };
     let addresses = [listening.address.to_string()];
     let key = listening.identity.public_key();
-    let refused = promoter.seal(&addresses, key, seal).await.unwrap_err();
+    let refused = promoter.seal(&addresses, key, seal(2)).await.unwrap_err();
     assert!(refused.to_string().contains("not a member"), "{refused}");
     admit(&book, promoter.identity.public_key(), MemberRole::Observer);
-    let refused = promoter.seal(&addresses, key, seal).await.unwrap_err();
+    let refused = promoter.seal(&addresses, key, seal(2)).await.unwrap_err();
     assert!(refused.to_string().contains("role"), "{refused}");
     admit(&book, promoter.identity.public_key(), MemberRole::Mirror);
-    let sealed = promoter.seal(&addresses, key, seal).await.unwrap();
+    let sealed = promoter.seal(&addresses, key, seal(2)).await.unwrap();
     assert_eq!(sealed.state, Some(log.tail()));
     assert_eq!(sealed.heard_lsn, log.tail().position.lsn);
     let before = log.tail();
@@ -421,7 +428,7 @@ async fn a_sealed_mirror_answers_with_its_last_state_and_ends_the_old_source() {
     };
     tokio::time::timeout(Duration::from_secs(10), fenced).await.unwrap();
     assert_eq!(mirror.replica.state(), Some(before));
-    let older = promoter.seal(&addresses, key, Seal { epoch: epoch(1), ..seal }).await.unwrap_err();
+    let older = promoter.seal(&addresses, key, seal(1)).await.unwrap_err();
     assert!(matches!(older, ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })), "{older}");
     mirror.stop().await;
     listening.stop().await;

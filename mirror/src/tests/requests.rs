@@ -18,15 +18,17 @@ use murphy_log::{
 use tokio::sync::watch;
 
 use super::{
-    BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys, log_of, packs,
-    quic::{Node, admit, dialer, follow, follow_with},
+    BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys,
+    lend::alone,
+    log_of, packs,
+    quic::{Node, admit, dialer, follow, follow_with, seal},
     test_frames,
 };
 use crate::{
     Ask, Congestion, Dialer, Durability, ExchangeError, FollowError, Heartbeat, Hello, LendRequest,
-    MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, MirrorPart, ObserveError, Observer,
-    PackFetchError, PackReply, PackRequest, PackSource, Part, Point, Refusal, Replica, ReplicaError, Resume,
-    Seal, SeedWriter, compare,
+    MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, ObserveError, Observer, PackFetchError,
+    PackReply, PackRequest, PackSource, Part, Point, Refusal, Replica, ReplicaError, Resume, Seal,
+    SeedWriter, compare,
     session::{Connection, MessageReader, MessageWriter},
 };
 
@@ -124,11 +126,11 @@ async fn nonsense_ends_the_connection_that_brought_it_and_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promise_is_given_only_by_a_mirror_of_that_volume_and_branch() {
     let visit = neither().await;
-    let seal = Seal { volume: VOLUME, branch: BRANCH, epoch: epoch(2) };
+    let seal = seal(2);
     let (volume, branch) = (VolumeId::from_bytes([9; 16]), BranchId::from_bytes([9; 16]));
     for (seal, expected) in [
-        (Seal { volume, ..seal }, Refusal::ForeignVolume),
-        (Seal { branch, ..seal }, Refusal::ForeignBranch),
+        (Seal { volume, ..seal.clone() }, Refusal::ForeignVolume),
+        (Seal { branch, ..seal.clone() }, Refusal::ForeignBranch),
         (seal, Refusal::Protocol),
     ] {
         let key = visit.node.identity.public_key();
@@ -183,11 +185,12 @@ async fn a_member_says_where_it_listens_and_a_stranger_does_not() {
     let visit = neither().await;
     let (addresses, key) = (visit.addresses(), visit.node.identity.public_key());
     let listens = vec!["mirror.example:7".to_owned()];
-    let admitted = visit.dialer.announce(&addresses, key, listens.clone()).await.unwrap();
+    let admitted =
+        visit.dialer.announce(&addresses, key, listens.clone(), vec!["machine m".to_owned()]).await.unwrap();
     assert_eq!((admitted.volume, admitted.branch, admitted.role), (VOLUME, BRANCH, MemberRole::Mirror));
     let row = visit.node.book.row(visit.dialer.identity.node()).unwrap();
     assert_eq!(row.addresses, listens);
-    let error = dialer().announce(&addresses, key, listens).await.unwrap_err();
+    let error = dialer().announce(&addresses, key, listens, Vec::new()).await.unwrap_err();
     assert!(error.to_string().contains("not a member"), "{error}");
     assert_eq!(visit.node.book.members().len(), 1);
     visit.node.stop().await;
@@ -332,7 +335,7 @@ async fn a_mirror_or_a_stranger_leads_nothing_that_ends_a_source() {
     let visit = neither().await;
     let replica = Arc::new(MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate));
     let heard = watch::Sender::new(Lsn::ROOT).subscribe();
-    visit.node.services.become_part(Part::Mirror(MirrorPart { replica, heard }));
+    visit.node.services.become_part(Part::Mirror(alone(replica, heard)));
     let log: Arc<dyn Log> = Arc::new(log_of(base_state(), &[]));
     let key = visit.node.identity.public_key();
     for dialer in [visit.dialer.clone(), dialer()] {

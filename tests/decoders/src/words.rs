@@ -10,8 +10,8 @@ use murphy_log::{
 };
 use murphy_mirror::{
     Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, Lookup, Message, PackReply,
-    PackRequest, Point, PublicKey, Redeem, Refusal, Refused, Resume, Seal, Sealed, Secret, SeedPart,
-    SeedReason, Stands, TOKEN_PREFIX, Token, Verdict, Welcome,
+    PackRequest, Point, Proof, PublicKey, Redeem, Refusal, Refused, Resume, Seal, Sealed, Secret, SeedPart,
+    SeedReason, Stands, TOKEN_PREFIX, Token, Verdict, Voucher, Welcome,
 };
 
 use crate::{PLACES, SMALL, Target, seal};
@@ -98,6 +98,9 @@ fn message_seeds() -> Vec<Vec<u8>> {
     };
     let next = Epoch { number: 4, id: EpochId::from_bytes([9; 16]) };
     let addresses = vec!["10.0.0.1:7000".to_owned(), "h:1".to_owned()];
+    let (by, member) = (PublicKey::from_bytes([7; 32]), PublicKey::from_bytes([8; 32]));
+    let (role, lsn, signature) = (MemberRole::Mirror, Lsn::new(70), [9; 64]);
+    let proof = Proof::new(vec![Voucher { by, member, role, epoch: epoch(3), lsn, signature }; 2]);
     let sealed = |state: Option<State>| {
         Message::Sealed(Sealed { epoch: next, state, data_lsn: Lsn::ROOT, heard_lsn: Lsn::new(9) })
     };
@@ -128,8 +131,8 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::PackReply(PackReply::Failed("gone".to_owned())),
         Message::Refused(Refused { reason: Refusal::BadFrame, detail: "at lsn 5".to_owned() }),
         Message::Redeem(Redeem { secret: Secret::from_bytes([5; 32]), name: "berlin".to_owned(), addresses }),
-        Message::Admitted(Admitted { volume, branch, role: MemberRole::Writer }),
-        Message::Seal(Seal { volume, branch, epoch: next }),
+        Message::Admitted(Admitted { volume, branch, role: MemberRole::Writer, proof: proof.clone() }),
+        Message::Seal(Seal { volume, branch, epoch: next, proof, leads: vec!["host:7000".to_owned()] }),
         sealed(None),
         sealed(Some(origin)),
         Message::Ask(Ask { volume, branch, epoch: None }),

@@ -111,7 +111,8 @@ impl Ground {
         let services = Arc::new(services);
         if let Some(followed) = &followed {
             let replica = Arc::clone(&followed.replica) as Arc<dyn Replica>;
-            services.become_part(Part::Mirror(MirrorPart { replica, heard: followed.handle.heard.clone() }));
+            let (heard, status) = (followed.handle.heard.clone(), followed.handle.status.clone());
+            services.become_part(Part::Mirror(MirrorPart::new(replica, heard, status)));
         }
         let address = address_of(host);
         let bound =

@@ -17,8 +17,8 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, RowKey, SettingRow, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, PublicKey, Refusal,
-    Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
+    AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, Proof, PublicKey,
+    Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
 };
 
 use super::{
@@ -437,7 +437,8 @@ impl TakeOver for Acts<'_> {
             let MemberState::Joined { public_key } = row.state else {
                 return Err("it is no member any more".to_owned());
             };
-            let seal = Seal { volume: VOLUME, branch: BRANCH, epoch };
+            let (proof, leads) = (Proof::default(), Vec::new());
+            let seal = Seal { volume: VOLUME, branch: BRANCH, epoch, proof, leads };
             let key = PublicKey::from_bytes(public_key);
             let sealed = self.parts.dialer.seal(&row.addresses, key, seal).await;
             if let Err(ExchangeError::Refused(RefusedBy { reason: Refusal::Fenced, .. })) = &sealed {

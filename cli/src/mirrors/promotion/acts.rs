@@ -175,7 +175,8 @@ impl TakeOver for Acts {
         Box::pin(async move {
             let Member { addresses, key, .. } = self.member(member)?;
             let config = self.mirroring.config().clone();
-            let seal = Seal { volume: config.volume, branch: config.branch, epoch };
+            let (proof, leads) = (self.mirroring.services.proof(), Vec::new());
+            let seal = Seal { volume: config.volume, branch: config.branch, epoch, proof, leads };
             let sealed = self.mirroring.dialer.seal(&addresses, key, seal).await;
             if let Err(ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })) = &sealed {
                 self.outbid.store(true, Ordering::Relaxed);

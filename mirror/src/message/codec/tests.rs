@@ -28,6 +28,12 @@ fn run(count: usize, size: usize) -> Vec<Frame> {
     test_frames(base_state(), 1, count, size)
 }
 
+fn proof() -> Proof {
+    let key = |byte| PublicKey::from_bytes([byte; 32]);
+    let (role, lsn, signature) = (MemberRole::Writer, Lsn::new(0x99), [6; 64]);
+    Proof::new(vec![Voucher { by: key(4), member: key(5), role, epoch: epoch(), lsn, signature }])
+}
+
 /// One of every kind, and every variant of each.
 fn messages() -> Vec<Message> {
     let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
@@ -41,6 +47,7 @@ fn messages() -> Vec<Message> {
     };
     let probed = |found| Message::Probed { lsn: Lsn::new(7), found };
     let pack = PackName::new(WriterId::from_u64(0x11), 0x22);
+    let proof = proof();
     vec![
         hello(Resume::Fresh, None),
         hello(Resume::After(state().position), Some(epoch())),
@@ -71,8 +78,10 @@ fn messages() -> Vec<Message> {
             name: "n".to_owned(),
             addresses: vec!["h:1".to_owned(), "i:2".to_owned()],
         }),
-        Message::Admitted(Admitted { volume, branch, role: MemberRole::Observer }),
-        Message::Seal(Seal { volume, branch, epoch: epoch() }),
+        Message::Admitted(Admitted { volume, branch, role: MemberRole::Observer, proof: Proof::default() }),
+        Message::Admitted(Admitted { volume, branch, role: MemberRole::Mirror, proof: proof.clone() }),
+        Message::Seal(Seal { volume, branch, epoch: epoch(), proof: Proof::default(), leads: Vec::new() }),
+        Message::Seal(Seal { volume, branch, epoch: epoch(), proof, leads: vec!["h:1".to_owned()] }),
         Message::Sealed(Sealed {
             epoch: epoch(),
             state: Some(state()),
@@ -80,7 +89,7 @@ fn messages() -> Vec<Message> {
             heard_lsn: Lsn::new(2),
         }),
         Message::Sealed(Sealed { epoch: epoch(), state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT }),
-        Message::Announce(Announce { addresses: vec!["h:1".to_owned()] }),
+        Message::Announce(Announce { addresses: vec!["h:1".to_owned()], domains: vec!["d".to_owned()] }),
         Message::Ask(Ask { volume, branch, epoch: Some(epoch()) }),
         Message::Ask(Ask { volume, branch, epoch: None }),
         Message::Stands(Stands {
@@ -130,6 +139,7 @@ fn the_bytes_of_the_messages_do_not_change() {
         |kind: u8, body: Vec<u8>| [&(body.len() as u32).to_le_bytes()[..], &[0, kind, 0, 0], &body].concat();
     let epoch = &position[..20];
     let leads = [&[4, 0, 0, 0][..], &[0xe1; 16]].concat();
+    let proof = [&[1][..], &[4; 32], &[5; 32], &[1], epoch, &[0x99, 0, 0, 0, 0, 0, 0, 0], &[6; 64]].concat();
     let mut messages = messages();
     messages.retain(|message| !matches!(message, Message::Frames(_)));
     let point = |lsn| [numbers(&[lsn]), vec![0xcd; 32]].concat();
@@ -157,11 +167,13 @@ fn the_bytes_of_the_messages_do_not_change() {
         framed(12, b"\x02\x04\0down".to_vec()),
         framed(13, b"\x09\x02\0no".to_vec()),
         framed(14, [&[0x77; 32][..], b"\x01\0n\x02\x03\0h:1\x03\0i:2"].concat()),
-        framed(15, [&ids[..32], &[2]].concat()),
-        framed(16, [&ids[..32], epoch].concat()),
+        framed(15, [&ids[..32], &[2, 0]].concat()),
+        framed(15, [&ids[..32], &[0], &proof].concat()),
+        framed(16, [&ids[..32], epoch, &[0, 0]].concat()),
+        framed(16, [&ids[..32], epoch, &proof, b"\x01\x03\0h:1"].concat()),
         framed(17, [epoch, &[1], &state, &numbers(&[1, 2])].concat()),
         framed(17, [epoch, &[0], &numbers(&[1, 1])].concat()),
-        framed(18, b"\x01\x03\0h:1".to_vec()),
+        framed(18, b"\x01\x03\0h:1\x01\x01\0d".to_vec()),
         framed(19, [&ids[..32], &[1], epoch].concat()),
         framed(19, [&ids[..32], &[0]].concat()),
         framed(20, [&[1], &state[..], &numbers(&[1, 2]), &[1], epoch].concat()),

@@ -1,0 +1,185 @@
+//! Members over real QUIC on the loopback interface: who may seal whom, and what becomes of one that is removed.
+
+use std::{sync::Arc, time::Duration};
+
+use murphy_fs::{MemberRole, MemberRow, MemberState};
+use murphy_log::{Log, LogTime, Lsn};
+use tokio::sync::watch;
+
+use super::{
+    base_state, epoch, keys,
+    lend::{Mirror, alone},
+    log_of, ms,
+    quic::{Node, admit, dialer, follow, seal},
+    test_frames,
+};
+use crate::{
+    Dialer, ExchangeError, Leader, MemoryBook, Part, Proof, PublicKey, Refusal, Refused, Replica, Seal,
+    Sealed, Secret,
+};
+
+fn revoke(book: &MemoryBook, key: PublicKey) {
+    let state = MemberState::Revoked { public_key: *key.as_bytes() };
+    let row = MemberRow { role: MemberRole::Mirror, state, name: "m".to_owned(), addresses: Vec::new() };
+    book.put(key.node(), row);
+}
+
+/// A source that admits a newcomer behind frame 30, and a mirror that follows it and has ten frames.
+struct Lag {
+    source: Node,
+    mirror: Mirror,
+    newcomer: Dialer,
+    /// What the newcomer got when it joined.
+    proof: Proof,
+}
+
+impl Lag {
+    async fn begin() -> Lag {
+        let frames = test_frames(base_state(), 1, 30, 3);
+        let source = Node::start(Arc::default(), None).await;
+        source.lead(&Arc::new(log_of(base_state(), &frames)), 1000);
+        let mirror = Mirror::start(&frames[..10], None).await;
+        mirror.node.services.set_source_key(source.identity.public_key());
+        let secret = Secret::random().unwrap();
+        source.book.invite(secret.hash(&keys()), MemberRole::Mirror, LogTime::from_nanos(100));
+        let newcomer = dialer();
+        let admitted = newcomer.join(&source.token(&secret), "new".to_owned(), Vec::new()).await.unwrap();
+        Lag { source, mirror, newcomer, proof: admitted.proof }
+    }
+
+    async fn seal_as(&self, dialer: &Dialer, seal: Seal) -> Result<Sealed, Refused> {
+        let node = &self.mirror.node;
+        match dialer.seal(&[node.address.to_string()], node.identity.public_key(), seal).await {
+            Ok(sealed) => Ok(sealed),
+            Err(ExchangeError::Refused(refused)) => Err(refused),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    async fn refused(&self, dialer: &Dialer, proof: &Proof) -> Refused {
+        let refused = self.seal_as(dialer, Seal { proof: proof.clone(), ..seal(2) }).await.unwrap_err();
+        assert_eq!(self.mirror.replica.promised(), None, "nothing was promised to it");
+        refused
+    }
+
+    async fn end(self) {
+        self.mirror.node.stop().await;
+        self.source.stop().await;
+    }
+}
+
+/// The fear: the better mirror is not promoted although everybody is there, and a living node is given up instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lags_behind_the_promoters_admission_is_sealed_by_the_word_of_its_source() {
+    let lag = Lag::begin().await;
+    let refused = lag.refused(&lag.newcomer, &Proof::default()).await;
+    assert_eq!(refused.reason, Refusal::UnknownMember, "{}", refused.detail);
+    let sealed = lag.seal_as(&lag.newcomer, Seal { proof: lag.proof.clone(), ..seal(2) }).await.unwrap();
+    assert_eq!((sealed.state, lag.mirror.replica.promised()), (lag.mirror.replica.state(), Some(epoch(2))));
+    lag.end().await;
+}
+
+/// The fear: whoever knows the volume's id, or has read a proof, or was a member once, ends the source.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_sealed_for_a_stranger_or_for_one_that_was_removed() {
+    let lag = Lag::begin().await;
+    let (stranger, key) = (dialer(), lag.newcomer.identity.public_key());
+    let stolen = lag.refused(&stranger, &lag.proof).await;
+    assert!(stolen.detail.contains("another node"), "{}", stolen.detail);
+    let (place, lsn) = ((keys().volume(), super::BRANCH), Lsn::new(200));
+    let about = crate::Vouched {
+        volume: place.0,
+        branch: place.1,
+        epoch: epoch(1),
+        lsn,
+        member: stranger.identity.public_key(),
+        role: MemberRole::Mirror,
+    };
+    let forged = lag.refused(&stranger, &Proof::default().vouch(&stranger.identity, &about)).await;
+    assert!(forged.detail.contains("nobody who vouches"), "{}", forged.detail);
+    // An observer is a member, and its word is none.
+    admit(&lag.mirror.node.book, stranger.identity.public_key(), MemberRole::Observer);
+    let friend = crate::Vouched { member: key, ..about };
+    let watched = lag.refused(&lag.newcomer, &Proof::default().vouch(&stranger.identity, &friend)).await;
+    assert!(watched.detail.contains("nobody who vouches"), "{}", watched.detail);
+    revoke(&lag.mirror.node.book, key);
+    let removed = lag.refused(&lag.newcomer, &lag.proof).await;
+    assert_eq!(removed.reason, Refusal::Revoked, "{}", removed.detail);
+    lag.end().await;
+}
+
+/// One who has the entries knows better than any old voucher.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_has_caught_up_believes_its_own_log() {
+    let lag = Lag::begin().await;
+    for frame in &test_frames(base_state(), 1, 30, 3)[10..] {
+        lag.mirror.replica.append(frame.clone(), None).unwrap();
+    }
+    let refused = lag.refused(&lag.newcomer, &lag.proof).await;
+    assert!(refused.detail.contains("does not know it"), "{}", refused.detail);
+    lag.end().await;
+}
+
+/// A member that was removed keeps its old proof. Whoever hears the source waits for its word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_hears_its_source_takes_no_proof() {
+    let lag = Lag::begin().await;
+    let follower = follow(&lag.source, Some(base_state()));
+    follower.reach(lag.source_tail()).await;
+    let (heard, status) = (watch::Sender::new(Lsn::new(0)).subscribe(), follower.handle.status.clone());
+    let mut part = alone(lag.mirror.replica.clone(), heard);
+    part.status = status;
+    lag.mirror.node.services.become_part(Part::Mirror(part));
+    let refused = lag.refused(&lag.newcomer, &lag.proof).await;
+    assert!(refused.detail.contains("hears its source"), "{}", refused.detail);
+    follower.stop().await;
+    lag.end().await;
+}
+
+impl Lag {
+    fn source_tail(&self) -> murphy_log::State {
+        test_frames(base_state(), 1, 30, 3)[29].state()
+    }
+}
+
+/// A mirror is told whom to follow by whoever it has promised to, and by nobody whose epoch has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_is_told_who_leads_the_epoch_that_it_has_promised() {
+    let lag = Lag::begin().await;
+    let Part::Mirror(part) = lag.mirror.node.services.part_now() else { panic!("it is a mirror") };
+    let leader = part.leader.subscribe();
+    let told = |number| Seal { proof: lag.proof.clone(), leads: vec!["new:1".to_owned()], ..seal(number) };
+    lag.seal_as(&lag.newcomer, Seal { proof: lag.proof.clone(), ..seal(3) }).await.unwrap();
+    assert_eq!(*leader.borrow(), None, "it does not lead yet");
+    let late = lag.seal_as(&lag.newcomer, told(2)).await.unwrap_err();
+    assert_eq!((late.reason, leader.borrow().clone()), (Refusal::Fenced, None));
+    lag.seal_as(&lag.newcomer, told(3)).await.unwrap();
+    let key = lag.newcomer.identity.public_key();
+    let expected = Leader { epoch: epoch(3), key, addresses: vec!["new:1".to_owned()] };
+    assert_eq!(*leader.borrow(), Some(expected));
+    lag.end().await;
+}
+
+/// The fear: a mirror that was removed goes on to be fed, and to acknowledge, for as long as its connection stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_removed_is_cut_off_and_told() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 30, 3)));
+    source.lead(&log, 1000);
+    let mut mirror = follow(&source, Some(base_state()));
+    let kept = log.tail();
+    mirror.reach(kept).await;
+    revoke(&source.book, mirror.dialer.identity.public_key());
+    source.services.members_changed();
+    mirror.complains("was removed").await;
+    super::extend(&log, &test_frames(log.tail(), 1, 5, 2));
+    let gone = async {
+        while source.services.board.status(ms(0)).iter().any(|mirror| mirror.connected) {
+            tokio::time::sleep(ms(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    assert_eq!(mirror.replica.state(), Some(kept), "it keeps what it has, and gets no more");
+    mirror.stop().await;
+    source.stop().await;
+}
