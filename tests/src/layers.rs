@@ -59,6 +59,10 @@ impl<L: BlockLayer> BlockStore for Layered<L> {
         self.0.put(name, bytes)
     }
 
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.0.below().mend(name, bytes)
+    }
+
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         self.0.get_range(name, range)
     }

@@ -216,6 +216,10 @@ impl BlockStore for Broken {
         async { Broken::error() }.boxed()
     }
 
+    fn mend(&self, _: PackName, _: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        async { Broken::error() }.boxed()
+    }
+
     fn get_range(&self, _: PackName, _: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
         async { Broken::error() }.boxed()
     }
