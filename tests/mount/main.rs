@@ -19,5 +19,6 @@ mod model;
 mod moments;
 mod rot;
 mod s3;
+mod settled;
 mod take_over;
 mod tree;
