@@ -93,6 +93,8 @@ impl fmt::Display for Stray {
 pub struct Reach {
     /// Where the walk ended.
     pub end: Boundary,
+    /// Whether the end is no entry of the source's own epoch that its log has otherwise: then the log has gone on without what is archived.
+    pub is_continued: bool,
     /// What nothing leads to and nobody has given up, by name.
     pub strays: Vec<Stray>,
 }
@@ -137,7 +139,10 @@ pub async fn strays(
         !passed.contains(key) && (place >= end || places.contains(&place))
     });
     names.extend(walked.dead.iter().filter_map(|name| Some((key_of(name)?, name.clone()))));
-    Ok(Reach { end: walked.end, strays: judge_all(archive, names, own, log).await? })
+    let position = walked.end.position;
+    let is_looked_up = position.epoch == own && position.lsn >= log.first();
+    let is_continued = !is_looked_up || log_has(log, position).await?;
+    Ok(Reach { end: walked.end, is_continued, strays: judge_all(archive, names, own, log).await? })
 }
 
 /// The same where a walk has come no further than `end`, because what follows there is damaged or missing.
@@ -148,7 +153,7 @@ pub async fn strays_behind(
     log: &Arc<dyn Log>,
 ) -> Result<Reach, StraysError> {
     let names = listed_behind(archive, &end, own).await?;
-    Ok(Reach { end, strays: judge_all(archive, names, own, log).await? })
+    Ok(Reach { end, is_continued: true, strays: judge_all(archive, names, own, log).await? })
 }
 
 /// What is listed from the place behind `from` on, of the epoch `own` and later ones.

@@ -209,9 +209,13 @@ impl Archives {
     /// did not answer.
     pub(crate) fn lost(&self) -> Option<String> {
         self.shipped().iter().find_map(|shipped| {
-            let state = shipped.state();
-            match state.handle.as_ref()?.status().end {
-                Some(end @ (ShipEnd::Ahead { .. } | ShipEnd::Stray { .. })) => Some(end.to_string()),
+            let end = shipped.state().handle.as_ref()?.status().end?;
+            match &end {
+                // One that was given up when this node took over may go further in an epoch that is over.
+                ShipEnd::Ahead { held, .. } => {
+                    (held.epoch == self.context.volume.state().position.epoch).then(|| end.to_string())
+                }
+                ShipEnd::Stray { .. } => Some(end.to_string()),
                 _ => None,
             }
         })

@@ -141,7 +141,25 @@ async fn a_damaged_slot_behind_the_log_is_a_stray_and_one_within_it_is_not() {
     let whole: Arc<dyn Log> = logged(&scene.frames);
     let walked = walk(&scene.archive, None).await.unwrap();
     let reached = strays(&scene.archive, &walked, whole.tail().position.epoch, &whole).await.unwrap();
-    assert_eq!((reached.end, reached.strays), (walked.end, Vec::new()));
+    assert_eq!((reached.end, reached.is_continued, reached.strays), (walked.end, true, Vec::new()));
+}
+
+/// The archive did not answer while the source that was put back wrote more than it had lost: it is not ahead any more, and not continued.
+#[tokio::test]
+async fn a_log_that_has_gone_on_past_the_end_of_its_archive_without_it_is_found_out() {
+    let scene = Scene::new().await;
+    let epoch = scene.source.base().position.epoch;
+    for (more, is_continued) in [(0, false), (9, false)] {
+        let log: Arc<dyn Log> = logged(&gone_on_from(&scene.frames[..4], more));
+        let found = reach(&scene.archive, None, epoch, &log).await.unwrap();
+        assert_eq!((found.is_continued, found.strays.len()), (is_continued, 0), "{more}");
+    }
+    let log: Arc<dyn Log> = logged(&scene.frames);
+    assert!(reach(&scene.archive, None, epoch, &log).await.unwrap().is_continued);
+    // In an epoch that is over it is another one's matter.
+    let later = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let log: Arc<dyn Log> = logged(&gone_on_from(&scene.frames[..4], 9));
+    assert!(reach(&scene.archive, None, later, &log).await.unwrap().is_continued);
 }
 
 /// The fear: a source that has lost nothing is kept from starting by what an earlier process of it left behind.

@@ -136,6 +136,20 @@ impl<'a> Asked<'a> {
             remember_fence(&node.directory, &reason);
             return Err(refused(&reason));
         }
+        let own = node.log.recovery().epoch;
+        if let Some(stray) = reach.strays.iter().find(|stray| stray.key.0 > own.number) {
+            return Err(refused(&format!("{stray}, and the seal that began it is lost")));
+        }
+        if !reach.is_continued {
+            let (url, lsn) = (&self.shared.url, reach.end.position.lsn);
+            return Err(CliError::new(format!(
+                "{url} ends at lsn {lsn} with an entry of this node's epoch that its log has not: this node has lost it and gone on without it, or \
+                 a copy of it has shipped there"
+            ))
+            .hint(format!(
+                "what is right is what was acknowledged: restore {url} with --take-over, or murphy promote at a mirror; the log here is kept as it is"
+            )));
+        }
         let Some(stray) = reach.furthest().cloned() else { return Ok(()) };
         let (archived, log) = (reach.end.position.lsn, node.log.tail().position.lsn);
         Err(failed(ShipEnd::Stray { stray, archived, log }).hint(format!(
