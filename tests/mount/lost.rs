@@ -192,7 +192,8 @@ fn a_source_that_hears_from_a_mirror_what_it_lost_ends_and_the_mirror_goes_on() 
     });
     let status = rolled.pair.status("b");
     assert_eq!(status["branches"].as_array().map(Vec::len), Some(0), "{status}");
-    assert_eq!(status["durable_lsn"].as_u64(), Some(rolled.held), "{status}");
+    // A tick may have come before the source was killed.
+    assert!(status["durable_lsn"].as_u64() >= Some(rolled.held), "{status}");
     rolled.pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
     rolled.ledger.assert_kept(&mb);
     // With the last mirror promoted nobody is left to wait for.
