@@ -268,13 +268,19 @@ impl Shipped {
                 status.lsn = held.position.lsn.get();
                 status.lag_ms = Some(shipped.lag_ms);
             }
-            let end = shipped.end.map(|end| end.to_string());
+            let end = shipped.end.map(|end| match end {
+                ShipEnd::Gap { .. } => format!("{end}; {STRANDED}"),
+                end => end.to_string(),
+            });
             status.error = status.error.or(end).or(shipped.error);
         }
         status
     }
 }
 
+/// What to do about an archive that nobody can bring up to this log.
+const STRANDED: &str = "what it holds stays restorable; to go on, murphy archive remove (--assume-lost if fsync waits for it), and murphy archive \
+    add at another prefix, which begins with a snapshot";
 /// What the status of an archive says that acknowledges nothing yet.
 const JOINING: &str = "it acknowledges nothing before another archive has the entry that added it";
 

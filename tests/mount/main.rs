@@ -20,5 +20,6 @@ mod moments;
 mod rot;
 mod s3;
 mod settled;
+mod stranded;
 mod take_over;
 mod tree;
