@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore};
+use murphy_fs::{AcknowledgeError, Acknowledger, Fence, FenceError, ObjectBlockStore};
 use murphy_log::{EpochId, Frame, LogTime, MemoryLog, NodeId, SystemClock};
 
 use super::*;
@@ -191,9 +191,20 @@ async fn a_seal_that_nothing_leads_to_fences_and_so_does_a_later_epoch() {
         let end = ship(&scene.archive, &logged(&scene.frames[..held])).await;
         assert!(matches!(&end, ShipEnd::Fenced(sealed) if sealed.next == next), "{held}: {end}");
     }
+    // Nobody else seals in front of it, and its own seal that was lost is made good.
+    let before = walk(&scene.archive, None).await.unwrap().end.position;
+    let other = Epoch { number: 2, id: EpochId::from_bytes([8; 16]) };
+    let refused = fence.seal(before, other).await;
+    assert!(matches!(&refused, Err(FenceError::Sealed(sealed)) if sealed.next == next), "{refused:?}");
     scene.store.remove(&layout::slot(1, scene.source.state().position.lsn.next())).await;
     let end = ship(&scene.archive, &logged(&scene.frames)).await;
     assert!(is_stray(&end, &shipped[0]), "{end}");
+    put(&scene.store, &scene.frames[6..7]).await;
+    let refused = fence.seal(scene.source.state().position, other).await;
+    assert!(matches!(&refused, Err(FenceError::Unavailable { .. })), "{refused:?}");
+    fence.seal(scene.source.state().position, next).await.unwrap();
+    let end = walk(&scene.archive, None).await.unwrap().end;
+    assert_eq!((end.position, end.epoch), (successor.state().position, next));
 }
 
 /// The fear: a copy of the directory ran, and its slots are taken for what this source has forgotten for ever. People say what they are.

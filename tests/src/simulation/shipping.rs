@@ -135,6 +135,9 @@ impl Shipping {
             end = shipper.run() => end,
             never = self.take_first_snapshot(&archive, &handle) => match never {},
         };
+        if matches!(end, ShipEnd::Stray { .. }) {
+            self.ground.stage.count("archives with slots that nothing leads to");
+        }
         self.ground.stage.note(format!("host {}: shipping to {} has ended: {end}", self.host, account.name));
     }
 
