@@ -5,6 +5,7 @@
 
 pub mod allocator;
 mod archive_notes;
+mod archive_packs;
 mod archives;
 mod args;
 mod attempts;

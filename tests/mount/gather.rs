@@ -191,8 +191,8 @@ fn follow_as(pair: &Pair, mirror: &str, joined: &str) {
     fs::write(path(mirror), changed).unwrap();
 }
 
-/// A source `a` that was lost with its machine while its archive `one` lacks the packs of two files; its store is `away`, and what the
-/// archive lacks too.
+/// A source `a` that was lost with its machine while its archive `one` lacks the packs of three files, the second of which its archive `two`
+/// has; that one and its store are `two-away` and `away`, and what `one` lacks is aside too.
 struct Lost {
     scratch: Scratch,
     archive: String,
@@ -200,18 +200,21 @@ struct Lost {
     kept: Vec<(PathBuf, PathBuf)>,
 }
 
+const FILES: [&str; 3] = ["first", "second", "third"];
+
 impl Lost {
     fn new() -> Lost {
         let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
         let archive = format!("{}?domain=elsewhere", scratch.url("one"));
+        let other = format!("{}?domain=far-away", scratch.url("two"));
         let format = ["format", "a", "--blocks", &scratch.url("ba"), "--name", "vol", "--archive", &archive];
-        scratch.run(format).expect_code(0);
+        scratch.run(format.into_iter().chain(["--archive", &other])).expect_code(0);
         scratch.mount("a", "ma");
         sow(&scratch.path("ma"));
         let lost = Lost { scratch, archive, kept: Vec::new() };
         lost.archive_all();
         let mut kept = Vec::new();
-        for name in ["first", "second"] {
+        for name in FILES {
             let before = objects(&lost.scratch.path("one/packs"));
             write_safely(&lost.scratch.path("ma").join(name), &large()).unwrap();
             lost.archive_all();
@@ -219,24 +222,31 @@ impl Lost {
             for (number, pack) in packs.difference(&before).enumerate() {
                 let aside = lost.scratch.path(&format!("{name}-{number}"));
                 fs::rename(pack, &aside).unwrap();
+                if name != "second" {
+                    let also = pack.strip_prefix(lost.scratch.path("one")).unwrap();
+                    fs::remove_file(lost.scratch.path("two").join(also)).unwrap();
+                }
                 kept.push((pack.clone(), aside));
             }
         }
-        assert_eq!(kept.len(), 2, "{kept:?}");
+        assert_eq!(kept.len(), FILES.len(), "{kept:?}");
         lost.scratch.signal_all(Signal::KILL);
         wait_for("the mount to die", || murphy_tests::is_dead(&lost.scratch.path("ma")));
         rustix::mount::unmount(lost.scratch.path("ma"), rustix::mount::UnmountFlags::DETACH).unwrap();
         fs::remove_dir_all(lost.scratch.path("a")).unwrap();
         fs::rename(lost.scratch.path("ba"), lost.scratch.path("away")).unwrap();
+        fs::rename(lost.scratch.path("two"), lost.scratch.path("two-away")).unwrap();
         Lost { kept, ..lost }
     }
 
-    /// Waits until the archive has everything.
+    /// Waits until the archives have everything.
     fn archive_all(&self) {
         self.scratch.run(["flush", "ma"]).expect_code(0);
         let status = || self.scratch.run(["status", "a", "--json"]).json();
         let wanted = status()["durable_lsn"].as_u64();
-        wait_for("the archive", || status()["archives"][0]["lsn"].as_u64() >= wanted);
+        for archive in [0, 1] {
+            wait_for("an archive", || status()["archives"][archive]["lsn"].as_u64() >= wanted);
+        }
     }
 
     fn mount(&self, node: &str) {
@@ -252,9 +262,9 @@ impl Lost {
         });
     }
 
-    /// Which of the two files can be read at the mount of `node`; the others are EIO.
-    fn readable(&self, node: &str) -> [bool; 2] {
-        ["first", "second"].map(|name| match fs::read(self.scratch.path(&format!("m{node}/{name}"))) {
+    /// Which of the files can be read at the mount of `node`; the others are EIO.
+    fn readable(&self, node: &str) -> [bool; 3] {
+        FILES.map(|name| match fs::read(self.scratch.path(&format!("m{node}/{name}"))) {
             Ok(bytes) => {
                 assert!(bytes == large(), "{name}");
                 true
@@ -288,18 +298,24 @@ fn what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it() {
     let take_over =
         ["restore", &lost.archive, "n", "--take-over", "--confirm", "vol", "--blocks", &blocks, "--json"];
     let restored = lost.scratch.run(take_over).expect_code(3).json();
-    assert_eq!(restored["missing_packs"], 2, "{restored}");
+    assert_eq!(restored["missing_packs"], 3, "{restored}");
     lost.mount("n");
-    lost.wait_missing("n", 2);
-    assert_eq!(lost.readable("n"), [false, false]);
+    lost.wait_missing("n", 3);
+    assert_eq!(lost.readable("n"), [false; 3]);
     assert_eq!(fs::read(lost.scratch.path("mn/small")).unwrap(), b"some text\n");
+    assert!(!lost.scratch.path("two").exists(), "an archive is made where one is looked for");
     // The archive gives what it has again.
     lost.mend(0);
-    lost.scratch.run(["umount", "mn"]).expect_code(0);
+    lost.scratch.umount("mn");
+    lost.mount("n");
+    lost.wait_missing("n", 2);
+    assert_eq!(lost.readable("n"), [true, false, false]);
+    // Another archive of the volume is back, which the restore was not made of.
+    lost.scratch.umount("mn");
+    fs::rename(lost.scratch.path("two-away"), lost.scratch.path("two")).unwrap();
     lost.mount("n");
     lost.wait_missing("n", 1);
-    assert_eq!(lost.readable("n"), [true, false]);
-    assert!(objects(&lost.scratch.path("bn")).len() > 1);
+    assert_eq!(lost.readable("n"), [true, true, false]);
     // The store of the source before comes back as that of a mirror.
     let token = lost.scratch.run(["invite", "n"]).expect_code(0).stdout();
     fs::write(lost.scratch.path("token"), token).unwrap();
@@ -308,7 +324,7 @@ fn what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it() {
     lost.mount("d");
     lost.wait_missing("n", 0);
     lost.scratch.run(["umount", "md"]).expect_code(0);
-    assert_eq!(lost.readable("n"), [true, true]);
+    assert_eq!(lost.readable("n"), [true; 3]);
     // So it comes into the archive, too.
     wait_for("an archive that is whole", || {
         lost.scratch.run(["verify", &lost.archive, "--data", "100"]).code() == Some(0)
@@ -325,10 +341,10 @@ fn a_copy_knows_what_it_lacks_and_can_be_archived_and_gets_it_when_its_archive_h
     let lost = Lost::new();
     let blocks = lost.scratch.url("bn");
     let restored = lost.scratch.run(["restore", &lost.archive, "n", "--blocks", &blocks, "--json"]);
-    assert_eq!(restored.expect_code(3).json()["missing_packs"], 2);
+    assert_eq!(restored.expect_code(3).json()["missing_packs"], 3);
     lost.mount("n");
-    lost.wait_missing("n", 2);
-    assert_eq!(lost.readable("n"), [false, false]);
+    lost.wait_missing("n", 3);
+    assert_eq!(lost.readable("n"), [false; 3]);
     let own = format!("{}?domain=elsewhere", lost.scratch.url("own"));
     lost.scratch.run(["archive", "add", "n", &own]).expect_code(0);
     lost.scratch.run(["flush", "mn"]).expect_code(0);
@@ -337,12 +353,11 @@ fn a_copy_knows_what_it_lacks_and_can_be_archived_and_gets_it_when_its_archive_h
         let status = status();
         status["archives"][0]["lsn"].as_u64() >= status["durable_lsn"].as_u64()
     });
-    lost.mend(0);
-    lost.mend(1);
-    lost.scratch.run(["umount", "mn"]).expect_code(0);
+    (0..FILES.len()).for_each(|number| lost.mend(number));
+    lost.scratch.umount("mn");
     lost.mount("n");
     lost.wait_missing("n", 0);
-    assert_eq!(lost.readable("n"), [true, true]);
+    assert_eq!(lost.readable("n"), [true; 3]);
     wait_for("an archive that is whole", || {
         lost.scratch.run(["verify", &own, "--data", "100"]).code() == Some(0)
     });

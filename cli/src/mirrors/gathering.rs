@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use murphy_fs::{BlockStores, MemberRow};
+use murphy_fs::{BlockStore, BlockStores, MemberRow, StoreUrl, Volume};
 use murphy_log::{Lsn, NodeId};
 use murphy_mirror::{
     ASKING, Ask, Dialer, Gap, GatherError, GatherStatus, Gatherer, MemberPacks, PackPlace, PackPlaces,
@@ -17,7 +17,13 @@ use murphy_mirror::{
 use tokio::sync::watch;
 
 use super::{Mirroring, book::VolumeBook, following::COPY_HELPERS, lock};
-use crate::{config::Promoted, givers::Member};
+use crate::{
+    archive_packs::ArchivePacks,
+    config::{NodeConfig, Promoted},
+    givers::Member,
+    places::local_url,
+    settings::{Settings, shared_form},
+};
 
 impl Mirroring {
     /// Looks for packs that the promotion lacked, or that are missing since an earlier one.
@@ -63,6 +69,8 @@ impl Mirroring {
         let config = self.config();
         let given_up = config.promoted.as_ref().map(|promoted| promoted.given_up.clone());
         Everybody {
+            config: config.clone(),
+            volume: self.volume.clone(),
             blocks: Arc::clone(&self.blocks),
             book: Arc::clone(&self.book),
             own: self.identity.node(),
@@ -94,8 +102,10 @@ async fn pause_after(error: GatherError) {
     tokio::time::sleep(AGAIN).await;
 }
 
-/// The archives and stores that this node reads from, and every member that holds a copy.
+/// The archives that this node reads from, those of the volume, and every member that holds a copy.
 struct Everybody {
+    config: NodeConfig,
+    volume: Volume,
     blocks: Arc<BlockStores>,
     book: Arc<VolumeBook>,
     own: NodeId,
@@ -123,14 +133,38 @@ impl Everybody {
     }
 }
 
+impl Everybody {
+    /// The archives of the volume that are not among those that this node reads from: they were given up, or came later.
+    fn more_archives(&self, read: &[Arc<dyn BlockStore>]) -> Vec<Arc<dyn BlockStore>> {
+        let archives = Settings::of(&self.volume).map(|settings| settings.archives);
+        let archives = archives.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the archives of the volume are not asked for packs");
+            Vec::new()
+        });
+        let full = archives.iter().filter(|archive| !archive.log_only);
+        let urls = full.filter_map(|archive| local_url(&self.config, archive).ok());
+        let is_read = |url: &StoreUrl| {
+            let names = [url.to_string(), shared_form(url)];
+            read.iter().any(|store| names.iter().any(|name| *name == store.label()))
+        };
+        urls.filter(|url| !is_read(url))
+            .map(|url| Arc::new(ArchivePacks::new(url, self.config.volume)) as Arc<dyn BlockStore>)
+            .collect()
+    }
+}
+
 impl PackPlaces for Everybody {
     fn places(&self) -> Vec<PackPlace> {
         lock(&self.seen).borrow_and_update();
-        let stores = self.blocks.others().into_iter().map(|store| PackPlace {
+        let place = |store: Arc<dyn BlockStore>, is_awaited| PackPlace {
             name: store.label().into_owned(),
             source: Arc::new(store),
-            is_awaited: true,
-        });
+            is_awaited,
+        };
+        let read = self.blocks.others();
+        let more = self.more_archives(&read);
+        let stores = read.into_iter().map(|store| place(store, true));
+        let stores = stores.chain(more.into_iter().map(|store| place(store, false)));
         let members = self.book.holders().into_iter().filter(|(node, _)| *node != self.own);
         let members = members.filter_map(|(node, row)| {
             let name = format!("member {node}");

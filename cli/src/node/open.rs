@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     archive_notes::known_durable,
+    archive_packs::ArchivePacks,
     config::{NodeConfig, Role},
     error::{CliError, failed},
     places::check_there,
@@ -233,7 +234,7 @@ fn last_time(log: &DiskLog, state: &State) -> Result<Option<LogTime>, CliError> 
 }
 
 /// Opens the block store. A directory that is not there is refused: it may be a disk that is not mounted, and what is written in its place
-/// would be on another one. A cloud that does not answer is no reason not to start.
+/// would be on another one. A cloud that does not answer is no reason not to start, nor is an archive that is not there.
 fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>, CliError> {
     let url = &config.blocks;
     if url.is_file() {
@@ -243,10 +244,10 @@ fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>
     }
     let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(url).map_err(failed)?);
     let others = config.packs_from.iter().map(|url| {
-        let store = ObjectBlockStore::open(url).map_err(failed)?;
-        Ok(Arc::new(store) as Arc<dyn BlockStore>)
+        let packs: Arc<dyn BlockStore> = Arc::new(ArchivePacks::new(url.clone(), config.volume));
+        packs
     });
-    Ok(Arc::new(BlockStores::new(own, others.collect::<Result<_, CliError>>()?)))
+    Ok(Arc::new(BlockStores::new(own, others.collect())))
 }
 
 /// The cache on disk, for a store that is far away.

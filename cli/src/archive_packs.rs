@@ -1,0 +1,182 @@
+//! The packs of an archive that a node only reads, and that need not be there.
+//!
+//! Invariants:
+//! - Nothing is made, put or deleted there: a directory whose disk is not mounted stays as it is.
+//! - That it does not have a pack an archive says only while it shows that it is an archive of the volume; otherwise it does not answer.
+
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use futures::{
+    StreamExt,
+    future::{self, BoxFuture},
+    stream::{self, BoxStream},
+};
+use murphy_backup::Archive;
+use murphy_fs::{
+    BlockStore, BlockStoreError, ObjectBlockStore, PackName, Refusal, StoreUrl, StoredPack, WriterId,
+};
+use murphy_log::VolumeId;
+
+use crate::{
+    error::{CliError, failed},
+    places::{check_there, open_store},
+};
+
+/// Reads packs from an archive, as soon as it is there.
+#[derive(Debug)]
+pub(crate) struct ArchivePacks {
+    url: StoreUrl,
+    label: String,
+    volume: VolumeId,
+    opened: OnceLock<ObjectBlockStore>,
+}
+
+impl ArchivePacks {
+    /// The packs of the archive of `volume` at `url`. Makes no request.
+    pub(crate) fn new(url: StoreUrl, volume: VolumeId) -> ArchivePacks {
+        ArchivePacks { label: url.to_string(), url, volume, opened: OnceLock::new() }
+    }
+
+    /// The store, if it is there; opening one in a directory would make that.
+    async fn store(&self, name: PackName) -> Result<&ObjectBlockStore, BlockStoreError> {
+        let (url, is_open) = (self.url.clone(), self.opened.get().is_some());
+        let there = murphy_log::aside(move || {
+            check_there(&url)?;
+            if is_open { Ok(None) } else { ObjectBlockStore::open(&url).map(Some).map_err(failed) }
+        });
+        let opened = there.await.map_err(|error| self.unavailable(name, error))?;
+        match (self.opened.get(), opened) {
+            (Some(store), _) => Ok(store),
+            (None, Some(store)) => Ok(self.opened.get_or_init(|| store)),
+            (None, None) => Err(self.unavailable(name, CliError::new("it is not open"))),
+        }
+    }
+
+    async fn ask<T, F, A>(&self, name: PackName, ask: F) -> Result<T, BlockStoreError>
+    where
+        F: FnOnce(ObjectBlockStore) -> A + Send,
+        A: Future<Output = Result<T, BlockStoreError>> + Send,
+    {
+        match ask(self.store(name).await?.clone()).await {
+            Err(missing @ BlockStoreError::NotFound { .. }) => {
+                self.check().await.map_err(|error| self.unavailable(name, error))?;
+                Err(missing)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Whether what is there is an archive of the volume, and not what a disk left behind that is gone.
+    async fn check(&self) -> Result<(), CliError> {
+        let url = self.url.clone();
+        let store = murphy_log::aside(move || check_there(&url).and_then(|()| open_store(&url))).await?;
+        let found = Archive::open(store).await.map_err(failed)?.lineage().volume;
+        if found != self.volume {
+            return Err(CliError::new(format!("{} is an archive of volume {found}", self.label)));
+        }
+        Ok(())
+    }
+
+    fn unavailable(&self, name: PackName, error: CliError) -> BlockStoreError {
+        let source = Arc::new(std::io::Error::other(error.to_string()));
+        BlockStoreError::Unavailable { object: self.object(name), retryable: true, source }
+    }
+
+    fn object(&self, name: PackName) -> String {
+        format!("pack {name} in {}", self.label)
+    }
+
+    fn refuse(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        let refusal = Refusal::Unsupported("this node only reads there".to_owned());
+        Box::pin(future::ready(Err(BlockStoreError::Refused { object: self.object(name), refusal })))
+    }
+}
+
+impl BlockStore for ArchivePacks {
+    fn label(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.label)
+    }
+
+    fn put(&self, name: PackName, _: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.refuse(name)
+    }
+
+    fn mend(&self, name: PackName, _: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.refuse(name)
+    }
+
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        Box::pin(self.ask(name, move |store| async move { store.get_range(name, range).await }))
+    }
+
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        Box::pin(self.ask(name, move |store| async move { store.get(name).await }))
+    }
+
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        Box::pin(self.ask(name, move |store| async move { store.size(name).await }))
+    }
+
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.refuse(name)
+    }
+
+    /// Empty: nobody asks, and a listing proves nothing.
+    fn list(&self, _: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        stream::empty().boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use murphy_fs::PackBuilder;
+    use murphy_log::{BranchId, Epoch, EpochId, LogTime, State};
+
+    use super::*;
+    use crate::{config::NodeConfig, places::create_archive};
+
+    /// The fear: an archive whose disk is not mounted is taken for one that has said no, and what only it has is called missing; or an empty
+    /// store is made in its place.
+    #[tokio::test]
+    async fn an_archive_that_is_not_there_does_not_say_what_it_lacks() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("archive");
+        let url = StoreUrl::from_directory(&place).unwrap();
+        let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
+        let packs = ArchivePacks::new(url.clone(), volume);
+        let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(5), 1));
+        builder.add(b"some bytes").unwrap();
+        let pack = builder.finish().unwrap();
+        let is_unknown = |asked: Result<Bytes, BlockStoreError>| {
+            assert!(matches!(asked, Err(BlockStoreError::Unavailable { .. })), "{asked:?}");
+        };
+        is_unknown(packs.get(pack.name).await);
+        assert!(!place.exists());
+        fs::create_dir(&place).unwrap();
+        is_unknown(packs.get(pack.name).await);
+        let config = NodeConfig::new(volume, branch, "vol".to_owned(), url.clone());
+        let base = State::origin(Epoch { number: 1, id: EpochId::from_bytes([3; 16]) }).position;
+        let archive = create_archive(&config, &url, false, base, LogTime::default()).await.unwrap();
+        let missing = packs.get(pack.name).await;
+        assert!(matches!(missing, Err(BlockStoreError::NotFound { .. })), "{missing:?}");
+        assert!(packs.put(pack.name, pack.bytes.clone()).await.is_err());
+        assert!(packs.mend(pack.name, pack.bytes.clone()).await.is_err());
+        archive.packs().put(pack.name, pack.bytes.clone()).await.unwrap();
+        assert!(packs.delete(pack.name).await.is_err());
+        assert_eq!(packs.get(pack.name).await.unwrap(), pack.bytes);
+        assert_eq!(packs.get_range(pack.name, 3..9).await.unwrap(), pack.bytes[3..9]);
+        assert_eq!(packs.size(pack.name).await.unwrap(), pack.stored_len);
+        let other = ArchivePacks::new(url, VolumeId::from_bytes([9; 16]));
+        is_unknown(other.get(PackName::new(WriterId::from_u64(5), 2)).await);
+        fs::rename(&place, folder.path().join("away")).unwrap();
+        is_unknown(packs.get(pack.name).await);
+        assert!(!place.exists());
+    }
+}
