@@ -289,6 +289,29 @@ mod tests {
         assert!(checked > 100);
     }
 
+    /// The fear: a copier that is started anew finds a pack there, counts on it and says so, and a power cut takes it: whoever put it was
+    /// killed before it had synced the folder.
+    #[test]
+    fn a_pack_that_was_seen_to_be_there_survives_a_power_cut() {
+        let disk = empty();
+        disk.record();
+        assert!(put(&packs(&disk), name(1)));
+        let (mut seen, mut unseen) = (0, 0);
+        for (at, moment) in disk.take_recorded().iter().enumerate() {
+            let after = moment.after_kill();
+            if block_on(packs(&after).size(name(1))).is_err() {
+                unseen += 1;
+                continue;
+            }
+            seen += 1;
+            for seed in 0..20 {
+                let cut = packs(&after.after_power_cut(seed));
+                assert_eq!(block_on(cut.get(name(1))).unwrap(), vec![1; 1500], "moment {at}, seed {seed}");
+            }
+        }
+        assert!(seen > 1 && unseen > 1, "{seen} and {unseen} moments");
+    }
+
     /// What a put could not promise is not promised by one that finds its bytes there.
     #[test]
     fn a_put_that_failed_at_any_operation_is_durable_once_it_is_repeated() {

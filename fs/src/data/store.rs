@@ -57,7 +57,7 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// intact: see [`read_intact`](super::read_intact).
     fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
 
-    /// The length of a pack's object.
+    /// The length of a pack's object, which is durable: whoever finds it there need not put it again.
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>>;
 
     /// Deletes a pack. A pack that is not there counts as deleted.

@@ -2,17 +2,20 @@
 //!
 //! `LocalFileSystem` (object_store 0.14.2, with fsync) syncs the folders that it creates, after it has created them. Who finds a folder
 //! there relies on that: another put that is a little faster, or the next process after a kill. A power cut then takes the folder, and
-//! with it an object whose put has returned.
+//! with it an object whose put has returned. Likewise an object that was linked to its name can be seen before its folder is synced.
 //!
 //! Invariants:
 //! - A put begins after every folder above its object, up to the root of the store, has been synced with the folder above it, by this
 //!   process.
+//! - Who asks what an object is hears of one whose name is durable: whoever finds it there counts on it and does not put it again.
 
 use std::{collections::BTreeSet, fmt, io, path::PathBuf, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use murphy_log::Files;
-use object_store::{Error as ObjectError, ObjectStore, Result as ObjectResult, path::Path};
+use object_store::{
+    Error as ObjectError, GetOptions, GetResult, ObjectStore, Result as ObjectResult, path::Path,
+};
 use parking_lot::Mutex;
 
 use super::layer::StoreLayer;
@@ -39,20 +42,38 @@ impl DurableFolders {
     }
 
     async fn ensure(&self, object: &Path) -> ObjectResult<()> {
-        let mut folder = self.folders.root.clone();
-        folder.extend(object.parts().map(|part| part.as_ref().to_owned()));
-        folder.pop();
+        let folder = self.folder(object);
         if self.folders.known.lock().contains(&folder) {
             return Ok(());
         }
+        self.aside(move |folders| folders.ensure(folder)).await
+    }
+
+    /// Makes the name of an object that is there durable.
+    async fn sync(&self, object: &Path) -> ObjectResult<()> {
+        self.ensure(object).await?;
+        let folder = self.folder(object);
+        self.aside(move |folders| folders.files.sync_dir(&folder)).await
+    }
+
+    /// The folder in which an object lies.
+    fn folder(&self, object: &Path) -> PathBuf {
+        let mut folder = self.folders.root.clone();
+        folder.extend(object.parts().map(|part| part.as_ref().to_owned()));
+        folder.pop();
+        folder
+    }
+
+    async fn aside(
+        &self,
+        work: impl FnOnce(&Folders) -> io::Result<()> + Send + 'static,
+    ) -> ObjectResult<()> {
         let folders = Arc::clone(&self.folders);
-        let made = match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn_blocking(move || folders.ensure(folder)).await.map_err(io::Error::other)
-            }
-            Err(_) => Ok(folders.ensure(folder)),
+        let done = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(move || work(&folders)).await.map_err(io::Error::other),
+            Err(_) => Ok(work(&folders)),
         };
-        made.flatten().map_err(|source| ObjectError::Generic { store: "directory", source: Box::new(source) })
+        done.flatten().map_err(|source| ObjectError::Generic { store: "directory", source: Box::new(source) })
     }
 }
 
@@ -89,5 +110,17 @@ impl StoreLayer for DurableFolders {
 
     fn before_write<'a>(&'a self, at: &'a Path) -> BoxFuture<'a, ObjectResult<()>> {
         self.ensure(at).boxed()
+    }
+
+    fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
+        let is_asked_for = options.head;
+        let get = async move {
+            let found = self.below.get_opts(at, options).await?;
+            if is_asked_for {
+                self.sync(at).await?;
+            }
+            Ok(found)
+        };
+        get.boxed()
     }
 }
