@@ -145,6 +145,29 @@ impl Copier {
         self.cursor.save(plan.data()).map_err(CopyError::Cursor)
     }
 
+    /// Follows the log until everything up to `wanted` is here, and says whether it is: it gives up after `patience` without a pack that came.
+    pub async fn reach(&self, wanted: Lsn, patience: Duration) -> Result<bool, CopyError> {
+        let (stop, stopped) = watch::channel(false);
+        let mut data = self.data.subscribe();
+        let come = async {
+            while *data.borrow_and_update() < wanted {
+                if !matches!(tokio::time::timeout(patience, data.changed()).await, Ok(Ok(()))) {
+                    return false;
+                }
+            }
+            true
+        };
+        let run = self.run(stopped);
+        tokio::pin!(run, come);
+        let has_come = tokio::select! {
+            ended = &mut run => return ended.map(|()| *self.data.borrow() >= wanted),
+            has_come = &mut come => has_come,
+        };
+        stop.send_replace(true);
+        run.await?;
+        Ok(has_come)
+    }
+
     /// Where to begin: after the saved cursor, if it is a point of this log, else with the oldest entry.
     fn begin(&self) -> Result<Point, CopyError> {
         let saved = self.cursor.load().map_err(CopyError::Cursor)?;

@@ -6,15 +6,16 @@
 //! - At most one message of frames is in memory at a time.
 //! - Asking changes nothing at the lender.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use murphy_log::{Frame, FrameError, Lsn, Position, VolumeKeys};
+use murphy_log::{Epoch, Frame, FrameError, Lsn, Position, VolumeKeys, WaitError};
 
 use crate::{
     dial::{Dialer, ExchangeError, RemotePacks},
     history::Point,
     identity::PublicKey,
     message::{Ask, LendRequest, Message, Stands},
+    replica::{Replica, ReplicaError},
     session::{Connection, MessageReader, MessageWriter},
 };
 
@@ -72,6 +73,36 @@ impl Lender {
         writer.send(&Message::LendRequest(request)).await?;
         Ok(Borrowing { reader, _writer: writer, keys: keys.clone(), position: after, to })
     }
+
+    /// Appends to `replica` the frames that this node holds behind it, up to `to`; durable there when it returns. What came before an error
+    /// stays. `told` is the epoch that both have promised: what is lent is the history before it.
+    pub async fn give_frames(
+        &self,
+        replica: &Arc<dyn Replica>,
+        told: Epoch,
+        to: Position,
+    ) -> Result<(), GiveError> {
+        let own = replica.state().ok_or(GiveError::Empty)?.position;
+        let mut lent = self.frames(replica.keys(), own, to.lsn).await.map_err(BorrowError::from)?;
+        loop {
+            let frames = lent.next().await?;
+            if frames.is_empty() {
+                break;
+            }
+            let replica = Arc::clone(replica);
+            let append = move || frames.into_iter().try_for_each(|frame| replica.append(frame, Some(told)));
+            let appended = murphy_log::spawn_blocking(append).await;
+            appended.map_err(|error| GiveError::Panicked(error.to_string()))??;
+        }
+        let reached = lent.position();
+        if reached != to {
+            return Err(GiveError::Short { reached, wanted: to });
+        }
+        let durable = replica.durable().ok_or(GiveError::Empty)?;
+        let ended = |error: WaitError| ReplicaError::Ended(error.to_string());
+        durable.wait_for(to.lsn).await.map_err(ended)?;
+        Ok(())
+    }
 }
 
 /// Frames that are being borrowed.
@@ -126,6 +157,31 @@ pub enum BorrowError {
     /// A frame is damaged or does not continue what came before.
     #[error("refused what the lender sent: {0}")]
     Frame(#[from] FrameError),
+}
+
+/// Why a replica did not get everything that was wanted. What it got is good.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GiveError {
+    /// Frames were not borrowed.
+    #[error(transparent)]
+    Borrow(#[from] BorrowError),
+    /// The replica did not take them.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// The replica has no end that frames could come behind.
+    #[error("this mirror holds nothing")]
+    Empty,
+    /// The lender has no more.
+    #[error("what it lends ends at {reached} instead of {wanted}")]
+    Short {
+        /// Where it ends.
+        reached: Position,
+        /// What was asked for.
+        wanted: Position,
+    },
+    /// A task ended unexpectedly.
+    #[error("a task has failed: {0}")]
+    Panicked(String),
 }
 
 /// A lender must say something within this time.

@@ -60,7 +60,7 @@ pub use follower::{Follower, FollowerAction, FollowerConfig, FollowerReport};
 pub use gather::{ASKING, Gap, GatherError, GatherStatus, Gatherer, MemberPacks, PackPlace, PackPlaces};
 pub use history::{AncestorSearch, Lookup, Point, SearchStep, look_up};
 pub use identity::{Identity, IdentityError, PublicKey};
-pub use lend::{BorrowError, Borrowing, Lender};
+pub use lend::{BorrowError, Borrowing, GiveError, Lender};
 pub use memory::{Durability, KeptBranch, MemoryReplica, MemorySnapshots};
 pub use message::{
     Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_ADDRESSES, MAX_DETAIL_BYTES,

@@ -98,6 +98,34 @@ async fn every_pack_that_the_log_names_arrives_and_a_restart_goes_on() {
     test.stop().await;
 }
 
+/// The fear: a promotion waits for ever for packs that nobody has, or goes on before those have come that somebody has.
+#[tokio::test]
+async fn what_comes_is_waited_for_and_what_does_not_come_is_not() {
+    let (log, source) = source(5).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let copier = Copier {
+        log: log.clone(),
+        source: Arc::new(Arc::clone(&source)),
+        store: own.clone(),
+        cursor: CursorFile::new(folder.path().join("copier.cursor")),
+        data: watch::Sender::new(Lsn::new(0)),
+        clock: Arc::new(SystemClock::new()),
+        helpers: 4,
+    };
+    assert!(copier.reach(Lsn::new(6), Duration::from_secs(30)).await.unwrap());
+    own.get(pack(4).meta().name).await.unwrap();
+    let nowhere = pack(50);
+    name_pack(&log, &nowhere);
+    assert!(!copier.reach(Lsn::new(7), ms(300)).await.unwrap());
+    assert_eq!(
+        (*copier.data.borrow(), copier.cursor.load().unwrap().unwrap().lsn),
+        (Lsn::new(6), Lsn::new(6))
+    );
+    source.put(nowhere.meta().name, nowhere.bytes.clone()).await.unwrap();
+    assert!(copier.reach(Lsn::new(7), Duration::from_secs(30)).await.unwrap());
+}
+
 /// The copy is worth its data position: it must not claim what is not there, nor what is damaged.
 #[tokio::test]
 async fn a_missing_or_damaged_pack_holds_the_data_position_until_it_comes() {

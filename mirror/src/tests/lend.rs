@@ -16,8 +16,8 @@ use super::{
     test_frames,
 };
 use crate::{
-    Ask, BorrowError, Dialer, Durability, ExchangeError, FollowerStatus, Lender, MemoryReplica,
-    MirrorAcknowledger, MirrorPart, Part, Refusal, Replica, Stands,
+    Ask, BorrowError, Dialer, Durability, ExchangeError, FollowerStatus, GiveError, Lender, MemoryReplica,
+    MirrorAcknowledger, MirrorPart, Part, Refusal, Replica, ReplicaError, Stands,
 };
 
 /// The part of a mirror that follows nobody.
@@ -114,6 +114,39 @@ async fn a_mirror_lends_what_comes_behind_a_position() {
     assert_eq!((lent, ended), (bytes_of(&frames[10..13]), Ok(())));
     let (lent, ended) = borrow(&lender, frames[9].position(), Lsn::ROOT).await;
     assert_eq!((lent, ended), (Vec::new(), Ok(())));
+    drop(lender);
+    mirror.node.stop().await;
+}
+
+/// What a promotion fetches from a member that holds more, though both have promised the epoch that is to begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_given_what_a_sealed_member_holds_beyond_it() {
+    let frames = test_frames(base_state(), 1, 300, 5);
+    let mirror = Mirror::start(&frames, None).await;
+    mirror.replica.promise(epoch(2)).unwrap();
+    let lender = mirror.ask(Some(epoch(2))).await;
+    let holding = |frames: &[Frame]| {
+        let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
+        frames.iter().for_each(|frame| replica.append(frame.clone(), None).unwrap());
+        Arc::new(replica) as Arc<dyn Replica>
+    };
+    let (replica, to) = (holding(&frames[..100]), frames[199].position());
+    replica.promise(epoch(2)).unwrap();
+    lender.give_frames(&replica, epoch(2), to).await.unwrap();
+    assert_eq!(replica.state(), Some(frames[199].state()));
+    // What is not there does not come, and what is there stays.
+    let wanted = Position { lsn: frames[299].last().next(), ..frames[299].position() };
+    let short = lender.give_frames(&replica, epoch(2), wanted).await.unwrap_err();
+    assert_eq!(short, GiveError::Short { reached: frames[299].position(), wanted });
+    assert_eq!(replica.state(), Some(frames[299].state()));
+    // Somebody else has asked for its promise meanwhile.
+    let promised = holding(&frames[..100]);
+    promised.promise(epoch(3)).unwrap();
+    let refused = lender.give_frames(&promised, epoch(2), to).await.unwrap_err();
+    assert_eq!(refused, GiveError::Replica(ReplicaError::Promised { promised: epoch(3) }));
+    assert_eq!(promised.state(), Some(frames[99].state()));
+    let empty: Arc<dyn Replica> = Arc::new(MemoryReplica::new(keys(), None, Durability::Immediate));
+    assert_eq!(lender.give_frames(&empty, epoch(2), to).await, Err(GiveError::Empty));
     drop(lender);
     mirror.node.stop().await;
 }

@@ -91,8 +91,9 @@ impl World {
                 return;
             }
         }
-        if lags {
-            // The member that does not know of this one holds less than it.
+        if lags || error.contains("an earlier attempt of this node has ended the epoch") {
+            // The member that does not know of this one holds less than it. The one without which an earlier attempt has ended the epoch had been
+            // given up by then.
             self.refused.lock().gives_up = Some(host);
         }
         let is_spoiled = |account: &&Arc<Account>| {

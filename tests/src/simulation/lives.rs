@@ -14,7 +14,7 @@ use super::{
     disk::{Disk, NodeLog, Upstream},
     gate::Life,
     members::{record, row_of},
-    mirrors::{cursor_of, watch_following},
+    mirrors::watch_following,
     node::{Begun, Ending, Process},
     world::World,
 };
@@ -150,8 +150,8 @@ impl World {
         let among = self.ground.among(host, &process, waiting.dialer, Some(waiting.followed))?;
         process.volume.follow().map_err(|error| error.to_string())?;
         if let Some(followed) = &among.followed {
-            let copied = self.folder.path().join(cursor_of(home.disk.node));
-            self.ground.begin_copying(host, &process, followed, copied);
+            let copying = self.copying(&process, followed, home.disk.node);
+            self.ground.begin_copying(host, &process, followed, &copying);
             process.tasks.run(watch_following(self.stage(), host, &process, followed));
         }
         process.among = Some(among);

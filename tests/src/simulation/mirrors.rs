@@ -10,19 +10,20 @@ use murphy_fs::MemberState;
 use murphy_log::{Clock, Epoch, Log, Lsn};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener,
-    MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, Replica, Services, SourcePart, compare,
+    MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart,
+    compare,
 };
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    disk::{Disk, NodeName, Upstream},
+    disk::{Disk, NodeLog, NodeName, Upstream},
     gate::Gate,
     members::{Book, Census},
     network::{Network, address_of},
     node::{Begun, Ground, Process},
     seeding::{NodeReplica, Snapshots},
-    stage::Stage,
-    world::BRANCH,
+    stage::{NodeClock, Stage},
+    world::{BRANCH, World},
 };
 
 /// What a process is among other nodes.
@@ -40,6 +41,28 @@ pub(super) struct Followed {
     pub(super) handle: FollowHandle,
     /// Ends following and copying.
     pub(super) stop: watch::Sender<bool>,
+}
+
+/// Where a mirror's packs go, and how far they have come.
+pub(super) struct Copying {
+    log: Arc<NodeLog>,
+    gate: Arc<Gate>,
+    copied: PathBuf,
+    data: watch::Sender<Lsn>,
+    clock: Arc<NodeClock>,
+}
+
+impl World {
+    /// How `process` on `node`, which follows, copies packs.
+    pub(super) fn copying(&self, process: &Process, followed: &Followed, node: NodeName) -> Copying {
+        Copying {
+            log: Arc::clone(&process.log),
+            gate: Arc::clone(&process.gate),
+            copied: self.folder.path().join(format!("copied-{}-{}", node.host, node.life)),
+            data: followed.replica.data.clone(),
+            clock: Arc::clone(&process.clock),
+        }
+    }
 }
 
 /// A mirror that follows and is not open yet: it may hold nothing.
@@ -160,17 +183,29 @@ impl Ground {
         process.tasks.run(census.keep());
     }
 
-    /// Begins to copy packs into the own store.
-    pub(super) fn begin_copying(&self, host: usize, process: &Process, followed: &Followed, copied: PathBuf) {
-        let copier = Copier {
-            log: Arc::clone(&process.log) as Arc<dyn Log>,
-            source: Arc::new(followed.handle.packs.clone()),
-            store: self.blocks(host, &process.gate),
-            cursor: CursorFile::new(copied),
-            data: followed.replica.data.clone(),
-            clock: Arc::clone(&process.clock) as Arc<dyn Clock>,
+    /// What copies packs into `host`'s own store.
+    pub(super) fn copier(&self, host: usize, copying: &Copying, source: RemotePacks) -> Copier {
+        let Copying { log, gate, copied, data, clock } = copying;
+        Copier {
+            log: Arc::clone(log) as Arc<dyn Log>,
+            source: Arc::new(source),
+            store: self.blocks(host, gate),
+            cursor: CursorFile::new(copied.clone()),
+            data: data.clone(),
+            clock: Arc::clone(clock) as Arc<dyn Clock>,
             helpers: 3,
-        };
+        }
+    }
+
+    /// Begins to copy packs into the own store.
+    pub(super) fn begin_copying(
+        &self,
+        host: usize,
+        process: &Process,
+        followed: &Followed,
+        copying: &Copying,
+    ) {
+        let copier = self.copier(host, copying, followed.handle.packs.clone());
         let (stage, volume) = (Arc::clone(&self.stage), process.volume.clone());
         let stopped = followed.stop.subscribe();
         process.tasks.run(async move {
@@ -218,11 +253,6 @@ pub(super) fn watch_following(
             }
         }
     }
-}
-
-/// Where the node on `host` keeps how far its copier has come.
-pub(super) fn cursor_of(node: NodeName) -> String {
-    format!("copied-{}-{}", node.host, node.life)
 }
 
 fn options() -> NetworkOptions {

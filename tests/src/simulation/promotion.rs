@@ -17,8 +17,8 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, RowKey, SettingRow, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Dialer, ExchangeError, Identity, Point, PromotePlan, PromoteRequest, Proof, PublicKey,
-    Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
+    AckPolicy, Ask, Dialer, ExchangeError, Identity, Lender, Point, PromotePlan, PromoteRequest, Proof,
+    PublicKey, Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
 };
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     disk::{NodeLog, NodeName, Upstream},
     giving_up::Refused,
     members::holders,
+    mirrors::Copying,
     network::address_of,
     node::{ARCHIVES, Ground},
     seeding::NodeReplica,
@@ -44,6 +45,7 @@ struct Parts {
     replica: Arc<NodeReplica>,
     status: tokio::sync::watch::Receiver<murphy_mirror::FollowerStatus>,
     heard: tokio::sync::watch::Receiver<murphy_log::Lsn>,
+    copying: Copying,
     name: NodeName,
     identity: Arc<Identity>,
     /// The source that it followed.
@@ -91,7 +93,7 @@ impl World {
                 self.tell_predecessor(host, parts.source, plan.epoch, plan.base.position);
             }
             Err(error) => {
-                if error.contains("promote that one") {
+                if error.contains("promote that one") || error.contains("which holds more") {
                     *self.candidate.lock() = None;
                     self.note_refusal(host, &error);
                 }
@@ -122,6 +124,7 @@ impl World {
             replica: Arc::clone(&followed.replica),
             status: followed.handle.status.clone(),
             heard: followed.handle.heard.clone(),
+            copying: self.copying(process, followed, home.disk.node),
             name: home.disk.node,
             identity: Arc::clone(&process.identity),
             source: home.disk.follows?,
@@ -407,6 +410,30 @@ impl Acts<'_> {
         }
     }
 
+    /// An archive that an earlier attempt has sealed takes nothing behind its seal but entries of the new epoch.
+    async fn check_unsettled(&self) -> Result<(), String> {
+        let standings = self.places.look(&self.successor).await.map_err(|error| error.to_string())?;
+        match standings.iter().any(|standing| standing.is_settled) {
+            true => Err("an earlier attempt of this node has ended the epoch before that".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    async fn lender(&self, member: NodeId) -> Result<Lender, String> {
+        let (addresses, key) = self.member(member)?;
+        let ask = Ask { volume: VOLUME, branch: BRANCH, epoch: Some(self.request.next) };
+        self.parts.dialer.lender(&addresses, key, ask).await.map_err(|error| error.to_string())
+    }
+
+    /// Where a member listens, and its key.
+    fn member(&self, member: NodeId) -> Result<(Vec<String>, PublicKey), String> {
+        let row = holders(&self.parts.volume).remove(&member).ok_or("it is no member")?;
+        let MemberState::Joined { public_key } = row.state else {
+            return Err("it is no member any more".to_owned());
+        };
+        Ok((row.addresses, PublicKey::from_bytes(public_key)))
+    }
+
     /// What was fetched may change who must be sealed: then the promotion is tried again.
     fn check_unchanged(&self) -> Result<(), String> {
         if self.ground.policy(&self.parts.volume) != self.request.policy {
@@ -433,14 +460,10 @@ impl TakeOver for Acts<'_> {
 
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
-            let row = holders(&self.parts.volume).remove(&member).ok_or("it is no member")?;
-            let MemberState::Joined { public_key } = row.state else {
-                return Err("it is no member any more".to_owned());
-            };
+            let (addresses, key) = self.member(member)?;
             let (proof, leads) = (Proof::default(), Vec::new());
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch, proof, leads };
-            let key = PublicKey::from_bytes(public_key);
-            let sealed = self.parts.dialer.seal(&row.addresses, key, seal).await;
+            let sealed = self.parts.dialer.seal(&addresses, key, seal).await;
             if let Err(ExchangeError::Refused(RefusedBy { reason: Refusal::Fenced, .. })) = &sealed {
                 self.outbid.store(true, Ordering::Relaxed);
             }
@@ -451,9 +474,26 @@ impl TakeOver for Acts<'_> {
     }
 
     fn catch_up(&self, member: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
-        Box::pin(
-            async move { Err(format!("member {member} holds more, up to lsn {}: promote that one", to.lsn)) },
-        )
+        Box::pin(async move {
+            let given_up =
+                |error| format!("member {member}, which holds more, up to lsn {}: {error}", to.lsn);
+            self.check_unsettled().await.map_err(given_up)?;
+            let lender = self.lender(member).await.map_err(given_up)?;
+            let replica = Arc::clone(&self.parts.replica) as Arc<dyn Replica>;
+            let given = lender.give_frames(&replica, self.request.next, to).await;
+            given.map_err(|error| given_up(error.to_string()))?;
+            let held = replica.state().ok_or("this mirror holds nothing")?;
+            self.shown(held).await;
+            let (host, stage) = (self.host, &self.ground.stage);
+            stage.count("promotions that borrowed entries from a member");
+            stage.note(format!("host {host}: has borrowed what comes up to lsn {}", to.lsn));
+            let copier = self.ground.copier(host, &self.parts.copying, lender.packs.clone());
+            let wanted = lender.stands.data_lsn.min(to.lsn);
+            if let Err(error) = copier.reach(wanted, PACKS_MAX).await {
+                stage.note(format!("host {host}: borrows no packs: {error}"));
+            }
+            Ok(self.standing())
+        })
     }
 
     fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
@@ -482,4 +522,6 @@ const TOLD_MS_MAX: u64 = 6000;
 const TELL_AGAIN: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// After so long without a pack that came, no more are waited for.
+const PACKS_MAX: Duration = Duration::from_secs(20);
 const ANSWER_MAX: Duration = Duration::from_secs(10);

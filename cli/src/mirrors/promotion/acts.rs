@@ -20,7 +20,6 @@ use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     ExchangeError, Lender, MemberBook, PromoteRequest, Refusal, Refused, Replica, Seal, Standing, TakeOver,
 };
-use tokio::sync::watch;
 
 use super::{
     super::replica::DiskReplica,
@@ -103,59 +102,14 @@ impl Acts {
         }
     }
 
-    /// Appends what a sealed member holds beyond this node, up to `to`; durable when it returns.
-    async fn take_frames(&self, lender: &Lender, to: Position) -> Result<(), String> {
-        let own = self.replica.state().ok_or("this mirror holds nothing")?.position;
-        let lent = lender.frames(self.replica.keys(), own, to.lsn).await;
-        let mut lent = lent.map_err(|error| error.to_string())?;
-        loop {
-            let frames = lent.next().await.map_err(|error| error.to_string())?;
-            if frames.is_empty() {
-                break;
-            }
-            let (replica, told) = (Arc::clone(&self.replica), Some(self.request.next));
-            // It has promised the epoch that this node has promised: what it holds is the history before it.
-            let append = move || frames.into_iter().try_for_each(|frame| replica.append(frame, told));
-            let appended = murphy_log::spawn_blocking(append).await.map_err(|error| error.to_string())?;
-            appended.map_err(|error| error.to_string())?;
-        }
-        let reached = lent.position();
-        if reached != to {
-            return Err(format!("what it lends ends at {reached} instead of {to}"));
-        }
-        let durable = self.mirroring.log.durable().wait_for(to.lsn).await;
-        durable.map(drop).map_err(|error| error.to_string())
-    }
-
     /// Copies the packs that those entries name, as far as the member has them. What does not come is found by the plan that is made then.
-    async fn take_packs(&self, lender: &Lender, to: Position) -> Result<(), String> {
+    async fn take_packs(&self, lender: &Lender, to: Position) {
         let wanted = lender.stands.data_lsn.min(to.lsn);
-        let copier = self.mirroring.copier(&self.replica, lender.packs.clone());
-        let (stop, stopped) = watch::channel(false);
-        let mut data = self.replica.data();
-        let come = async {
-            while *data.borrow_and_update() < wanted {
-                if !matches!(tokio::time::timeout(PACKS_MAX, data.changed()).await, Ok(Ok(()))) {
-                    tracing::warn!("not every pack came from the member");
-                    return;
-                }
-            }
-        };
-        let run = copier.run(stopped);
-        tokio::pin!(run, come);
-        let early = tokio::select! {
-            ended = &mut run => Some(ended),
-            () = &mut come => None,
-        };
-        stop.send_replace(true);
-        let ended = match early {
-            Some(ended) => ended,
-            None => run.await,
-        };
-        if let Err(error) = ended {
-            tracing::warn!(%error, "packs were not copied from the member");
+        match self.mirroring.copier(&self.replica, lender.packs.clone()).reach(wanted, PACKS_MAX).await {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("not every pack came from the member"),
+            Err(error) => tracing::warn!(%error, "packs were not copied from the member"),
         }
-        Ok(())
     }
 }
 
@@ -200,10 +154,12 @@ impl TakeOver for Acts {
             };
             self.check_unsettled().await.map_err(given_up)?;
             let lender = self.lender(member).await.map_err(given_up)?;
-            self.take_frames(&lender, to).await.map_err(given_up)?;
+            let replica = Arc::clone(&self.replica) as Arc<dyn Replica>;
+            let given = lender.give_frames(&replica, self.request.next, to).await;
+            given.map_err(|error| given_up(error.to_string()))?;
             let held = self.replica.state().ok_or("this mirror holds nothing")?;
             self.mirroring.shown(held).await?;
-            self.take_packs(&lender, to).await?;
+            self.take_packs(&lender, to).await;
             self.mirroring.standing(&self.replica).map_err(|error| error.to_string())
         })
     }
