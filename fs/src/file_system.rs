@@ -76,6 +76,8 @@ pub struct Opened {
     pub handle: Handle,
     /// The file's data has not changed since this node's last open of it: a cache above may keep it.
     pub unchanged: bool,
+    /// This node decides: the data changes only through this interface, and a cache above that sees every change may keep what it has.
+    pub decides: bool,
 }
 
 /// What to create, for [`FileSystem::mknod`].

@@ -25,6 +25,7 @@
 mod convert;
 mod count;
 mod followed;
+mod growth;
 mod invalidate;
 mod kernel;
 mod mount;
@@ -164,11 +165,11 @@ impl Fuse {
         call: impl FnOnce(&Arc<dyn FileSystem>) -> Result<Answer<Attr>, Errno>,
         finish: impl FnOnce(R, &Watch, Result<Attr, Errno>) + Send + 'static,
     ) {
-        let (watch, runtime) = (self.watch(), self.runtime.clone());
+        let (watch, runtime, fs) = (self.watch(), self.runtime.clone(), Arc::clone(&self.fs));
         self.run_result(kind, reply, call, move |reply, result| match result {
             Ok(attr) if !watch.is_settled(&attr) => {
                 runtime.spawn(async move {
-                    watch.settle(&[attr]).await;
+                    watch.settle(&fs, &[attr]).await;
                     finish(reply, &watch, Ok(attr));
                 });
             }
@@ -180,8 +181,9 @@ impl Fuse {
     fn list<R: DirectoryReply>(&self, kind: RequestKind, directory: Ino, offset: u64, mut reply: R) {
         self.guard(kind, move || {
             let (mut watch, mut cookie, mut any) = (self.watch(), offset, false);
-            let runtime = self.runtime.clone();
-            let send = move |reply: R, watch: Watch| reply::send_listing(reply, directory, watch, &runtime);
+            let (runtime, fs) = (self.runtime.clone(), Arc::clone(&self.fs));
+            let send =
+                move |reply: R, watch: Watch| reply::send_listing(reply, directory, watch, fs, &runtime);
             loop {
                 match reply::batch::<R>(&self.fs, directory, cookie) {
                     Answer::Now(Ok(batch)) => {
@@ -234,7 +236,9 @@ impl Fuse {
 
 impl fuser::Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if self.followed.is_some() { kernel::follower_config(config) } else { kernel_config(config) }
+        let Some(followed) = &self.followed else { return kernel_config(config) };
+        followed.allow_bypass(kernel::follower_config(config)?);
+        Ok(())
     }
 
     /// A missing name is answered as inode 0, which the kernel may remember too.
@@ -366,14 +370,14 @@ impl fuser::Filesystem for Fuse {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (watch, open) = (self.watch(), convert::open_flags(flags));
+        let (watch, open, fs) = (self.watch(), convert::open_flags(flags), Arc::clone(&self.fs));
         let lifetime = watch.asked().entry_and_attr();
         let call = |fs: &Arc<dyn FileSystem>| {
             Ok(fs.create(&caller(req), ino(parent), &name(new)?, convert::permissions(mode), open))
         };
         self.run_result(RequestKind::Create, reply, call, move |reply: ReplyCreate, result| match result {
             Ok((attr, opened)) => {
-                let flags = convert::opened_flags(open, watch.opened(opened));
+                let flags = convert::opened_flags(open, watch.opened(&fs, attr.ino, open, opened));
                 let (attr, generation) = (convert::file_attr(&attr), convert::generation(&attr));
                 reply.created(&lifetime, &attr, generation, FileHandle(opened.handle.0), flags);
             }
@@ -383,10 +387,11 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (watch, flags): (Watch, Flags) = (self.watch(), convert::open_flags(flags.0));
+        let (watch, fs) = (self.watch(), Arc::clone(&self.fs));
+        let flags: Flags = convert::open_flags(flags.0);
         let call = |fs: &Arc<dyn FileSystem>| Ok(fs.open(&caller(req), ino(node), flags));
         self.run(RequestKind::Open, reply, call, move |reply: ReplyOpen, opened| {
-            let answer = convert::opened_flags(flags, watch.opened(opened));
+            let answer = convert::opened_flags(flags, watch.opened(&fs, ino(node), flags, opened));
             reply.opened(FileHandle(opened.handle.0), answer);
         });
     }
@@ -443,6 +448,9 @@ impl fuser::Filesystem for Fuse {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if let Some(followed) = &self.followed {
+            followed.growth.closed(ino(node), handle(fh));
+        }
         self.run_empty(RequestKind::Release, reply, |fs| {
             fs.release(ino(node), handle(fh));
             Ok(Answer::Now(Ok(())))

@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod dumps;
 mod gather;
+mod growing;
 mod huge;
 mod lost;
 mod members;

@@ -23,16 +23,19 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{FileSystem, Lifetimes, Mount, MountError, MountOptions, RequestKind, VolumeOptions};
+use murphy_fs::{
+    BlockStore, FileSystem, Lifetimes, Mount, MountError, MountOptions, ObjectBlockStore, RequestKind,
+    VolumeOptions,
+};
 use murphy_tests::{Pair, TreeRules, compare_directories, pause, wait_for_ok};
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use tempfile::TempDir;
 
 /// A source and a mirror of it, both mounted.
-struct World {
+pub(super) struct World {
     source_mount: Mount,
-    mirror_mount: Mount,
-    pair: Pair,
+    pub(super) mirror_mount: Mount,
+    pub(super) pair: Pair,
     source: TempDir,
     mirror: TempDir,
 }
@@ -40,7 +43,13 @@ struct World {
 impl World {
     /// `None` where this machine cannot mount, which is said.
     fn new() -> Option<World> {
-        let pair = Pair::new(VolumeOptions { generation_bytes: 64 << 10, ..VolumeOptions::default() });
+        World::after(Arc::new(ObjectBlockStore::in_memory()), |_| {})
+    }
+
+    /// The same over this block store, with what `before` does at the source before the mirror is mounted.
+    pub(super) fn after(blocks: Arc<dyn BlockStore>, before: impl FnOnce(&Path)) -> Option<World> {
+        let options = VolumeOptions { generation_bytes: 64 << 10, ..VolumeOptions::default() };
+        let pair = Pair::over(options, blocks);
         let (source, mirror) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let runtime = pair.driver().handle().clone();
         let options = |name, lifetimes| MountOptions { lifetimes, ..MountOptions::new(name) };
@@ -56,6 +65,8 @@ impl World {
             }
             Err(error) => panic!("{error}"),
         };
+        before(source.path());
+        pair.wait_shown(pair.copy(), PATIENCE).unwrap();
         let cached = options("mirror", Lifetimes { entry: YEAR, attr: YEAR, missing: YEAR });
         let mirror_mount = Mount::following(&pair.follower, mirror.path(), &cached, runtime).unwrap();
         let world = World { source_mount, mirror_mount, pair, source, mirror };
@@ -63,16 +74,16 @@ impl World {
         Some(world)
     }
 
-    fn at_source(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn at_source(&self, name: impl AsRef<Path>) -> PathBuf {
         self.source.path().join(name)
     }
 
-    fn at_mirror(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn at_mirror(&self, name: impl AsRef<Path>) -> PathBuf {
         self.mirror.path().join(name)
     }
 
     /// Everything that the source has done is visible at the mirror, and its kernel has been told.
-    fn arrive(&self) {
+    pub(super) fn arrive(&self) {
         let lsn = self.pair.copy();
         self.pair.wait_shown(lsn, PATIENCE).unwrap();
         let invalidator = self.mirror_mount.invalidator().unwrap();
@@ -104,7 +115,7 @@ impl World {
         });
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         self.mirror_mount.unmount().unwrap();
         self.source_mount.unmount().unwrap();
     }
@@ -239,15 +250,15 @@ fn the_mirror_refuses_changes_and_is_mounted_for_writing() {
     world.end();
 }
 
-/// Runs beside a test until it is dropped.
-struct Readers {
+/// Runs beside a test until it is ended.
+pub(super) struct Readers {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Readers {
-    fn start(count: usize, work: impl Fn() + Clone + Send + 'static) -> Readers {
+    pub(super) fn start(count: usize, work: impl Fn() + Clone + Send + 'static) -> Readers {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let reader = |_| {
             let (work, stop, rounds) = (work.clone(), Arc::clone(&stop), Arc::clone(&rounds));
@@ -262,8 +273,13 @@ impl Readers {
         Readers { stop, rounds, threads }
     }
 
+    /// Whether one of them has failed.
+    pub(super) fn have_ended(&self) -> bool {
+        self.threads.iter().any(thread::JoinHandle::is_finished)
+    }
+
     /// Says how often they got through.
-    fn end(mut self) -> u64 {
+    pub(super) fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|thread| thread.join().unwrap());
         self.rounds.load(Ordering::Relaxed)
@@ -458,4 +474,4 @@ fn names_that_are_no_text_are_told_too() {
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);

@@ -5,7 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_fs::{Errno, FileSystem, MemoryIndex, ObjectBlockStore, Volume, VolumeOptions, VolumeParts};
+use murphy_fs::{
+    BlockStore, Errno, FileSystem, MemoryIndex, ObjectBlockStore, Volume, VolumeOptions, VolumeParts,
+};
 use murphy_log::{Log, Lsn, MemoryLog, Position, State, SystemClock};
 use parking_lot::Mutex;
 
@@ -29,9 +31,16 @@ impl Pair {
     /// # Panics
     /// If either volume cannot be opened.
     pub fn new(options: VolumeOptions) -> Pair {
+        Pair::over(options, Arc::new(ObjectBlockStore::in_memory()))
+    }
+
+    /// The same over this block store.
+    ///
+    /// # Panics
+    /// If either volume cannot be opened.
+    pub fn over(options: VolumeOptions, blocks: Arc<dyn BlockStore>) -> Pair {
         let driver = Driver::new();
         let _runtime = driver.enter();
-        let blocks = Arc::new(ObjectBlockStore::in_memory());
         let parts = |log: Arc<MemoryLog>| {
             let clock = Arc::new(SystemClock::new());
             let parts = volume_parts(log, Arc::new(MemoryIndex::new()), blocks.clone(), clock);

@@ -15,9 +15,10 @@ use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, RenameFlags, Request, TimeOrNow,
 };
 
+use super::growth::PageCache;
 use crate::{
-    Attr, Caller, Errno, Handle, Ino, Kind, Name, NewNode, OpenFlags, Opened, RenameMode, SetAttr, SetTime,
-    Timespec, XattrMode, XattrName,
+    Attr, Caller, Errno, Handle, Ino, Kind, Name, NewNode, OpenFlags, RenameMode, SetAttr, SetTime, Timespec,
+    XattrMode, XattrName,
 };
 
 pub(super) fn caller(request: &Request) -> Caller {
@@ -185,10 +186,11 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
 }
 
 /// What the kernel may do with an open file: skip FLUSH where nothing can be written, keep its pages if they are still true.
-pub(super) fn opened_flags(flags: OpenFlags, opened: Opened) -> FopenFlags {
+pub(super) fn opened_flags(flags: OpenFlags, pages: PageCache) -> FopenFlags {
     let mut answer = FopenFlags::empty();
     answer.set(FopenFlags::FOPEN_NOFLUSH, !flags.write);
-    answer.set(FopenFlags::FOPEN_KEEP_CACHE, opened.unchanged);
+    answer.set(FopenFlags::FOPEN_KEEP_CACHE, pages == PageCache::Kept);
+    answer.set(FopenFlags::FOPEN_DIRECT_IO, pages == PageCache::Bypassed);
     answer
 }
 
@@ -286,12 +288,12 @@ mod tests {
 
     #[test]
     fn only_read_only_opens_skip_flush_and_only_unchanged_data_is_kept() {
-        let opened = |unchanged| Opened { handle: Handle(1), unchanged };
         let read = open_flags(libc::O_RDONLY);
         let write = open_flags(libc::O_RDWR);
-        assert_eq!(opened_flags(read, opened(false)), FopenFlags::FOPEN_NOFLUSH);
-        assert_eq!(opened_flags(write, opened(true)), FopenFlags::FOPEN_KEEP_CACHE);
-        assert_eq!(opened_flags(write, opened(false)), FopenFlags::empty());
+        assert_eq!(opened_flags(read, PageCache::Fresh), FopenFlags::FOPEN_NOFLUSH);
+        assert_eq!(opened_flags(write, PageCache::Kept), FopenFlags::FOPEN_KEEP_CACHE);
+        assert_eq!(opened_flags(write, PageCache::Fresh), FopenFlags::empty());
+        assert_eq!(opened_flags(write, PageCache::Bypassed), FopenFlags::FOPEN_DIRECT_IO);
     }
 
     #[test]

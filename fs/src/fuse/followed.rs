@@ -15,7 +15,7 @@
 //! A file that grows needs more. The kernel fills the page of a short read with zeros; if it learns of the new length before it
 //! forgets that page, it shows the zeros as data. So a file's attributes are not answered between the moment at which a change of it is
 //! announced, before it is visible, and the moment at which the kernel has forgotten its pages. What it then gets it compares with
-//! its own count of invalidations, and asks again.
+//! its own count of invalidations, and asks again. That is not all: see [`super::growth`].
 //!
 //! Invariants:
 //! - Inodes share slots. Sharing costs a superfluous request or notification and never hides one.
@@ -23,6 +23,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering, fence},
@@ -30,11 +31,16 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{Clock, Entry, Lsn};
+use murphy_log::{Clock, Entry, LogTime, Lsn};
 use parking_lot::{Condvar, Mutex};
 
-use super::{invalidate::Lane, kernel::Lifetimes, notify::Notice};
-use crate::{Attr, ChangeObserver, Ino, Kind, Opened, Table};
+use super::{
+    growth::{Growth, Length, PageCache},
+    invalidate::Lane,
+    kernel::Lifetimes,
+    notify::{Notice, has_ended},
+};
+use crate::{Answer, Attr, ChangeObserver, FileSystem, Handle, Ino, Kind, OpenFlags, Opened, Table};
 
 /// What is shared.
 pub(super) struct Followed {
@@ -43,6 +49,10 @@ pub(super) struct Followed {
     noted: AtomicU64,
     /// By slot, the last entry that is going to change something, or has.
     announced: Box<[AtomicU64]>,
+    /// By slot, when that was, in milliseconds of `clock`, plus one.
+    announced_at: Box<[AtomicU64]>,
+    /// The time of the last entry, in nanoseconds of log time.
+    time: AtomicU64,
     /// By slot, the last entry that changed something.
     changed: Box<[AtomicU64]>,
     /// By slot, when the last answer was given, in milliseconds of `clock`, plus one.
@@ -52,6 +62,9 @@ pub(super) struct Followed {
     suspensions: AtomicU64,
     /// The last entry whose notices are in the lanes.
     told: AtomicU64,
+    /// Files may be opened past the page cache.
+    may_bypass: AtomicBool,
+    pub(super) growth: Growth,
     pub(super) names: Lane,
     pub(super) pages: Lane,
     progress: Mutex<Progress>,
@@ -81,11 +94,15 @@ impl Followed {
             clock,
             noted: AtomicU64::new(0),
             announced: slots(),
+            announced_at: slots(),
+            time: AtomicU64::new(0),
             changed: slots(),
             answered: slots(),
             suspended: AtomicBool::new(false),
             suspensions: AtomicU64::new(0),
             told: AtomicU64::new(0),
+            may_bypass: AtomicBool::new(false),
+            growth: Growth::default(),
             names: Lane::default(),
             pages: Lane::default(),
             progress: Mutex::new(progress),
@@ -112,11 +129,97 @@ impl Followed {
         self.update(|progress| progress.ended = true);
     }
 
-    /// Whether the kernel may be shown the length of a file as it is now: it has forgotten every page that was read before.
-    fn is_settled(&self, ino: Ino) -> bool {
-        let announced = self.announced[slot(ino)].load(Ordering::Acquire);
+    /// The kernel lets files be opened past its page cache, and mapped nevertheless.
+    pub(super) fn allow_bypass(&self, may_bypass: bool) {
+        self.may_bypass.store(may_bypass, Ordering::Relaxed);
+    }
+
+    /// The last entry that was announced of `ino`, or of another inode in its slot.
+    fn announced(&self, ino: Ino) -> u64 {
+        self.announced[slot(ino)].load(Ordering::Acquire)
+    }
+
+    /// Whether the kernel may be shown the length of a file as it is now: it has forgotten every page that was read before, and knows the
+    /// length already if somebody reads through its pages.
+    fn is_settled(&self, attr: &Attr) -> bool {
+        let announced = self.announced(attr.ino);
         announced == 0
-            || (self.told.load(Ordering::Acquire) >= announced && !self.pages.owes(&Notice::Data(ino)))
+            || (self.told.load(Ordering::Acquire) >= announced
+                && !self.pages.owes(&Notice::Data(attr.ino))
+                && self.owed(attr).is_none())
+    }
+
+    /// A handle to read the last byte of a file with, if the kernel must be given its length before it is answered.
+    fn owed(&self, attr: &Attr) -> Option<Handle> {
+        self.growth.owed(attr.ino, attr.size, self.announced(attr.ino))
+    }
+
+    /// Returns when the kernel may be shown these lengths. What changes after the call is not waited for.
+    async fn settle(&self, fs: &Arc<dyn FileSystem>, attrs: &[Attr]) {
+        let announced = attrs.iter().map(|attr| self.announced(attr.ino)).max().unwrap_or(0);
+        while self.told.load(Ordering::Acquire) < announced {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        let added = self.pages.added();
+        let owes = |attr: &Attr| self.pages.owes(&Notice::Data(attr.ino));
+        while attrs.iter().any(owes) && !self.pages.has_sent(added) {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        if attrs.iter().all(|attr| self.owed(attr).is_none()) {
+            return;
+        }
+        tokio::time::sleep(PAGE_IN_HAND).await;
+        for attr in attrs {
+            self.lengthen(fs, attr).await;
+        }
+    }
+
+    /// Gives the kernel the length of a file, if it must be. What cannot be read any more need not be shown.
+    async fn lengthen(&self, fs: &Arc<dyn FileSystem>, attr: &Attr) {
+        while let Some(handle) = self.owed(attr) {
+            let (ino, length, as_of) = (attr.ino, attr.size, self.announced(attr.ino));
+            let last = fs.read(ino, handle, length - 1, 1).wait().await;
+            let Some(last) = last.ok().and_then(|bytes| bytes.first().copied()) else { return };
+            let notice = Notice::Length(Length { ino, length, last, as_of });
+            if self.pages.push_now(notice.clone()).is_err() {
+                return;
+            }
+            while self.pages.owes(&notice) {
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+        }
+    }
+
+    /// Sends a notice, unless it is a length whose last byte may be another one by now. What is announced after that was asked is
+    /// forgotten by a later notice of the same lane.
+    pub(super) fn send(&self, notice: &Notice, send: impl Fn(&Notice) -> io::Result<()>) -> io::Result<()> {
+        let Notice::Length(length) = notice else { return send(notice) };
+        if self.announced(length.ino) != length.as_of {
+            return Ok(());
+        }
+        let sent = send(notice);
+        self.growth.given(length);
+        match sent {
+            Err(error) if !has_ended(&error) => {
+                tracing::warn!(?length, %error, "the kernel does not take the length of a file; it is answered");
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
+    /// Whether a file has changed so lately that it may be about to change again. Inodes share slots, so the file itself is asked too.
+    fn is_restless(&self, fs: &Arc<dyn FileSystem>, ino: Ino) -> bool {
+        let mark = self.announced_at[slot(ino)].load(Ordering::Relaxed);
+        let rest = REST.as_millis() as u64;
+        if mark == 0 || millis(self.now()).saturating_sub(mark - 1) >= rest {
+            return false;
+        }
+        let time = self.time.load(Ordering::Relaxed).saturating_sub(REST.as_nanos() as u64);
+        match fs.getattr(ino) {
+            Answer::Now(Ok(attr)) => attr.ctime >= LogTime::from_nanos(time).into(),
+            Answer::Now(Err(_)) | Answer::Later(_) => true,
+        }
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -192,12 +295,21 @@ impl Followed {
 
 impl ChangeObserver for Followed {
     fn changing(&self, entries: &[Entry]) {
-        note(&self.announced, entries);
+        if let Some(last) = entries.last() {
+            self.time.store(last.time.as_nanos(), Ordering::Relaxed);
+        }
+        let now = millis(self.now()) + 1;
+        for (slot, lsn) in changed_slots(entries) {
+            self.announced_at[slot].store(now, Ordering::Relaxed);
+            self.announced[slot].store(lsn.get(), Ordering::Release);
+        }
     }
 
     fn changed(&self, entries: &[Entry]) {
         let Some(last) = entries.last().map(|entry| entry.lsn) else { return };
-        note(&self.changed, entries);
+        for (slot, lsn) in changed_slots(entries) {
+            self.changed[slot].store(lsn.get(), Ordering::Release);
+        }
         self.noted.store(last.get(), Ordering::Release);
         let behind = self.update(|progress| {
             progress.shown = last;
@@ -209,15 +321,13 @@ impl ChangeObserver for Followed {
     }
 }
 
-/// Notes by slot what entries change.
-fn note(slots: &[AtomicU64], entries: &[Entry]) {
-    for entry in entries {
-        for change in entry.changes.iter().filter(|change| is_cached(change.table)) {
-            if let Some(number) = change.key.first_chunk().copied().map(u64::from_be_bytes) {
-                slots[slot(Ino::new(number))].store(entry.lsn.get(), Ordering::Release);
-            }
-        }
-    }
+/// The slots of what entries change.
+fn changed_slots(entries: &[Entry]) -> impl Iterator<Item = (usize, Lsn)> {
+    entries.iter().flat_map(|entry| {
+        let changes = entry.changes.iter().filter(|change| is_cached(change.table));
+        let numbers = changes.filter_map(|change| change.key.first_chunk().copied().map(u64::from_be_bytes));
+        numbers.map(|number| (slot(Ino::new(number)), entry.lsn))
+    })
 }
 
 /// A request under way, and what the kernel may remember of its answer.
@@ -242,11 +352,26 @@ impl Watch {
         self.lifetimes
     }
 
-    /// What may be said of a file that was opened. While the kernel is told of changes late, or was not told of some, it must not keep
-    /// pages because the file looks the same as when it was last opened.
-    pub(super) fn opened(&self, opened: Opened) -> Opened {
-        let trusted = self.followed.as_ref().is_none_or(|followed| !followed.is_suspended());
-        Opened { unchanged: opened.unchanged && trusted, ..opened }
+    /// How the kernel may read a file that was opened. Where all changes go through this mount the kernel keeps its pages: dropping one that
+    /// a write has filled and not sent yet would let a reader bring the old one back, which then stays. While it is told of changes
+    /// late, or was not told of some, it must not keep pages because the file looks the same as when it was last opened.
+    pub(super) fn opened(
+        &self,
+        fs: &Arc<dyn FileSystem>,
+        ino: Ino,
+        flags: OpenFlags,
+        opened: Opened,
+    ) -> PageCache {
+        let mut trusted = true;
+        if let Some(followed) = &self.followed {
+            let announced = followed.announced(ino);
+            if !flags.write && followed.may_bypass.load(Ordering::Relaxed) && followed.is_restless(fs, ino) {
+                return PageCache::Bypassed;
+            }
+            followed.growth.opened(ino, opened.handle, announced);
+            trusted = !followed.is_suspended();
+        }
+        if (opened.unchanged || opened.decides) && trusted { PageCache::Kept } else { PageCache::Fresh }
     }
 
     /// For how long an answer may be kept that speaks of `child`, if it is there, by its name in `parent`. To be asked when the tree
@@ -260,7 +385,7 @@ impl Watch {
 
     /// Whether the attributes of a file may be answered now. If not, [`Watch::settle`] first.
     pub(super) fn is_settled(&self, attr: &Attr) -> bool {
-        attr.kind != Kind::File || self.followed.as_ref().is_none_or(|followed| followed.is_settled(attr.ino))
+        attr.kind != Kind::File || self.followed.as_ref().is_none_or(|followed| followed.is_settled(attr))
     }
 
     /// Notes that the answer has these attributes, and must wait if they may not be answered now.
@@ -275,14 +400,11 @@ impl Watch {
         std::mem::take(&mut self.held)
     }
 
-    /// Waits, but not for ever, until the kernel has forgotten the old pages of these files.
-    pub(super) async fn settle(&self, attrs: &[Attr]) {
-        let polls = SETTLE_MAX.as_millis() / SETTLE_POLL.as_millis();
-        for _ in 0..polls {
-            if attrs.iter().all(|attr| self.is_settled(attr)) {
-                return;
-            }
-            tokio::time::sleep(SETTLE_POLL).await;
+    /// Waits, but not for ever, until the kernel may be shown these attributes.
+    pub(super) async fn settle(&self, fs: &Arc<dyn FileSystem>, attrs: &[Attr]) {
+        let Some(followed) = &self.followed else { return };
+        if tokio::time::timeout(SETTLE_MAX, followed.settle(fs, attrs)).await.is_err() {
+            tracing::debug!("the kernel is answered attributes before it has forgotten the pages");
         }
     }
 
@@ -330,6 +452,10 @@ const BEHIND_MAX: u64 = 1 << 16;
 /// The longest that attributes are held back. Then a read of the file hangs, and they are shown: better than no answer.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 const SETTLE_POLL: Duration = Duration::from_millis(1);
+/// Who has found a page in the cache has looked at the file's size after so long: a few instructions, and the wait for a processor.
+const PAGE_IN_HAND: Duration = Duration::from_millis(50);
+/// A file that has not changed for so long is at rest. Bytes are younger than that when the source sends them, unless it was told to wait.
+const REST: Duration = Duration::from_secs(15);
 /// Overtaken listings that wait to be invalidated at most.
 const RELIST_MAX: usize = 1 << 16;
 
@@ -339,6 +465,7 @@ mod tests {
     use murphy_log::{Change, LogTime, ManualClock};
 
     use super::*;
+    use crate::fuse::memory::Memory;
 
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
     const LONG: Lifetimes = Lifetimes { entry: YEAR, attr: YEAR, missing: YEAR };
@@ -397,12 +524,64 @@ mod tests {
     #[test]
     fn a_kernel_that_was_not_told_keeps_no_pages_at_an_open() {
         let (followed, _) = followed();
-        let opened = Opened { handle: crate::Handle(3), unchanged: true };
-        let open = || Watch::begin(Some(&followed), LONG).opened(opened).unchanged;
-        assert!(open());
+        let fs: Arc<dyn FileSystem> = Arc::new(Memory::new());
+        let open = |followed: Option<&Arc<Followed>>, unchanged, decides| {
+            let opened = Opened { handle: Handle(3), unchanged, decides };
+            Watch::begin(followed, LONG).opened(&fs, Ino::new(5), OpenFlags::default(), opened)
+        };
+        assert_eq!(open(Some(&followed), true, false), PageCache::Kept);
+        assert_eq!(open(Some(&followed), false, true), PageCache::Kept);
+        assert_eq!(open(Some(&followed), false, false), PageCache::Fresh);
         followed.lose("a frame cannot be read");
-        assert!(!open());
-        assert!(Watch::begin(None, LONG).opened(opened).unchanged, "nobody else changes anything");
+        assert_eq!(open(Some(&followed), true, true), PageCache::Fresh);
+        assert_eq!(open(None, true, false), PageCache::Kept);
+        assert_eq!(open(None, false, true), PageCache::Kept, "nobody else changes anything");
+    }
+
+    /// Its pages could not follow it.
+    #[test]
+    fn a_file_that_has_just_changed_is_read_past_the_page_cache() {
+        let (followed, clock) = followed();
+        let fs: Arc<dyn FileSystem> = Arc::new(Memory::new());
+        // The root of the memory file system stands for the file: it has a time.
+        let root = fs.getattr(Ino::ROOT);
+        let Answer::Now(Ok(attr)) = root else { panic!("the memory answers at once") };
+        let time = LogTime::from_nanos(u64::try_from(attr.ctime.seconds).unwrap() * 1_000_000_000);
+        let opened = Opened { handle: Handle(3), unchanged: true, decides: false };
+        let open = |flags| Watch::begin(Some(&followed), LONG).opened(&fs, Ino::ROOT, flags, opened);
+        let read = OpenFlags { read: true, ..OpenFlags::default() };
+        let changed = |time| followed.changing(&[Entry { time, ..entry(9, 1) }]);
+        changed(time);
+        assert_eq!(open(read), PageCache::Kept, "a kernel that could not map it");
+        followed.allow_bypass(true);
+        assert_eq!(open(read), PageCache::Bypassed);
+        assert_eq!(open(OpenFlags { write: true, ..read }), PageCache::Kept);
+        changed(time.after(2 * REST));
+        assert_eq!(open(read), PageCache::Kept, "another one of its slot has changed");
+        changed(time);
+        clock.advance(REST);
+        assert_eq!(open(read), PageCache::Kept, "at rest");
+    }
+
+    /// A byte that was overwritten after it was read would live on in the kernel's cache.
+    #[test]
+    fn a_length_whose_last_byte_may_have_changed_is_not_sent() {
+        let (followed, _) = followed();
+        let file = Ino::new(5);
+        followed.growth.opened(file, Handle(3), 0);
+        followed.changing(&[entry(9, 5)]);
+        let sent = |as_of| {
+            let sent = AtomicU64::new(0);
+            let notice = Notice::Length(Length { ino: file, length: 10, last: 1, as_of });
+            let send = |_: &Notice| {
+                sent.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            };
+            followed.send(&notice, send).unwrap();
+            (sent.into_inner(), followed.growth.owed(file, 10, 9).is_some())
+        };
+        assert_eq!(sent(8), (0, true), "not sent, still owed");
+        assert_eq!(sent(9), (1, false));
     }
 
     #[test]

@@ -66,9 +66,12 @@ impl Invalidator {
             let (state, send) = (Arc::clone(&followed), Arc::clone(send));
             thread::Builder::new().name(name.into()).spawn(move || {
                 let lane = if is_pages { &state.pages } else { &state.names };
-                lane.deliver(&*send, |notice, error| {
-                    state.lose(&format!("the kernel refused {notice:?}: {error}"));
-                });
+                lane.deliver(
+                    |notice| state.send(notice, &*send),
+                    |notice, error| {
+                        state.lose(&format!("the kernel refused {notice:?}: {error}"));
+                    },
+                );
                 state.end();
             })?;
         }
@@ -219,7 +222,7 @@ impl Courier {
 
     fn deliver(&self, notice: Notice) -> Result<(), Ended> {
         match notice {
-            Notice::Data(_) => self.followed.pages.push(notice),
+            Notice::Data(_) | Notice::Length(_) => self.followed.pages.push(notice),
             notice => self.followed.names.push(notice),
         }
     }

@@ -49,8 +49,12 @@ pub fn kernel_config(config: &mut KernelConfig) -> io::Result<()> {
 /// The same for a mount of a volume that follows a source, without EXPLICIT_INVAL_DATA. What the kernel reads beyond the length that it
 /// knows it fills with zeros, asking nobody; once it learns that the source has appended, it would show them as data. Without the flag
 /// it drops a file's pages whenever it learns another length.
-pub(super) fn follower_config(config: &mut KernelConfig) -> io::Result<()> {
-    settle(config, WANTED.difference(InitFlags::FUSE_EXPLICIT_INVAL_DATA))
+///
+/// Says whether files may be opened past the page cache. A kernel that does not know DIRECT_IO_ALLOW_MMAP refuses shared mappings of them.
+pub(super) fn follower_config(config: &mut KernelConfig) -> io::Result<bool> {
+    let may_bypass = InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+    settle(config, WANTED.difference(InitFlags::FUSE_EXPLICIT_INVAL_DATA).union(may_bypass))?;
+    Ok(config.capabilities().contains(may_bypass))
 }
 
 fn settle(config: &mut KernelConfig, wanted: InitFlags) -> io::Result<()> {

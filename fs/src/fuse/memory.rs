@@ -127,7 +127,7 @@ impl Memory {
     }
 
     fn opened(&self) -> Opened {
-        Opened { handle: Handle(7), unchanged: self.unchanged.load(Ordering::Relaxed) }
+        Opened { handle: Handle(7), unchanged: self.unchanged.load(Ordering::Relaxed), decides: false }
     }
 }
 

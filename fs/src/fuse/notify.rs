@@ -19,6 +19,7 @@ use std::{
 
 use fuser::INodeNo;
 
+use super::growth::Length;
 use crate::{Ino, Name};
 
 /// Sends invalidations to the kernel. Cheap to clone; the thread ends with the last clone, or with the mount.
@@ -44,6 +45,8 @@ pub(super) enum Notice {
     Entry(Ino, Name),
     /// The same of a name that is gone.
     Deleted(Ino, Ino, Name),
+    /// Nothing: a file is longer now.
+    Length(Length),
 }
 
 impl Notice {
@@ -52,6 +55,7 @@ impl Notice {
         match self {
             Notice::Attributes(ino) | Notice::Data(ino) | Notice::Listing(ino) => *ino,
             Notice::Entry(parent, _) | Notice::Deleted(parent, _, _) => *parent,
+            Notice::Length(length) => length.ino,
         }
     }
 }
@@ -134,6 +138,7 @@ pub(super) fn send(kernel: &fuser::Notifier, notice: &Notice) -> io::Result<()> 
         Notice::Deleted(parent, child, name) => {
             kernel.delete(node(parent), node(child), OsStr::from_bytes(name.as_bytes()))
         }
+        Notice::Length(length) => kernel.store(node(&length.ino), length.length - 1, &[length.last]),
     }
 }
 

@@ -153,14 +153,20 @@ pub(super) fn fill<R: DirectoryReply>(
 }
 
 /// Sends a listing, once the kernel may have the attributes in it.
-pub(super) fn send_listing<R: DirectoryReply>(reply: R, directory: Ino, mut watch: Watch, runtime: &Runtime) {
+pub(super) fn send_listing<R: DirectoryReply>(
+    reply: R,
+    directory: Ino,
+    mut watch: Watch,
+    fs: Arc<dyn FileSystem>,
+    runtime: &Runtime,
+) {
     let held = watch.held();
     if held.is_empty() {
         watch.listed(directory);
         return reply.send();
     }
     runtime.spawn(async move {
-        watch.settle(&held).await;
+        watch.settle(&fs, &held).await;
         watch.listed(directory);
         reply.send();
     });

@@ -78,7 +78,10 @@ impl Volume {
             return Err(error);
         }
         match self.attr(ino) {
-            Ok(attr) => Ok(Opened { handle, unchanged: self.shared.stamps.unchanged(&attr) }),
+            Ok(attr) => {
+                let (unchanged, decides) = (self.shared.stamps.unchanged(&attr), self.check_leads().is_ok());
+                Ok(Opened { handle, unchanged, decides })
+            }
             Err(errno) => {
                 self.close_handle(handle);
                 Err(errno.into())

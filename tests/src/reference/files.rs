@@ -34,7 +34,7 @@ impl State {
         self.last_handle += 1;
         let handle = Handle(self.last_handle);
         self.handles.insert(handle, OpenFile { ino, flags });
-        Ok(Opened { handle, unchanged })
+        Ok(Opened { handle, unchanged, decides: true })
     }
 
     pub(super) fn read(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Result<Bytes, Errno> {

@@ -41,6 +41,15 @@ impl Lane {
     pub(crate) fn push(&self, notice: Notice) -> Result<(), Ended> {
         let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| state.order.len() >= LANE_MAX && !state.ended);
+        self.add(&mut state, notice)
+    }
+
+    /// Adds a notice even if the lane is full. For those who must not wait, and of whom there are few: each waits until it was sent.
+    pub(crate) fn push_now(&self, notice: Notice) -> Result<(), Ended> {
+        self.add(&mut self.state.lock(), notice)
+    }
+
+    fn add(&self, state: &mut State, notice: Notice) -> Result<(), Ended> {
         if state.ended {
             return Err(Ended);
         }
@@ -50,6 +59,17 @@ impl Lane {
             self.changed.notify_all();
         }
         Ok(())
+    }
+
+    /// How many have been added.
+    pub(crate) fn added(&self) -> u64 {
+        self.state.lock().added
+    }
+
+    /// Whether as many have been sent, or the lane has ended.
+    pub(crate) fn has_sent(&self, count: u64) -> bool {
+        let state = self.state.lock();
+        state.sent >= count || state.ended
     }
 
     /// Whether this notice has been added and not been sent.
