@@ -1,7 +1,7 @@
 //! Create, stat, list, unlink, large writes and reads through the kernel, against the null file system in the same run.
 //!
-//! `cargo bench -p murphy-benches --bench mount -- [files=20000] [mib=1024] [runs=5] [clients=1] [threads=2] [clone_fd=0]
-//! [read_ahead=1048576] [compressible=0]`
+//! `cargo bench -p murphy-benches --bench mount -- [files=20000] [mib=1024] [runs=5] [reads=1] [clients=1] [threads=2]
+//! [clone_fd=0] [read_ahead=1048576] [compressible=0]`
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -25,7 +25,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
-    let mut load = Load { files: 20_000, mebibytes: 1024, clients: 1, runs: 5, data: Data::Incompressible };
+    let mut load =
+        Load { files: 20_000, mebibytes: 1024, clients: 1, runs: 5, reads: 1, data: Data::Incompressible };
     if !std::env::args().any(|argument| argument == "--bench") {
         // Built and run as a test, by `cargo test --all-targets`: only to see that it works.
         load = Load { files: 500, mebibytes: 4, runs: 1, ..load };
@@ -38,6 +39,7 @@ fn run() -> io::Result<()> {
             "files" => load.files = value,
             "mib" => load.mebibytes = value,
             "runs" => load.runs = value,
+            "reads" => load.reads = value,
             "clients" => load.clients = value,
             "threads" => options.threads = NonZeroUsize::new(value).ok_or_else(|| wrong(&argument))?,
             "clone_fd" => options.clone_fd = value != 0,

@@ -17,6 +17,8 @@ use std::{
 use murphy_fs::{RequestCounts, RequestKind};
 use murphy_log::{Clock, SystemClock};
 
+use crate::engine::process_cpu_nanos;
+
 /// A mounted file system that can be measured.
 pub trait Target: Send + Sync {
     /// Requests since the mount.
@@ -49,6 +51,8 @@ pub struct Load {
     pub clients: usize,
     /// Runs of each side; the table shows the median.
     pub runs: usize,
+    /// How often the large file is read in each run.
+    pub reads: usize,
     /// What is in the large file.
     pub data: Data,
 }
@@ -119,6 +123,8 @@ pub struct Figure {
     pub operations: usize,
     /// How long it took in all.
     pub elapsed: Duration,
+    /// What all threads of this process, which is client and server, worked meanwhile, also in the kernel.
+    pub worked: Duration,
     /// What the kernel asked for meanwhile.
     pub requests: RequestCounts,
 }
@@ -127,6 +133,11 @@ impl Figure {
     /// Operations per second.
     pub fn rate(&self) -> f64 {
         self.operations as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Microseconds of work for one operation.
+    pub fn worked_us(&self) -> f64 {
+        self.worked.as_secs_f64() * 1e6 / self.operations as f64
     }
 }
 
@@ -140,6 +151,8 @@ pub struct Rates {
     pub median: f64,
     /// The fastest run.
     pub best: f64,
+    /// Microseconds of work for one operation, in the median: what a busy machine changes least.
+    pub worked_us: f64,
 }
 
 /// All figures of all runs.
@@ -154,27 +167,33 @@ impl Report {
     /// The rates of a step, and the requests of its first run.
     pub fn rates(&self, side: usize, step: Step) -> Option<(Rates, &Figure)> {
         let of_step = || self.figures.get(side).into_iter().flatten().filter(|figure| figure.step == step);
-        let mut rates: Vec<f64> = of_step().map(Figure::rate).collect();
-        rates.sort_by(f64::total_cmp);
+        let sorted = |of: fn(&Figure) -> f64| {
+            let mut values: Vec<f64> = of_step().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let (rates, work) = (sorted(Figure::rate), sorted(Figure::worked_us));
         let (worst, median, best) = (*rates.first()?, rates[rates.len() / 2], *rates.last()?);
-        Some((Rates { worst, median, best }, of_step().next()?))
+        Some((Rates { worst, median, best, worked_us: work[work.len() / 2] }, of_step().next()?))
     }
 }
 
 impl fmt::Display for Report {
-    /// A row per step and side: median rate, its ratio to the first side's, worst and best, requests of one run.
+    /// A row per step and side: median rate, its ratio to the first side's, worst and best, work, requests of one run.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["median", "ratio", "worst", "best"];
-        writeln!(f, "{:<27} {:>10} {:>6} {:>10} {:>10}  requests", "", head[0], head[1], head[2], head[3])?;
+        let head = ["median", "ratio", "worst", "best", "CPU us"];
+        let [median, ratio, worst, best, work] = head;
+        writeln!(f, "{:<27} {median:>10} {ratio:>6} {worst:>10} {best:>10} {work:>7}  requests", "")?;
         for step in Step::ALL {
             let Some((first, _)) = self.rates(0, step) else { continue };
             for (side, name) in self.sides.iter().enumerate() {
-                let Some((Rates { worst, median, best }, figure)) = self.rates(side, step) else { continue };
+                let Some((rates, figure)) = self.rates(side, step) else { continue };
+                let Rates { worst, median, best, worked_us } = rates;
                 let (ratio, requests) = (median / first.median, &figure.requests);
                 let each = requests.total() as f64 / figure.operations as f64;
                 write!(
                     f,
-                    "{:<18} {name:<8} {median:>10.0} {ratio:>6.2} {worst:>10.0} {best:>10.0}",
+                    "{:<18} {name:<8} {median:>10.0} {ratio:>6.2} {worst:>10.0} {best:>10.0} {worked_us:>7.0}",
                     step.name()
                 )?;
                 writeln!(f, "  {each:.2} each: {requests}")?;
@@ -227,8 +246,10 @@ fn run_all(load: &Load, target: &dyn Target, root: &Path, pool: &[u8]) -> io::Re
         fs::remove_file(&path)?;
         let durable = || write_large(&path, load, pool, Finish::Fsync);
         figures.push(stopwatch.measure(Step::WriteFsync, load.mebibytes, durable)?);
-        drop_pages(&path)?;
-        figures.push(stopwatch.measure(Step::Read, load.mebibytes, || read_large(&path))?);
+        for _ in 0..load.reads {
+            drop_pages(&path)?;
+            figures.push(stopwatch.measure(Step::Read, load.mebibytes, || read_large(&path))?);
+        }
         fs::remove_file(&path)?;
     }
     Ok(figures)
@@ -246,11 +267,12 @@ impl Stopwatch<'_> {
         operations: usize,
         work: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Figure> {
-        let (before, start) = (self.target.requests(), self.clock.monotonic());
+        let (before, start, worked) = (self.target.requests(), self.clock.monotonic(), process_cpu_nanos());
         work()?;
         let elapsed = self.clock.monotonic().saturating_sub(start);
+        let worked = Duration::from_nanos((process_cpu_nanos() - worked) as u64);
         let requests = self.target.requests().since(&before);
-        Ok(Figure { step, operations, elapsed, requests })
+        Ok(Figure { step, operations, elapsed, worked, requests })
     }
 }
 
