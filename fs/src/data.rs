@@ -7,6 +7,7 @@
 //! - No byte is returned that does not have the hash that the log vouches for.
 //! - A pack is never changed, its name never used again.
 
+mod buffers;
 mod cache;
 mod cell;
 mod fetch;

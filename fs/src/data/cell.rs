@@ -82,27 +82,55 @@ impl CellSeal {
     ///
     /// The result owns its memory: it does not keep the buffer alive that `stored` was cut from.
     pub(super) fn open(&self, stored: &[u8]) -> Result<Bytes, CellFault> {
+        let mut plain = vec![0; (self.plain_len as usize).min(CELL_BYTES)];
+        self.open_into(stored, &mut plain)?;
+        Ok(plain.into())
+    }
+
+    /// The same, written to `plain`, which has exactly their length. What is there after an error is worth nothing.
+    pub(super) fn open_into(&self, stored: &[u8], plain: &mut [u8]) -> Result<(), CellFault> {
+        match self.encoding {
+            Encoding::Raw => {
+                self.verify_raw(stored)?;
+                if plain.len() != stored.len() {
+                    return Err(CellFault::PlainLength);
+                }
+                plain.copy_from_slice(stored);
+                Ok(())
+            }
+            Encoding::Zstd => {
+                self.verify_stored(stored)?;
+                let length = decompress(stored, plain).ok_or(CellFault::Compression)?;
+                self.verify_plain(length, || hash(plain))
+            }
+        }
+    }
+
+    /// Whether the cell is stored as it is.
+    pub(super) fn is_raw(&self) -> bool {
+        self.encoding == Encoding::Raw
+    }
+
+    /// That `stored` is a cell that is stored as it is, and so also its plain bytes.
+    pub(super) fn verify_raw(&self, stored: &[u8]) -> Result<(), CellFault> {
+        debug_assert!(self.is_raw(), "the plain bytes of other cells are not the stored ones");
+        self.verify_stored(stored)?;
+        // The hash of the stored bytes has just been compared with the recorded one.
+        self.verify_plain(stored.len(), || self.stored_hash)
+    }
+
+    fn verify_stored(&self, stored: &[u8]) -> Result<(), CellFault> {
         if stored.len() != self.stored_len as usize {
             return Err(CellFault::StoredLength);
         }
-        if hash(stored) != self.stored_hash {
-            return Err(CellFault::StoredHash);
-        }
-        let plain = match self.encoding {
-            Encoding::Raw => Bytes::copy_from_slice(stored),
-            Encoding::Zstd => {
-                Bytes::from(decompress(stored, self.plain_len as usize).ok_or(CellFault::Compression)?)
-            }
-        };
-        if plain.len() != self.plain_len as usize {
+        if hash(stored) == self.stored_hash { Ok(()) } else { Err(CellFault::StoredHash) }
+    }
+
+    fn verify_plain(&self, length: usize, hash: impl FnOnce() -> CellHash) -> Result<(), CellFault> {
+        if length != self.plain_len as usize {
             return Err(CellFault::PlainLength);
         }
-        // The hash of a raw cell's stored bytes has just been compared with the recorded one.
-        let plain_hash = if self.encoding == Encoding::Raw { self.stored_hash } else { hash(&plain) };
-        if plain_hash != self.plain_hash {
-            return Err(CellFault::PlainHash);
-        }
-        Ok(plain)
+        if hash() == self.plain_hash { Ok(()) } else { Err(CellFault::PlainHash) }
     }
 }
 
@@ -145,7 +173,8 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
     if packed.len() >= plain.len() {
         return None;
     }
-    let same = decompress(&packed, plain.len()).is_some_and(|back| back == plain);
+    let mut back = vec![0; plain.len()];
+    let same = decompress(&packed, &mut back) == Some(plain.len()) && back == plain;
     if !same {
         tracing::error!(
             bytes = plain.len(),
@@ -155,14 +184,13 @@ fn compress(plain: &[u8]) -> Option<Vec<u8>> {
     same.then_some(packed)
 }
 
-/// At most `plain_len` decompressed bytes; `None` if the frame is damaged or holds more.
-fn decompress(stored: &[u8], plain_len: usize) -> Option<Vec<u8>> {
+/// Decompresses into `out`, and tells how many bytes that gave; `None` if the frame is damaged or holds more than fit.
+fn decompress(stored: &[u8], out: &mut [u8]) -> Option<usize> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let mut decompressor = slot.take().or_else(|| Decompressor::new().ok())?;
-        let mut out = Vec::with_capacity(plain_len.min(CELL_BYTES));
-        decompressor.decompress_to_buffer(stored, &mut out).ok()?;
+        let length = decompressor.decompress_to_buffer(stored, out).ok()?;
         *slot = Some(decompressor);
-        Some(out)
+        Some(length)
     })
 }
 
@@ -174,6 +202,12 @@ thread_local! {
 
 /// The most plain bytes in a cell.
 pub(super) const CELL_BYTES: usize = 64 << 10;
+
+/// How many cells are read and kept together when they are wanted together: as many as the kernel asks for at once.
+pub(super) const SPAN_CELLS: usize = 16;
+
+/// The most plain bytes in a span.
+pub(super) const SPAN_BYTES: usize = SPAN_CELLS * CELL_BYTES;
 
 /// Of all levels the one that keeps up with a local disk.
 const LEVEL: i32 = 1;

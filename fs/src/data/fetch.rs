@@ -24,13 +24,13 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{runtime::Handle, sync::Semaphore};
 
-use origin::Origins;
+use origin::{Landed, Origins};
 
 use super::{
-    cache::{CellCache, CellKey, DiskCache},
+    cache::{CellCache, CellKey, DiskCache, span_of},
     flight::Flights,
     name::PackName,
-    pack::{MAX_PACK_PLAIN, PackDamage, PackError, PackFooter, PackMeta},
+    pack::{MAX_PACK_PLAIN, PackDamage, PackError, PackFooter, PackMeta, Stretch},
     store::{BlockStore, BlockStoreError},
 };
 
@@ -53,8 +53,8 @@ struct Shared {
 /// A footer, and the cells that came with it if the pack was fetched whole (`None` for a damaged one).
 type FooterLanded = Result<(Arc<PackFooter>, Arc<[Option<Bytes>]>), ReadError>;
 
-/// Consecutive cells from a first one on, each by itself intact or not.
-type CellsLanded = (usize, Arc<[Result<Bytes, ReadError>]>);
+/// What became of consecutive cells.
+type CellsLanded = Arc<[Landed]>;
 
 impl PackFetcher {
     /// Reads from `sources`, in this order of preference, through `cache` and, for stores far away, `disk`.
@@ -83,8 +83,8 @@ impl PackFetcher {
         }
         let (footer, with_footer) = self.shared.footer(meta).await?;
         let wanted = footer.cells_covering(&plain);
-        let parts = self.shared.cells(meta, &footer, wanted.clone(), &with_footer).await?;
-        Ok(footer.assemble(plain, wanted.start, &parts))
+        let parts = self.shared.cells(meta, &footer, wanted, &with_footer).await?;
+        Ok(footer.assemble(plain, &parts))
     }
 
     /// The same if all of it is in memory; never waits.
@@ -92,16 +92,22 @@ impl PackFetcher {
         check_range(meta, &plain).ok()?;
         let footer = self.shared.cached_footer(meta)?;
         let wanted = footer.cells_covering(&plain);
-        let parts = wanted.clone().map(|cell| self.shared.cache.cell(meta.name, cell));
-        let parts: Vec<Bytes> = parts.collect::<Option<_>>()?;
-        self.shared.hits.fetch_add(parts.len() as u64, Ordering::Relaxed);
-        Some(footer.assemble(plain, wanted.start, &parts))
+        let mut parts = Vec::new();
+        let mut next = wanted.start;
+        while next < wanted.end {
+            let part = self.shared.cache.stretch(&footer, next)?;
+            next = part.cells.end;
+            parts.push(part);
+        }
+        self.shared.hits.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        Some(footer.assemble(plain, &parts))
     }
 
-    /// Brings `plain` into the cache in the background, on `handle`. Tells whether it is there or on its way: when too many are under
-    /// way it is not begun, because reading ahead must not stand in the way of reading. A failure is left to the reader to meet.
-    pub fn prefetch(&self, handle: &Handle, meta: &PackMeta, plain: Range<u64>) -> bool {
-        if check_range(meta, &plain).is_err() {
+    /// Brings `plain` into the cache in the background, on `handle`, and a little more of what goes on up to `until`, so that what is
+    /// read ahead piece by piece comes in whole spans. Tells whether it is there or on its way: when too many are under way it is not
+    /// begun, because reading ahead must not stand in the way of reading. A failure is left to the reader to meet.
+    pub fn prefetch(&self, handle: &Handle, meta: &PackMeta, plain: Range<u64>, until: u64) -> bool {
+        if check_range(meta, &(plain.start..plain.end.max(until))).is_err() {
             return false;
         }
         // A sequential reader asks for nearly the same range with every read.
@@ -112,7 +118,7 @@ impl PackFetcher {
         let (shared, meta) = (Arc::clone(&self.shared), *meta);
         handle.spawn(async move {
             let _permit = permit;
-            if let Err(error) = shared.warm(&meta, &plain).await {
+            if let Err(error) = shared.warm(&meta, &plain, until).await {
                 tracing::debug!(%error, "read-ahead failed");
             }
         });
@@ -143,20 +149,29 @@ impl Shared {
 
     fn has_all(&self, meta: &PackMeta, plain: &Range<u64>) -> bool {
         let Some(footer) = self.cached_footer(meta) else { return false };
-        footer.cells_covering(plain).all(|cell| self.cache.has_cell(meta.name, cell))
+        footer.cells_covering(plain).all(|cell| self.cache.has_cell(&footer, cell))
     }
 
     /// Brings the cells of `plain` into the cache and puts nothing together.
-    async fn warm(self: &Arc<Self>, meta: &PackMeta, plain: &Range<u64>) -> Result<(), ReadError> {
+    async fn warm(
+        self: &Arc<Self>,
+        meta: &PackMeta,
+        plain: &Range<u64>,
+        until: u64,
+    ) -> Result<(), ReadError> {
         let (footer, _) = self.footer(meta).await?;
-        let covering = footer.cells_covering(plain);
-        let missing: Vec<usize> = covering.filter(|cell| !self.cache.has_cell(meta.name, *cell)).collect();
+        let mut covering = footer.cells_covering(plain);
+        if let Some(last) = covering.clone().last() {
+            let end = footer.cells_covering(&(plain.start..until)).end.min(span_of(&footer, last).end);
+            covering.end = covering.end.max(end);
+        }
+        let missing: Vec<usize> = covering.filter(|cell| !self.cache.has_cell(&footer, *cell)).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let landed = self.fetch_missing(meta, &footer, &missing).await;
-        let mut cells = landed.iter().flat_map(|(_, cells)| cells.iter());
-        cells.find_map(|cell| cell.as_ref().err()).map_or(Ok(()), |error| Err(error.clone()))
+        let mut failed = landed.iter().flat_map(|landed| landed.iter()).filter_map(Landed::error);
+        failed.next().map_or(Ok(()), |error| Err(error.clone()))
     }
 
     async fn footer(self: &Arc<Self>, meta: &PackMeta) -> FooterLanded {
@@ -198,47 +213,61 @@ impl Shared {
         let cells: Vec<_> = cells.into_iter().map(Result::ok).collect();
         for (number, cell) in cells.iter().enumerate() {
             if let Some(plain) = cell {
-                self.cache.insert_cell(meta.name, number, plain.clone());
+                self.cache.insert(&footer, &Stretch::of_cell(number, plain.clone()));
             }
         }
         self.misses.fetch_add(cells.len() as u64, Ordering::Relaxed);
         Ok((footer, cells.into()))
     }
 
-    /// The cells `wanted`, which exist.
+    /// The cells `wanted`, which exist, in order.
     async fn cells(
         self: &Arc<Self>,
         meta: &PackMeta,
         footer: &Arc<PackFooter>,
         wanted: Range<usize>,
         with_footer: &[Option<Bytes>],
-    ) -> Result<Vec<Bytes>, ReadError> {
-        let mut parts: Vec<Option<Bytes>> = vec![None; wanted.len()];
+    ) -> Result<Vec<Stretch>, ReadError> {
+        let mut found: Vec<Stretch> = Vec::new();
         loop {
-            for (part, cell) in parts.iter_mut().zip(wanted.clone()) {
-                if part.is_none() {
-                    *part = with_footer.get(cell).cloned().flatten().or_else(|| self.hit(meta.name, cell));
+            let mut missing = Vec::new();
+            let mut parts = Vec::new();
+            let mut next = wanted.start;
+            while next < wanted.end {
+                let fresh = found.iter().find(|part| part.cells.contains(&next)).cloned();
+                let came = || with_footer.get(next).cloned().flatten();
+                let came = || came().map(|plain| Stretch::of_cell(next, plain));
+                match fresh.or_else(came).or_else(|| self.hit(footer, next)) {
+                    Some(part) => {
+                        next = part.cells.end;
+                        parts.push(part);
+                    }
+                    None => {
+                        missing.push(next);
+                        next += 1;
+                    }
                 }
             }
-            let missing: Vec<usize> =
-                wanted.clone().zip(&parts).filter(|(_, part)| part.is_none()).map(|(cell, _)| cell).collect();
             if missing.is_empty() {
-                return Ok(parts.into_iter().flatten().collect());
+                return Ok(parts);
             }
-            for (first, landed) in self.fetch_missing(meta, footer, &missing).await {
-                for (part, cell) in parts.iter_mut().zip(wanted.clone()) {
-                    if let Some(cell) = cell.checked_sub(first).and_then(|at| landed.get(at)) {
-                        *part = Some(cell.clone()?);
+            // What was in the cache is held on to: it may be pushed out while the rest is fetched.
+            found = parts;
+            for landed in self.fetch_missing(meta, footer, &missing).await {
+                for landed in landed.iter().filter(|landed| landed.is_within(&wanted)) {
+                    match landed {
+                        Landed::Intact(stretch) => found.push(stretch.clone()),
+                        Landed::Lost(_, error) => return Err(error.clone()),
                     }
                 }
             }
         }
     }
 
-    fn hit(&self, pack: PackName, cell: usize) -> Option<Bytes> {
-        let cell = self.cache.cell(pack, cell)?;
-        self.hits.fetch_add(1, Ordering::Relaxed);
-        Some(cell)
+    fn hit(&self, footer: &PackFooter, cell: usize) -> Option<Stretch> {
+        let stretch = self.cache.stretch(footer, cell)?;
+        self.hits.fetch_add(stretch.cells.len() as u64, Ordering::Relaxed);
+        Some(stretch)
     }
 
     /// Waits for the flights that bring `missing`, launching those that are not in the air. A cell that arrived in the cache
@@ -250,15 +279,18 @@ impl Shared {
         missing: &[usize],
     ) -> Vec<CellsLanded> {
         // Of a pack of many small files all are likely to be wanted soon, and one GET brings them.
-        let whole = footer.piece_count() as usize >= SMALL_PIECES * footer.cell_count();
-        let extra = if whole { 0..footer.cell_count() } else { 0..0 };
-        let extra = extra.filter(|cell| !missing.contains(cell) && !self.cache.has_cell(meta.name, *cell));
+        let small = footer.piece_count() as usize >= SMALL_PIECES * footer.cell_count();
+        let extra = if small { 0..footer.cell_count() } else { 0..0 };
+        let extra = extra.filter(|cell| !missing.contains(cell) && !self.cache.has_cell(footer, *cell));
         let keys: Vec<CellKey> = missing.iter().copied().chain(extra).map(|cell| (meta.name, cell)).collect();
         let launch = |without: Vec<CellKey>| {
             let mut cells: Vec<usize> = without.into_iter().map(|(_, cell)| cell).collect();
-            cells.retain(|cell| !self.cache.has_cell(meta.name, *cell));
+            cells.retain(|cell| !self.cache.has_cell(footer, *cell));
             cells.sort_unstable();
-            runs(&cells).into_iter().map(|run| self.launch(meta, footer, run)).collect()
+            let runs = runs(&cells).into_iter();
+            // Small files are kept and forgotten one by one.
+            let cut = runs.flat_map(|run| if small { vec![run] } else { cut_out_spans(footer, run) });
+            cut.map(|run| self.launch(meta, footer, run, small)).collect()
         };
         let flights = self.cells.board(keys, launch);
         futures::future::join_all(flights).await
@@ -269,18 +301,20 @@ impl Shared {
         meta: &PackMeta,
         footer: &Arc<PackFooter>,
         run: Range<usize>,
+        small: bool,
     ) -> (Vec<CellKey>, BoxFuture<'static, CellsLanded>) {
         let keys = run.clone().map(|cell| (meta.name, cell)).collect();
         let (shared, meta, footer) = (Arc::clone(self), *meta, Arc::clone(footer));
+        let together = !small && run == span_of(&footer, run.start);
         let fetch = async move {
-            let cells = shared.origins.cells(&meta, &footer, run.clone()).await;
-            for (number, cell) in run.clone().zip(&cells) {
-                if let Ok(plain) = cell {
-                    shared.cache.insert_cell(meta.name, number, plain.clone());
+            let landed = shared.origins.cells(&meta, &footer, run.clone(), together).await;
+            for landed in &landed {
+                if let Landed::Intact(stretch) = landed {
+                    shared.cache.insert(&footer, stretch);
                 }
             }
-            shared.misses.fetch_add(cells.len() as u64, Ordering::Relaxed);
-            (run.start, Arc::from(cells))
+            shared.misses.fetch_add(run.len() as u64, Ordering::Relaxed);
+            Arc::from(landed)
         };
         (keys, fetch.boxed())
     }
@@ -351,6 +385,22 @@ fn check_range(meta: &PackMeta, plain: &Range<u64>) -> Result<(), ReadError> {
 fn runs(cells: &[usize]) -> Vec<Range<usize>> {
     let together = cells.chunk_by(|a, b| a + 1 == *b);
     together.filter_map(|run| Some(*run.first()?..run.last()? + 1)).collect()
+}
+
+/// The whole spans in a run, each by itself, and what is left of it before and after them.
+fn cut_out_spans(footer: &PackFooter, run: Range<usize>) -> Vec<Range<usize>> {
+    let mut cut: Vec<Range<usize>> = Vec::new();
+    let mut rest = run.clone();
+    for cell in run {
+        let span = span_of(footer, cell);
+        if cell == span.start && span.end <= rest.end {
+            cut.extend([rest.start..span.start, span.clone()]);
+            rest.start = span.end;
+        }
+    }
+    cut.push(rest);
+    cut.retain(|part| !part.is_empty());
+    cut
 }
 
 /// A pack up to this size is fetched whole: a second round trip would cost more than its bytes.

@@ -209,8 +209,9 @@ impl PackReader {
     /// The plain bytes in `plain`, of which what lies beyond the end is left out.
     pub fn read(&self, plain: Range<u64>) -> Result<Bytes, PackError> {
         let cells = self.footer.cells_covering(&plain);
-        let parts: Vec<Bytes> = cells.clone().map(|cell| self.cell(cell)).collect::<Result<_, _>>()?;
-        Ok(self.footer.assemble(plain, cells.start, &parts))
+        let parts = cells.map(|cell| self.cell(cell).map(|plain| Stretch::of_cell(cell, plain)));
+        let parts: Vec<Stretch> = parts.collect::<Result<_, _>>()?;
+        Ok(self.footer.assemble(plain, &parts))
     }
 
     /// Verifies every cell.
@@ -221,6 +222,22 @@ impl PackReader {
     fn cell(&self, cell: usize) -> Result<Bytes, PackError> {
         let at = self.footer.stored_range(cell..cell + 1);
         self.footer.open_cell(cell, &self.bytes[at.start as usize..at.end as usize])
+    }
+}
+
+/// Verified plain bytes of consecutive cells, in one buffer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(in crate::data) struct Stretch {
+    /// The cells; at least one.
+    pub(in crate::data) cells: Range<usize>,
+    /// Their bytes.
+    pub(in crate::data) plain: Bytes,
+}
+
+impl Stretch {
+    /// One cell.
+    pub(in crate::data) fn of_cell(cell: usize, plain: Bytes) -> Stretch {
+        Stretch { cells: cell..cell + 1, plain }
     }
 }
 

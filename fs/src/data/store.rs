@@ -7,7 +7,7 @@
 //! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
 //! - No answer larger than a pack is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -16,11 +16,12 @@ use futures::{
     stream::BoxStream,
 };
 use object_store::{
-    Error as ObjectError, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    memory::InMemory, path::Path,
+    Error as ObjectError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
+    PutMode, PutOptions, memory::InMemory, path::Path,
 };
 
 use super::{
+    buffers::Buffers,
     location::{OpenStoreError, OpenedStore, StoreUrl},
     name::{PACKS_FOLDER, PackName, WriterId},
     pack::MAX_PACK_STORED,
@@ -50,7 +51,8 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// both: see [`put_intact`](super::put_intact).
     fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>>;
 
-    /// The bytes `range` of a pack's object: all of them, or an error. The range has at least one byte.
+    /// The bytes `range` of a pack's object: all of them, or an error. The range has at least one byte. The answer keeps no more memory
+    /// than it shows, but for what the store itself keeps.
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>>;
 
     /// A pack's object, from the first store that gives one. What it holds is not verified, and another store behind this one may have it
@@ -86,6 +88,8 @@ pub struct ObjectBlockStore {
     settle: Settle,
     /// No request waits longer.
     patience: Duration,
+    /// For what is read from files.
+    buffers: Arc<Buffers>,
 }
 
 /// What proves that an object which could be read back is durable.
@@ -109,7 +113,8 @@ impl ObjectBlockStore {
     /// The packs below `prefix` of `store`, which is not a file system: see [`ObjectBlockStore::open`]. `label` stands in
     /// messages.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: String) -> ObjectBlockStore {
-        ObjectBlockStore { store, prefix, label, settle: Settle::Read, patience: REQUEST_TIMEOUT }
+        let (settle, patience, buffers) = (Settle::Read, REQUEST_TIMEOUT, Arc::default());
+        ObjectBlockStore { store, prefix, label, settle, patience, buffers }
     }
 
     /// The same for a store in a directory: an object that can be read there may still be lost.
@@ -193,11 +198,23 @@ impl ObjectBlockStore {
         if found != expected || found > MAX_PACK_STORED as u64 {
             return Err(self.damaged(name, expected.min(MAX_PACK_STORED as u64), found));
         }
-        let bytes = self.timed(name, result.bytes()).await?;
+        let bytes = self.timed(name, self.body(result)).await?;
         if bytes.len() as u64 != expected {
             return Err(self.damaged(name, expected, bytes.len() as u64));
         }
         Ok(bytes)
+    }
+
+    /// The bytes of an answer, which are not too many.
+    async fn body(&self, answer: GetResult) -> Result<Bytes, ObjectError> {
+        match answer {
+            GetResult { payload: GetResultPayload::File(file, _), range, .. } => {
+                let buffers = Arc::clone(&self.buffers);
+                let read = murphy_log::aside(move || read_file(&file, range, &buffers)).await;
+                read.map_err(|source| ObjectError::Generic { store: "directory", source: Box::new(source) })
+            }
+            answer => answer.bytes().await,
+        }
     }
 
     /// Stores answer a range beyond the end of an object with an error of any kind; the object's length tells it from a
@@ -238,6 +255,21 @@ impl ObjectBlockStore {
             }),
         }
     }
+}
+
+/// As many bytes of the range, which is no longer than a pack, as the file has.
+fn read_file(file: &File, range: Range<u64>, buffers: &Arc<Buffers>) -> io::Result<Bytes> {
+    let mut buffer = buffers.take((range.end - range.start) as usize);
+    let mut filled = 0;
+    while let rest @ [_, ..] = &mut buffer.bytes_mut()[filled..] {
+        match file.read_at(rest, range.start + filled as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(buffer.freeze(filled))
 }
 
 impl BlockStore for ObjectBlockStore {

@@ -216,10 +216,13 @@ impl Volume {
 
     /// Brings what follows `from` into the cache.
     fn read_ahead(&self, ino: Ino, from: u64) {
-        for extent in self.view().extents(ino, from, from.saturating_add(READ_AHEAD)).flatten() {
-            let part = extent.clipped(from, from + READ_AHEAD).and_then(|part| self.stored_part(part).ok());
-            if let Some(part) = part {
-                self.shared.fetcher.prefetch(&self.shared.runtime, &part.pack, part.range());
+        let until = from.saturating_add(READ_AHEAD);
+        for extent in self.view().extents(ino, from, until).flatten() {
+            let stored = |extent: Extent| self.stored_part(extent).ok();
+            let (whole, part) = (stored(extent), extent.clipped(from, until).and_then(stored));
+            if let (Some(whole), Some(part)) = (whole, part) {
+                let fetcher = &self.shared.fetcher;
+                fetcher.prefetch(&self.shared.runtime, &part.pack, part.range(), whole.range().end);
             }
         }
     }

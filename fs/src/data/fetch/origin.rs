@@ -19,9 +19,10 @@ use tokio::sync::Semaphore;
 
 use super::{FetchStats, ReadError};
 use crate::data::{
+    buffers::Buffers,
     cache::DiskCache,
     intact::flattened,
-    pack::{PackDamage, PackError, PackFooter, PackMeta},
+    pack::{PackDamage, PackError, PackFooter, PackMeta, Stretch},
     store::{BlockStore, BlockStoreError},
 };
 
@@ -31,6 +32,7 @@ pub(super) struct Origins {
     sources: Vec<Arc<dyn BlockStore>>,
     disk: Option<Arc<DiskCache>>,
     disk_writes: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
     counts: Counts,
 }
 
@@ -52,7 +54,7 @@ enum Origin<'a> {
 impl Origins {
     pub(super) fn new(sources: Vec<Arc<dyn BlockStore>>, disk: Option<Arc<DiskCache>>) -> Origins {
         let disk_writes = Arc::new(Semaphore::new(DISK_WRITES_MAX));
-        Origins { sources, disk, disk_writes, counts: Counts::default() }
+        Origins { sources, disk, disk_writes, buffers: Arc::default(), counts: Counts::default() }
     }
 
     pub(super) fn stats(&self) -> FetchStats {
@@ -89,13 +91,15 @@ impl Origins {
         Err(self.conclude(meta, failures))
     }
 
-    /// The cells `run`, each from the first origin that has it intact.
+    /// The cells `run`, each from the first origin that has it intact; if they are wanted together and the first answer has all of them
+    /// intact, in one buffer.
     pub(super) async fn cells(
         &self,
         meta: &PackMeta,
         footer: &Arc<PackFooter>,
         run: Range<usize>,
-    ) -> Vec<Result<Bytes, ReadError>> {
+        together: bool,
+    ) -> Vec<Landed> {
         let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
         let (stores, mut failures) = (self.stores(), Failures::default());
         for origin in self.attempts(&stores) {
@@ -107,6 +111,16 @@ impl Origins {
             let wanted = run.start + first..run.start + last + 1;
             let range = footer.stored_range(wanted.clone());
             let Some(bytes) = self.get(origin, meta, &range, &mut failures).await else { continue };
+            if together && wanted == run {
+                let (of, cells, stored) = (Arc::clone(footer), run.clone(), bytes.clone());
+                let buffers = Arc::clone(&self.buffers);
+                let open = move || of.open_stretch(cells, &stored, &buffers);
+                // If one is damaged, the others are taken one by one.
+                if let Ok(stretch) = verifying(run.len(), open).await {
+                    self.keep(origin, meta, range.start, &bytes);
+                    return vec![Landed::Intact(stretch)];
+                }
+            }
             let opened = self.open_cells(footer, wanted.clone(), bytes.clone()).await;
             let damaged = opened.iter().find_map(|cell| cell.as_ref().err().copied());
             for (slot, cell) in cells[first..=last].iter_mut().zip(opened) {
@@ -129,8 +143,7 @@ impl Origins {
         run: Range<usize>,
         bytes: Bytes,
     ) -> Vec<Result<Bytes, PackError>> {
-        let large = run.len() > CELLS_INLINE;
-        let footer = Arc::clone(footer);
+        let (footer, count) = (Arc::clone(footer), run.len());
         let open = move || {
             let start = footer.stored_range(run.clone()).start;
             let open = |cell| {
@@ -139,7 +152,7 @@ impl Origins {
             };
             run.map(open).collect()
         };
-        if large { murphy_log::aside(open).await } else { open() }
+        verifying(count, open).await
     }
 
     /// The stores that are asked now: a source may stand for several.
@@ -260,9 +273,10 @@ impl Origins {
         first: usize,
         cells: Vec<Option<Bytes>>,
         failures: Failures,
-    ) -> Vec<Result<Bytes, ReadError>> {
+    ) -> Vec<Landed> {
+        let intact = |(plain, cell)| Landed::Intact(Stretch::of_cell(cell, plain));
         if cells.iter().all(Option::is_some) {
-            return cells.into_iter().flatten().map(Ok).collect();
+            return cells.into_iter().flatten().zip(first..).map(intact).collect();
         }
         let error = self.conclude(meta, failures);
         let named = |cell: usize| match &error {
@@ -275,8 +289,42 @@ impl Origins {
             }
             error => error.clone(),
         };
-        cells.into_iter().zip(first..).map(|(plain, cell)| plain.ok_or_else(|| named(cell))).collect()
+        let landed = |(plain, cell)| match plain {
+            Some(plain) => intact((plain, cell)),
+            None => Landed::Lost(cell, named(cell)),
+        };
+        cells.into_iter().zip(first..).map(landed).collect()
     }
+}
+
+/// What became of a cell, or of several that were wanted together.
+#[derive(Clone, Debug)]
+pub(super) enum Landed {
+    Intact(Stretch),
+    /// No origin has the cell.
+    Lost(usize, ReadError),
+}
+
+impl Landed {
+    pub(super) fn error(&self) -> Option<&ReadError> {
+        match self {
+            Landed::Intact(_) => None,
+            Landed::Lost(_, error) => Some(error),
+        }
+    }
+
+    /// Whether it is about a cell of `cells`.
+    pub(super) fn is_within(&self, cells: &Range<usize>) -> bool {
+        match self {
+            Landed::Intact(stretch) => stretch.cells.start < cells.end && cells.start < stretch.cells.end,
+            Landed::Lost(cell, _) => cells.contains(cell),
+        }
+    }
+}
+
+/// Does the work of verifying so many cells: on another thread if they are many.
+async fn verifying<T: Send + 'static>(cells: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if cells > CELLS_INLINE { murphy_log::aside(work).await } else { work() }
 }
 
 /// What went wrong with the stores so far.
@@ -297,8 +345,8 @@ impl Failures {
     }
 }
 
-/// So many cells (1 ms of work) are verified on the async worker itself.
-const CELLS_INLINE: usize = 8;
+/// So many cells (0.2 ms of work, 1 ms if they are compressed) are verified on the async worker itself.
+const CELLS_INLINE: usize = 16;
 
 /// How many runs may be waiting to be written to the disk cache.
 const DISK_WRITES_MAX: usize = 16;

@@ -1,5 +1,7 @@
 //! What a reader must get, from stores and caches that lie, fail and dawdle.
 
+mod spans;
+
 use std::{borrow::Cow, sync::atomic::AtomicBool};
 
 use futures::{StreamExt, stream::BoxStream};
@@ -400,7 +402,8 @@ async fn reading_ahead_fills_the_cache_and_knows_its_limit() {
     let (store, meta) = (Liar::with(Lie::Honest, 0, &pack).await, pack.meta());
     let fetcher = fetcher(&[&store], None);
     store.open.store(false, Ordering::SeqCst);
-    let started = (0..100).filter(|_| fetcher.prefetch(&Handle::current(), &meta, 0..100_000)).count();
+    let started =
+        (0..100).filter(|_| fetcher.prefetch(&Handle::current(), &meta, 0..100_000, 100_000)).count();
     assert_eq!(started, PREFETCHES_MAX);
     store.open.store(true, Ordering::SeqCst);
     while fetcher.try_cached(&meta, 0..100_000).is_none() {
@@ -408,7 +411,7 @@ async fn reading_ahead_fills_the_cache_and_knows_its_limit() {
     }
     assert_eq!(fetcher.try_cached(&meta, 0..100_000).unwrap(), plain[..100_000]);
     assert_eq!(store.gets(), 2);
-    assert!(!fetcher.prefetch(&Handle::current(), &meta, 0..u64::MAX));
+    assert!(!fetcher.prefetch(&Handle::current(), &meta, 0..u64::MAX, u64::MAX));
 }
 
 #[test]

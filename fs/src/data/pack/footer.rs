@@ -4,15 +4,15 @@
 //! - A footer that parses has exactly the bytes that `encode` would write: there is one form of it.
 //! - Cells follow each other without gaps, in the stored and in the plain bytes.
 
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
     CELL_BYTES, CellSeal, MAX_CELLS, MAX_PACK_PLAIN, MAX_PACK_STORED, PackDamage, PackError, PackMeta,
-    PackName, VERSION, join,
+    PackName, Stretch, VERSION, join,
 };
-use crate::data::{cell::Encoding, name::WriterId};
+use crate::data::{buffers::Buffers, cell::Encoding, name::WriterId};
 
 /// The BLAKE3 hash of a pack's footer. With the log's word for it, it vouches for every byte of the pack.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,15 +143,50 @@ impl PackFooter {
         opened.map_err(|fault| PackError { pack: self.name, damage: PackDamage::Cell { cell, fault } })
     }
 
-    /// Cuts the plain bytes in `plain` out of `parts`, the consecutive cells that cover it, beginning with `first`.
-    pub(in crate::data) fn assemble(&self, plain: Range<u64>, first: usize, parts: &[Bytes]) -> Bytes {
+    /// The plain bytes of the cells `cells`, which exist, of which `stored` are the stored bytes; verified, and in one buffer: that of
+    /// `stored` if all of them are stored as they are. The error is that of the first damaged cell.
+    pub(in crate::data) fn open_stretch(
+        &self,
+        cells: Range<usize>,
+        stored: &Bytes,
+        buffers: &Arc<Buffers>,
+    ) -> Result<Stretch, PackError> {
+        let opened = &self.cells[cells.clone()];
+        let start = self.stored_range(cells.clone()).start;
+        let stored_of = |cell: &Cell| {
+            let from = (u64::from(cell.stored_at) - start) as usize;
+            &stored[from..from + cell.seal.stored_len as usize]
+        };
+        let damaged = |cell, fault| PackError { pack: self.name, damage: PackDamage::Cell { cell, fault } };
+        let numbered = || cells.clone().zip(opened);
+        if opened.iter().all(|cell| cell.seal.is_raw()) {
+            for (number, cell) in numbered() {
+                cell.seal.verify_raw(stored_of(cell)).map_err(|fault| damaged(number, fault))?;
+            }
+            return Ok(Stretch { cells, plain: stored.clone() });
+        }
+        let length = opened.iter().map(|cell| cell.seal.plain_len as usize).sum();
+        let mut buffer = buffers.take(length);
+        let mut rest = buffer.bytes_mut();
+        for (number, cell) in numbered() {
+            let (plain, after) = rest.split_at_mut(cell.seal.plain_len as usize);
+            cell.seal.open_into(stored_of(cell), plain).map_err(|fault| damaged(number, fault))?;
+            rest = after;
+        }
+        Ok(Stretch { cells, plain: buffer.freeze(length) })
+    }
+
+    /// Cuts the plain bytes in `plain` out of `parts`, which cover it in order and may overlap; without a copy if one does.
+    pub(in crate::data) fn assemble(&self, plain: Range<u64>, parts: &[Stretch]) -> Bytes {
         let end = plain.end.min(self.plain_len());
         let total = usize::try_from(end.saturating_sub(plain.start)).expect("a pack has at most 4 MiB");
-        let cut = parts.iter().zip(&self.cells[first..]).map(|(part, cell)| {
-            let at = u64::from(cell.plain_at);
-            let from = plain.start.saturating_sub(at) as usize;
-            let to = usize::try_from(end - at).map_or(part.len(), |to| to.min(part.len()));
-            part.slice(from..to)
+        let mut next = plain.start;
+        let cut = parts.iter().map(|part| {
+            let at = u64::from(self.cells[part.cells.start].plain_at);
+            let from = (next - at) as usize;
+            let to = usize::try_from(end - at).map_or(part.plain.len(), |to| to.min(part.plain.len()));
+            next = at + to as u64;
+            part.plain.slice(from..to)
         });
         join(cut, total)
     }
