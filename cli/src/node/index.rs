@@ -107,7 +107,11 @@ fn is_foreign(index: &FjallIndex, keys: &VolumeKeys) -> bool {
 }
 
 fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, CatchUpError> {
-    let tail = log.durable().state();
+    catch_up_to(node, index, log, log.durable().state())
+}
+
+/// Brings the index to `tail`, a durable frame end of the log. That of a mirror goes on growing meanwhile.
+fn catch_up_to(node: &Path, index: &FjallIndex, log: &DiskLog, tail: State) -> Result<State, CatchUpError> {
     let from = match index.snapshot().state() {
         Some(state) => state,
         None => begin(node, index, log)?,
@@ -127,6 +131,7 @@ fn catch_up(node: &Path, index: &FjallIndex, log: &DiskLog) -> Result<State, Cat
         )));
     }
     let frames = log.read(at.lsn.next()).map_err(|error| CatchUpError::Fatal(failed(error)))?;
+    let frames = frames.take_while(|frame| frame.as_ref().map_or(true, |frame| frame.last() <= end.lsn));
     let reached = replay(index, from, frames, ReplayBudget::default()).map_err(|error| match error {
         ReplayError::From { .. }
         | ReplayError::Order(_)

@@ -126,6 +126,18 @@ fn expected(log: &DiskLog) -> Vec<(RowKey, Bytes)> {
     rows.into_iter().collect()
 }
 
+/// The fear: a mirror that is started while its source sends makes its index anew for nothing, and does not start if a frame comes once more.
+#[test]
+fn a_log_that_grows_while_the_index_catches_up_is_no_reason_to_make_it_anew() {
+    let scene = Scene::new(1, &[(1, 2..=9)], 0);
+    let earlier = frames(1, &[(1, 2..=9)], 0)[4].state();
+    let index = FjallIndex::open(&scene.index(), FjallOptions::default()).unwrap();
+    let reached = catch_up_to(scene.directory.path(), &index, &scene.log, earlier);
+    assert!(matches!(reached, Ok(state) if state == earlier));
+    drop(index);
+    scene.assert_opens("the rest comes with the next start");
+}
+
 #[test]
 fn a_missing_a_damaged_and_an_older_index_are_brought_to_the_end_of_the_log() {
     let scene = Scene::new(1, &[(1, 2..=20)], 0);
