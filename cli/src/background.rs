@@ -70,7 +70,10 @@ pub(crate) fn start(directory: &Path) -> Result<u32, CliError> {
 
 /// Leaves the terminal and the working directory of whoever started this process.
 pub(crate) fn detach() -> Result<(), CliError> {
-    rustix::process::setsid().map_err(CliError::new)?;
+    // A process that begins anew leads its session already.
+    if rustix::process::getsid(None) != Ok(rustix::process::getpid()) {
+        rustix::process::setsid().map_err(CliError::new)?;
+    }
     std::env::set_current_dir("/").map_err(CliError::new)
 }
 
