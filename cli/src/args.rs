@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     archive::ArchiveArgs, demo::DemoArgs, dump::DumpArgs, flush::FlushArgs, format::FormatArgs,
-    fsck::FsckArgs, invite::InviteArgs, join::JoinArgs, load::LoadArgs, mount::MountArgs,
+    fsck::FsckArgs, invite::InviteArgs, join::JoinArgs, load::LoadArgs, member::MemberArgs, mount::MountArgs,
     promote::PromoteArgs, restore::RestoreArgs, serve::ServeArgs, status::StatusArgs,
     subscribe::SubscribeArgs, umount::UmountArgs, verify::VerifyArgs,
 };
@@ -39,6 +39,7 @@ pub(crate) enum Command {
     Invite(InviteArgs),
     Join(JoinArgs),
     Promote(PromoteArgs),
+    Member(MemberArgs),
     Subscribe(SubscribeArgs),
     Archive(ArchiveArgs),
     Restore(RestoreArgs),
@@ -82,6 +83,6 @@ mod tests {
             });
             below.sum()
         }
-        assert!(look_below(&mut Cli::command(), "murphy") >= 21);
+        assert!(look_below(&mut Cli::command(), "murphy") >= 24);
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod fsck;
 pub(crate) mod invite;
 pub(crate) mod join;
 pub(crate) mod load;
+pub(crate) mod member;
 pub(crate) mod mount;
 pub(crate) mod promote;
 pub(crate) mod restore;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
         Command::Invite(args) => invite::run(&args, output),
         Command::Join(args) => join::run(&args, output),
         Command::Promote(args) => promote::run(&args, output),
+        Command::Member(args) => member::run(&args, output),
         Command::Subscribe(args) => subscribe::run(&args, output),
         Command::Archive(args) => archive::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),

@@ -43,6 +43,9 @@ pub(crate) struct NodeConfig {
     /// Whom a mirror follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<Upstream>,
+    /// The source has removed this mirror: it is no member any more, and takes over from nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) removed: bool,
     /// How a former mirror became the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) promoted: Option<Promoted>,
@@ -185,10 +188,16 @@ impl NodeConfig {
             archives: Vec::new(),
             mount: MountDefaults::default(),
             source: None,
+            removed: false,
             promoted: None,
             fenced: None,
             branches: Vec::new(),
         }
+    }
+
+    /// Whether `directory` is a node's.
+    pub(crate) fn is_in(directory: &Path) -> bool {
+        directory.join(FILE).exists()
     }
 
     /// Reads the file in `directory`.

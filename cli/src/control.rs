@@ -17,6 +17,7 @@ mod server;
 
 use std::path::{Path, PathBuf};
 
+use murphy_log::NodeId;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,15 @@ pub(crate) enum Request {
         /// For how long, in seconds.
         expires_secs: u64,
     },
+    /// Every member, as items.
+    Members,
+    /// Takes a member out of the volume.
+    MemberRemove {
+        /// Its id.
+        node: String,
+        /// Whether what only it has acknowledged is given up.
+        assume_lost: bool,
+    },
     /// Makes a mirror the source, or says what that would cost.
     Promote(PromoteOrder),
     /// The entries from here on, some at a time; waits a moment if there is none yet.
@@ -91,7 +101,18 @@ pub(crate) enum Request {
 impl Request {
     /// Whether it appends to the log.
     pub(crate) fn changes(&self) -> bool {
-        matches!(self, Request::ArchiveAdd { .. } | Request::ArchiveRemove { .. })
+        matches!(
+            self,
+            Request::ArchiveAdd { .. } | Request::ArchiveRemove { .. } | Request::MemberRemove { .. }
+        )
+    }
+
+    /// The member that it gives up, with what only that one holds.
+    pub(crate) fn given_up(&self) -> Option<NodeId> {
+        match self {
+            Request::MemberRemove { node, assume_lost: true } => node.parse().ok(),
+            _ => None,
+        }
     }
 }
 

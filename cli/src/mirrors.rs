@@ -7,6 +7,7 @@
 //!   mirrors/snapshots   what new mirrors begin with          mirrors/stale       a source that was replaced
 //!   mirrors/gathering   bytes that a promotion lacked       mirrors/membership  a member's word to and from its source
 //!   mirrors/lost        a source that has lost what mirrors hold
+//!   mirrors/removal     a member that is taken out          mirrors/succession  whom mirrors follow after a promotion
 //! ```
 //!
 //! Invariants:
@@ -20,9 +21,11 @@ mod leading;
 mod lost;
 mod membership;
 mod promotion;
+mod removal;
 mod replica;
 mod snapshots;
 mod stale;
+mod succession;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -34,8 +37,8 @@ use std::{
 use murphy_fs::{BlockStores, MemberRole, Volume};
 use murphy_log::{Clock, DiskLog, Epoch, Log, Lsn, SystemClock, VolumeKeys};
 use murphy_mirror::{
-    Dialer, GatherStatus, Identity, Listener, MemberBook, MirrorAcknowledger, NetworkOptions, Part, Secret,
-    Services, Token, UdpSockets,
+    Dialer, GatherStatus, Identity, Leader, Listener, MemberBook, MirrorAcknowledger, NetworkOptions, Part,
+    RemotePacks, Secret, Services, Token, UdpSockets,
 };
 use tokio::{runtime::Handle, sync::watch};
 
@@ -53,6 +56,7 @@ use following::Followed;
 pub(crate) use membership::keep_proof;
 use membership::load_proof;
 pub(crate) use promotion::PromoteOrder;
+pub(crate) use removal::MemberStatus;
 use replica::DiskReplica;
 
 /// A node's part among others.
@@ -72,9 +76,17 @@ pub(crate) struct Mirroring {
     listen: Option<SocketAddr>,
     replica: Option<Arc<DiskReplica>>,
     followed: Mutex<Option<Followed>>,
+    /// The packs of whoever is followed.
+    packs: RemotePacks,
     /// The last LSN heard of while a source was followed.
     heard: Mutex<Option<Lsn>>,
     acknowledger: Mutex<Option<Arc<MirrorAcknowledger>>>,
+    /// Whom this mirror is to follow, once somebody leads the epoch that it has promised.
+    leader: Arc<watch::Sender<Option<Leader>>>,
+    /// Held by a promotion, and while this mirror goes over to another source.
+    turn: Mutex<()>,
+    /// Held while the set that acknowledges is read and changed.
+    set_turn: tokio::sync::Mutex<()>,
     /// How far the gathering of packs is, on a source.
     gathering: Mutex<Option<watch::Receiver<GatherStatus>>>,
     /// Why this source has to stop, once it was replaced.
@@ -109,7 +121,8 @@ pub(crate) fn open(
     let opening = MirrorOpening::begin(directory)?;
     let replica = Arc::new(DiskReplica::open(directory, &opening.config)?);
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
-    let followed = Followed::start(&opening.config, &replica, dialer(&identity), runtime)?;
+    let followed =
+        Followed::start(&opening.config, &replica, (dialer(&identity), RemotePacks::default()), runtime)?;
     let seeded = runtime.block_on(async {
         tokio::select! {
             seeded = followed.seeded(&replica) => seeded.map(|()| true),
@@ -150,7 +163,7 @@ impl Mirroring {
         let mirroring = Arc::new(Mirroring::new(&node, replica, followed, listener, runtime)?);
         match node.config.role {
             Role::Source => {
-                mirroring.ask_members(&node)?;
+                mirroring.ask_members(&node, None)?;
                 check_fences(&node, &Settings::of(&node.volume)?.archives, runtime)?;
                 let _entered = runtime.enter();
                 node.lead()?;
@@ -161,6 +174,7 @@ impl Mirroring {
                 node.volume.follow().map_err(failed)?;
                 mirroring.begin_copying()?;
                 mirroring.begin_announcing()?;
+                mirroring.begin_going_over();
             }
         }
         Ok((node, mirroring))
@@ -188,8 +202,9 @@ impl Mirroring {
         if let Some(source) = node.config.source.as_ref().or(before) {
             services.set_source_key(source.key);
         }
+        let leader = Arc::new(watch::Sender::new(None));
         if let (Some(replica), Some(followed)) = (&replica, &followed) {
-            services.become_part(Part::Mirror(followed.part(replica)));
+            services.become_part(Part::Mirror(followed.part(replica, &leader)));
         }
         let stop = watch::Sender::new(false);
         let mut bound = None;
@@ -216,9 +231,13 @@ impl Mirroring {
             config: Mutex::new(node.config.clone()),
             listen: bound,
             replica,
+            packs: followed.as_ref().map(|followed| followed.packs.clone()).unwrap_or_default(),
             followed: Mutex::new(followed),
             heard: Mutex::default(),
             acknowledger: Mutex::default(),
+            leader,
+            turn: Mutex::default(),
+            set_turn: tokio::sync::Mutex::default(),
             gathering: Mutex::default(),
             fenced: Mutex::default(),
             lost: Mutex::default(),
@@ -333,6 +352,7 @@ impl Mirroring {
         let config = self.config().clone();
         config.role.as_str().clone_into(&mut status.role);
         status.listen = self.listen.map(|listen| listen.to_string());
+        status.removed = config.removed;
         status.branches = config.branches.iter().map(ToString::to_string).collect();
         match lock(&self.followed).as_ref() {
             Some(followed) if config.role == Role::Mirror => {
@@ -370,6 +390,7 @@ impl Mirroring {
                         lag_ms: Some(mirror.lag_ms),
                         connected: mirror.connected,
                         addresses: addresses(mirror.node),
+                        domains: mirror.domains,
                     })
                     .collect();
             }

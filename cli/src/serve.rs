@@ -20,6 +20,7 @@ use crate::{
     background,
     control::{Control, ControlServer, Handler, MountRequest, Replies, Request},
     error::{CliError, Code, failed},
+    mirror_notes,
     mirrors::{self, Mirroring},
     node::{Node, NodeOptions},
     output::Output,
@@ -58,6 +59,7 @@ pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
         purpose: Purpose::Serve,
         io_timeout: plan.options.io_timeout,
         ends_with_mounts: plan.mount.is_some(),
+        given_up: None,
     };
     let (node, mirroring) = Mirroring::start(opened, plan.listen, runtime.handle())?;
     let host = Arc::new(Host::start(node, mirroring, options, runtime.handle())?);
@@ -107,13 +109,34 @@ pub(crate) fn ask(
             return answer;
         }
     }
+    let given_up = request.given_up();
+    // What a member vouches for that is given up keeps the node from nothing, unless it is not given up in the end.
+    let note = given_up.and_then(|node| mirror_notes::load(directory).filter(|note| note.node == node));
+    if note.is_some() {
+        mirror_notes::forget(directory)?;
+    }
+    let answer = answer_at_rest(directory, request, output, &mut item);
+    if let (Err(_), Some(note)) = (&answer, note) {
+        mirror_notes::save(directory, &note)?;
+    }
+    answer
+}
+
+/// Opens a node that nobody serves, for one answer.
+fn answer_at_rest(
+    directory: &std::path::Path,
+    request: &Request,
+    output: &Output,
+    item: &mut dyn FnMut(Value) -> Result<(), CliError>,
+) -> Result<Value, CliError> {
     let runtime = Runtime::new().map_err(failed)?;
     let node = Node::open(directory, &NodeOptions::default(), runtime.handle())?;
     let purpose = if request.changes() { Purpose::Change } else { Purpose::Look };
-    let options = HostOptions { purpose, io_timeout: None, ends_with_mounts: false };
+    let given_up = request.given_up();
+    let options = HostOptions { purpose, io_timeout: None, ends_with_mounts: false, given_up };
     let mirroring = Arc::new(mirrors::at_rest(&node, runtime.handle())?);
     let host = Host::start(node, mirroring, options, runtime.handle())?;
-    let mut replies = Printed { line: ProgressLine::new(output), item: &mut item, failed: None };
+    let mut replies = Printed { line: ProgressLine::new(output), item, failed: None };
     let answer = host.handle(request.clone(), &mut replies);
     let unprinted = replies.failed.take();
     drop(replies);
@@ -201,7 +224,7 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
         host.mirroring.find_branch();
         let hint = match host.mirroring.lost() {
             Some(_) => {
-                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror"
+                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost gives that up"
             }
             None if host.archives.lost().is_some() => {
                 "start again while that archive answers: what is lost is fetched from there, or what stands in the way is said"

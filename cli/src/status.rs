@@ -57,6 +57,12 @@ pub(crate) struct Status {
     /// Whom a mirror follows.
     #[serde(default)]
     pub(crate) source: Option<SourceStatus>,
+    /// A mirror that its source has removed.
+    #[serde(default)]
+    pub(crate) removed: bool,
+    /// What somebody should do.
+    #[serde(default)]
+    pub(crate) advice: Option<String>,
     /// Up to where a mirror has the log.
     #[serde(default)]
     pub(crate) metadata_lsn: Option<u64>,
@@ -171,6 +177,17 @@ pub(crate) struct MirrorStatus {
     /// Where it listens, as far as it has said.
     #[serde(default)]
     pub(crate) addresses: Vec<String>,
+    /// What its copy dies with, as it says: its machine, and its block store.
+    #[serde(default)]
+    pub(crate) domains: Vec<String>,
+}
+
+impl MirrorStatus {
+    /// Whether its copy is there when everything in the failure domain `lost` is gone. One that has not said where it is counts for nothing.
+    fn survives(&self, lost: &str) -> bool {
+        let is_elsewhere = !self.domains.is_empty() && self.domains.iter().all(|domain| domain != lost);
+        self.connected && self.data_lsn > 0 && is_elsewhere
+    }
 }
 
 /// The status of an open node.
@@ -210,6 +227,8 @@ pub(crate) fn of(
         branches: Vec::new(),
         listen: None,
         source: None,
+        removed: node.config.removed,
+        advice: None,
         metadata_lsn: None,
         data_lsn: None,
         lag_ms: None,
@@ -226,8 +245,32 @@ pub(crate) fn judge_again(status: &mut Status) {
         let data = status.data_lsn.unwrap_or(0);
         let from = status.source.as_ref().map_or("its source", |source| source.address.as_str());
         status.danger = false;
-        status.verdict = format!("A mirror of {from}: everything up to lsn {data} survives its loss");
+        status.verdict = match status.removed {
+            true => format!("REMOVED: no mirror of {from} any more; it holds everything up to lsn {data}"),
+            false => format!("A mirror of {from}: everything up to lsn {data} survives its loss"),
+        };
+        status.advice = advice(status);
     }
+}
+
+/// What to do about a mirror that does not follow.
+fn advice(status: &Status) -> Option<String> {
+    let follows = status.source.as_ref().is_some_and(|source| source.connected);
+    if status.removed {
+        return Some(format!("{JOIN_AGAIN}: with what it holds it is a member again"));
+    }
+    if follows || status.running.is_none() {
+        return None;
+    }
+    let lost =
+        "the source does not answer. If it is gone for good, murphy promote makes this node the source";
+    let listens = match status.listen {
+        Some(_) => {
+            "If another mirror has taken over, that one tells this one within moments whom to follow; if it does not,"
+        }
+        None => "If another mirror has taken over, this one does not hear of it, since it does not listen:",
+    };
+    Some(format!("{lost}. {listens} {JOIN_AGAIN} and follow it"))
 }
 
 /// Says what the copies are worth, for the loss of each thing that the node stands on.
@@ -256,7 +299,7 @@ fn scenario(status: &Status, lost: String) -> Scenario {
         archive.domain != lost && bytes && archive.lsn > 0 && archive.error.is_none()
     };
     let archive = status.archives.iter().filter(survives).max_by_key(|archive| archive.lsn);
-    let mirror = status.mirrors.iter().filter(|mirror| mirror.connected && mirror.data_lsn > 0);
+    let mirror = status.mirrors.iter().filter(|mirror| mirror.survives(&lost));
     let mirror = mirror.max_by_key(|mirror| mirror.data_lsn);
     let best = archive.map(|archive| (archive.lsn, archive.url.clone()));
     let best = best.max(mirror.map(|mirror| (mirror.data_lsn, format!("mirror {}", mirror.node))));
@@ -278,7 +321,9 @@ fn scenario(status: &Status, lost: String) -> Scenario {
 impl Status {
     /// The status for people.
     pub(crate) fn text(&self) -> String {
-        let mut lines = vec![self.verdict.clone(), String::new()];
+        let mut lines = vec![self.verdict.clone()];
+        lines.extend(self.advice.clone());
+        lines.push(String::new());
         for scenario in &self.scenarios {
             lines.push(format!("  {}", scenario.outcome));
         }
@@ -307,7 +352,12 @@ impl Status {
         row("blocks", self.blocks.clone());
         self.archives.iter().for_each(|archive| row("archive", archive.text()));
         for mirror in &self.mirrors {
-            row("mirror", format!("{}: lsn {}, data {}", mirror.node, mirror.metadata_lsn, mirror.data_lsn));
+            let MirrorStatus { node, metadata_lsn, data_lsn, .. } = mirror;
+            let domains = match mirror.domains.is_empty() {
+                true => String::new(),
+                false => format!(", in {}", mirror.domains.join(" and ")),
+            };
+            row("mirror", format!("{node}: lsn {metadata_lsn}, data {data_lsn}{domains}"));
         }
         if let Some(listen) = &self.listen {
             row("listens", listen.clone());
@@ -334,6 +384,9 @@ impl Status {
     }
 }
 
+/// How a mirror comes to another source, or back to one.
+const JOIN_AGAIN: &str = "stop this node, and murphy join DIR with a token of murphy invite at the source";
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -354,6 +407,12 @@ mod tests {
     }
 
     fn judged(archives: &[(&str, bool, Option<&str>)], mirrors: &[bool]) -> Status {
+        let elsewhere: Vec<_> =
+            mirrors.iter().map(|connected| (*connected, &["there", "over there"][..])).collect();
+        judged_in(archives, &elsewhere)
+    }
+
+    fn judged_in(archives: &[(&str, bool, Option<&str>)], mirrors: &[(bool, &[&str])]) -> Status {
         let mut status = source();
         status.archives = archives
             .iter()
@@ -368,9 +427,10 @@ mod tests {
             .collect();
         status.mirrors = mirrors
             .iter()
-            .map(|connected| MirrorStatus {
+            .map(|(connected, domains)| MirrorStatus {
                 node: "m".to_owned(),
                 addresses: Vec::new(),
+                domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
                 metadata_lsn: 100,
                 data_lsn: 95,
                 lag_ms: Some(0),
@@ -394,6 +454,21 @@ mod tests {
         let best = judged(&[("there", false, None)], &[false, true]);
         assert_eq!(best.scenarios[0].restorable_lsn, Some(95));
         assert!(best.verdict.contains("5 entries would be lost"), "{}", best.verdict);
+    }
+
+    /// The fear: a mirror on the same machine, or above the same account, is taken for the copy that outlives it.
+    #[test]
+    fn a_mirror_that_dies_with_the_same_thing_is_not_counted() {
+        for domains in [&["here", "there"][..], &["there", "here"], &["here"], &[]] {
+            assert!(judged_in(&[], &[(true, domains)]).danger, "{domains:?}");
+        }
+        assert!(!judged_in(&[], &[(true, &["here"]), (true, &["there"])]).danger);
+        // Each loss is judged by itself.
+        let mut status = judged_in(&[], &[(true, &["over there", "account"])]);
+        status.blocks_domain = "account".to_owned();
+        judge(&mut status);
+        let restorable: Vec<_> = status.scenarios.iter().map(|scenario| scenario.restorable_lsn).collect();
+        assert_eq!((restorable, status.danger), (vec![Some(95), None], true));
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl MirrorBoard {
         self.changed();
     }
 
+    /// Takes one off that is no member any more; its connections say nothing from then on.
+    pub fn unlist_member(&self, node: NodeId) {
+        self.shared.lock().mirrors.remove(&node);
+        self.changed();
+    }
+
     /// Notes what the copy of a mirror dies with, as the mirror says.
     pub fn set_domains(&self, node: NodeId, domains: Vec<String>) {
         self.shared.lock().mirrors.entry(node).or_default().domains = domains;

@@ -68,6 +68,11 @@ pub struct Following {
 impl Following {
     /// Gets ready to follow.
     pub fn new(setup: FollowSetup) -> (Following, FollowHandle) {
+        Following::with_packs(RemotePacks::default(), setup)
+    }
+
+    /// The same, for one who reads the packs of the source through `packs` already.
+    pub fn with_packs(packs: RemotePacks, setup: FollowSetup) -> (Following, FollowHandle) {
         let config = FollowerConfig {
             volume: setup.replica.keys().volume(),
             branch: setup.branch,
@@ -78,7 +83,7 @@ impl Following {
         let core = Follower::new(config, replica.keys().clone(), replica.state(), replica.promised());
         let address = setup.addresses.first().cloned().unwrap_or_default();
         let status = watch::Sender::new(core.status(setup.clock.monotonic(), address.clone()));
-        let (heard, packs) = (watch::Sender::new(Lsn::new(0)), RemotePacks::default());
+        let heard = watch::Sender::new(Lsn::new(0));
         let handle =
             FollowHandle { status: status.subscribe(), heard: heard.subscribe(), packs: packs.clone() };
         (Following { setup, core, status, heard, packs, address, attempts: 0 }, handle)

@@ -43,6 +43,8 @@ pub struct Follower {
     source_lsn: Lsn,
     last_heard: Duration,
     error: Option<String>,
+    /// The source has said that this mirror is no member any more.
+    revoked: bool,
 }
 
 /// What a follower knows of itself and how it behaves.
@@ -239,6 +241,7 @@ impl Follower {
             source_lsn: Lsn::new(0),
             last_heard: Duration::ZERO,
             error: None,
+            revoked: false,
         }
     }
 
@@ -272,6 +275,7 @@ impl Follower {
         self.last_heard = now;
         match (&mut self.phase, message) {
             (_, Message::Refused(Refused { reason, detail })) => {
+                self.revoked = reason == Refusal::Revoked;
                 self.stop(FollowerReport::Refused { reason, detail }, None)
             }
             (Phase::Greeting, Message::Welcome(welcome)) => self.welcomed(now, &welcome),
@@ -410,6 +414,7 @@ impl Follower {
             data_lsn: self.shown_data_lsn(),
             lag_ms: millis(lag),
             error: self.error.clone(),
+            revoked: self.revoked,
         }
     }
 
@@ -418,6 +423,7 @@ impl Follower {
         if volume != self.config.volume || branch != self.config.branch {
             return self.stop(FollowerReport::Foreign { volume, branch }, None);
         }
+        self.revoked = false;
         self.hear(now, state.position.lsn);
         match (welcome.verdict, self.durable) {
             (Verdict::Tail, Some(_)) => {

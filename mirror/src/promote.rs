@@ -370,6 +370,33 @@ mod tests {
         assert!(local.plan(standing(0), &Answers::new()).is_ok());
     }
 
+    /// While one of N members is removed fsync waits for W of the others, and whoever takes over may or may not know of the removal: it must
+    /// meet one of those W either way.
+    #[test]
+    fn an_acknowledgement_meets_whoever_takes_over_while_a_member_is_removed() {
+        for count in 2..=6u32 {
+            for wanted in 1..count {
+                let policy = |members: u32| AckPolicy::Mirrors {
+                    wanted: wanted as usize,
+                    members: (0..members as u8).map(node).collect(),
+                };
+                // Members are bits; the one that is removed is the highest.
+                let of = |members: u32, size: u32| {
+                    (0..1u32 << members).filter(move |set| set.count_ones() == size)
+                };
+                for acknowledged in of(count - 1, wanted) {
+                    for knows in [count, count - 1] {
+                        let needed = policy(knows).seals_needed() as u32;
+                        assert!(
+                            of(knows, needed).all(|sealed| sealed & acknowledged != 0),
+                            "{wanted} of {count}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn an_unreachable_member_is_named_unless_it_is_given_up() {
         let answers = Answers::from([(node(2), Err("no answer".to_owned()))]);

@@ -334,12 +334,12 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
         match first {
             Message::Hello(hello) => source::serve(services, connection, role, hello, reader, writer).await,
             Message::Seal(seal) => {
-                let answer = members::promise(services, key, role, seal).await;
+                let answer = members::promise(services, connection, role, seal).await;
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }
             Message::Announce(announce) => {
-                let answer = members::announced(services, key, role, announce).await;
+                let answer = members::announced(services, connection, role, announce).await;
                 writer.send(&answer).await?;
                 part(connection, writer).await
             }

@@ -4,7 +4,7 @@
 //! - Reading the next message can be cancelled and taken up again: what has arrived stays in the reader.
 //! - No more than one message and one chunk are buffered per reader.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
@@ -35,6 +35,11 @@ impl Connection {
     /// The key that the other end has proven.
     pub(crate) fn peer(&self) -> PublicKey {
         self.peer
+    }
+
+    /// Where the other end is, as seen from here.
+    pub(crate) fn remote_ip(&self) -> IpAddr {
+        self.connection.remote_address().ip()
     }
 
     /// Opens a stream in both directions; the peer sees it with the first message.

@@ -4,8 +4,8 @@
 //! - Nothing is sent that is not durable at the source.
 //! - A position that a follower gives is compared with the source's own log before anything is sent after it, and an acknowledgement
 //!   with what was sent: neither is trusted.
-//! - A follower that holds more of the source's own epoch than the source proves that the source has lost entries: that is reported, and
-//!   the follower gets nothing.
+//! - A follower that holds more of the source's own epoch than the source, or other entries of it, proves that the source has lost entries:
+//!   that is reported, and the follower gets nothing.
 //! - At most one read of the log and one lookup are under way; what is sent and not acknowledged stays within the window, or is
 //!   one run.
 
@@ -156,11 +156,12 @@ pub enum SourceReport {
     },
     /// It holds other frames of the epoch that this source decides in: the source has lost those, and has gone on.
     #[error(
-        "holds another lsn {lsn} of this source's epoch: the source has lost entries, and has gone on without them"
+        "holds another lsn {} of this source's epoch: the source has lost entries, and has gone on without them",
+        .position.lsn
     )]
     Forked {
         /// Where it stands.
-        lsn: Lsn,
+        position: Position,
     },
     /// It has promised a later epoch: this source has been replaced.
     #[error("has promised epoch {0}, which is later than this source's")]
@@ -393,7 +394,7 @@ impl Source {
                 let (lsn, durable) = (position.lsn, self.durable.position.lsn);
                 let is_own = position.epoch == self.config.epoch && self.peer.role.holds_copy();
                 let report = match is_own {
-                    true => SourceReport::Forked { lsn },
+                    true => SourceReport::Forked { position },
                     false => SourceReport::Diverged { lsn, durable },
                 };
                 vec![SourceAction::Report(report), SourceAction::Send(welcome)]

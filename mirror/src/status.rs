@@ -49,6 +49,8 @@ pub struct FollowerStatus {
     pub lag_ms: u64,
     /// What went wrong last, until it goes right.
     pub error: Option<String>,
+    /// The source has said that this mirror is no member any more.
+    pub revoked: bool,
 }
 
 /// Measures for how long a copy has been behind.

@@ -200,6 +200,46 @@ fn a_source_that_hears_from_a_mirror_what_it_lost_ends_and_the_mirror_goes_on() 
     write_safely(&mb.join("new"), b"the mount takes writes now").unwrap();
 }
 
+/// The same when the source has written more meanwhile than it had lost: where both have entries they are different ones.
+#[test]
+fn a_source_that_went_on_without_what_a_mirror_holds_ends_and_people_decide() {
+    if !can_mount("a_source_that_went_on_without_what_a_mirror_holds_ends_and_people_decide") {
+        return;
+    }
+    for gives_up in [false, true] {
+        let rolled = Rolled::back(Loss::Node, false);
+        let (ma, mb) = (rolled.path("ma"), rolled.path("mb"));
+        rolled.pair.mount("a", &rolled.address);
+        let mut written = 0;
+        wait_for("the source to be further than the mirror", || {
+            fs::write(ma.join(format!("instead-{written}")), b"of another history").unwrap();
+            written += 1;
+            rolled.pair.status("a")["durable_lsn"].as_u64() > Some(rolled.held + 5)
+        });
+        rolled.pair.mount("b", &rolled.mirror_address);
+        wait_for("the source to end", || {
+            is_dead(&ma) || fs::read_dir(&ma).is_ok_and(|mut names| names.next().is_none())
+        });
+        wait_for("the source to say why it does not start", || {
+            let said = rolled.pair.scratch.run(["serve", "a"]).stderr();
+            said.contains("another ") && said.contains("murphy promote")
+        });
+        let status = rolled.pair.status("b");
+        assert_eq!(status["branches"].as_array().map(Vec::len), Some(0), "{status}");
+        if gives_up {
+            let remove = ["member", "remove", "a", &rolled.node];
+            rolled.pair.scratch.run(remove).expect_error(1, "another ");
+            rolled.pair.scratch.run([&remove[..], &["--assume-lost"]].concat()).expect_code(0).stdout();
+            rolled.pair.mount("a", &rolled.address);
+            assert_eq!(fs::read(ma.join("instead-0")).unwrap(), b"of another history");
+            wait_for("the mirror to be told", || rolled.pair.status("b")["removed"] == true);
+        } else {
+            rolled.pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+        }
+        rolled.ledger.assert_kept(&mb);
+    }
+}
+
 /// One mirror has acknowledged what the other one lacks; whichever is promoted goes on with all of it, bytes included.
 #[test]
 fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {

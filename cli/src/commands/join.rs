@@ -12,7 +12,9 @@ use std::{
 };
 
 use murphy_fs::{MemberRole, OpenedStore, StoreUrl, check_prefix, claim_prefix, release_prefix};
-use murphy_mirror::{Dialer, ExchangeError, Identity, MAX_TOKEN_CHARS, NetworkOptions, Token, UdpSockets};
+use murphy_mirror::{
+    Admitted, Dialer, ExchangeError, Identity, MAX_TOKEN_CHARS, NetworkOptions, Token, UdpSockets,
+};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
@@ -20,7 +22,7 @@ use crate::{
     config::{NodeConfig, Role, Upstream},
     error::{CliError, Code, at, failed},
     mirrors::keep_proof,
-    node::Staging,
+    node::{MirrorOpening, Staging},
     output::Output,
 };
 
@@ -28,11 +30,12 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Make this directory a mirror of the volume that a token invites to\n\nThe token is redeemed at once. Then serve or mount the \
-                  directory: it follows its source, and copies the packs into its own store.",
+                  directory: it follows its source, and copies the packs into its own store.\n\nA directory that is a mirror of the volume already joins anew, with what it holds: after its \
+                  source was replaced, or it was removed.",
     after_help = "Example:\n  murphy join /srv/home --token-file token --blocks s3://other-region/home"
 )]
 pub(crate) struct JoinArgs {
-    /// The directory of the new node; it must not exist, or be empty
+    /// The directory of the new node, which must not exist, or be empty; or that of a mirror that joins anew
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     /// The file that holds the token, or - for stdin
@@ -52,6 +55,10 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
     let blocks = args.blocks.as_deref().map(|url| parse_url("--blocks", url)).transpose()?;
     let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
     let runtime = Runtime::new().map_err(failed)?;
+    if NodeConfig::is_in(&directory) {
+        let (config, role) = join_again(&directory, &token, blocks.as_ref(), &runtime)?;
+        return told(&directory, &config, role, output);
+    }
     let staging = Staging::beside(&directory)?;
     let own = staging.path.join(BLOCKS);
     let (url, opened) = match blocks {
@@ -70,6 +77,10 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
         tracing::warn!(error = %left, "the mark of the unfinished mirror stays in the block store");
     }
     let (config, role) = made?;
+    told(&directory, &config, role, output)
+}
+
+fn told(directory: &Path, config: &NodeConfig, role: MemberRole, output: &Output) -> Result<Code, CliError> {
     let joined = serde_json::json!({
         "directory": directory,
         "volume": config.volume.to_string(),
@@ -81,6 +92,63 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
         format!("joined volume {} as a {role}: serve or mount {}", config.volume, directory.display())
     })?;
     Ok(Code::Done)
+}
+
+/// Lets the mirror in `directory` join anew: with what it holds it follows the source that the token is of.
+fn join_again(
+    directory: &Path,
+    token: &Token,
+    blocks: Option<&StoreUrl>,
+    runtime: &Runtime,
+) -> Result<(NodeConfig, MemberRole), CliError> {
+    let opening = MirrorOpening::begin(directory)?;
+    let held = &opening.config;
+    let elsewhere = "join in a new directory; --blocks may be the same";
+    if held.role != Role::Mirror {
+        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(elsewhere));
+    }
+    if (held.volume, held.branch) != (token.volume, token.branch) {
+        let (volume, branch) = (held.volume, held.branch);
+        return Err(CliError::new(format!(
+            "{} holds volume {volume}, branch {branch}; the token is of volume {}, branch {}",
+            directory.display(),
+            token.volume,
+            token.branch
+        ))
+        .hint(elsewhere));
+    }
+    if blocks.is_some_and(|blocks| *blocks != held.blocks) {
+        return Err(CliError::usage(format!("this mirror keeps its packs in {}", held.blocks))
+            .hint("leave --blocks out, or join in a new directory"));
+    }
+    let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
+    let admitted = redeemed(token, directory, identity, runtime)?;
+    let config = NodeConfig {
+        source: Some(Upstream { addresses: token.addresses.clone(), key: token.source_key }),
+        removed: false,
+        ..held.clone()
+    };
+    config.write(directory)?;
+    keep_proof(directory, &admitted.proof)?;
+    Ok((config, admitted.role))
+}
+
+/// Redeems the token for the node with this identity.
+fn redeemed(
+    token: &Token,
+    directory: &Path,
+    identity: Arc<Identity>,
+    runtime: &Runtime,
+) -> Result<Admitted, CliError> {
+    let dialer = Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() };
+    let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    runtime.block_on(dialer.join(token, name, Vec::new())).map_err(|error| match error {
+        ExchangeError::Refused(_) => failed(error).hint("ask for a new token: murphy invite at the source"),
+        ExchangeError::Unreachable(_) | ExchangeError::NoAnswer => {
+            failed(error).hint("is the source served with --listen, and does UDP reach it?")
+        }
+        ExchangeError::Protocol(_) => failed(error),
+    })
 }
 
 /// Takes a prefix for the packs; says whether it was nobody's before. One that this volume used before is as good.
@@ -108,16 +176,7 @@ fn redeem(
         ..NodeConfig::new(token.volume, token.branch, token.volume.to_string(), blocks)
     };
     config.write(&staging.path)?;
-    let dialer = Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() };
-    let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let joined = runtime.block_on(dialer.join(token, name, Vec::new()));
-    let admitted = joined.map_err(|error| match error {
-        ExchangeError::Refused(_) => failed(error).hint("ask for a new token: murphy invite at the source"),
-        ExchangeError::Unreachable(_) | ExchangeError::NoAnswer => {
-            failed(error).hint("is the source served with --listen, and does UDP reach it?")
-        }
-        ExchangeError::Protocol(_) => failed(error),
-    })?;
+    let admitted = redeemed(token, directory, identity, runtime)?;
     keep_proof(&staging.path, &admitted.proof)?;
     staging.publish()?;
     Ok((config, admitted.role))

@@ -71,6 +71,21 @@ impl VolumeBook {
         self.change(node, change).await
     }
 
+    /// Makes a member one that was removed; durable when it returns.
+    pub(super) async fn revoke(&self, node: NodeId) -> Result<(), CliError> {
+        let change = move |found: Option<&MemberRow>, _| match found {
+            Some(row @ MemberRow { state: MemberState::Joined { public_key }, .. }) => {
+                let state = MemberState::Revoked { public_key: *public_key };
+                Ok(vec![(node, Some(MemberRow { state, addresses: Vec::new(), ..row.clone() }))])
+            }
+            _ => Err(AdmitError::Unknown),
+        };
+        self.change(node, change).await.map_err(|error| match error {
+            AdmitError::Unknown => CliError::new(format!("{node} is no member any more")),
+            error => CliError::new(format!("{node} is not removed: {error}")),
+        })
+    }
+
     async fn change<F>(&self, node: NodeId, change: F) -> Result<(), AdmitError>
     where
         F: Fn(

@@ -11,7 +11,7 @@ use std::{
 
 use murphy_log::{DiskLog, Log, Lsn, SystemClock};
 use murphy_mirror::{
-    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Lookup, MirrorPart, Part,
+    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Leader, Lookup, MirrorPart, Part,
     RemotePacks, Replica, look_up,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
@@ -37,22 +37,25 @@ impl Followed {
     pub(super) fn start(
         config: &NodeConfig,
         replica: &Arc<DiskReplica>,
-        dialer: Dialer,
+        (dialer, packs): (Dialer, RemotePacks),
         runtime: &Handle,
     ) -> Result<Followed, CliError> {
         let source = config.source.clone().ok_or_else(|| {
             CliError::new("murphy.toml names no source").hint("join the volume again in a new directory")
         })?;
-        let (following, handle) = Following::new(FollowSetup {
-            addresses: source.addresses,
-            source_key: source.key,
-            branch: config.branch,
-            replica: Arc::clone(replica) as Arc<dyn Replica>,
-            dialer,
-            clock: Arc::new(SystemClock::new()),
-            random: Arc::new(any_number),
-            silence: SILENCE,
-        });
+        let (following, handle) = Following::with_packs(
+            packs,
+            FollowSetup {
+                addresses: source.addresses,
+                source_key: source.key,
+                branch: config.branch,
+                replica: Arc::clone(replica) as Arc<dyn Replica>,
+                dialer,
+                clock: Arc::new(SystemClock::new()),
+                random: Arc::new(any_number),
+                silence: SILENCE,
+            },
+        );
         let stop = watch::Sender::new(false);
         let broken = Arc::new(Mutex::new(None));
         let (stopping, why) = (stop.subscribe(), Arc::clone(&broken));
@@ -72,9 +75,14 @@ impl Followed {
     }
 
     /// What this node offers to others while it follows.
-    pub(super) fn part(&self, replica: &Arc<DiskReplica>) -> MirrorPart {
+    pub(super) fn part(
+        &self,
+        replica: &Arc<DiskReplica>,
+        leader: &Arc<watch::Sender<Option<Leader>>>,
+    ) -> MirrorPart {
         let replica = Arc::clone(replica) as Arc<dyn Replica>;
-        MirrorPart::new(replica, self.heard.clone(), self.status.clone())
+        let part = MirrorPart::new(replica, self.heard.clone(), self.status.clone());
+        MirrorPart { leader: Arc::clone(leader), ..part }
     }
 
     /// Returns when the node holds something.
@@ -156,8 +164,10 @@ impl Mirroring {
     /// Begins to follow again after a promotion that did not come about.
     pub(super) fn follow_again(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let Some(replica) = &self.replica else { return Ok(()) };
-        let followed = Followed::start(&self.config(), replica, self.dialer.clone(), &self.runtime)?;
-        self.services.become_part(Part::Mirror(followed.part(replica)));
+        // The volume reads what is not copied yet through the same packs.
+        let reaches = (self.dialer.clone(), self.packs.clone());
+        let followed = Followed::start(&self.config(), replica, reaches, &self.runtime)?;
+        self.services.become_part(Part::Mirror(followed.part(replica, &self.leader)));
         *lock(&self.followed) = Some(followed);
         self.begin_copying()?;
         self.begin_announcing()

@@ -1,8 +1,9 @@
 //! The source's part: its mirrors, and which of them acknowledge.
 //!
 //! Invariants:
-//! - With `--ack mirror=W` the set of members that acknowledge changes only after W of the old set have the entry that changes it, and is
-//!   remembered: a mirror that is promoted knows every set through which something was acknowledged.
+//! - With `--ack mirror=W` the set of members that acknowledge grows only after W of the old set have the entry that changes it, and is
+//!   remembered: a mirror that is promoted knows every set through which something was acknowledged. How it loses a member is told in
+//!   `removal.rs`; one that the log has removed never counts, whatever is remembered.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +14,7 @@ use std::{
 
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
 use murphy_log::{Epoch, Log, NodeId, OsFiles, replace_file};
-use murphy_mirror::{MirrorAcknowledger, Part, SourcePart};
+use murphy_mirror::{MemberBook, MirrorAcknowledger, Part, SourcePart};
 
 use super::{Mirroring, changed, lock, snapshots::VolumeSnapshots};
 use crate::{
@@ -46,6 +47,7 @@ impl Mirroring {
         self.note_mirrors();
         self.register();
         self.tell_predecessor();
+        self.tell_members();
         self.begin_gathering();
         Ok(())
     }
@@ -76,10 +78,7 @@ impl Mirroring {
                 changes.borrow_and_update();
                 let Some(mirroring) = this.upgrade() else { return };
                 let members = mirroring.mirrors();
-                let now = mirroring.clock.monotonic();
-                for node in &members {
-                    mirroring.services.board.list_member(now, *node);
-                }
+                mirroring.show_members(&members);
                 if let Err(error) = mirroring.change_set(members).await {
                     tracing::warn!(%error, "the members that acknowledge stay as they were");
                     tokio::time::sleep(AGAIN).await;
@@ -93,21 +92,52 @@ impl Mirroring {
         });
     }
 
+    /// Keeps the board true to the members.
+    fn show_members(&self, members: &BTreeSet<NodeId>) {
+        let (board, now) = (&self.services.board, self.clock.monotonic());
+        members.iter().for_each(|node| board.list_member(now, *node));
+        let listed = board.status(now).into_iter().map(|mirror| mirror.node);
+        listed.filter(|node| !members.contains(node)).for_each(|node| board.unlist_member(node));
+    }
+
     async fn change_set(&self, members: BTreeSet<NodeId>) -> Result<(), CliError> {
         let acknowledger = lock(&self.acknowledger).clone();
         let Some(acknowledger) = acknowledger else { return Ok(()) };
         let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
         let wanted = wanted as usize;
-        let old = read_set(&self.directory)?.unwrap_or_default();
+        let old = {
+            let _turn = self.set_turn.lock().await;
+            let old = read_set(&self.directory)?.unwrap_or_default();
+            let kept: BTreeSet<NodeId> = old.intersection(&members).copied().collect();
+            if kept != old {
+                // The log has removed the others, after W of these had what they had: the process ended right then.
+                acknowledger.set(wanted, kept.clone());
+                write_set(&self.directory, &kept)?;
+            }
+            kept
+        };
         if old == members {
             return Ok(());
         }
-        // With fewer than W members nothing was acknowledged, so nothing can be forgotten.
+        // With fewer than W members nothing was acknowledged that is not given up, so nothing can be forgotten.
         if old.len() >= wanted {
             // Whatever entries made the members what they are must be held, also those that are not durable yet.
             let lsn = self.volume.durable_here().await;
             let lsn = lsn.map_err(|errno| CliError::new(format!("the log does not go on: {errno:?}")))?;
-            acknowledger.acknowledged(lsn, CHANGE_MAX).await.map_err(failed)?;
+            let mut changes = self.book.changes();
+            changes.borrow_and_update();
+            if self.mirrors() != members {
+                return Err(CliError::new("they have changed meanwhile"));
+            }
+            tokio::select! {
+                acknowledged = acknowledger.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed)?,
+                // One of those that are waited for may have been removed.
+                _ = changes.changed() => return Err(CliError::new("they change again")),
+            }
+        }
+        let _turn = self.set_turn.lock().await;
+        if read_set(&self.directory)?.unwrap_or_default() != old {
+            return Err(CliError::new("they have changed meanwhile"));
         }
         write_set(&self.directory, &members)?;
         acknowledger.set(wanted, members);
@@ -119,10 +149,12 @@ impl Mirroring {
         if self.listen.is_none() {
             return;
         }
+        // One that was a mirror is called what it was called then.
+        let known = self.book.row(self.identity.node()).map(|row| row.name).filter(|name| !name.is_empty());
         let row = MemberRow {
             role: MemberRole::Observer,
             state: MemberState::Joined { public_key: *self.identity.public_key().as_bytes() },
-            name: self.config().name.clone(),
+            name: known.unwrap_or_else(|| self.config().name.clone()),
             addresses: self.addresses(),
         };
         let (book, node) = (Arc::clone(&self.book), self.identity.node());
@@ -135,7 +167,7 @@ impl Mirroring {
 }
 
 /// The set that acknowledged last.
-fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, CliError> {
+pub(super) fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, CliError> {
     let path = directory.join(SET);
     let text = match std::fs::read(&path) {
         Ok(text) => text,

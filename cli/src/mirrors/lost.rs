@@ -3,7 +3,9 @@
 //! Invariants:
 //! - Before a source decides, every member that can be reached says where it stands. What one of them holds of the source's own epoch beyond
 //!   its log is fetched first; a source that knows of such entries and does not get them does not decide.
-//! - A source that hears of them while it decides acknowledges nothing any more and ends. Its directory remembers what it lacks.
+//! - Nor does one of whose epoch a member holds other entries: they left a source that had them durable, so this one has lost them. Which of two
+//!   histories goes on is decided by people, never by whoever is asked first.
+//! - A source that hears of either while it decides acknowledges nothing any more and ends. Its directory remembers what it lacks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,9 +23,10 @@ use crate::{
 
 impl Mirroring {
     /// Asks the members before this source decides: whether it was replaced, and whether they hold what it has lost.
-    pub(crate) fn ask_members(&self, node: &Node) -> Result<(), CliError> {
+    /// One that is `given_up` is not asked.
+    pub(crate) fn ask_members(&self, node: &Node, given_up: Option<NodeId>) -> Result<(), CliError> {
         let own = node.log.recovery().epoch;
-        let mut standing = self.standings(own);
+        let mut standing = self.standings(own, given_up);
         if let Some(later) = standing.iter().find_map(|(_, stands)| stands.ends(own)) {
             return stale::replaced(self, later);
         }
@@ -35,12 +38,11 @@ impl Mirroring {
             if held.lsn > node.log.tail().position.lsn {
                 self.fetch(node, giver, held)?;
             } else if holds_other(&node.log, held)? {
-                tracing::error!(
-                    "{} holds another lsn {} of epoch {} than this source: this one has lost entries before, and has gone on without them",
-                    giver.member,
-                    held.lsn,
-                    own.number
-                );
+                return Err(CliError::new(format!(
+                    "{} holds another lsn {} of epoch {} than this node, which leads it: this one has lost entries before, and has gone on without them, or it is a copy",
+                    giver.member, held.lsn, own.number
+                ))
+                .hint("murphy promote at that mirror goes on with its history; murphy member remove with --assume-lost gives it up, and goes on with this one"));
             }
         }
         Ok(())
@@ -60,9 +62,10 @@ impl Mirroring {
     }
 
     /// Where every member that answers in time stands.
-    fn standings(&self, own: Epoch) -> Vec<(MirrorGiver, Stands)> {
+    fn standings(&self, own: Epoch, given_up: Option<NodeId>) -> Vec<(MirrorGiver, Stands)> {
         let config = self.config().clone();
-        let members = self.book.members().into_iter().filter(|(node, _)| *node != self.identity.node());
+        let is_asked = |node: NodeId| node != self.identity.node() && Some(node) != given_up;
+        let members = self.book.members().into_iter().filter(|(node, _)| is_asked(*node));
         let members = members.filter_map(|(node, row)| Member::of_row(node, row)).filter(Member::listens);
         let asked = members.map(|member| {
             let giver = MirrorGiver::new(&config, member, self.dialer.clone());
@@ -148,7 +151,7 @@ impl Mirroring {
             tracing::error!(%error, "that entries were lost cannot be noted");
         }
         let why = format!(
-            "mirror {node} holds lsn {} of epoch {}, which this node leads, and its log ends before: what was durable here is lost",
+            "mirror {node} holds lsn {} of epoch {}, which this node leads, and this node does not: what was durable here is lost",
             position.lsn, position.epoch.number
         );
         *lock(&self.lost) = Some(why);

@@ -9,14 +9,16 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use murphy_log::{OsFiles, replace_file};
 use murphy_mirror::Proof;
 
-use super::{Mirroring, lock};
+use super::{Mirroring, following::Followed, lock};
 use crate::error::{CliError, at};
 
 impl Mirroring {
     /// Tells the source, whenever it is reached, where this mirror listens and what its copy dies with.
     pub(super) fn begin_announcing(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let Some(source) = self.config().source.clone() else { return Ok(()) };
-        let (dialer, addresses, domains) = (self.dialer.clone(), self.addresses(), self.domains()?);
+        let (dialer, domains) = (self.dialer.clone(), self.domains()?);
+        // The source puts the address from which it sees this node in place of one that means all of them.
+        let addresses: Vec<String> = self.listen.iter().map(ToString::to_string).collect();
         if addresses.is_empty() {
             tracing::warn!("nobody can reach this mirror to seal it: serve it with --listen HOST:PORT");
         }
@@ -49,7 +51,41 @@ impl Mirroring {
                 _ = stopped.wait_for(|stop| *stop) => {}
             }
         }));
+        followed.run(self.runtime.spawn(self.heed(followed)));
         Ok(())
+    }
+
+    /// Notes whether the source says that this node is a member.
+    fn heed(self: &Arc<Mirroring>, followed: &Followed) -> impl Future<Output = ()> + use<> {
+        let (mut status, mut stopped) = (followed.status.clone(), followed.stopping());
+        let this = Arc::downgrade(self);
+        let heeding = async move {
+            while status.changed().await.is_ok() {
+                let (revoked, connected) = {
+                    let status = status.borrow_and_update();
+                    (status.revoked, status.connected)
+                };
+                let Some(mirroring) = this.upgrade() else { return };
+                if revoked == mirroring.config().removed || !(revoked || connected) {
+                    continue;
+                }
+                let noted = murphy_log::spawn_blocking(move || {
+                    mirroring.change_config(|config| config.removed = revoked)
+                });
+                match noted.await {
+                    Ok(Ok(())) if revoked => tracing::error!("this node was removed from the volume"),
+                    Ok(Ok(())) => tracing::info!("this node is a member again"),
+                    Ok(Err(error)) => tracing::warn!(%error, "whether this node is a member is not noted"),
+                    Err(error) => tracing::warn!(%error, "whether this node is a member is not noted"),
+                }
+            }
+        };
+        async move {
+            tokio::select! {
+                () = heeding => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        }
     }
 
     /// Keeps what the source has vouched for.

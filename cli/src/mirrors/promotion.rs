@@ -19,8 +19,11 @@ use std::{
 };
 
 use murphy_backup::{KnownLosses, Successor};
+use murphy_fs::MemberState;
 use murphy_log::{Epoch, EpochId, Log};
-use murphy_mirror::{AckPolicy, PromotePlan, PromoteRequest, Replica, Standing, compare, promote};
+use murphy_mirror::{
+    AckPolicy, MemberBook, PromotePlan, PromoteRequest, Replica, Standing, compare, promote,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -61,6 +64,8 @@ impl Mirroring {
         order: &PromoteOrder,
         before_leading: &dyn Fn(Ack) -> Result<(), CliError>,
     ) -> Result<Value, CliError> {
+        let _turn = lock(&self.turn);
+        self.check_member()?;
         let settings = self.settings()?;
         let replica = match &self.replica {
             Some(replica) if self.is_mirror() => Arc::clone(replica),
@@ -102,6 +107,17 @@ impl Mirroring {
         let mut said = described(&plan, &settings.name, false, (&request, note));
         said["archives"] = json!(outlooks);
         Ok(said)
+    }
+
+    /// Refuses on a mirror that was removed: whoever is left would not know of what it does.
+    fn check_member(&self) -> Result<(), CliError> {
+        let own = self.book.row(self.identity.node()).map(|row| row.state);
+        if !self.config().removed && !matches!(own, Some(MemberState::Revoked { .. })) {
+            return Ok(());
+        }
+        Err(CliError::new("this node was removed from the volume, and takes over from nobody").hint(
+            "murphy join here with a token of the source makes it a member again; murphy dump takes out what it holds",
+        ))
     }
 
     /// What it would cost, and what every archive has to do with it.

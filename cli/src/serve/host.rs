@@ -11,6 +11,7 @@ use std::{
 };
 
 use murphy_fs::{Errno, FileSystem, Mount, MountOptions, UnmountError, Volume};
+use murphy_log::NodeId;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
@@ -45,6 +46,8 @@ pub(super) struct HostOptions {
     pub(super) io_timeout: Option<Duration>,
     /// Whether the process ends with its last mount.
     pub(super) ends_with_mounts: bool,
+    /// A member that is given up: what it holds keeps the node from nothing.
+    pub(super) given_up: Option<NodeId>,
 }
 
 /// What a node is opened for.
@@ -70,7 +73,7 @@ impl Host {
         let settings = Settings::of(&node.volume)?;
         if options.purpose == Purpose::Change {
             mirroring.check_source()?;
-            mirroring.ask_members(&node)?;
+            mirroring.ask_members(&node, options.given_up)?;
             check_fences(&node, &settings.archives, runtime)?;
             node.lead()?;
         }
@@ -251,6 +254,11 @@ impl Handler for Host {
                 let role = role.parse().map_err(CliError::usage)?;
                 let token = self.mirroring.invite(role, &addresses, Duration::from_secs(expires_secs))?;
                 Ok(serde_json::json!({ "token": token }))
+            }
+            Request::Members => serde_json::to_value(self.mirroring.list_members()).map_err(failed),
+            Request::MemberRemove { node, assume_lost } => {
+                self.mirroring.check_source()?;
+                self.mirroring.remove_member(&node, assume_lost)
             }
             Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),

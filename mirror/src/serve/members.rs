@@ -5,9 +5,14 @@
 //!   only, and only by a mirror that does not hear its source: what it has not heard yet it might hear in a moment.
 //! - A promise is durable before it is answered, and before anybody is followed for whom it was made.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use murphy_fs::{MemberRole, MemberState};
+use murphy_log::Epoch;
 
 use super::{Leader, MirrorPart, Part, Services};
 use crate::{
@@ -36,12 +41,14 @@ pub(super) async fn admit(services: &Services, connection: &Connection, redeem: 
 
 pub(super) async fn announced(
     services: &Services,
-    key: PublicKey,
+    connection: &Connection,
     role: MemberRole,
     announce: Announce,
 ) -> Message {
+    let key = connection.peer();
     let node = key.node();
-    match services.book.announce(node, announce.addresses).await {
+    let addresses = reachable(announce.addresses, connection.remote_ip());
+    match services.book.announce(node, addresses).await {
         Ok(()) => {
             if role.holds_copy() {
                 services.board.set_domains(node, announce.domains);
@@ -116,7 +123,12 @@ fn trust(services: &Services, key: PublicKey) -> Trust {
 }
 
 /// Makes the promise that a member asks for, and follows it if it leads.
-pub(super) async fn promise(services: &Services, key: PublicKey, role: MemberRole, seal: Seal) -> Message {
+pub(super) async fn promise(
+    services: &Services,
+    connection: &Connection,
+    role: MemberRole,
+    seal: Seal,
+) -> Message {
     let refused = |reason, detail: String| Message::Refused(Refused { reason, detail });
     if !role.holds_copy() {
         return refused(Refusal::Role, "only a mirror may take over".to_owned());
@@ -135,7 +147,8 @@ pub(super) async fn promise(services: &Services, key: PublicKey, role: MemberRol
     match promised {
         Ok(Ok(state)) => {
             tracing::warn!(%epoch, "promised: older epochs are refused from now on");
-            follow(&mirror, key, &seal);
+            let leads = reachable(seal.leads, connection.remote_ip());
+            follow(&mirror, connection.peer(), epoch, leads);
             let data_lsn = *mirror.replica.data().borrow();
             let heard_lsn = *mirror.heard.borrow();
             Message::Sealed(Sealed { epoch, state, data_lsn, heard_lsn })
@@ -146,13 +159,37 @@ pub(super) async fn promise(services: &Services, key: PublicKey, role: MemberRol
 }
 
 /// Lets whoever looks after the mirror know whom to follow from now on.
-fn follow(mirror: &MirrorPart, key: PublicKey, seal: &Seal) {
-    if seal.leads.is_empty() {
-        return;
+fn follow(mirror: &MirrorPart, key: PublicKey, epoch: Epoch, addresses: Vec<String>) {
+    if !addresses.is_empty() {
+        mirror.leader.send_replace(Some(Leader { epoch, key, addresses }));
     }
-    let leader = Leader { epoch: seal.epoch, key, addresses: seal.leads.clone() };
-    mirror.leader.send_replace(Some(leader));
+}
+
+/// Addresses by which others reach a node that is seen at `seen`: one that listens on every address of its machine is reached at that one.
+fn reachable(addresses: Vec<String>, seen: IpAddr) -> Vec<String> {
+    let seen = |address: String| match address.parse::<SocketAddr>() {
+        Ok(every) if every.ip().is_unspecified() => {
+            SocketAddr::new(seen.to_canonical(), every.port()).to_string()
+        }
+        Ok(_) | Err(_) => address,
+    };
+    addresses.into_iter().map(seen).collect()
 }
 
 /// A source that was lost is noticed after a moment; so long is waited for that before a proof is refused.
 const SILENT_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Most people listen on every address; a mirror that nobody can ask is sealed by nobody.
+    #[test]
+    fn one_that_listens_everywhere_is_reached_where_it_is_seen() {
+        let listens = ["0.0.0.0:7", "[::]:8", "10.0.0.1:9", "mirror.example:10"].map(str::to_owned);
+        let seen = |ip: &str| reachable(listens.to_vec(), ip.parse().unwrap());
+        assert_eq!(seen("192.0.2.1"), ["192.0.2.1:7", "192.0.2.1:8", "10.0.0.1:9", "mirror.example:10"]);
+        assert_eq!(seen("::ffff:192.0.2.1")[0], "192.0.2.1:7");
+        assert_eq!(seen("2001:db8::1")[1], "[2001:db8::1]:8");
+    }
+}

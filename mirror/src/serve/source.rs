@@ -193,12 +193,12 @@ impl SourceSession<'_> {
         let node = self.connection.peer().node();
         match report {
             SourceReport::Fenced(epoch) => self.services.board.fenced(*epoch),
-            SourceReport::Lost { position, .. } => {
+            SourceReport::Lost { position, .. } | SourceReport::Forked { position } => {
                 if let Some(entry) = &self.entry {
                     entry.lost(*position);
                 }
             }
-            SourceReport::Diverged { .. } | SourceReport::Forked { .. } => {
+            SourceReport::Diverged { .. } => {
                 if let Some(entry) = &self.entry {
                     entry.diverged();
                 }

@@ -30,6 +30,7 @@ pub(super) fn alone(replica: Arc<dyn Replica>, heard: watch::Receiver<Lsn>) -> M
         data_lsn: Lsn::new(0),
         lag_ms: 0,
         error: None,
+        revoked: false,
     };
     MirrorPart::new(replica, heard, watch::Sender::new(status).subscribe())
 }
@@ -317,6 +318,32 @@ async fn a_source_hears_that_a_mirror_holds_more_of_its_epoch_and_acknowledges_n
     let refused = acknowledger.acknowledged(frames[19].last(), Duration::from_secs(5)).await;
     assert!(matches!(refused, Err(AcknowledgeError::Lost(_))), "{refused:?}");
     assert_eq!(mirror.replica.state(), Some(frames[29].state()));
+    mirror.stop().await;
+    source.stop().await;
+}
+
+/// The fear: a source whose disk went back has written more than it lost when the mirror comes, and goes on acknowledging a history that lacks
+/// what it has acknowledged before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_hears_that_a_mirror_holds_other_entries_of_its_epoch_and_acknowledges_nothing_after_it() {
+    let mut frames = test_frames(base_state(), 1, 20, 3);
+    let shared = frames[19].state();
+    let log = Arc::new(log_of(base_state(), &frames));
+    super::extend(&log, &test_frames(shared, 9, 30, 3));
+    frames.extend(test_frames(shared, 2, 10, 3));
+    let source = Node::start(Arc::default(), None).await;
+    source.lead(&log, 1000);
+    let dialer = dialer();
+    admit(&source.book, dialer.identity.public_key(), MemberRole::Mirror);
+    let replica = Arc::new(MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate));
+    frames.iter().for_each(|frame| replica.append(frame.clone(), None).unwrap());
+    let mut mirror = follow_as(dialer, replica, source.address, source.identity.public_key());
+    mirror.complains("still leads the epoch").await;
+    assert_eq!(source.services.board.lost(), Some((mirror.node, frames[29].position())));
+    let acknowledger = MirrorAcknowledger::new(Arc::clone(&source.services.board), 1, [mirror.node].into());
+    let refused = acknowledger.acknowledged(frames[19].last(), Duration::from_secs(5)).await;
+    assert!(matches!(refused, Err(AcknowledgeError::Lost(_))), "{refused:?}");
+    assert_eq!(mirror.replica.state(), Some(frames[29].state()), "it keeps everything");
     mirror.stop().await;
     source.stop().await;
 }

@@ -172,6 +172,7 @@ async fn a_member_that_is_removed_is_cut_off_and_told() {
     revoke(&source.book, mirror.dialer.identity.public_key());
     source.services.members_changed();
     mirror.complains("was removed").await;
+    assert!(mirror.handle.status.borrow().revoked);
     super::extend(&log, &test_frames(log.tail(), 1, 5, 2));
     let gone = async {
         while source.services.board.status(ms(0)).iter().any(|mirror| mirror.connected) {

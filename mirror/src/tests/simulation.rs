@@ -189,9 +189,10 @@ fn frames_of_the_epoch_that_the_source_still_leads_are_not_set_aside() {
             world.disconnect();
         }
         let ancestor = Some(crate::Point { lsn: fork.position.lsn, hash: fork.position.hash });
-        let own_lsn = lost.last().unwrap().last();
+        let position = lost.last().unwrap().position();
+        let own_lsn = position.lsn;
         assert_eq!(world.reports, vec![FollowerReport::Forked { ancestor, own_lsn }; 3]);
-        assert_eq!(world.source_reports, vec![SourceReport::Forked { lsn: own_lsn }; 3]);
+        assert_eq!(world.source_reports, vec![SourceReport::Forked { position }; 3]);
         let error = world.follower.status(world.now, "a".to_owned()).error.unwrap();
         assert!(error.contains("murphy promote"), "{error}");
         assert_eq!(world.replica.state(), Some(lost.last().unwrap().state()));

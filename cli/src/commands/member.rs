@@ -1,0 +1,97 @@
+//! `murphy member list|remove`: who belongs to a volume, and taking out one that is gone.
+//!
+//! Invariants:
+//! - A member is named by its id, as `promote --assume-lost` names it.
+//! - Removing takes nothing from the node that is removed: it keeps what it holds.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::source::node_of;
+use crate::{
+    control::Request,
+    error::{CliError, Code, failed},
+    mirrors::MemberStatus,
+    output::Output,
+    serve,
+};
+
+/// List or remove members of a volume
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example:\n  murphy member list /srv/home")]
+pub(crate) struct MemberArgs {
+    #[command(subcommand)]
+    command: MemberCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum MemberCommand {
+    /// Show every member: mirrors, writers, observers and the source itself
+    #[command(after_help = "Example:\n  murphy member list /srv/home")]
+    List {
+        /// The directory of a node, or a mount point
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Take a member out: it follows, acknowledges and seals no more
+    #[command(
+        long_about = "Take a member out: it follows, acknowledges and seals no more\n\nRun it at the source. The node that is removed keeps what it \
+                      holds, is told when it comes back, and becomes a member again with murphy join and a new token. With --ack \
+                      mirror=W the other mirrors must have everything that it may have acknowledged first, and there must be enough of them.",
+        after_help = "Example:\n  murphy member remove /srv/home 0011223344556677889900aabbccddee"
+    )]
+    Remove {
+        /// The directory of the source, or its mount point
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The id of the member
+        #[arg(value_name = "MEMBER")]
+        node: String,
+        /// It is gone for good: give up what only it has acknowledged, and remove it also if too few mirrors are left for fsync
+        #[arg(long)]
+        assume_lost: bool,
+    },
+}
+
+pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> {
+    let ask = |directory: &PathBuf, request: &Request| {
+        serve::ask(&node_of(directory)?, request, output, |_| Ok(()))
+    };
+    match &args.command {
+        MemberCommand::List { directory } => {
+            let members = ask(directory, &Request::Members)?;
+            let members: Vec<MemberStatus> = serde_json::from_value(members).map_err(failed)?;
+            for member in &members {
+                output.data(member, MemberStatus::text)?;
+            }
+            if members.is_empty() && !output.is_json() {
+                output.note("This volume has no member: murphy invite makes a token for one");
+            }
+        }
+        MemberCommand::Remove { directory, node, assume_lost } => {
+            let request = Request::MemberRemove { node: node.clone(), assume_lost: *assume_lost };
+            let removed = ask(directory, &request)?;
+            output.data(&removed, told)?;
+        }
+    }
+    Ok(Code::Done)
+}
+
+fn told(removed: &Value) -> String {
+    let node = removed["removed"].as_str().unwrap_or_default();
+    let mut lines = vec![format!("removed {node} at lsn {}", removed["lsn"])];
+    let untold: Vec<&str> =
+        removed["not_known_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !untold.is_empty() {
+        lines.push(format!(
+            "not heard of yet by {}: until then they would still answer it",
+            untold.join(", ")
+        ));
+    }
+    if let Some(waits) = removed["waits"].as_str() {
+        lines.push(format!("fsync waits for {waits}: it fails until another one joins"));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,212 @@
+//! Taking a member out of the volume: who is a member, and the order of the steps when one is removed.
+//!
+//! ```text
+//!   1. fsync waits for the others only         an acknowledgement of W others is one of W of all: whoever takes over meanwhile finds it
+//!   2. W others have everything so far          bytes included: whatever only the member was counted for is elsewhere too
+//!   3. the entry that removes it                from here on nobody who has it asks the member, and the member is refused
+//!   4. W others have that entry                 the member cannot take over any more, also if it does not know
+//! ```
+//!
+//! Invariants:
+//! - The set that acknowledges loses a member before the log does: at no time does an acknowledgement rest on a member that a successor would
+//!   not ask.
+//! - What only the member may have acknowledged is given up by an order that says so, and not otherwise.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use murphy_fs::{Acknowledger, MemberRow, MemberState};
+use murphy_log::{Lsn, NodeId};
+use murphy_mirror::{MemberBook, MirrorAcknowledger};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    Mirroring,
+    leading::{read_set, write_set},
+    lock,
+};
+use crate::{
+    error::{CliError, failed},
+    settings::Ack,
+};
+
+/// A member, as `murphy member list` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MemberStatus {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    pub(crate) role: String,
+    /// Whether it was a member once, and is none any more.
+    pub(crate) removed: bool,
+    /// Where it listens, as far as it has said.
+    pub(crate) addresses: Vec<String>,
+    /// It is the node that was asked.
+    pub(crate) own: bool,
+}
+
+impl MemberStatus {
+    /// The member for people.
+    pub(crate) fn text(&self) -> String {
+        let state = if self.removed { "removed".to_owned() } else { self.role.clone() };
+        let own = if self.own { ", this node" } else { "" };
+        let listens = match self.addresses.is_empty() {
+            true => String::new(),
+            false => format!(" at {}", self.addresses.join(", ")),
+        };
+        format!("{} ({}): {state}{own}{listens}", self.node, self.name)
+    }
+}
+
+impl Mirroring {
+    /// Every member of the volume, as this node's log says.
+    pub(crate) fn list_members(&self) -> Vec<MemberStatus> {
+        let own = self.identity.node();
+        let members = self.book.members().into_iter();
+        members
+            .map(|(node, row)| MemberStatus {
+                node: node.to_string(),
+                name: row.name,
+                role: row.role.to_string(),
+                removed: matches!(row.state, MemberState::Revoked { .. }),
+                addresses: row.addresses,
+                own: node == own,
+            })
+            .collect()
+    }
+
+    /// Removes a member. With `assume_lost` nobody waits for what only it has acknowledged, and fsync may be left with too few to wait for.
+    pub(crate) fn remove_member(&self, node: &str, assume_lost: bool) -> Result<Value, CliError> {
+        let (node, row) = self.removable(node)?;
+        let removing = self.remove(node, &row, assume_lost);
+        let (lsn, waits) = self.runtime.block_on(removing)?;
+        let others = self.mirrors();
+        let status = self.services.board.status(self.clock.monotonic());
+        let known = |other: &&NodeId| {
+            status.iter().any(|mirror| mirror.node == **other && mirror.metadata_lsn >= lsn)
+        };
+        let (told, untold): (Vec<&NodeId>, Vec<&NodeId>) = others.iter().partition(known);
+        let text = |nodes: Vec<&NodeId>| nodes.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Ok(json!({
+            "removed": node.to_string(),
+            "lsn": lsn.get(),
+            "known_to": text(told),
+            "not_known_to": text(untold),
+            "waits": waits,
+        }))
+    }
+
+    /// The member with this id, if it is one that can be removed.
+    fn removable(&self, node: &str) -> Result<(NodeId, MemberRow), CliError> {
+        let see = "murphy member list shows every member with its id";
+        let id: NodeId = node
+            .parse()
+            .map_err(|_| CliError::usage(format!("{node:?} is not the id of a member")).hint(see))?;
+        if id == self.identity.node() {
+            return Err(CliError::new(format!("{id} is this node, which leads the volume")).hint(see));
+        }
+        match self.book.members().into_iter().find(|(member, _)| *member == id) {
+            None => Err(CliError::new(format!("{id} is not a member of this volume")).hint(see)),
+            Some((_, MemberRow { state: MemberState::Revoked { .. }, .. })) => {
+                Err(CliError::new(format!("{id} was removed already")).hint(see))
+            }
+            Some(found) => Ok(found),
+        }
+    }
+
+    /// The steps; says at which entry it is removed, and what fsync waits for from then on if that cannot be had.
+    async fn remove(
+        &self,
+        node: NodeId,
+        row: &MemberRow,
+        assume_lost: bool,
+    ) -> Result<(Lsn, Option<String>), CliError> {
+        let _turn = self.set_turn.lock().await;
+        let wanted = match self.settings()?.ack {
+            Ack::Mirrors(wanted) if row.role.holds_copy() => Some(wanted as usize),
+            Ack::Mirrors(_) | Ack::Local | Ack::Archive => None,
+        };
+        let old = read_set(&self.directory)?.unwrap_or_default();
+        let kept: BTreeSet<NodeId> = old.iter().copied().filter(|member| *member != node).collect();
+        let acknowledger = lock(&self.acknowledger).clone();
+        if let (Some(wanted), Some(acknowledger)) = (wanted, &acknowledger) {
+            acknowledger.set(wanted, kept.clone());
+        }
+        if let Some(wanted) = wanted
+            && !assume_lost
+            && let Err(error) = self.hand_over(node, (wanted, &old, &kept), acknowledger.as_ref()).await
+        {
+            if let Some(acknowledger) = &acknowledger {
+                acknowledger.set(wanted, old);
+            }
+            return Err(error);
+        }
+        self.book.revoke(node).await?;
+        self.services.members_changed();
+        if wanted.is_some() {
+            write_set(&self.directory, &kept)?;
+        }
+        let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
+        let lsn = self.volume.durable_here().await.map_err(refused)?;
+        if tokio::time::timeout(TOLD_MAX, self.told(lsn)).await.is_err() {
+            tracing::warn!(%lsn, "not every mirror that is connected has heard of the removal yet");
+        }
+        let left = self.mirrors().len();
+        let too_few = wanted.filter(|wanted| left < *wanted);
+        Ok((lsn, too_few.map(|wanted| format!("mirror={wanted}, and {left} mirrors are left"))))
+    }
+
+    /// Returns when every mirror that is connected has the entry.
+    async fn told(&self, lsn: Lsn) {
+        let mut changes = self.services.board.changes();
+        loop {
+            changes.borrow_and_update();
+            let status = self.services.board.status(self.clock.monotonic());
+            let lags = status.iter().any(|mirror| mirror.connected && mirror.metadata_lsn < lsn);
+            if !lags || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Returns when what the member may have acknowledged is at the others too.
+    async fn hand_over(
+        &self,
+        node: NodeId,
+        (wanted, old, kept): (usize, &BTreeSet<NodeId>, &BTreeSet<NodeId>),
+        acknowledger: Option<&Arc<MirrorAcknowledger>>,
+    ) -> Result<(), CliError> {
+        let give_up = "if it is gone for good, --assume-lost gives up what only it may have acknowledged";
+        let left = self.mirrors().into_iter().filter(|member| *member != node).count();
+        if left < wanted {
+            return Err(CliError::new(format!(
+                "fsync waits for {wanted} mirrors, and without {node} there are {left}: every fsync would fail"
+            ))
+            .hint("let another mirror join first; --assume-lost removes it all the same"));
+        }
+        if !old.contains(&node) || old.len() < wanted {
+            // It never counted, or nobody did.
+            return Ok(());
+        }
+        if kept.len() < wanted {
+            return Err(CliError::new(format!(
+                "{node} is one of the {} mirrors that acknowledge, and fsync waits for {wanted}: those that joined later do not count before it has heard of them",
+                old.len()
+            ))
+            .hint(give_up));
+        }
+        let Some(acknowledger) = acknowledger else {
+            return Err(CliError::new(
+                "nobody serves this node, so nobody can say what the other mirrors hold",
+            )
+            .hint(format!("serve it with --listen; {give_up}")));
+        };
+        let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
+        let lsn = self.volume.durable_here().await.map_err(refused)?;
+        acknowledger.acknowledged(lsn, REMOVE_MAX).await.map_err(|error| failed(error).hint(give_up))
+    }
+}
+
+/// So long the members that are left get to have what the one that is removed has.
+const REMOVE_MAX: Duration = Duration::from_secs(20);
+/// So long mirrors get to have the entry before the answer says that they do not.
+const TOLD_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,129 @@
+//! Whom the mirrors follow after a promotion: the new source tells them, and they go on with it, with what they hold.
+//!
+//! Invariants:
+//! - A mirror follows whoever leads the epoch that it has promised last, and nobody else by itself. A source of which it hears is left only for
+//!   a later epoch.
+//! - Nothing that a mirror holds is given up by that: what is not in the new source's history is kept as a branch.
+
+use std::{sync::Arc, time::Duration};
+
+use murphy_log::Epoch;
+use murphy_mirror::{ExchangeError, Leader, Refusal, Refused, Replica, Seal};
+
+use super::{Mirroring, changed, lock};
+use crate::{
+    config::Upstream,
+    error::CliError,
+    givers::{Member, MirrorGiver},
+};
+
+impl Mirroring {
+    /// As a source that was a mirror: tells every member that is not connected who leads, and where it listens, for as long as it leads.
+    pub(super) fn tell_members(self: &Arc<Mirroring>) {
+        if self.config().promoted.is_none() {
+            return;
+        }
+        let Some(listen) = self.listen else {
+            tracing::warn!("this source does not listen, so no mirror can follow it: serve it with --listen");
+            return;
+        };
+        let (this, mut stopped) = (Arc::downgrade(self), self.stop.subscribe());
+        self.runtime.spawn(async move {
+            loop {
+                let Some(mirroring) = this.upgrade() else { return };
+                let told = mirroring.absent_members().into_iter();
+                let told = told.map(|member| mirroring.tell_member(member, listen.to_string()));
+                futures::future::join_all(told).await;
+                drop(mirroring);
+                tokio::select! {
+                    () = tokio::time::sleep(TELL_AGAIN) => {}
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                }
+            }
+        });
+    }
+
+    /// The members that hold a copy, can be reached, and do not follow.
+    fn absent_members(&self) -> Vec<Member> {
+        let (own, status) = (self.identity.node(), self.services.board.status(self.clock.monotonic()));
+        let follows = |node| status.iter().any(|mirror| mirror.node == node && mirror.connected);
+        let members = self.book.holders().into_iter().filter(|(node, _)| *node != own && !follows(*node));
+        members.filter_map(|(node, row)| Member::of_row(node, row)).filter(Member::listens).collect()
+    }
+
+    async fn tell_member(&self, member: Member, listen: String) {
+        let (epoch, proof) = (self.known_epoch(), self.services.proof());
+        let seal = {
+            let config = self.config();
+            Seal { volume: config.volume, branch: config.branch, epoch, proof, leads: vec![listen] }
+        };
+        let said = self.dialer.seal(&member.addresses, member.key, seal);
+        match tokio::time::timeout(TELL_MAX, said).await {
+            Ok(Ok(_)) => tracing::info!("{member} has heard that this node leads"),
+            Ok(Err(ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. }))) => {
+                self.ask_for_successor(member, epoch).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "{member} has not heard that this node leads"),
+            Err(_) => tracing::debug!("{member} does not answer in time"),
+        }
+    }
+
+    /// A member has promised another epoch: if it says that this is a later one, this source has been replaced.
+    async fn ask_for_successor(&self, member: Member, own: Epoch) {
+        let giver = MirrorGiver::new(&self.config().clone(), member, self.dialer.clone());
+        let asked = tokio::time::timeout(TELL_MAX, giver.ask(Some(own))).await;
+        if let Ok(Ok(lender)) = asked
+            && let Some(later) = lender.stands.ends(own)
+        {
+            tracing::error!(epoch = later.number, "{} knows of a later epoch", giver.member);
+            self.services.board.fenced(later);
+        }
+    }
+
+    /// As a mirror: goes over to whoever leads the epoch that was promised, whenever somebody says so.
+    pub(super) fn begin_going_over(self: &Arc<Mirroring>) {
+        let this = Arc::downgrade(self);
+        let (mut leaders, mut stopped) = (self.leader.subscribe(), self.stop.subscribe());
+        self.runtime.spawn(async move {
+            while changed(&mut leaders, &mut stopped).await {
+                let (Some(leader), Some(mirroring)) = (leaders.borrow_and_update().clone(), this.upgrade())
+                else {
+                    continue;
+                };
+                // It waits for the end of what follows now.
+                let gone = murphy_log::spawn_blocking(move || mirroring.go_over(&leader)).await;
+                match gone {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(%error, "this mirror does not follow the new source"),
+                    Err(error) => tracing::error!(%error, "this mirror does not follow the new source"),
+                }
+            }
+        });
+    }
+
+    fn go_over(self: &Arc<Mirroring>, leader: &Leader) -> Result<(), CliError> {
+        let _turn = lock(&self.turn);
+        let upstream = Upstream { addresses: leader.addresses.clone(), key: leader.key };
+        let config = self.config().clone();
+        let promised = self.replica.as_ref().and_then(|replica| replica.promised());
+        let heard = lock(&self.followed).as_ref().map(|followed| followed.status.borrow().connected);
+        let is_same = config.source.as_ref().is_some_and(|source| source.key == leader.key);
+        let is_there = heard.is_some() && config.source.as_ref() == Some(&upstream);
+        let stays = is_there || (heard == Some(true) && is_same);
+        if !self.is_mirror() || promised != Some(leader.epoch) || stays {
+            return Ok(());
+        }
+        let node = leader.key.node();
+        tracing::warn!(%node, epoch = leader.epoch.number, "following the new source from now on");
+        self.change_config(|config| config.source = Some(upstream))?;
+        self.services.set_source_key(leader.key);
+        if let Some(followed) = lock(&self.followed).take() {
+            followed.stop(&self.runtime);
+        }
+        self.follow_again()
+    }
+}
+
+/// So often members that do not follow are told.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
+const TELL_MAX: Duration = Duration::from_secs(10);
