@@ -22,7 +22,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Check that everything in an archive can be restored\n\nEvery slot and snapshot is read; of packs as \
-                  many as --data says. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
+                  many as --data says, none by default: of the others it is only seen that they are there. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
     after_help = "Example:\n  murphy verify s3://other-account/home --data 100"
 )]
 pub(crate) struct VerifyArgs {
@@ -64,10 +64,7 @@ pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<Code, CliError> 
 
 fn text(report: &VerifyReport) -> String {
     let mut lines: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
-    let verdict = match report.findings.len() {
-        0 => "everything can be restored".to_owned(),
-        count => format!("{count} findings"),
-    };
+    let verdict = verdict(report.findings.len(), report.packs.saturating_sub(report.packs_read));
     if report.horizon > 0 {
         lines.push(format!(
             "states before lsn {} are not verified: their bytes may be gone; {} packs of theirs are passed over",
@@ -89,4 +86,31 @@ fn text(report: &VerifyReport) -> String {
         report.position.lsn, report.slots, report.entries, report.snapshots, report.packs, report.packs_read
     ));
     lines.join("\n")
+}
+
+/// What so many findings mean, with so many packs that are there and were not read.
+fn verdict(findings: usize, unread: u64) -> String {
+    match (findings, unread) {
+        (0, 0) => "everything was read, and can be restored".to_owned(),
+        (0, _) => format!(
+            "nothing wrong was found, but {unread} packs were not read, only seen to be there (--data 100 reads them)"
+        ),
+        (_, 0) => format!("{findings} findings"),
+        _ => format!("{findings} findings, and {unread} packs were not read"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: an operator trusts an archive of which no byte of data was read.
+    #[test]
+    fn what_was_not_read_is_not_called_good() {
+        let unread = verdict(0, 5);
+        assert!(unread.contains("5 packs were not read") && unread.contains("--data 100"), "{unread}");
+        assert!(!unread.contains("can be restored"), "{unread}");
+        assert!(verdict(0, 0).contains("everything was read, and can be restored"));
+        assert!(verdict(2, 5).contains("2 findings") && verdict(2, 5).contains("5 packs were not read"));
+    }
 }
