@@ -211,3 +211,20 @@ fn fsck_finds_a_damaged_and_a_missing_pack() {
     let found = scratch.run(["fsck", "node"]).expect_code(3).stdout();
     assert!(found.contains("does not exist"), "{found}");
 }
+
+/// The fear: whoever mounts a served node believes that it listens, or writes back early, and it does not.
+#[test]
+fn options_that_a_served_node_would_ignore_are_refused() {
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    scratch.make_dir("mnt");
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    let mount = ["mount", "node", "mnt", "-d"];
+    let given = ["--listen", "127.0.0.1:0", "--flush-after", "1s", "--io-timeout", "9s", "--cache-size", "0"];
+    let refused = scratch.run(mount.iter().chain(&given));
+    let named = "without the --listen and --flush-after and --io-timeout and --cache-size given here";
+    let refused = refused.expect_error(2, named).stderr();
+    assert!(refused.contains("murphy umount") && refused.contains("SIGTERM"), "{refused}");
+    let running = scratch.run(["status", "node", "--json"]).json()["running"].clone();
+    assert_eq!(running["mounts"], serde_json::json!([]), "{running}");
+}

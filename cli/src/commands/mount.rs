@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - With `-d` it returns when the mount answers, or says why it does not.
+//! - An option that the process which serves the node already does not take from here is refused, never ignored.
 
 use std::path::PathBuf;
 
@@ -18,7 +19,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Serve a node and mount its volume\n\nA node that is served already mounts it itself, with the \
-                  options that it is served with; it has one mount point at a time. A process that began with the mount ends with it.",
+                  options that it is served with: others are refused. It has one mount point at a time. A process that began with the mount ends with it.",
     after_help = "Example:\n  murphy mount /srv/home /home -d"
 )]
 pub(crate) struct MountArgs {
@@ -50,6 +51,13 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
     let request = MountRequest { path, read_only: args.read_only, allow_other: args.allow_other };
     let listen = args.listen.as_deref().map(parse_listen).transpose()?;
     if let Some(mut control) = Control::connect(&directory)? {
+        let listens = listen.is_some().then_some("--listen");
+        let given: Vec<&str> = listens.into_iter().chain(args.options.given()).collect();
+        if !given.is_empty() {
+            let (given, node) = (given.join(" and "), directory.display());
+            return Err(CliError::usage(format!("node {node} is served already, without the {given} given here"))
+                .hint("mount without, or end the process that serves it (murphy umount, or SIGTERM to the one that murphy status names) and mount again"));
+        }
         let done = control.ask(&Request::Mount(request), output, |_| Ok(()))?;
         output.data(&done, |_| String::new())?;
         output.note("Mounted by the process that serves the node already");

@@ -54,6 +54,17 @@ pub(crate) struct ServeOptions {
 }
 
 impl ServeOptions {
+    /// The names of those that are given.
+    pub(super) fn given(&self) -> Vec<&'static str> {
+        let options = [
+            ("--flush-after", self.flush_after.is_some()),
+            ("--io-timeout", self.io_timeout.is_some()),
+            ("--cache-size", self.cache_size.is_some()),
+            ("--cache-dir", self.cache_dir.is_some()),
+        ];
+        options.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
+    }
+
     pub(super) fn node_options(&self) -> Result<NodeOptions, CliError> {
         let cache_dir = self.cache_dir.as_ref().map(|dir| std::path::absolute(dir).map_err(at(dir)));
         Ok(NodeOptions {
