@@ -43,7 +43,9 @@ pub use plan::{PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Wind
 pub use proof::{Proof, ProofError};
 pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRecord};
 pub use rejoin::{NotContinued, check_continued_by};
-pub use restore::{OnProgress, PackReport, RestoreError, RestoreProgress, restore_packs, restore_tree};
+pub use restore::{
+    OnProgress, PackReport, RestoreError, RestoreProgress, planned_rows, restore_packs, restore_tree,
+};
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{
     ArchiveStatus, CursorError, CursorFile, KnownLosses, Losses, LostPacks, NoCursor, SaveCursor, ShipEnd,

@@ -5,6 +5,8 @@
 //! - What is damaged or missing in one archive is taken from the next one that has the same entries.
 //! - Archives are only read.
 
+mod rows;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use futures::StreamExt;
@@ -12,7 +14,7 @@ use murphy_fs::{
     BlockStore, Index, IndexError, IndexSnapshot, PackMeta, PackRow, ReadSnapshotError, ReplayBudget,
     ReplayError, SnapshotReader, check_digest, replay,
 };
-use murphy_log::{Digest, Frame, Position, State};
+use murphy_log::{BranchId, Digest, Frame, Position, State, VolumeId};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -24,6 +26,7 @@ use crate::{
     surveyed::{Step, next_step},
     walk::Boundary,
 };
+pub use rows::planned_rows;
 
 /// How far a restore has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -95,7 +98,6 @@ async fn load_base(
     progress: OnProgress,
 ) -> Result<State, RestoreError> {
     let reader = read_base(archive, base);
-    let lineage = archive.lineage();
     let loading = murphy_log::aside(move || {
         let reader = SnapshotReader::open(reader)?;
         let header = *reader.header();
@@ -104,16 +106,28 @@ async fn load_base(
         })?;
         Ok::<_, ReadSnapshotError>((header, state))
     });
-    let folder = || base.folder.clone();
     let (header, state) = loading.await.map_err(|source| RestoreError::Snapshot {
-        folder: folder(),
+        folder: base.folder.clone(),
         url: archive.url().to_owned(),
         source,
     })?;
-    if (header.volume, header.branch) != (lineage.volume, lineage.branch) || state != base.state {
-        return Err(RestoreError::OtherSnapshot { folder: folder(), url: archive.url().to_owned() });
-    }
+    check_header(archive, base, (header.volume, header.branch), state)?;
     Ok(state)
+}
+
+/// Refuses a snapshot that is not the one that its manifest describes.
+fn check_header(
+    archive: &Archive,
+    base: &BaseManifest,
+    (volume, branch): (VolumeId, BranchId),
+    state: State,
+) -> Result<(), RestoreError> {
+    let lineage = archive.lineage();
+    if (volume, branch) != (lineage.volume, lineage.branch) || state != base.state {
+        let folder = base.folder.clone();
+        return Err(RestoreError::OtherSnapshot { folder, url: archive.url().to_owned() });
+    }
+    Ok(())
 }
 
 /// Reads the frames of a route, several slots ahead.

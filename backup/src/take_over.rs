@@ -491,7 +491,7 @@ pub enum TakeOverError {
         wanted: u64,
     },
     /// An archive has entries that were not restored. They came meanwhile, or after another archive was sealed.
-    #[error("{url} goes on to lsn {last}, the restore ended at {base}: restore again, or without it")]
+    #[error("{url} goes on to lsn {last}, the restore ended at {base}")]
     Behind {
         /// The archive.
         url: String,

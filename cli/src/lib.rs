@@ -26,6 +26,7 @@ mod progress;
 mod serve;
 mod settings;
 mod status;
+mod take_over;
 mod tree;
 mod units;
 

@@ -6,7 +6,9 @@
 
 use std::{fmt, str::FromStr};
 
-use murphy_fs::{StoreUrl, Volume};
+use bytes::Bytes;
+use murphy_backup::Archive;
+use murphy_fs::{IndexSnapshot, RowKey, SettingRow, StoreUrl, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, failed};
@@ -95,9 +97,10 @@ impl Settings {
         Ok(settings.map(|(name, text)| (name.to_owned(), text)).to_vec())
     }
 
-    /// What a copy of a volume changes about its settings: it has no archive until one is given, and waits for nobody.
-    pub(crate) fn of_copy() -> Vec<(String, Option<String>)> {
-        vec![(ARCHIVES.to_owned(), Some("[]".to_owned())), (ACK.to_owned(), Some(Ack::Local.to_string()))]
+    /// What a copy of a volume, which is called `name`, changes about its settings: it has no archive until one is given, and waits for nobody.
+    pub(crate) fn of_copy(name: &str) -> Vec<(String, Option<String>)> {
+        let set = |setting: &str, text: String| (setting.to_owned(), Some(text));
+        vec![set(NAME, name.to_owned()), set(ARCHIVES, "[]".to_owned()), set(ACK, Ack::Local.to_string())]
     }
 
     /// The change that sets what fsync waits for.
@@ -114,7 +117,21 @@ impl Settings {
 
     /// The settings of a volume. One that is missing has its default; one that cannot be read is an error.
     pub(crate) fn of(volume: &Volume) -> Result<Settings, CliError> {
-        let read = |name: &str| volume.setting(name).map_err(failed);
+        Settings::read(|name| volume.setting(name).map_err(failed))
+    }
+
+    /// The settings in a tree.
+    pub(crate) fn in_tree(tree: &dyn IndexSnapshot) -> Result<Settings, CliError> {
+        Settings::read(|name| {
+            let row = tree.get(&RowKey::setting(name)).map_err(failed)?;
+            row.map(|row| setting_text(&row)).transpose()
+        })
+    }
+
+    /// The settings of which `read` gives each by its name.
+    pub(crate) fn read(
+        read: impl Fn(&str) -> Result<Option<String>, CliError>,
+    ) -> Result<Settings, CliError> {
         let bad = |name: &str, text: &str| CliError::new(format!("the shared setting {name} is {text:?}"));
         let ack = read(ACK)?.map(|text| text.parse().map_err(|_| bad(ACK, &text))).transpose()?;
         let sync = read(SYNC)?.map(|text| text.parse().map_err(|_| bad(SYNC, &text))).transpose()?;
@@ -128,6 +145,22 @@ impl Settings {
             archives: archives.transpose()?.unwrap_or_default(),
         })
     }
+}
+
+impl Settings {
+    /// The name of the volume; as its archive has it if the log has none.
+    pub(crate) fn name_or(&self, archive: &Archive) -> String {
+        match self.name.is_empty() {
+            true => archive.descriptor().name.clone(),
+            false => self.name.clone(),
+        }
+    }
+}
+
+/// The text of a setting's row.
+pub(crate) fn setting_text(row: &Bytes) -> Result<String, CliError> {
+    let row = SettingRow::decode(row).map_err(|error| failed(format!("a shared setting: {error}")))?;
+    Ok(String::from_utf8_lossy(&row.text).into_owned())
 }
 
 /// The form of a store's URL that all nodes share: how each proves who it is, is its own matter.

@@ -228,3 +228,21 @@ fn options_that_a_served_node_would_ignore_are_refused() {
     let running = scratch.run(["status", "node", "--json"]).json()["running"].clone();
     assert_eq!(running["mounts"], serde_json::json!([]), "{running}");
 }
+
+/// The fear: on a bad night each command asks for another name of the same volume.
+#[test]
+fn a_loaded_volume_has_one_name_everywhere() {
+    let scratch = scratch();
+    let (blocks, archive) = (scratch.url("blocks"), format!("{}?domain=elsewhere", scratch.url("archive")));
+    scratch.run(["format", "node", "--blocks", &blocks, "--name", "home"]).expect_code(0);
+    scratch.run(["dump", "node", "tree"]).expect_code(0);
+    let name = |node: &str| scratch.run(["status", node, "--json"]).json()["name"].clone();
+    scratch.run(["load", "tree", "same", "--blocks", &blocks]).expect_code(0);
+    assert_eq!(name("same"), "home");
+    scratch.run(["load", "tree", "copy", "--blocks", &blocks, "--name", "other"]).expect_code(0);
+    assert_eq!(name("copy"), "other");
+    scratch.run(["archive", "add", "copy", &archive]).expect_code(0);
+    let take_over = scratch.run(["restore", &archive, "next", "--take-over"]);
+    let refused = take_over.expect_error(2, "has to be confirmed").stderr();
+    assert!(refused.contains("--confirm other"), "{refused}");
+}

@@ -371,9 +371,11 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
         let (one, two) = (url("one", "first"), url("two", "second"));
         let blocks = format!("file://{}/blocks", place.display());
         let target = format!("case{number}/next");
-        let take_over: [&str; 8] =
-            ["restore", &one, &two, &target, "--take-over", "--confirm", "vol", "--blocks"];
-        let take_over: Vec<&str> = take_over.into_iter().chain([blocks.as_str()]).collect();
+        // The places that the log names are gone; what is given are copies of them.
+        let [gone, gone_too] = &region.archives;
+        let take_over = ["restore", &one, &two, &target, "--take-over", "--confirm", "vol"];
+        let more = ["--blocks", &blocks, "--assume-lost", gone, "--assume-lost", gone_too];
+        let take_over: Vec<&str> = take_over.into_iter().chain(more).collect();
         let count = || match moment {
             "one/log/0000000001" | "two/log/0000000001" => fs::read_dir(place.join(moment)).unwrap().count(),
             "next" => usize::from(place.join("next/murphy.toml").exists()),
@@ -415,6 +417,82 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
         let refused = region.scratch.run(again).expect_error(1, "sealed at");
         assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
     }
+}
+
+/// The fear: an operator gives the archive that comes to mind, and the old source goes on acknowledging through the other one.
+#[test]
+fn a_restore_seals_every_archive_that_the_log_names_given_or_not() {
+    let test = "a_restore_seals_every_archive_that_the_log_names_given_or_not";
+    let Some((region, one, two)) = region_lost_with_an_archive_behind(test) else { return };
+    let [whole, stale] = &region.archives;
+    let blocks = region.scratch.url("bn");
+    fs::rename(two, region.path("two")).unwrap();
+    let before = region.scratch.bytes_of("two/log");
+    let take_over = ["restore", stale, "next", "--take-over", "--confirm", "vol", "--blocks", &blocks];
+    // The other one cannot be asked: nothing is done, and the way out is named.
+    let refused = region.scratch.run(take_over).expect_error(1, &format!("{whole}: ")).stderr();
+    assert!(refused.contains(&format!("--assume-lost '{whole}'")), "{refused}");
+    assert!(refused.contains("behind lsn"), "{refused}");
+    let plan = |more: &[&str]| {
+        let dry = take_over.iter().chain(&["--dry-run", "--json"]);
+        region.scratch.run(dry.chain(more)).expect_code(0).json()["take_over"].clone()
+    };
+    let act = |plan: &Value, url: &str| {
+        let archives = plan["archives"].as_array().unwrap();
+        archives.iter().find(|archive| archive["url"] == url).unwrap()["act"].clone()
+    };
+    let planned = plan(&[]);
+    assert_eq!((act(&planned, whole), act(&planned, stale)), ("none".into(), "seal".into()), "{planned}");
+    let planned = plan(&["--assume-lost", whole]);
+    assert_eq!((act(&planned, whole), &planned["name"]), ("give up".into(), &"vol".into()), "{planned}");
+    region.scratch.run(take_over.iter().chain(&["--assume-lost", "file:///nowhere"])).expect_code(2);
+    assert!(!region.path("next").exists() && region.scratch.bytes_of("two/log") == before);
+    // It is there: it is found by the log of the one that was given, read, and sealed.
+    fs::rename(one, region.path("one")).unwrap();
+    let planned = plan(&[]);
+    assert_eq!((act(&planned, whole), act(&planned, stale)), ("seal".into(), "ship and seal".into()));
+    region.scratch.run(take_over).expect_code(0);
+    region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
+    region.mount("next", &[]);
+    assert_eq!(fs::read(region.path("mnext/last")).unwrap(), b"in the first archive only");
+    region.scratch.run(["umount", "mnext"]).expect_code(0);
+    for archive in [whole, stale] {
+        let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+        assert_eq!(verified.json()["seals"], 1, "{archive}");
+    }
+}
+
+/// The fear: archives lag, a mirror has acknowledged more, and a restore leaves that behind without a word.
+#[test]
+fn a_restore_does_not_leave_behind_what_a_mirror_has_acknowledged() {
+    let test = "a_restore_does_not_leave_behind_what_a_mirror_has_acknowledged";
+    let Some(region) = Region::sown(test, "mirror=1") else { return };
+    for name in ["one", "two"] {
+        fs::rename(region.path(name), region.path(&format!("{name} away"))).unwrap();
+    }
+    write_safely(&region.path("ma/precious"), b"acknowledged by the mirror only");
+    region.kill("a");
+    for name in ["one", "two"] {
+        fs::remove_dir_all(region.path(name)).unwrap_or_default();
+        fs::rename(region.path(&format!("{name} away")), region.path(name)).unwrap();
+    }
+    let [one, two] = &region.archives;
+    let take_over = ["restore", one, two, "next", "--take-over", "--confirm", "vol"];
+    let dry = ["--dry-run", "--json"];
+    let planned = region.scratch.run(take_over.iter().chain(&dry)).expect_code(0).json();
+    let member = planned["take_over"]["members"][0].clone();
+    let node = member["node"].as_str().unwrap();
+    assert_eq!((&member["act"], &planned["take_over"]["ack"]), (&"none".into(), &"mirror=1".into()));
+    let refused = region.scratch.run(take_over).expect_error(1, "fsync waited for members").stderr();
+    assert!(refused.contains(&format!("--assume-lost {node}")), "{refused}");
+    assert!(refused.contains("murphy promote") && refused.contains("behind lsn"), "{refused}");
+    assert!(!region.path("next").exists());
+    let given_up = ["--dry-run", "--assume-lost", node];
+    let planned = region.scratch.run(take_over.iter().chain(&given_up)).expect_code(0).stdout();
+    assert!(planned.contains(node), "{planned}");
+    assert!(planned.contains("is given up: what only it holds behind lsn"), "{planned}");
+    region.promote();
+    assert_eq!(fs::read(region.path("mb/precious")).unwrap(), b"acknowledged by the mirror only");
 }
 
 /// The directory in which a restore is at work.

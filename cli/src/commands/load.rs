@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use murphy_fs::{FjallIndex, FjallOptions, ReadSnapshotError, SnapshotReader, adopt_prefix};
+use murphy_fs::{FjallIndex, FjallOptions, Index, ReadSnapshotError, SnapshotReader, adopt_prefix};
 use murphy_log::{BranchId, Epoch, EpochId, OsFiles};
 use tokio::runtime::Runtime;
 
@@ -22,7 +22,7 @@ use crate::{
     node::{BaseWriter, CopyOf, Staging, begin_copy, index_directory, random},
     output::Output,
     progress::{Progress, ProgressLine},
-    settings::parse_name,
+    settings::{Settings, parse_name},
 };
 
 /// Make a node from a dump
@@ -42,7 +42,7 @@ pub(crate) struct LoadArgs {
     /// Where the packs are, and new ones go
     #[arg(long, value_name = "URL")]
     blocks: String,
-    /// What archives of the copy will call it; by default the name of the directory. The volume keeps its own name
+    /// What the copy is called; by default as the volume that was dumped
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
 }
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     let bad = |error: ReadSnapshotError| CliError::new(format!("{}: {error}", args.file.display()));
     let reader = SnapshotReader::open(BufReader::with_capacity(BUFFER_BYTES, tee)).map_err(bad)?;
     let header = *reader.header();
-    let state = {
+    let (state, dumped) = {
         let index = FjallIndex::open(&index_directory(&staging.path), FjallOptions::default());
         let index = index.map_err(failed)?;
         let line = ProgressLine::new(output);
@@ -64,15 +64,12 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         let progress = |done: murphy_fs::SnapshotProgress| {
             line.show(&Progress::new("inodes loaded", done.inodes, inodes));
         };
-        reader.load_into(&index, &progress).map_err(bad)?
+        let state = reader.load_into(&index, &progress).map_err(bad)?;
+        (state, Settings::in_tree(&*index.snapshot())?.name)
     };
     let base = Arc::into_inner(base).expect("the reader, which had the other half, is gone");
     base.into_inner().unwrap_or_else(PoisonError::into_inner).publish()?;
-    let name = args.name.clone().or_else(|| {
-        let last = args.directory.file_name().and_then(|name| name.to_str());
-        last.and_then(|last| parse_name(last).ok())
-    });
-    let (branch, name) = (BranchId::from_bytes(random()?), name.unwrap_or_else(|| "copy".to_owned()));
+    let (branch, name) = (BranchId::from_bytes(random()?), args.name.clone().unwrap_or(dumped));
     let config = NodeConfig::new(header.volume, branch, name, blocks.clone());
     let opened = blocks.open().map_err(failed)?;
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;

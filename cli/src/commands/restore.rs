@@ -3,23 +3,28 @@
 //! Invariants:
 //! - `--dry-run` writes nothing, not even a pin.
 //! - Taking over asks for the volume's name; a copy does not, because it disturbs nobody.
+//! - Who is neither sealed nor given up stops a take-over before anything is changed.
 
 mod execute;
 mod pins;
+mod succession;
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, RestorePlan, Target, plan_restore};
+use murphy_backup::{Archive, RestoreError, RestorePlan, Target, plan_restore};
 use murphy_fs::StoreUrl;
 use murphy_log::{Clock, Lsn, SystemClock};
+use serde::Serialize;
 use tokio::runtime::Runtime;
 
+use self::succession::Succession;
 use super::format::parse_url;
 use crate::{
     error::{CliError, Code, failed},
     output::Output,
     places::{check_there, open_store},
+    take_over::GivenUp,
     units::bytes_text,
 };
 
@@ -47,13 +52,16 @@ pub(crate) struct RestoreArgs {
     /// Copy the packs there, and put new ones there; without it packs are read from the archives, and new ones go to DIR/blocks
     #[arg(long, value_name = "URL")]
     blocks: Option<String>,
-    /// Become the successor of a source that has been silent for a minute. Give every archive of the volume: one that is not given is
-    /// not sealed
+    /// Become the successor of a source that has been silent for a minute. Every archive that the volume's log names is read and
+    /// sealed, also one that is not given; one that cannot be opened is refused
     #[arg(long, conflicts_with_all = ["at", "lsn"])]
     take_over: bool,
-    /// The volume's name, instead of asking for it
+    /// The volume's name, as status shows it, instead of asking for it
     #[arg(long, value_name = "NAME", requires = "take_over")]
     confirm: Option<String>,
+    /// Give up an archive by its URL, or a member: it is not sealed, and what only it has acknowledged is lost
+    #[arg(long, value_name = "MEMBER|URL", requires = "take_over")]
+    assume_lost: Vec<String>,
     /// Only print the plan
     #[arg(long)]
     dry_run: bool,
@@ -67,29 +75,37 @@ struct Restore {
     target: Target,
     blocks: Option<StoreUrl>,
     take_over: bool,
+    assume_lost: Vec<String>,
+    /// What that gives up.
+    given_up: GivenUp,
+    /// Snapshots that turned out to be damaged.
+    excluded: BTreeSet<String>,
 }
 
 pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
     let runtime = Runtime::new().map_err(failed)?;
-    let restore = prepare(args, &runtime)?;
+    let mut restore = prepare(args, &runtime)?;
     // Before anything is planned: what a plan has seen must not be deleted before it is read.
-    let pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
-    let plan = runtime.block_on(restore.plan(&BTreeSet::new()))?;
+    let mut pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
+    let (plan, succession) = match args.take_over {
+        true => restore.plan_succession(pins.as_mut(), &runtime).map(|(plan, taken)| (plan, Some(taken)))?,
+        false => (runtime.block_on(restore.plan(&restore.excluded))?, None),
+    };
     if args.dry_run {
-        output.data(&plan, plan_text)?;
+        output.data(&Printed { plan: &plan, take_over: succession.as_ref() }, Printed::text)?;
         return Ok(Code::Done);
     }
-    output.note(&plan_text(&plan));
-    if args.take_over {
-        let name = restore.archives.first().map(|archive| archive.descriptor().name.clone());
-        let name = name.unwrap_or_default();
+    output.note(&Printed { plan: &plan, take_over: succession.as_ref() }.text());
+    if let Some(succession) = succession {
+        succession.check(&plan)?;
         let effect = "it becomes the source; the old one is shut out of these archives for good";
-        output.confirm(args.confirm.as_deref(), &name, effect)?;
+        output.confirm(args.confirm.as_deref(), &succession.name, effect)?;
+        restore.given_up = succession.given_up;
     }
     // What could not be read may have gone further than what was restored.
     let is_sound = plan.problems.is_empty();
-    let unpinned = pins.as_ref().map_or(&[][..], pins::Pins::unpinned);
-    let restored = restore.execute(plan, unpinned, &runtime, output)?;
+    let unpinned = pins.as_ref().map_or(&[][..], pins::Pins::unpinned).to_vec();
+    let restored = restore.execute(plan, &unpinned, &runtime, output)?;
     output.data(&restored, restored_text)?;
     let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
     Ok(if is_sound { Code::Done } else { Code::Found })
@@ -113,13 +129,45 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
         archives.push(runtime.block_on(Archive::open(open_store(url)?)).map_err(failed)?);
     }
     let directory = PathBuf::from(directory);
-    Ok(Restore { urls, archives, directory, target, blocks, take_over: args.take_over })
+    let (take_over, assume_lost) = (args.take_over, args.assume_lost.clone());
+    let (given_up, excluded) = Default::default();
+    Ok(Restore { urls, archives, directory, target, blocks, take_over, assume_lost, given_up, excluded })
 }
 
 impl Restore {
     async fn plan(&self, excluded: &BTreeSet<String>) -> Result<RestorePlan, CliError> {
         let planned = plan_restore(&self.archives, self.target, excluded, &TimeZone::system()).await;
         planned.map_err(failed)
+    }
+
+    /// Leaves a damaged snapshot out of the plans to come. Any other error is given back.
+    fn exclude(&mut self, error: RestoreError) -> Result<(), CliError> {
+        let (RestoreError::Snapshot { folder, .. } | RestoreError::OtherSnapshot { folder, .. }) = &error
+        else {
+            return Err(failed(error));
+        };
+        tracing::warn!(%error, "restoring without this snapshot");
+        self.excluded.insert(folder.clone());
+        Ok(())
+    }
+}
+
+/// What is printed before anything happens.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    plan: &'a RestorePlan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    take_over: Option<&'a Succession>,
+}
+
+impl Printed<'_> {
+    fn text(&self) -> String {
+        let plan = plan_text(self.plan);
+        match self.take_over.map(Succession::text) {
+            Some(more) => format!("{plan}\n{more}"),
+            None => plan,
+        }
     }
 }
 
@@ -132,12 +180,12 @@ fn restored_text(restored: &execute::Restored) -> String {
     }
     lines.extend(restored.unpinned.iter().map(|one| {
         format!(
-            "note: {} was read without a pin, an expire there would not have waited: {}",
+            "note: {} was read without a pin, so that nobody who deletes there would have waited: {}",
             one.url, one.reason
         )
     }));
     lines.extend(restored.unregistered.iter().map(|one| {
-        let way = "expire nothing there, or restore again with --blocks";
+        let way = "delete nothing there, or restore again with --blocks";
         format!("note: {} does not know of this copy, which reads its packs ({way}): {}", one.url, one.reason)
     }));
     lines.join("\n")

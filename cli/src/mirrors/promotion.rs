@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use self::{
     acts::Acts,
-    places::{GivenUp, Lacking, Outlook, Places},
+    places::{Lacking, Places},
 };
 use super::{
     Mirroring,
@@ -45,6 +45,7 @@ use crate::{
     node::{failure_domain, random},
     places::local_url,
     settings::{Ack, Settings},
+    take_over::{GivenUp, Outlook},
 };
 
 /// A promotion that is wanted.
@@ -75,7 +76,7 @@ impl Mirroring {
             }
         };
         let again = !attempts::load(&self.attempts_path())?.is_empty();
-        let given_up = GivenUp::parse(&order.assume_lost, &settings.archives, again)?;
+        let given_up = GivenUp::parse(&order.assume_lost, &settings.archives, again, "murphy promote")?;
         if order.dry_run {
             return self.outlook(&replica, &settings, &given_up);
         }
@@ -133,7 +134,8 @@ impl Mirroring {
         let request = self.request(Successor::next_epoch(&attempts, &known, fresh), given_up)?;
         let successor = Successor { node: request.own, attempts, given_up: given_up.nodes.clone() };
         let promoted = self.promoted(replica);
-        let look = Outlook::of(&promoted, &settings.archives, given_up, &successor);
+        let taker = promoted.taker();
+        let look = Outlook::of(&taker, &settings.archives, given_up, (&successor, &promoted.log));
         let outlooks = self.runtime.block_on(look);
         let plan = self.plan(&request, replica)?;
         let mut said = described(&plan, &settings.name, self.hears_source(), (&request, self.ack_note()?));

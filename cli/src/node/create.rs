@@ -120,7 +120,7 @@ pub(crate) fn begin_copy(
     let _entered = runtime.enter();
     node.volume.lead(copy.epoch, None).map_err(failed)?;
     if !copy.is_successor {
-        let changed = runtime.block_on(node.volume.change_settings(Settings::of_copy()).wait());
+        let changed = runtime.block_on(node.volume.change_settings(Settings::of_copy(&config.name)).wait());
         changed.map_err(|errno| {
             CliError::new(format!("the settings of the copy cannot be written: {errno:?}"))
         })?;

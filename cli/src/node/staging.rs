@@ -47,13 +47,26 @@ impl Staging {
     /// Goes on with a directory in which an earlier attempt at `target` has kept the file `kept`, and that attempt's key; begins one if there
     /// is none.
     pub(crate) fn resume(target: &Path, kept: &str) -> Result<Staging, CliError> {
+        let absolute = std::path::absolute(target).map_err(at(target))?;
+        check_unused(&absolute)?;
+        let Some((path, _)) = Staging::left(target, kept)? else { return Staging::beside(target) };
+        let folder = path.join(KEPT);
+        let Some(lock) = OsFiles.lock(&folder).map_err(at(&folder))? else {
+            return Err(CliError::new(format!("{} is in use by another process", path.display()))
+                .hint("somebody makes this node at the moment"));
+        };
+        clear(&path)?;
+        Ok(Staging { path, target: absolute, stays: Cell::new(true), lock: RefCell::new(Some(lock)) })
+    }
+
+    /// Where an earlier attempt at `target` has left the file `kept`: its directory, and the file. Nothing is changed.
+    pub(crate) fn left(target: &Path, kept: &str) -> Result<Option<(PathBuf, PathBuf)>, CliError> {
         let target = std::path::absolute(target).map_err(at(target))?;
-        check_unused(&target)?;
         let (parent, name) = split(&target)?;
         let begins = begins(name);
         let entries = match fs::read_dir(parent) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Staging::beside(&target),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(at(parent)(error)),
         };
         for entry in entries {
@@ -61,18 +74,12 @@ impl Staging {
             let (name, path) = (entry.file_name(), entry.path());
             let name = name.as_encoded_bytes();
             let is_ours = name.starts_with(begins.as_encoded_bytes()) && name.ends_with(ENDS.as_bytes());
-            let folder = path.join(KEPT);
-            if !is_ours || !folder.join(kept).exists() {
-                continue;
+            let file = path.join(KEPT).join(kept);
+            if is_ours && file.exists() {
+                return Ok(Some((path, file)));
             }
-            let Some(lock) = OsFiles.lock(&folder).map_err(at(&folder))? else {
-                return Err(CliError::new(format!("{} is in use by another process", path.display()))
-                    .hint("somebody makes this node at the moment"));
-            };
-            clear(&path)?;
-            return Ok(Staging { path, target, stays: Cell::new(true), lock: RefCell::new(Some(lock)) });
         }
-        Staging::beside(&target)
+        Ok(None)
     }
 
     /// The place of a file that [`Staging::resume`] looks for. From now on the directory is not removed, and it is durable.

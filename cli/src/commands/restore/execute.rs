@@ -6,13 +6,12 @@
 //!   before; killed at any moment, the same command goes on, as the same node.
 
 use std::{
-    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use murphy_backup::{
-    Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestoreError, RestorePlan,
+    Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestorePlan,
     RestoreProgress, Successor, TakeOverError, check_silence, restore_packs, restore_tree, take_over_at,
 };
 use murphy_fs::{
@@ -32,7 +31,7 @@ use crate::{
     node::{CopyOf, Staging, begin_copy, index_directory, random, write_base_file},
     output::Output,
     progress::{Progress, ProgressLine},
-    settings::shared_form,
+    settings::{Settings, shared_form},
 };
 
 /// What was restored.
@@ -50,20 +49,21 @@ pub(super) struct Restored {
     pub(super) damaged_snapshots: usize,
     /// Archives that were read without a pin: what was deleted in them meanwhile was deleted without knowing of this.
     pub(super) unpinned: Vec<Unwritten>,
-    /// Archives whose packs the copy reads and that do not know of its branch: an expire there may delete them.
+    /// Archives whose packs the copy reads and that do not know of its branch: nothing there keeps anybody from deleting them.
     pub(super) unregistered: Vec<Unwritten>,
 }
 
 impl Restore {
     /// Restores by `plan`, around what turns out to be damaged.
     pub(super) fn execute(
-        &self,
+        &mut self,
         plan: RestorePlan,
         unpinned: &[Unwritten],
         runtime: &Runtime,
         output: &Output,
     ) -> Result<Restored, CliError> {
-        let first = self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))?;
+        let first = self.archives.first().cloned();
+        let first = first.ok_or_else(|| CliError::usage("give at least one archive"))?;
         let lineage = first.lineage();
         // A take-over that was cut short may have sealed: it is gone on with, by the node that has.
         let staging = match self.take_over {
@@ -80,6 +80,9 @@ impl Restore {
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of, damaged_snapshots) =
             self.restore_tree(&staging, plan, runtime, &progress)?;
+        if self.take_over {
+            self.check_named(&*index.snapshot())?;
+        }
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
@@ -123,7 +126,7 @@ impl Restore {
             let mut registry = Registry::new(archive.clone());
             let record = Record::Owner { branch: branch.to_string() };
             if let Err(error) = registry.append(node, SystemClock::new().wall(), record).await {
-                tracing::warn!(url = archive.url(), %error, "an expire there would not know of this copy");
+                tracing::warn!(url = archive.url(), %error, "it does not know of this copy");
                 unregistered.push(Unwritten::new(archive, &error));
             }
         }
@@ -136,31 +139,27 @@ impl Restore {
 
     /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan, and counted.
     fn restore_tree(
-        &self,
+        &mut self,
         staging: &Staging,
         mut plan: RestorePlan,
         runtime: &Runtime,
         progress: &OnProgress,
     ) -> Result<(Arc<FjallIndex>, State, LogTime, usize), CliError> {
         let directory = index_directory(&staging.path);
-        let mut excluded = BTreeSet::new();
         loop {
             let index = Arc::new(FjallIndex::open(&directory, FjallOptions::default()).map_err(failed)?);
             let into = Arc::clone(&index) as Arc<dyn Index>;
             let restored = runtime.block_on(restore_tree(&self.archives, &plan, into, Arc::clone(progress)));
-            let error = match restored {
-                Ok(state) => return Ok((index, state, runtime.block_on(self.as_of())?, excluded.len())),
-                Err(error) => error,
-            };
-            let (RestoreError::Snapshot { folder, .. } | RestoreError::OtherSnapshot { folder, .. }) = &error
-            else {
-                return Err(failed(error));
-            };
-            tracing::warn!(%error, "restoring without this snapshot");
-            excluded.insert(folder.clone());
+            match restored {
+                Ok(state) => {
+                    let as_of = runtime.block_on(self.as_of())?;
+                    return Ok((index, state, as_of, self.excluded.len()));
+                }
+                Err(error) => self.exclude(error)?,
+            }
             drop(index);
             FjallIndex::reset(&directory).map_err(failed)?;
-            plan = runtime.block_on(self.plan(&excluded))?;
+            plan = runtime.block_on(self.plan(&self.excluded))?;
         }
     }
 
@@ -178,7 +177,7 @@ impl Restore {
     }
 
     /// Where new packs go once the node has its name.
-    fn final_blocks(&self) -> Result<StoreUrl, CliError> {
+    pub(super) fn final_blocks(&self) -> Result<StoreUrl, CliError> {
         match &self.blocks {
             Some(url) => Ok(url.clone()),
             None => {
@@ -207,7 +206,8 @@ impl Restore {
         runtime.block_on(adopt_prefix(&opened, volume)).map_err(failed)?;
         let full = self.urls.iter().zip(&self.archives);
         let full = full.filter(|(_, archive)| archive.descriptor().kind == ArchiveKind::Full);
-        let mut config = NodeConfig::new(volume, branch, first.descriptor().name.clone(), own.clone());
+        let name = Settings::in_tree(&*index.snapshot())?.name_or(first);
+        let mut config = NodeConfig::new(volume, branch, name, own.clone());
         if self.take_over {
             let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());
             config.archives = own.cloned().collect();
@@ -255,13 +255,17 @@ impl Restore {
             attempts.push(next);
             attempts::remember(&path, &attempts)?;
         }
-        let successor = Successor { node, attempts, given_up: BTreeSet::new() };
+        let successor = Successor { node, attempts, given_up: self.given_up.nodes.clone() };
         let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
         taken.map_err(|error| {
             let unfinished = staging.path.display();
             failed(&error).hint(match error {
                 TakeOverError::Fence { error: FenceError::Sealed(_), .. } => format!(
                     "if that was an attempt of your own, go on with the DIR that it was given; what this one has is kept in {unfinished}"
+                ),
+                TakeOverError::Behind { .. } => format!(
+                    "run it again with the same DIR, it goes on with {unfinished} and reads that too; if another archive was sealed before that came, only a promotion carries it over: \
+                     leave that URL out and give it up by --assume-lost, or promote a mirror"
                 ),
                 _ => format!("run it again with the same DIR: it goes on with {unfinished}"),
             })
@@ -271,7 +275,7 @@ impl Restore {
 }
 
 /// The file in which a take-over of `branch` remembers which epoch it begins.
-fn remembered(branch: BranchId) -> String {
+pub(super) fn remembered(branch: BranchId) -> String {
     format!("{branch}.json")
 }
 

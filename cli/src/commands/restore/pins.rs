@@ -14,12 +14,12 @@ use super::Restore;
 /// Pins that are held. Dropping this takes them back.
 pub(super) struct Pins<'a> {
     runtime: &'a Runtime,
-    archives: &'a [Archive],
+    archives: Vec<Archive>,
     holder: String,
     unpinned: Vec<Unwritten>,
 }
 
-/// An archive that did not take a record: an expire there would not know of what the record says.
+/// An archive that did not take a record: whoever deletes there does not know of what the record says.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(super) struct Unwritten {
     /// The archive.
@@ -37,21 +37,27 @@ impl Unwritten {
 impl<'a> Pins<'a> {
     /// Pins everything in every archive of `restore`. One that cannot be written to is read all the same: that something was deleted
     /// meanwhile is found out by every reader.
-    pub(super) fn take(restore: &'a Restore, runtime: &'a Runtime) -> Pins<'a> {
+    pub(super) fn take(restore: &Restore, runtime: &'a Runtime) -> Pins<'a> {
         let directory = std::path::absolute(&restore.directory).unwrap_or(restore.directory.clone());
         let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
         let holder = format!("restore to {} on {}", directory.display(), host.trim());
-        let mut pins = Pins { runtime, archives: &restore.archives, holder, unpinned: Vec::new() };
-        for archive in pins.archives {
-            let (lsn, holder) = (archive.descriptor().base.lsn, &pins.holder);
-            let mut registry = Registry::new(archive.clone());
-            let pinned = registry.pin(NodeId::default(), SystemClock::new().wall(), lsn, holder);
-            if let Err(error) = runtime.block_on(pinned) {
-                tracing::warn!(url = archive.url(), %error, "an expire there would not know that it is read");
-                pins.unpinned.push(Unwritten::new(archive, &error));
-            }
+        let mut pins = Pins { runtime, archives: Vec::new(), holder, unpinned: Vec::new() };
+        for archive in &restore.archives {
+            pins.pin(archive.clone());
         }
         pins
+    }
+
+    /// Pins everything in one more archive.
+    pub(super) fn pin(&mut self, archive: Archive) {
+        let (lsn, holder) = (archive.descriptor().base.lsn, &self.holder);
+        let mut registry = Registry::new(archive.clone());
+        let pinned = registry.pin(NodeId::default(), SystemClock::new().wall(), lsn, holder);
+        if let Err(error) = self.runtime.block_on(pinned) {
+            tracing::warn!(url = archive.url(), %error, "it is read without a pin");
+            self.unpinned.push(Unwritten::new(&archive, &error));
+        }
+        self.archives.push(archive);
     }
 
     /// The archives that are read without a pin.
@@ -71,7 +77,7 @@ impl<'a> Pins<'a> {
 
 impl Drop for Pins<'_> {
     fn drop(&mut self) {
-        for archive in self.archives {
+        for archive in &self.archives {
             if let Err(error) = self.runtime.block_on(self.take_back(archive)) {
                 tracing::warn!(url = archive.url(), %error, "a pin is left behind; it keeps objects and does no other harm");
             }

@@ -15,20 +15,15 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_backup::{Successor, TakeOverLog};
-use murphy_fs::{RowKey, SettingRow};
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     ExchangeError, Lender, MemberBook, PromoteRequest, Refusal, Refused, Replica, Seal, Standing, TakeOver,
 };
 
-use super::{
-    super::replica::DiskReplica,
-    LOOK, Mirroring,
-    places::{GivenUp, Places},
-};
+use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
 use crate::{
     givers::{Member, MirrorGiver},
-    settings::{ARCHIVES, SharedArchive},
+    take_over::{GivenUp, named_beyond},
 };
 
 pub(super) struct Acts {
@@ -61,12 +56,7 @@ impl Acts {
         let mut known: Vec<String> = self.places.shared.iter().map(|archive| archive.url.clone()).collect();
         loop {
             places.seal(&self.successor).await.map_err(|error| error.to_string())?;
-            let row = places.row_beyond(&RowKey::setting(ARCHIVES)).await;
-            let Some(row) = row.map_err(|error| error.to_string())? else { return Ok(places) };
-            let row = SettingRow::decode(&row).map_err(|error| error.to_string())?;
-            let mut named: Vec<SharedArchive> =
-                serde_json::from_slice(&row.text).map_err(|error| format!("the archives: {error}"))?;
-            named.retain(|archive| !known.contains(&archive.url));
+            let named = named_beyond(&places, &known).await.map_err(|error| error.to_string())?;
             if named.is_empty() {
                 return Ok(places);
             }

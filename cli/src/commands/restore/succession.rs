@@ -1,0 +1,313 @@
+//! A restore that takes over: who stands between it and the old source, found out before anything is restored.
+//!
+//! Invariants:
+//! - Every archive that the log names, as far as any archive holds the log, is read and sealed, or given up by its URL.
+//! - A restore asks no member. With `mirror=W` each one that holds a copy is given up by its id, or nothing happens.
+//! - What is printed before is what is done, or refused.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use murphy_backup::{Archive, RestoreError, RestorePlan, Successor, planned_rows};
+use murphy_fs::{Fence, IndexSnapshot, MemberRow, MemberState, RowKey, Table};
+use murphy_log::{Clock, Epoch, NodeId, Position, SystemClock};
+use murphy_mirror::Identity;
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use super::{Restore, pins::Pins};
+use crate::{
+    attempts,
+    config::NodeConfig,
+    error::{CliError, failed},
+    node::Staging,
+    settings::{Ack, Settings, SharedArchive, setting_text, shared_form},
+    take_over::{GivenUp, Outlook, Taker},
+};
+
+/// What a take-over has to do with archives and members. It serializes as people want to read it.
+#[derive(Serialize)]
+pub(super) struct Succession {
+    /// The name of the volume, which is asked for.
+    pub(super) name: String,
+    /// What an fsync of the old source waited for.
+    ack: String,
+    archives: Vec<Outlook>,
+    members: Vec<MemberOutlook>,
+    #[serde(skip)]
+    pub(super) given_up: GivenUp,
+}
+
+/// What becomes of a member that holds a copy.
+#[derive(Serialize)]
+struct MemberOutlook {
+    node: String,
+    name: String,
+    /// Behind this entry it may hold what is lost.
+    behind: u64,
+    act: MemberAct,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+enum MemberAct {
+    /// It may have acknowledged what no archive holds, and is not given up.
+    #[serde(rename = "none")]
+    Refused,
+    #[serde(rename = "give up")]
+    GiveUp,
+    /// No fsync has waited for it.
+    #[serde(rename = "not asked")]
+    NotAsked,
+}
+
+/// What the nodes of the volume share.
+struct Shared {
+    settings: Settings,
+    /// Who holds a copy, and its name.
+    members: Vec<(NodeId, String)>,
+}
+
+/// An attempt at the same directory that was cut short.
+struct Earlier {
+    node: NodeId,
+    attempts: Vec<Epoch>,
+}
+
+impl Restore {
+    /// The plan, once every archive that the log names is read, or cannot be; and what a take-over would do with each. Archives that were not
+    /// given are opened, and pinned.
+    pub(super) fn plan_succession(
+        &mut self,
+        mut pins: Option<&mut Pins<'_>>,
+        runtime: &Runtime,
+    ) -> Result<(RestorePlan, Succession), CliError> {
+        let earlier = self.earlier()?;
+        let config = self.as_a_node()?;
+        let given_up = GivenUp::parse(&self.assume_lost, &[], true, COMMAND)?;
+        if let Some(both) = self.urls.iter().map(shared_form).find(|url| given_up.archives.contains(url)) {
+            return Err(CliError::usage(format!("{both} is given to be read, and given up"))
+                .hint("what is given is sealed: leave out one of the two"));
+        }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let taker = Taker { config: &config, node: earlier.node, clock };
+        let mut silent: Vec<Outlook> = Vec::new();
+        loop {
+            let (plan, shared) = runtime.block_on(self.plan_with_shared())?;
+            let is_open = |named: &&SharedArchive| {
+                !self.urls.iter().any(|url| shared_form(url) == named.url)
+                    && !given_up.archives.contains(&named.url)
+                    && !silent.iter().any(|silent| silent.url == named.url)
+            };
+            let open: Vec<SharedArchive> = shared.settings.archives.iter().filter(is_open).cloned().collect();
+            if open.is_empty() {
+                let again = !earlier.attempts.is_empty();
+                let given_up = GivenUp::parse(&self.assume_lost, &shared.settings.archives, again, COMMAND)?;
+                let position = plan.route.end;
+                let looks = self.outlooks(&taker, &earlier, position, &given_up);
+                let mut archives = runtime.block_on(looks)?;
+                archives.extend(silent);
+                let name = shared.settings.name_or(self.first()?);
+                return Ok((plan, shared.succession(name, archives, given_up, position)));
+            }
+            for named in open {
+                match runtime.block_on(taker.open(&named)) {
+                    Ok(opened) => {
+                        let archive = opened.fence.archive().clone();
+                        if let Some(pins) = &mut pins {
+                            pins.pin(archive.clone());
+                        }
+                        self.urls.push(opened.url);
+                        self.archives.push(archive);
+                    }
+                    Err(error) => silent.push(Outlook::refused(&named.url, error.to_string())),
+                }
+            }
+        }
+    }
+
+    /// A plan, and what is shared where it leads to. Snapshots that turn out to be damaged are left out.
+    async fn plan_with_shared(&mut self) -> Result<(RestorePlan, Shared), CliError> {
+        loop {
+            let plan = self.plan(&self.excluded).await?;
+            let rows = planned_rows(&self.archives, &plan, &[Table::Setting, Table::Member]).await;
+            match rows {
+                Ok(rows) => return Ok((plan, Shared::of(&rows)?)),
+                Err(error @ (RestoreError::Snapshot { .. } | RestoreError::OtherSnapshot { .. })) => {
+                    self.exclude(error)?
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// How each archive that is read stands, and those that are given up.
+    async fn outlooks(
+        &self,
+        taker: &Taker<'_>,
+        earlier: &Earlier,
+        position: Position,
+        given_up: &GivenUp,
+    ) -> Result<Vec<Outlook>, CliError> {
+        let successor = Successor {
+            node: earlier.node,
+            attempts: earlier.attempts.clone(),
+            given_up: given_up.nodes.clone(),
+        };
+        let mut outlooks = Vec::new();
+        for (url, archive) in self.urls.iter().zip(&self.archives) {
+            let held = taker.fence(archive).adopt().await;
+            outlooks.push(match held {
+                Ok(held) => Outlook::judged(&shared_form(url), held, &position, &successor),
+                Err(error) => Outlook::refused(&shared_form(url), error.to_string()),
+            });
+        }
+        outlooks.extend(given_up.archives.iter().map(|url| Outlook::given_up(url)));
+        Ok(outlooks)
+    }
+
+    /// Refuses a tree whose log names archives that are neither sealed nor given up: they were named while it was restored.
+    pub(super) fn check_named(&self, tree: &dyn IndexSnapshot) -> Result<(), CliError> {
+        let settings = Settings::in_tree(tree)?;
+        let is_known = |named: &SharedArchive| {
+            self.urls.iter().any(|url| shared_form(url) == named.url)
+                || self.given_up.archives.contains(&named.url)
+        };
+        match settings.archives.iter().find(|named| !is_known(named)) {
+            None => Ok(()),
+            Some(named) => Err(CliError::new(format!("{} was added meanwhile", named.url))
+                .hint("the source may be alive; nothing was changed: run it again")),
+        }
+    }
+
+    /// Who takes over: the node of an earlier attempt, which may have sealed already.
+    fn earlier(&self) -> Result<Earlier, CliError> {
+        let first = self.first()?;
+        let kept = super::execute::remembered(first.lineage().branch);
+        let Some((directory, file)) = Staging::left(&self.directory, &kept)? else {
+            return Ok(Earlier { node: NodeId::default(), attempts: Vec::new() });
+        };
+        let identity = Identity::load_or_create(&directory).map_err(failed)?;
+        Ok(Earlier { node: identity.node(), attempts: attempts::load(&file)? })
+    }
+
+    fn first(&self) -> Result<&Archive, CliError> {
+        self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))
+    }
+
+    /// This node, as far as reaching archives goes.
+    fn as_a_node(&self) -> Result<NodeConfig, CliError> {
+        let first = self.first()?;
+        let (lineage, name) = (first.lineage(), first.descriptor().name.clone());
+        Ok(NodeConfig {
+            archives: self.urls.clone(),
+            ..NodeConfig::new(lineage.volume, lineage.branch, name, self.final_blocks()?)
+        })
+    }
+}
+
+impl Shared {
+    fn of(rows: &BTreeMap<RowKey, Bytes>) -> Result<Shared, CliError> {
+        let settings = Settings::read(|name| rows.get(&RowKey::setting(name)).map(setting_text).transpose())?;
+        let mut members = Vec::new();
+        for (key, row) in rows.iter().filter(|(key, _)| key.table() == Table::Member.number()) {
+            let row = MemberRow::decode(row).map_err(|error| failed(format!("a member: {error}")))?;
+            let node: [u8; 16] = key.key().try_into().map_err(|_| failed("a member has a damaged id"))?;
+            if matches!(row.state, MemberState::Joined { .. }) && row.role.holds_copy() {
+                members.push((NodeId::from_bytes(node), row.name));
+            }
+        }
+        Ok(Shared { settings, members })
+    }
+
+    fn succession(
+        self,
+        name: String,
+        archives: Vec<Outlook>,
+        given_up: GivenUp,
+        end: Position,
+    ) -> Succession {
+        let waited = matches!(self.settings.ack, Ack::Mirrors(_));
+        let members = self.members.into_iter().map(|(node, name)| {
+            let act = match (given_up.nodes.contains(&node), waited) {
+                (true, _) => MemberAct::GiveUp,
+                (false, true) => MemberAct::Refused,
+                (false, false) => MemberAct::NotAsked,
+            };
+            MemberOutlook { node: node.to_string(), name, behind: end.lsn.get(), act }
+        });
+        let members = members.collect();
+        Succession { name, ack: self.settings.ack.to_string(), archives, members, given_up }
+    }
+}
+
+impl Succession {
+    /// Refuses while anybody could go on with the old source who is neither sealed nor given up.
+    pub(super) fn check(&self, plan: &RestorePlan) -> Result<(), CliError> {
+        let lsn = plan.position.lsn;
+        let silent: Vec<&Outlook> = self.archives.iter().filter(|one| one.is_unasked()).collect();
+        if !silent.is_empty() {
+            let named: Vec<String> = silent.iter().map(|one| one.why_not()).collect();
+            let ways: Vec<String> = silent.iter().map(|one| format!("--assume-lost '{}'", one.url)).collect();
+            let ways = ways.join(" ");
+            return Err(CliError::new(format!("not every archive of the volume can be sealed: {}", named.join("; ")))
+                .hint(format!(
+                    "the old source could go on acknowledging through it: give its URL too, as it stands there, with credentials if it needs some; \
+                     {ways} gives it up, with whatever only it holds behind lsn {lsn}, also if it was acknowledged"
+                )));
+        }
+        let of = |act| self.members.iter().filter(move |member| member.act == act);
+        if of(MemberAct::Refused).next().is_none() {
+            return Ok(());
+        }
+        let named: Vec<String> = of(MemberAct::Refused).map(MemberOutlook::label).collect();
+        let ways: Vec<String> =
+            of(MemberAct::Refused).map(|member| format!("--assume-lost {}", member.node)).collect();
+        let (ack, named, ways) = (&self.ack, named.join(", "), ways.join(" "));
+        Err(CliError::new(format!(
+            "fsync waited for members (ack {ack}), and a restore seals and asks none of them: {named}"
+        ))
+        .hint(format!(
+            "promote one of them if any is left (murphy promote): it loses nothing that enough of them have acknowledged; if all are gone, \
+             {ways} gives up whatever only they hold behind lsn {lsn}, also if it was acknowledged"
+        )))
+    }
+
+    /// What people read behind the plan.
+    pub(super) fn text(&self) -> String {
+        let archives = self.archives.iter().map(Outlook::line);
+        let lines: Vec<String> = archives.chain(self.members.iter().map(MemberOutlook::line)).collect();
+        lines.join("\n")
+    }
+}
+
+impl MemberOutlook {
+    fn label(&self) -> String {
+        let MemberOutlook { node, name, .. } = self;
+        if name.is_empty() { node.clone() } else { format!("{node} ({name})") }
+    }
+
+    fn line(&self) -> String {
+        let behind = self.behind;
+        let what = match self.act {
+            MemberAct::Refused => {
+                format!(
+                    "stands in the way: it may have acknowledged what no archive holds behind lsn {behind}"
+                )
+            }
+            MemberAct::GiveUp => {
+                format!(
+                    "is given up: what only it holds behind lsn {behind} is lost, also if it was acknowledged"
+                )
+            }
+            MemberAct::NotAsked => {
+                format!(
+                    "is not asked: what it holds behind lsn {behind} is lost; a promotion there would keep it"
+                )
+            }
+        };
+        format!("member             {} {what}", self.label())
+    }
+}
+
+/// The command that names members and archives.
+const COMMAND: &str = "murphy restore --take-over";

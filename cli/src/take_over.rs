@@ -1,0 +1,211 @@
+//! Taking over, by a promotion or a restore: the archives of the volume that stand in between, and who is given up.
+//!
+//! Invariants:
+//! - Every archive that the volume's log names is sealed, or given up by its URL.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use murphy_backup::{Archive, ArchiveFence, Successor, TakeOverLog, reach};
+use murphy_fs::{Fence, FenceError, Held, RowKey, SettingRow, StoreUrl};
+use murphy_log::{Clock, Log, NodeId, Position};
+use serde::Serialize;
+
+use crate::{
+    config::NodeConfig,
+    error::{CliError, failed},
+    places::{local_url, open_archive},
+    settings::{ARCHIVES, SharedArchive, shared_form},
+};
+
+/// What the order gives up: nobody waits for it, and what only it has is lost.
+#[derive(Clone, Default)]
+pub(crate) struct GivenUp {
+    pub(crate) nodes: BTreeSet<NodeId>,
+    /// Archives, in the shared form of their URLs.
+    pub(crate) archives: BTreeSet<String>,
+}
+
+impl GivenUp {
+    /// Reads what stands behind `--assume-lost`: ids of nodes, and URLs of archives of the volume. When it is tried `again`, any URL:
+    /// an archive that the source before added at the last moment is known to another archive only. `plan` is the command that names them.
+    pub(crate) fn parse(
+        texts: &[String],
+        archives: &[SharedArchive],
+        again: bool,
+        plan: &str,
+    ) -> Result<GivenUp, CliError> {
+        let mut given_up = GivenUp::default();
+        for text in texts {
+            if let Ok(node) = text.parse::<NodeId>() {
+                given_up.nodes.insert(node);
+                continue;
+            }
+            let shared = text.parse::<StoreUrl>().map(|url| shared_form(&url)).ok();
+            let known = shared.filter(|url| again || archives.iter().any(|archive| archive.url == *url));
+            given_up.archives.insert(known.ok_or_else(|| {
+                CliError::usage(format!(
+                    "--assume-lost {text}: neither a member nor an archive of this volume"
+                ))
+                .hint(format!("{plan} --dry-run names the members and the archives"))
+            })?);
+        }
+        Ok(given_up)
+    }
+}
+
+/// The node that takes over, as archives meet it.
+pub(crate) struct Taker<'a> {
+    pub(crate) config: &'a NodeConfig,
+    pub(crate) node: NodeId,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// An archive that has answered.
+pub(crate) struct Opened {
+    /// How this node reaches it.
+    pub(crate) url: StoreUrl,
+    pub(crate) fence: ArchiveFence,
+    pub(crate) held: Held,
+}
+
+impl Taker<'_> {
+    /// Opens an archive that the log names, and asks how far it is.
+    pub(crate) async fn open(&self, shared: &SharedArchive) -> Result<Opened, CliError> {
+        let url = local_url(self.config, shared)?;
+        let asked = async {
+            let fence = self.fence(&open_archive(self.config, &url).await.map_err(failed)?);
+            let held = fence.adopt().await.map_err(failed)?;
+            Ok::<_, CliError>((fence, held))
+        };
+        let asked = tokio::time::timeout(ANSWER_MAX, asked).await;
+        let (fence, held) = asked.map_err(|_| CliError::new("it does not answer in time"))??;
+        Ok(Opened { url, fence, held })
+    }
+
+    /// The fence at an archive that is open.
+    pub(crate) fn fence(&self, archive: &Archive) -> ArchiveFence {
+        ArchiveFence::new(archive.clone(), self.node, Arc::clone(&self.clock), None)
+    }
+}
+
+/// The archives that are named by what `places`, which are sealed, hold behind the log, without those that are `known`: the source before may
+/// have got that into one of them at the last moment.
+pub(crate) async fn named_beyond(
+    places: &TakeOverLog,
+    known: &[String],
+) -> Result<Vec<SharedArchive>, CliError> {
+    let row = places.row_beyond(&RowKey::setting(ARCHIVES)).await.map_err(failed)?;
+    let Some(row) = row else { return Ok(Vec::new()) };
+    let row = SettingRow::decode(&row).map_err(failed)?;
+    let named = serde_json::from_slice::<Vec<SharedArchive>>(&row.text);
+    let mut named = named.map_err(|error| CliError::new(format!("the archives: {error}")))?;
+    named.retain(|archive| !known.contains(&archive.url));
+    Ok(named)
+}
+
+/// What would be done with an archive.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(crate) struct Outlook {
+    pub(crate) url: String,
+    /// Up to where it holds the history, if it answers.
+    pub(crate) lsn: Option<u64>,
+    /// What would be done.
+    pub(crate) act: &'static str,
+    /// Why nothing can be done.
+    pub(crate) error: Option<String>,
+    /// What it holds that this node lacks and nothing in it leads to: lost, unless another archive or a member has it.
+    pub(crate) unled: Option<String>,
+}
+
+impl Outlook {
+    /// Looks at every archive; nothing is changed.
+    pub(crate) async fn of(
+        taker: &Taker<'_>,
+        shared: &[SharedArchive],
+        given_up: &GivenUp,
+        (successor, log): (&Successor, &Arc<dyn Log>),
+    ) -> Vec<Outlook> {
+        let tail = log.tail().position;
+        let looks = shared.iter().map(|archive| async {
+            if given_up.archives.contains(&archive.url) {
+                return Outlook::given_up(&archive.url);
+            }
+            match taker.open(archive).await {
+                Ok(opened) => {
+                    let judged = Outlook::judged(&archive.url, opened.held, &tail, successor);
+                    let reach = reach(opened.fence.archive(), None, tail.epoch, log).await;
+                    let unled = reach.map(|reach| reach.furthest().map(ToString::to_string));
+                    let unled = unled
+                        .unwrap_or_else(|error| Some(format!("what else it holds is not known ({error})")));
+                    Outlook { unled, ..judged }
+                }
+                Err(error) => Outlook::refused(&archive.url, error.to_string()),
+            }
+        });
+        futures::future::join_all(looks).await
+    }
+
+    /// One that is given up.
+    pub(crate) fn given_up(url: &str) -> Outlook {
+        Outlook::without(url, GIVE_UP, None)
+    }
+
+    /// One that cannot be sealed.
+    pub(crate) fn refused(url: &str, why: String) -> Outlook {
+        Outlook::without(url, REFUSED, Some(why))
+    }
+
+    fn without(url: &str, act: &'static str, error: Option<String>) -> Outlook {
+        Outlook { url: url.to_owned(), lsn: None, act, error, unled: None }
+    }
+
+    /// One that answers.
+    pub(crate) fn judged(url: &str, held: Held, tail: &Position, successor: &Successor) -> Outlook {
+        let (end, lsn) = (held.end, Some(held.end.lsn.get()));
+        let (act, error) = match successor.judge(held, tail) {
+            Ok(standing) if standing.is_sealed => (SEALED, None),
+            Ok(standing) if standing.is_ahead => (FETCH, None),
+            Ok(_) if end.lsn < tail.lsn => (SHIP, None),
+            Ok(_) => (SEAL, None),
+            Err(error @ FenceError::Sealed(_)) => (REFUSED, Some(format!("it was {error}"))),
+            Err(error) => (REFUSED, Some(error.to_string())),
+        };
+        Outlook { lsn, ..Outlook::without(url, act, error) }
+    }
+
+    /// Whether it has not answered, or is none of the volume's.
+    pub(crate) fn is_unasked(&self) -> bool {
+        self.act == REFUSED && self.lsn.is_none()
+    }
+
+    /// Which one, and why it cannot be sealed.
+    pub(crate) fn why_not(&self) -> String {
+        format!("{}: {}", self.url, self.error.as_deref().unwrap_or("it cannot be sealed"))
+    }
+
+    /// One line of a plan.
+    pub(crate) fn line(&self) -> String {
+        let lsn = self.lsn.map_or_else(String::new, |lsn| format!(" (lsn {lsn})"));
+        let what = match self.act {
+            SEALED => "is sealed by this node already".to_owned(),
+            FETCH => "is sealed; what only it holds is fetched first".to_owned(),
+            SHIP => "is brought up to this node and sealed".to_owned(),
+            SEAL => "is sealed".to_owned(),
+            GIVE_UP => "is given up: what only it holds is lost, also if it was acknowledged".to_owned(),
+            _ => format!("stands in the way: {}", self.error.as_deref().unwrap_or("it cannot be sealed")),
+        };
+        let unled = self.unled.as_ref().map_or_else(String::new, |unled| {
+            format!("; {unled}, and nothing leads there: what this node lacks of it is lost")
+        });
+        format!("archive            {}{lsn} {what}{unled}", self.url)
+    }
+}
+
+/// An archive that does not answer for so long is not there.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+const SEALED: &str = "sealed";
+const FETCH: &str = "fetch and seal";
+const SHIP: &str = "ship and seal";
+const SEAL: &str = "seal";
+const GIVE_UP: &str = "give up";
+const REFUSED: &str = "none";
