@@ -285,33 +285,6 @@ async fn what_was_written_before_an_archive_was_open_is_not_acknowledged_by_two_
     assert_none_is_acknowledged(&views, copies).await;
 }
 
-/// The fear: two copies in networks that are apart have a full archive each, and a log archive that both reach is not asked.
-#[tokio::test]
-async fn a_log_archive_that_two_copies_reach_lets_only_one_of_them_acknowledge() {
-    let witness = FaultyStore::new();
-    archive_of(&witness, ArchiveKind::Log).await;
-    let mut acknowledged = Vec::new();
-    for copy in 0..2 {
-        let (store, mut source) = (FaultyStore::new(), Source::new());
-        source.wait(5 * copy);
-        let log = claimed_log(source.base());
-        let ship_to = |archive: Archive| {
-            let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
-            tokio::spawn(shipper.run());
-            handle
-        };
-        let holder = ship_to(archive(&store).await);
-        let other = ship_to(Archive::open(witness.archive_store()).await.unwrap());
-        append(&log, &source.frames(5, 3));
-        let by = ArchiveAcknowledger::new(vec![holder]).with_witnesses(vec![other]);
-        acknowledged.push(by.acknowledged(source.state().position.lsn, LONG).await);
-    }
-    assert!(
-        acknowledged[0].is_ok() && matches!(acknowledged[1], Err(AcknowledgeError::Fenced(_))),
-        "{acknowledged:?}"
-    );
-}
-
 /// One archive is enough while another takes nothing; it costs the first acknowledgement a while and no more.
 #[tokio::test]
 async fn an_archive_that_takes_nothing_does_not_keep_the_other_from_acknowledging() {

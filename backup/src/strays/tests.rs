@@ -8,10 +8,11 @@ use murphy_log::{EpochId, Frame, LogTime, MemoryLog, NodeId, SystemClock};
 use super::*;
 use crate::{
     acknowledge::ArchiveAcknowledger,
+    descriptor::ArchiveKind,
     fence::ArchiveFence,
     registry::Record,
     ship::{NoCursor, ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts},
-    testing::{FaultyStore, Source, append, archive, put},
+    testing::{FaultyStore, Source, append, archive, archive_of, put},
 };
 
 const NODE: NodeId = NodeId::from_bytes([7; 16]);
@@ -333,4 +334,28 @@ async fn a_walk_from_the_floor_begins_behind_the_dead_slots_of_its_place() {
     // The dead one is lost: nobody can tell what came before, and nobody goes on.
     store.remove(&layout::slot(1, won[1].first())).await;
     assert!(matches!(walk(&archive, None).await, Err(WalkError::Missing { .. })));
+}
+
+/// The fear: two copies in networks that are apart have a full archive each, and a log archive that both reach is not asked.
+#[tokio::test]
+async fn a_log_archive_that_two_copies_reach_lets_only_one_of_them_acknowledge() {
+    let witness = FaultyStore::new();
+    archive_of(&witness, ArchiveKind::Log).await;
+    let mut acknowledged = Vec::new();
+    for copy in 0..2 {
+        let (store, mut source) = (FaultyStore::new(), Source::new());
+        source.wait(5 * copy);
+        let log = logged(&[]);
+        let archives = [archive(&store).await, Archive::open(witness.archive_store()).await.unwrap()];
+        let [holder, other] = archives.map(|archive| {
+            let (shipper, handle) = shipper(&archive, &log);
+            tokio::spawn(shipper.run());
+            handle
+        });
+        append(&log, &source.frames(5, 3));
+        let by = ArchiveAcknowledger::new(vec![holder]).with_witnesses(vec![other]);
+        acknowledged.push(by.acknowledged(source.state().position.lsn, Duration::from_secs(60)).await);
+    }
+    let [first, second] = &acknowledged[..] else { panic!("{acknowledged:?}") };
+    assert!(first.is_ok() && matches!(second, Err(AcknowledgeError::Fenced(_))), "{acknowledged:?}");
 }
