@@ -40,10 +40,12 @@ fn a_seed_is_the_same_world_twice() {
 /// - 4051: a new source met what an archive held that was given up, and acknowledged nothing for ever;
 /// - 3637, 4160, 5499, 6747, 9217: people who waited for nodes that nobody starts again, for a mirror that nobody lets take over, or kept to one
 ///   that was gone;
-/// - 10284: a verdict in the middle of a promotion.
+/// - 10284: a verdict in the middle of a promotion;
+/// - 11878: a promotion that went on after its process had died;
+/// - 12958: a moment behind the end of one archive and before the beginning of the other.
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
-    for seed in ["7299", "4051", "3637", "4160", "5499", "6747", "9217", "10284"] {
+    for seed in ["7299", "4051", "3637", "4160", "5499", "6747", "9217", "10284", "11878", "12958"] {
         let (output, said) = simulate(&["--first-seed", seed, "--seeds", "1"]);
         assert!(output.status.success(), "{said}");
     }

@@ -85,7 +85,15 @@ impl World {
         self.stop_following(host);
         self.dismiss_the_unseeded();
         *self.candidate.lock() = Some(host);
-        match self.take_over(host, &parts).await {
+        let taken = tokio::select! {
+            biased;
+            taken = self.take_over(host, &parts) => taken,
+            // What reaches the world through its gate would never return.
+            () = parts.gate.death() => {
+                return self.stage().note(format!("host {host}: dies while it is promoted"));
+            }
+        };
+        match taken {
             Ok((plan, complete)) => {
                 *self.candidate.lock() = None;
                 *self.refused.lock() = Refused::default();

@@ -5,12 +5,13 @@
 
 use std::{
     collections::BTreeSet,
+    ops::RangeInclusive,
     sync::{Arc, atomic::Ordering},
 };
 
 use jiff::tz::TimeZone;
 use murphy_backup::{
-    Archive, ArchiveStore, RestoreError, Target, bases, plan_restore, restore_packs, restore_tree,
+    Archive, ArchiveStore, RestoreError, Target, bases, plan_restore, restore_packs, restore_tree, walk,
 };
 use murphy_fs::{
     BlockStore, CellCache, Index, MemoryIndex, ObjectBlockStore, PackFetcher, Volume, VolumeOptions,
@@ -45,7 +46,10 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     if held_by != Some(true) {
         return stage.note("the archives end on another history");
     }
-    let first = lowest(&intact);
+    let spans = match spans(&intact) {
+        Ok(spans) => spans,
+        Err(error) => return stage.violated(&format!("it is not known what intact archives hold: {error}")),
+    };
     let (ends, files) = stage.judge(|judge, _| Ok((judge.ends(&held), judge.files()))).unwrap_or_default();
     let files: Vec<_> = files
         .into_iter()
@@ -53,7 +57,10 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
             stage.judge(|judge, _| Ok(judge.is_on(&certain.position, &held))) == Some(true)
         })
         .collect();
-    let ends: Vec<_> = ends.into_iter().filter(|(position, _)| position.lsn >= first).collect();
+    // One that was given up may end before another one begins: nobody has what was decided in between.
+    let is_retained =
+        |(position, _): &(Position, Digest)| spans.iter().any(|span| span.contains(&position.lsn));
+    let ends: Vec<_> = ends.into_iter().filter(is_retained).collect();
     let mut moments: Vec<(Position, Digest)> = ends.first().into_iter().copied().collect();
     for _ in 0..MOMENTS {
         moments.extend(ends.get(stage.below(ends.len().max(1) as u64) as usize).copied());
@@ -76,17 +83,17 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
     }
 }
 
-/// Where the archive begins that begins first.
-fn lowest(intact: &[Arc<Account>]) -> Lsn {
+/// The moments that each archive has alone.
+fn spans(intact: &[Arc<Account>]) -> Result<Vec<RangeInclusive<Lsn>>, String> {
     let objects: Vec<_> = intact.iter().map(|account| (account.name.clone(), account.objects())).collect();
-    let begins = in_own_time(move || async move {
-        let mut begins = Vec::new();
+    in_own_time(move || async move {
+        let mut spans = Vec::new();
         for archive in open(&objects).await? {
-            begins.push(begin_of(&archive).await);
+            let walked = walk(&archive, None).await.map_err(|error| error.to_string())?;
+            spans.push(begin_of(&archive).await..=walked.end.position.lsn);
         }
-        Ok(begins)
-    });
-    begins.unwrap_or_default().into_iter().min().unwrap_or_default()
+        Ok(spans)
+    })
 }
 
 /// The first moment that an archive has alone: of one that was added late the first snapshot, which may have been taken after its base when
@@ -105,7 +112,7 @@ async fn begin_of(archive: &Archive) -> Lsn {
 async fn furthest(accounts: &[(String, Arc<InMemory>)]) -> Result<Position, String> {
     let mut furthest: Option<Position> = None;
     for archive in open(accounts).await? {
-        let walked = murphy_backup::walk(&archive, None).await.map_err(|error| error.to_string())?;
+        let walked = walk(&archive, None).await.map_err(|error| error.to_string())?;
         furthest = furthest.into_iter().chain([walked.end.position]).max_by_key(|position| position.lsn);
     }
     furthest.ok_or_else(|| "there is none".to_owned())
