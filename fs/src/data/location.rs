@@ -184,7 +184,14 @@ impl StoreUrl {
             "region" => self.region = text(),
             "account" => self.account = text(),
             "domain" => self.domain = text(),
-            "endpoint" => self.endpoint = Some(parse_endpoint(value)?),
+            "endpoint" => {
+                let endpoint = parse_endpoint(value)?;
+                // It is kept as it prints, with escapes, and has to be read again.
+                if shown_endpoint(&endpoint).len() > VALUE_BYTES_MAX {
+                    return Err(bad("at most 1024 characters long with its escapes"));
+                }
+                self.endpoint = Some(endpoint);
+            }
             "credentials" => {
                 self.credentials =
                     value.parse().map_err(|_| bad("env:PREFIX_ or file:PATH with an absolute path"))?;
@@ -222,7 +229,7 @@ impl StoreUrl {
                 url
             }
         };
-        let endpoint = self.endpoint.as_ref().map(|url| url.as_str().trim_end_matches('/').to_owned());
+        let endpoint = self.endpoint.as_ref().map(|url| shown_endpoint(url).to_owned());
         let options = [
             ("region", self.region.clone()),
             ("endpoint", endpoint),
@@ -241,6 +248,10 @@ impl StoreUrl {
         }
         url
     }
+}
+
+fn shown_endpoint(endpoint: &Url) -> &str {
+    endpoint.as_str().trim_end_matches('/')
 }
 
 impl fmt::Display for StoreUrl {

@@ -269,3 +269,18 @@ async fn a_store_that_overwrites_fails_the_probe() {
     assert!(matches!(error, ProbeError::NotHonoured { .. }), "{error}");
     assert_eq!(objects.list_with_delimiter(Some(&Path::from("p/probe"))).await.unwrap().objects.len(), 0);
 }
+
+/// The fear: a store that is accepted once is refused at the next start, because its URL is longer as it prints.
+#[test]
+fn an_endpoint_that_is_too_long_with_its_escapes_is_refused_at_once() {
+    let url = |count: usize| format!("s3://a/b?endpoint=https://h/{}", "\u{e9}".repeat(count));
+    // Two bytes each as they are written, six as they print.
+    let longest = (1024 - "https://h/".len()) / 6;
+    let store: StoreUrl = url(longest).parse().unwrap();
+    assert_eq!(store.to_string().parse::<StoreUrl>().unwrap(), store);
+    let refused = url(longest + 1).parse::<StoreUrl>().unwrap_err();
+    assert!(
+        matches!(&refused, ParseStoreUrlError::Value { option, .. } if option == "endpoint"),
+        "{refused}"
+    );
+}
