@@ -97,7 +97,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     }
     output.note(&Printed { plan: &plan, take_over: succession.as_ref() }.text());
     if let Some(succession) = succession {
-        succession.check(&plan)?;
+        succession.check()?;
         let effect = "it becomes the source; the old one is shut out of these archives for good";
         output.confirm(args.confirm.as_deref(), &succession.name, effect)?;
         restore.given_up = succession.given_up;

@@ -32,6 +32,8 @@ pub(super) struct Succession {
     pub(super) name: String,
     /// What an fsync of the old source waited for.
     ack: String,
+    /// What nobody who is read holds comes behind this entry.
+    behind: u64,
     archives: Vec<Outlook>,
     members: Vec<MemberOutlook>,
     #[serde(skip)]
@@ -43,8 +45,6 @@ pub(super) struct Succession {
 struct MemberOutlook {
     node: String,
     name: String,
-    /// Behind this entry it may hold what is lost.
-    behind: u64,
     act: MemberAct,
 }
 
@@ -133,7 +133,7 @@ impl Restore {
             match rows {
                 Ok(rows) => return Ok((plan, Shared::of(&rows)?)),
                 Err(error @ (RestoreError::Snapshot { .. } | RestoreError::OtherSnapshot { .. })) => {
-                    self.exclude(error)?
+                    self.exclude(error)?;
                 }
                 Err(error) => return Err(failed(error)),
             }
@@ -233,49 +233,74 @@ impl Shared {
                 (false, true) => MemberAct::Refused,
                 (false, false) => MemberAct::NotAsked,
             };
-            MemberOutlook { node: node.to_string(), name, behind: end.lsn.get(), act }
+            MemberOutlook { node: node.to_string(), name, act }
         });
         let members = members.collect();
-        Succession { name, ack: self.settings.ack.to_string(), archives, members, given_up }
+        let (ack, behind) = (self.settings.ack.to_string(), end.lsn.get());
+        Succession { name, ack, behind, archives, members, given_up }
     }
 }
 
 impl Succession {
     /// Refuses while anybody could go on with the old source who is neither sealed nor given up.
-    pub(super) fn check(&self, plan: &RestorePlan) -> Result<(), CliError> {
-        let lsn = plan.position.lsn;
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        self.check_archives()?;
+        self.check_members()
+    }
+
+    fn check_archives(&self) -> Result<(), CliError> {
+        let lsn = self.behind;
         let silent: Vec<&Outlook> = self.archives.iter().filter(|one| one.is_unasked()).collect();
-        if !silent.is_empty() {
-            let named: Vec<String> = silent.iter().map(|one| one.why_not()).collect();
-            let ways: Vec<String> = silent.iter().map(|one| format!("--assume-lost '{}'", one.url)).collect();
-            let ways = ways.join(" ");
-            return Err(CliError::new(format!("not every archive of the volume can be sealed: {}", named.join("; ")))
-                .hint(format!(
-                    "the old source could go on acknowledging through it: give its URL too, as it stands there, with credentials if it needs some; \
-                     {ways} gives it up, with whatever only it holds behind lsn {lsn}, also if it was acknowledged"
-                )));
-        }
-        let of = |act| self.members.iter().filter(move |member| member.act == act);
-        if of(MemberAct::Refused).next().is_none() {
+        if silent.is_empty() {
             return Ok(());
         }
-        let named: Vec<String> = of(MemberAct::Refused).map(MemberOutlook::label).collect();
-        let ways: Vec<String> =
-            of(MemberAct::Refused).map(|member| format!("--assume-lost {}", member.node)).collect();
-        let (ack, named, ways) = (&self.ack, named.join(", "), ways.join(" "));
-        Err(CliError::new(format!(
-            "fsync waited for members (ack {ack}), and a restore seals and asks none of them: {named}"
-        ))
-        .hint(format!(
-            "promote one of them if any is left (murphy promote): it loses nothing that enough of them have acknowledged; if all are gone, \
-             {ways} gives up whatever only they hold behind lsn {lsn}, also if it was acknowledged"
+        let named: Vec<String> = silent.iter().map(|one| one.why_not()).collect();
+        let ways: Vec<String> = silent.iter().map(|one| format!("--assume-lost '{}'", one.url)).collect();
+        let (named, ways) = (named.join("; "), ways.join(" "));
+        Err(CliError::new(format!("not every archive of the volume can be sealed: {named}")).hint(format!(
+            "the old source could go on acknowledging through it: give its URL too, as it stands there, with credentials if it needs some; \
+             {ways} gives it up, with whatever only it holds behind lsn {lsn}, also if it was acknowledged"
         )))
+    }
+
+    fn check_members(&self) -> Result<(), CliError> {
+        let Ok(Ack::Mirrors(wanted)) = self.ack.parse::<Ack>() else { return Ok(()) };
+        let (lsn, ack, known) = (self.behind, &self.ack, self.members.len());
+        let refused: Vec<&MemberOutlook> =
+            self.members.iter().filter(|member| member.act == MemberAct::Refused).collect();
+        if !refused.is_empty() {
+            let named: Vec<String> = refused.iter().map(|member| member.label()).collect();
+            let ways: Vec<String> =
+                refused.iter().map(|member| format!("--assume-lost {}", member.node)).collect();
+            let (named, ways) = (named.join(", "), ways.join(" "));
+            return Err(CliError::new(format!(
+                "fsync waited for members (ack {ack}), and a restore seals and asks none of them: {named}"
+            ))
+            .hint(format!(
+                "promote one of them if any is left (murphy promote): it loses nothing that enough of them have acknowledged; if all are gone, \
+                 {ways} gives up whatever only they hold behind lsn {lsn}, also if it was acknowledged"
+            )));
+        }
+        // So few cannot have acknowledged anything: if somebody has, it was somebody who joined later.
+        if known < wanted as usize && self.given_up.nodes.is_empty() {
+            return Err(CliError::new(format!(
+                "fsync waited for members (ack {ack}), of which the archives know {known}: who joined behind lsn {lsn} may have acknowledged what no archive holds"
+            ))
+            .hint(
+                "promote it if it is left (murphy promote); --assume-lost gives it up by its id, which its status shows",
+            ));
+        }
+        Ok(())
     }
 
     /// What people read behind the plan.
     pub(super) fn text(&self) -> String {
         let archives = self.archives.iter().map(Outlook::line);
-        let lines: Vec<String> = archives.chain(self.members.iter().map(MemberOutlook::line)).collect();
+        let members = self.members.iter().map(|member| member.line(self.behind));
+        let mut lines: Vec<String> = archives.chain(members).collect();
+        if matches!(self.ack.parse(), Ok(Ack::Mirrors(_))) {
+            lines.push(format!("members            that joined behind lsn {} are known to no archive: what only they hold is lost", self.behind));
+        }
         lines.join("\n")
     }
 }
@@ -286,8 +311,7 @@ impl MemberOutlook {
         if name.is_empty() { node.clone() } else { format!("{node} ({name})") }
     }
 
-    fn line(&self) -> String {
-        let behind = self.behind;
+    fn line(&self, behind: u64) -> String {
         let what = match self.act {
             MemberAct::Refused => {
                 format!(
@@ -311,3 +335,43 @@ impl MemberOutlook {
 
 /// The command that names members and archives.
 const COMMAND: &str = "murphy restore --take-over";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn succession(ack: &str, members: Vec<MemberOutlook>, archives: Vec<Outlook>) -> Succession {
+        let given_up = GivenUp::default();
+        Succession { name: "vol".to_owned(), ack: ack.to_owned(), behind: 7, archives, members, given_up }
+    }
+
+    fn member(act: MemberAct) -> MemberOutlook {
+        MemberOutlook { node: "ab".to_owned(), name: "b".to_owned(), act }
+    }
+
+    /// The fear: an archive that was behind when the first mirror joined knows of nobody who could have acknowledged.
+    #[test]
+    fn members_that_no_archive_knows_are_given_up_by_name_too() {
+        let mut unknown = succession("mirror=1", Vec::new(), Vec::new());
+        let refused = unknown.check().unwrap_err();
+        assert!(refused.to_string().contains("who joined behind lsn 7"), "{refused}");
+        unknown.given_up.nodes.insert(NodeId::from_bytes([1; 16]));
+        unknown.check().unwrap();
+        assert!(unknown.text().contains("known to no archive"), "{}", unknown.text());
+        succession("mirror=1", vec![member(MemberAct::GiveUp)], Vec::new()).check().unwrap();
+        succession("local", Vec::new(), Vec::new()).check().unwrap();
+        succession("archive", vec![member(MemberAct::NotAsked)], Vec::new()).check().unwrap();
+    }
+
+    #[test]
+    fn every_archive_that_does_not_answer_is_named_at_once_with_the_way_out() {
+        let silent = ["file:///a", "file:///b"].map(|url| Outlook::refused(url, "it is away".to_owned()));
+        let given_up = Outlook::given_up("file:///c");
+        let archives = silent.into_iter().chain([given_up]).collect();
+        let refused = succession("archive", Vec::new(), archives).check().unwrap_err();
+        assert!(refused.message.contains("file:///a: it is away; file:///b: it is away"), "{refused}");
+        let hint = refused.hint.unwrap();
+        assert!(hint.contains("--assume-lost 'file:///a' --assume-lost 'file:///b'"), "{hint}");
+        assert!(!hint.contains("file:///c"), "{hint}");
+    }
+}
