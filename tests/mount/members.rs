@@ -249,7 +249,9 @@ fn mirrors_follow_a_promoted_one_by_themselves() {
         let status = pair.status(node);
         let listens = pair.listens("c").replace("0.0.0.0", "127.0.0.1");
         assert_eq!(status["source"]["address"], listens.as_str(), "{status}");
-        assert_eq!(status["branches"], serde_json::json!([]), "{status}");
+        // The one that was away may begin with a snapshot, if the new source's log begins behind what it has: that is kept then.
+        let kept = status["branches"].as_array().map_or(0, Vec::len);
+        assert!(kept <= usize::from(node == "d"), "{status}");
         assert!(status["advice"].is_null(), "{status}");
     }
     // A process that begins anew follows the same one.
