@@ -21,9 +21,9 @@ use futures::future::BoxFuture;
 use murphy_fs::{
     BlockStore, BlockStoreError, FileSystem, Mount, MountOptions, ObjectBlockStore, PackName, VolumeOptions,
 };
-use murphy_tests::{BlockLayer, Layered, Pair, can_mount, wait_until};
+use murphy_tests::{BlockLayer, Layered, PATIENCE, Pair, can_mount, pause_task, wait_until};
 
-use super::mirror_cache::{PATIENCE, Readers, World};
+use super::mirror_cache::{Readers, World};
 
 /// A store that answers most reads at once and some after a moment: pages are locked meanwhile, and whoever wants to change them waits.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct Unsteady {
 impl Unsteady {
     async fn moment(&self) {
         let turn = self.reads.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(turn * 7 % 5)).await;
+        pause_task(Duration::from_millis(turn * 7 % 5)).await;
     }
 }
 

@@ -190,22 +190,19 @@ impl Followed {
         }
     }
 
-    /// Sends a notice, unless it is a length whose last byte may be another one by now. What is announced after that was asked is
-    /// forgotten by a later notice of the same lane.
+    /// Sends a notice. Pages into which a last byte was stored that may be another one by now are forgotten at once; what is announced
+    /// after that was asked is forgotten by a later notice of the same lane.
     pub(super) fn send(&self, notice: &Notice, send: impl Fn(&Notice) -> io::Result<()>) -> io::Result<()> {
         let Notice::Length(length) = notice else { return send(notice) };
-        if self.announced(length.ino) != length.as_of {
-            return Ok(());
-        }
         let sent = send(notice);
         self.growth.given(length);
         match sent {
             Err(error) if !has_ended(&error) => {
                 tracing::warn!(?length, %error, "the kernel does not take the length of a file; it is answered");
-                Ok(())
             }
-            sent => sent,
+            sent => sent?,
         }
+        if self.announced(length.ino) == length.as_of { Ok(()) } else { send(&Notice::Data(length.ino)) }
     }
 
     /// Whether a file has changed so lately that it may be about to change again. Inodes share slots, so the file itself is asked too.
@@ -565,23 +562,26 @@ mod tests {
 
     /// A byte that was overwritten after it was read would live on in the kernel's cache.
     #[test]
-    fn a_length_whose_last_byte_may_have_changed_is_not_sent() {
+    fn a_last_byte_that_may_have_changed_is_forgotten_at_once() {
         let (followed, _) = followed();
         let file = Ino::new(5);
         followed.growth.opened(file, Handle(3), 0);
         followed.changing(&[entry(9, 5)]);
+        assert!(followed.growth.owed(file, 10, 9).is_some());
         let sent = |as_of| {
-            let sent = AtomicU64::new(0);
+            let sent = Mutex::new(Vec::new());
             let notice = Notice::Length(Length { ino: file, length: 10, last: 1, as_of });
-            let send = |_: &Notice| {
-                sent.fetch_add(1, Ordering::Relaxed);
+            let send = |notice: &Notice| {
+                sent.lock().push(notice.clone());
                 Ok(())
             };
             followed.send(&notice, send).unwrap();
-            (sent.into_inner(), followed.growth.owed(file, 10, 9).is_some())
+            assert_eq!(sent.lock()[0], notice);
+            sent.into_inner().split_off(1)
         };
-        assert_eq!(sent(8), (0, true), "not sent, still owed");
-        assert_eq!(sent(9), (1, false));
+        assert_eq!(sent(9), []);
+        assert_eq!(sent(8), [Notice::Data(file)]);
+        assert!(followed.growth.owed(file, 10, 9).is_none());
     }
 
     #[test]

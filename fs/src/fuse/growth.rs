@@ -11,7 +11,8 @@
 //!   cache, by which the file grows there and nothing is cut. Answers wait for that and then say what the kernel knows already.
 //!
 //! Invariants:
-//! - A byte is stored only if nothing of the file was announced since it was read: an older one would live on in the cache.
+//! - Where something of the file was announced since the last byte was read the pages are forgotten after it was stored: an older byte
+//!   would live on in the cache.
 //! - Nothing is kept of a file but while it is open through the page cache.
 
 use std::collections::{HashMap, HashSet};
