@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_for_ok, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, output_of, pause, wait_for_ok, wait_until};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -19,7 +19,7 @@ fn sow(place: &Path) {
 }
 
 fn assert_same(a: &Path, b: &Path) {
-    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 
@@ -56,7 +56,7 @@ fn a_lost_region_comes_back_from_its_archive() {
     }
     let (scratch, archive) = archived();
     let tree = scratch.make_dir("tree");
-    let copied = Command::new("cp").arg("-a").arg(scratch.path("mnt/a")).arg(&tree).status().unwrap();
+    let copied = output_of(Command::new("cp").arg("-a").arg(scratch.path("mnt/a")).arg(&tree)).status;
     assert!(copied.success());
     let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
     wait_archived(&scratch, durable);
@@ -243,7 +243,7 @@ fn an_fsync_waits_for_the_archive_when_told_so() {
         .expect_code(0)
         .stdout();
     let mount = scratch.make_dir("mnt");
-    scratch.run(["mount", "node", "mnt", "-d", "--io-timeout", "5s"]).expect_code(0).stdout();
+    scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
     let file = fs::File::create(mount.join("file")).unwrap();
     std::io::Write::write_all(&mut &file, b"precious").unwrap();
     file.sync_all().unwrap();
@@ -305,7 +305,7 @@ fn a_log_that_lost_its_end_gets_it_back_from_its_archive() {
         rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
     };
     let copy = |from: &Path, to: &Path| {
-        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+        assert!(output_of(Command::new("cp").arg("-a").args([from, to])).status.success());
     };
     // What vouches for the lost end: the cursor of the archive, the index, or only the archive itself.
     for (round, gone) in [&[][..], &["archives"], &["archives", "index"]].into_iter().enumerate() {

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{PATIENCE, Random, Scratch, can_mount, skip, wait_for_ok};
+use murphy_tests::{PATIENCE, Random, Scratch, can_mount, output_of, skip, wait_for_ok};
 use rustix::{
     fs::XattrFlags,
     io::Errno,
@@ -286,7 +286,7 @@ fn a_bad_index_is_made_anew_and_said_so() {
 }
 
 fn copy(from: &Path, to: &Path) {
-    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    let copied = output_of(std::process::Command::new("cp").arg("-a").arg(from).arg(to)).status;
     assert!(copied.success());
 }
 

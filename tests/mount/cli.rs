@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{Scratch, can_mount, output_of};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -29,12 +29,12 @@ fn sow(place: &Path) {
 }
 
 fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    let copied = output_of(Command::new("cp").arg("-a").arg(from).arg(to)).status;
     assert!(copied.success());
 }
 
 fn assert_same(a: &Path, b: &Path) {
-    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 

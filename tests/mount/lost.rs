@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{can_mount, is_dead};
+use murphy_tests::{can_mount, is_dead, output_of};
 use serde_json::Value;
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -127,7 +127,7 @@ fn noted(node: &Path) -> Option<u64> {
 }
 
 fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).output().unwrap();
+    let copied = output_of(Command::new("cp").arg("-a").arg(from).arg(to));
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
 }
 

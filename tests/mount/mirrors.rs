@@ -9,7 +9,7 @@ use std::{
 };
 
 use murphy_fs::{FjallIndex, FjallOptions, Index, Ino, InodeRow, RowKey};
-use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, wait_for_ok, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, output_of, wait_for_ok, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -109,7 +109,7 @@ pub(super) fn sow(place: &Path) {
 }
 
 fn assert_same(a: &Path, b: &Path) {
-    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 
@@ -118,7 +118,7 @@ fn assert_mirrored(a: &Path, b: &Path) {
     assert_same(a, b);
     let listed = [a, b].map(|tree| {
         let attributes = "%P %i %y %m %U %G %n %s %b %T@ %C@ %l\n";
-        let found = Command::new("find").arg(tree).args(["-printf", attributes]).output().unwrap();
+        let found = output_of(Command::new("find").arg(tree).args(["-printf", attributes]));
         assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
         let mut lines: Vec<String> =
             String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, pause, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, output_of, pause, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -152,7 +152,7 @@ fn sow(place: &Path) {
 }
 
 fn assert_same(a: &Path, b: &Path) {
-    let compared = Command::new("diff").arg("-r").arg(a).arg(b).output().unwrap();
+    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 
@@ -365,7 +365,7 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
     for (number, moment) in moments.into_iter().enumerate() {
         let place = region.scratch.make_dir(&format!("case{number}"));
         for archive in [&one, &two] {
-            assert!(Command::new("cp").arg("-a").args([archive, &place]).status().unwrap().success());
+            assert!(output_of(Command::new("cp").arg("-a").args([archive, &place])).status.success());
         }
         let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
         let (one, two) = (url("one", "first"), url("two", "second"));

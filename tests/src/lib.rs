@@ -12,6 +12,7 @@ mod dump_file;
 mod history;
 mod layers;
 mod ledger;
+mod limited;
 mod ops;
 mod pair;
 mod parts;
@@ -32,6 +33,7 @@ pub use dump_file::{DumpBlock, DumpFile, DumpFooter};
 pub use history::{Change, History, Made};
 pub use layers::{BlockLayer, Layered, LogLayer};
 pub use ledger::{Found, Ledger};
+pub use limited::{RUN_MAX, finish, output_of, output_within};
 pub use murphy_decoders::{self as fuzz, Random, number_from_env};
 pub use ops::{
     AttributePick, Contest, Counterexample, Judge, Length, Mismatch, NamePick, Operation, Pick, Place,

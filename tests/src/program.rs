@@ -11,12 +11,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
-    time::Duration,
 };
 
 use rustix::{mount::UnmountFlags, process::Signal};
 
-use crate::wait_until;
+use crate::{PATIENCE, output_of, wait_until};
 
 /// A scratch directory, and the program that works in it.
 pub struct Scratch {
@@ -51,12 +50,9 @@ impl Scratch {
     /// Runs the program with these arguments.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
         let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
-        let output = Command::new(&self.program)
-            .args(&arguments)
-            .current_dir(self.directory.path())
-            .stdin(Stdio::null())
-            .output()
-            .expect("the program can be started");
+        let mut command = Command::new(&self.program);
+        command.args(&arguments).current_dir(self.directory.path()).stdin(Stdio::null());
+        let output = output_of(&mut command);
         Ran { what: format!("{arguments:?}"), output }
     }
 
@@ -133,7 +129,7 @@ impl Scratch {
 
     /// Waits until no process serves a node here.
     pub fn wait_for_the_end(&self) {
-        wait_until("the processes to end", END_MAX, || self.processes().is_empty());
+        wait_until("the processes to end", PATIENCE, || self.processes().is_empty());
     }
 
     /// Every file below `name` with its bytes, apart from sockets: for seeing that nothing has changed.
@@ -262,5 +258,3 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     below.reverse();
     below
 }
-
-const END_MAX: Duration = Duration::from_secs(20);

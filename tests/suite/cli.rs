@@ -366,7 +366,7 @@ fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
     });
     stop(&scratch);
     away(true);
-    scratch.run(serve).expect_code(0);
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
     flush().expect_code(0);
 }
 
@@ -375,13 +375,13 @@ fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
 fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
     let (scratch, first, second) = acknowledged_by_archive();
     fs::remove_dir_all(scratch.path("first")).unwrap();
-    scratch.run(["serve", "node", "-d", "--io-timeout", "1s"]).expect_code(0);
+    scratch.run(["serve", "node", "-d", "--io-timeout", "5s"]).expect_code(0);
     scratch.run(["archive", "add", "node", &second]).expect_error(1, "not everything is durable");
     scratch.run(["archive", "remove", "node", &first]).expect_error(1, "--assume-lost");
     scratch.run(["archive", "remove", "node", &first, "--assume-lost"]).expect_code(0);
     scratch.run(["flush", "node"]).expect_error(1, "not everything is durable");
     scratch.run(["archive", "add", "node", &second]).expect_code(0);
-    scratch.run(["flush", "node"]).expect_code(0);
+    wait_until("the flush", PATIENCE, || scratch.run(["flush", "node"]).code() == Some(0));
 }
 
 /// A node whose fsync waits for its archive; the URLs of that one and of another.

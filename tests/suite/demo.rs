@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use murphy_tests::{PATIENCE, Scratch, wait_until};
+use murphy_tests::{PATIENCE, RUN_MAX, Scratch, finish, output_of, wait_until};
 
 /// The demo over `tree`, with everything in `keep`, as on a machine without FUSE.
 fn demo(scratch: &Scratch) -> Command {
@@ -30,7 +30,7 @@ fn report(output: &Output) -> serde_json::Value {
 #[test]
 fn the_demo_without_fuse_goes_through_the_library_and_says_so() {
     let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
-    let output = demo(&scratch).output().unwrap();
+    let output = output_of(&mut demo(&scratch));
     let (report, said) = (report(&output), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{report} {said}");
     assert!(said.contains("no FUSE") && said.contains("through the library"), "{said}");
@@ -60,7 +60,7 @@ fn the_demo_fails_when_a_byte_differs() {
     let mut bytes = fs::read(&changed).unwrap();
     bytes[100] ^= 1;
     fs::write(&changed, bytes).unwrap();
-    let output = running.wait_with_output().unwrap();
+    let output = finish(running, "the demo", RUN_MAX);
     let report = report(&output);
     assert_eq!(output.status.code(), Some(1), "{report}");
     let broken = report["rounds"][0]["broken"].to_string();

@@ -1,6 +1,6 @@
 //! A volume that follows: it shows what its source decided, and changes nothing itself.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use murphy_fs::{
@@ -8,13 +8,12 @@ use murphy_fs::{
     SetAttr, VolumeOptions, XattrMode, XattrName,
 };
 use murphy_log::{Entry, Lsn};
-use murphy_tests::{Pair, TreeRules, compare_trees, epoch, wait_until};
+use murphy_tests::{PATIENCE, Pair, TreeRules, compare_trees, epoch, wait_until};
 use parking_lot::Mutex;
 
 const ROOT_USER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 const READ: OpenFlags = OpenFlags { read: true, write: false, append: false, truncate: false, sync: false };
 const WRITE: OpenFlags = OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn name(text: &str) -> Name {
     Name::new(text.as_bytes().to_vec()).unwrap()

@@ -5,14 +5,14 @@
 
 use std::process::{Command, Output};
 
-use murphy_tests::{fuzz, number_from_env};
+use murphy_tests::{fuzz, number_from_env, output_of};
 
 /// Runs a campaign and returns what it printed.
 fn run(name: &str, executions: u64) -> Output {
     let seed = number_from_env("MURPHY_SEED", 1);
     let program = env!("CARGO_BIN_EXE_murphy-fuzz");
     let arguments = [name.to_owned(), executions.to_string(), seed.to_string()];
-    Command::new(program).args(arguments).env("RUST_BACKTRACE", "0").output().unwrap()
+    output_of(Command::new(program).args(arguments).env("RUST_BACKTRACE", "0"))
 }
 
 /// The fear: an object in a bucket, a packet or a file stops the program that was to survive everything; or a length in it takes all memory;

@@ -2,12 +2,19 @@
 //!
 //! Each seed runs in a process of its own, by the program that people run: `simulate`.
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
 
-use murphy_tests::{Canary, number_from_env};
+use murphy_tests::{Canary, RUN_MAX, number_from_env, output_within};
 
 fn simulate(arguments: &[&str]) -> (Output, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().unwrap();
+    simulate_within(arguments, RUN_MAX)
+}
+
+fn simulate_within(arguments: &[&str], limit: Duration) -> (Output, String) {
+    let output = output_within(Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments), limit);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     (output, said)
 }
@@ -17,8 +24,9 @@ fn simulate(arguments: &[&str]) -> (Output, String) {
 #[test]
 fn no_simulated_world_breaks_a_promise() {
     let (first, seeds) = (number_from_env("MURPHY_SEED", 0), number_from_env("MURPHY_CASES", SEEDS));
+    let limit = WORLD_MAX.saturating_mul(u32::try_from(seeds).unwrap_or(u32::MAX));
     let (first, seeds) = (first.to_string(), seeds.to_string());
-    let (output, said) = simulate(&["--first-seed", &first, "--seeds", &seeds, "--jobs", "2"]);
+    let (output, said) = simulate_within(&["--first-seed", &first, "--seeds", &seeds, "--jobs", "2"], limit);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -80,3 +88,5 @@ fn every_canary_is_found() {
 
 /// So many worlds take less than a minute in a debug build.
 const SEEDS: u64 = 120;
+/// A world that takes longer is busy with itself; the program says so.
+const WORLD_MAX: Duration = Duration::from_secs(120);

@@ -22,7 +22,7 @@ use murphy_fs::{
     VolumeOptions, VolumeParts, check_tree,
 };
 use murphy_log::{AppendError, Frame, Log, MemoryLog, Position, State, SystemClock};
-use murphy_tests::{BlockLayer, Layered, LogLayer, epoch, lead_new, new_log, until, volume_parts};
+use murphy_tests::{BlockLayer, Layered, LogLayer, PATIENCE, epoch, lead_new, new_log, until, volume_parts};
 use parking_lot::Mutex;
 use tokio::{runtime::Builder, sync::watch};
 
@@ -235,6 +235,16 @@ pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it came in time")
 }
 
+/// Asks until it is done. Volumes that are [`impatient`] refuse on a busy machine what they do the next time.
+pub(super) async fn in_the_end<F: Future<Output = Result<(), Errno>>>(ask: impl Fn() -> F) {
+    let done = async {
+        while let Err(errno) = ask().await {
+            assert_eq!(errno, Errno::EIO);
+        }
+    };
+    soon(done).await;
+}
+
 /// Runs a test on one thread, so that nothing happens between two polls.
 pub(super) fn alone(test: impl Future<Output = ()>) {
     Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
@@ -247,5 +257,3 @@ pub(super) fn impatient() -> VolumeOptions {
 pub(super) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 pub(super) const READ_WRITE: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };
-/// How long anything may take here.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
