@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::Scratch;
+use murphy_tests::{Scratch, output_of};
 use rustix::process::Signal;
 
 /// A node with `--ack archive`; its directory was copied, and it has acknowledged more since.
@@ -68,7 +68,7 @@ impl Forgotten {
 }
 
 fn copy(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    assert!(output_of(Command::new("cp").arg("-a").args([from, to])).status.success());
 }
 
 /// The fear: a machine is put back to a snapshot, its archive has lost one object, and the source acknowledges on from there: what it had
