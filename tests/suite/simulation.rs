@@ -63,7 +63,7 @@ fn a_world_that_broke_a_promise_once_keeps_it() {
 #[test]
 fn a_run_that_keeps_going_tells_of_every_seed_that_failed() {
     let failed = |keep_going: &[&str]| {
-        let arguments = ["--seeds", "4", "--canary", "lying-disk"];
+        let arguments = ["--seeds", "12", "--canary", "lying-disk"];
         let (output, said) = simulate(&[&arguments, keep_going].concat());
         assert_eq!(output.status.code(), Some(1), "{said}");
         said.lines().filter(|line| line.contains(" has failed; again: ")).count()

@@ -147,8 +147,8 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::LendRequest(LendRequest { after: point, to: Lsn::new(9) }),
     ];
     let mut seeds: Vec<Vec<u8>> = messages.iter().map(Message::encode).collect();
-    // An announcement is a redemption without secret and name.
-    let body = [&[1, 3, 0][..], b"h:1"].concat();
+    // An announcement: where a member listens, and what its copy dies with.
+    let body = [&[1, 3, 0][..], b"h:1", &[1, 2, 0], b"m7"].concat();
     seeds.push([&(body.len() as u32).to_le_bytes()[..], &[0, 18, 0, 0], &body].concat());
     seeds
 }
