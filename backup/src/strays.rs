@@ -255,7 +255,9 @@ async fn judge(
         Ok(Some(Head::Seal(seal))) => return Ok(Some(StrayKind::Seal(seal))),
         Ok(Some(Head::Slot(slot))) => slot,
         // What begins within the log may be an object of this source that has rotted: whoever verifies is told.
-        Err(WalkError::Damaged { .. }) if key.1 <= log.tail().position.lsn => return Ok(None),
+        Err(WalkError::Damaged { .. }) if key.0 == own.number && key.1 <= log.tail().position.lsn => {
+            return Ok(None);
+        }
         Err(WalkError::Damaged { reason, .. }) => return Ok(Some(StrayKind::Damaged(reason.to_string()))),
         Err(error) => return Err(error.into()),
     };

@@ -88,6 +88,9 @@ pub(crate) struct Promoted {
     /// Whether the tree says of every byte behind `data_lsn` whether it is here or missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_gathered: bool,
+    /// Every mirror that acknowledges has what made the others members.
+    #[serde(default)]
+    pub(crate) is_settled: bool,
 }
 
 impl Promoted {

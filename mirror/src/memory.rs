@@ -122,7 +122,9 @@ impl Replica for MemoryReplica {
 
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let mut shared = self.shared.lock();
-        if let Some(promised) = forbidding_promise(shared.promised, epoch, None) {
+        let held = shared.log.as_ref().map(|log| log.tail().position.epoch);
+        let mut known = shared.promised.into_iter().chain(held);
+        if let Some(promised) = known.find_map(|known| forbidding_promise(Some(known), epoch, None)) {
             return Err(ReplicaError::Promised { promised });
         }
         shared.promised = Some(epoch);

@@ -338,6 +338,7 @@ impl Source {
         }
         if let Some(promised) = hello.promised
             && is_older(self.config.epoch, promised)
+            && self.peer.role.holds_copy()
         {
             let mut actions = vec![SourceAction::Report(SourceReport::Fenced(promised))];
             actions.extend(self.refuse(Refusal::Fenced, format!("you have promised epoch {promised}")));

@@ -57,7 +57,8 @@ impl SourceStore {
         if range.end > found || range.start > range.end {
             return Err(BlockStoreError::Damaged { object: self.object(name), expected: range.end, found });
         }
-        Ok(whole.slice(range.start as usize..range.end as usize))
+        // A part that is kept must not keep the whole.
+        Ok(Bytes::copy_from_slice(&whole[range.start as usize..range.end as usize]))
     }
 
     fn object(&self, name: PackName) -> String {

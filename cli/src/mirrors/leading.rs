@@ -57,9 +57,43 @@ impl Mirroring {
         let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
         let members = read_set(&self.directory)?.unwrap_or_default();
         let board = Arc::clone(&self.services.board);
-        let acknowledger = Arc::new(MirrorAcknowledger::new(board, wanted as usize, members));
+        let needed = self.needed(wanted as usize, &members);
+        let acknowledger = Arc::new(MirrorAcknowledger::new(board, needed, members));
         *lock(&self.acknowledger) = Some(Arc::clone(&acknowledger));
         self.volume.acknowledge_with(acknowledger as Arc<dyn Acknowledger>);
+        Ok(())
+    }
+
+    /// How many of the acknowledging set an fsync waits for. After a promotion that is all of them, until each has what made the others
+    /// members: one that has not could take over and would ask nobody.
+    pub(super) fn needed(&self, wanted: usize, set: &BTreeSet<NodeId>) -> usize {
+        let is_settled = self.config().promoted.as_ref().is_none_or(|promoted| promoted.is_settled);
+        if is_settled { wanted } else { wanted.max(set.len()) }
+    }
+
+    /// Returns when each of the acknowledging set has what this source began with, if it was promoted.
+    async fn settle(&self, wanted: usize, set: &BTreeSet<NodeId>) -> Result<(), CliError> {
+        let base = self
+            .config()
+            .promoted
+            .as_ref()
+            .filter(|promoted| !promoted.is_settled)
+            .map(|promoted| murphy_log::Lsn::new(promoted.metadata_lsn));
+        let (Some(base), Some(acknowledger)) = (base, lock(&self.acknowledger).clone()) else {
+            return Ok(());
+        };
+        let all = MirrorAcknowledger::new(Arc::clone(&self.services.board), set.len(), set.clone());
+        all.acknowledged(base, CHANGE_MAX).await.map_err(failed)?;
+        let _turn = self.set_turn.lock().await;
+        if read_set(&self.directory)?.unwrap_or_default() != *set {
+            return Err(CliError::new("they have changed meanwhile"));
+        }
+        self.change_config(|config| {
+            if let Some(promoted) = &mut config.promoted {
+                promoted.is_settled = true;
+            }
+        })?;
+        acknowledger.set(wanted, set.clone());
         Ok(())
     }
 
@@ -111,16 +145,18 @@ impl Mirroring {
             let kept: BTreeSet<NodeId> = old.intersection(&members).copied().collect();
             if kept != old {
                 // The log has removed the others, after W of these had what they had: the process ended right then.
-                acknowledger.set(wanted, kept.clone());
+                acknowledger.set(self.needed(wanted, &kept), kept.clone());
                 write_set(&self.directory, &kept)?;
             }
             kept
         };
+        self.settle(wanted, &old).await?;
         if old == members {
             return Ok(());
         }
-        // With fewer than W members nothing was acknowledged that is not given up, so nothing can be forgotten.
-        if old.len() >= wanted {
+        // With fewer than W of them nothing is acknowledged, and yet any one may be able to take over, and must know whom to ask.
+        let asked = wanted.min(old.len());
+        if asked > 0 {
             // Whatever entries made the members what they are must be held, also those that are not durable yet.
             let lsn = self.volume.durable_here().await;
             let lsn = lsn.map_err(|errno| CliError::new(format!("the log does not go on: {errno:?}")))?;
@@ -129,8 +165,9 @@ impl Mirroring {
             if self.mirrors() != members {
                 return Err(CliError::new("they have changed meanwhile"));
             }
+            let known = MirrorAcknowledger::new(Arc::clone(&self.services.board), asked, old.clone());
             tokio::select! {
-                acknowledged = acknowledger.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed)?,
+                acknowledged = known.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed)?,
                 // One of those that are waited for may have been removed.
                 _ = changes.changed() => return Err(CliError::new("they change again")),
             }

@@ -339,6 +339,7 @@ impl Mirroring {
                 from,
                 given_up: places.given_up.iter().map(ToString::to_string).collect(),
                 is_gathered: false,
+                is_settled: false,
             });
             let full = places.full.iter().filter(|_| lacks_bytes).map(|(url, _)| url.clone());
             config.packs_from.extend(full);
@@ -346,8 +347,9 @@ impl Mirroring {
         if lacks_bytes {
             self.blocks.also(places.full.iter().map(|(_, packs)| Arc::clone(packs)).collect());
         }
-        // Every member of the set is sealed or given up: the new source begins with all of them.
-        write_set(&self.directory, &self.mirrors())?;
+        // Some are sealed, none of them may know all the others yet: until they do, an fsync waits for all that are not given up.
+        let set = self.mirrors().difference(&places.given_up).copied().collect();
+        write_set(&self.directory, &set)?;
         let falls_back = self.ack_note()?.is_some();
         if !falls_back {
             // An fsync that comes right after must not be answered by this node alone.

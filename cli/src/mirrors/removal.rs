@@ -129,14 +129,14 @@ impl Mirroring {
         let kept: BTreeSet<NodeId> = old.iter().copied().filter(|member| *member != node).collect();
         let acknowledger = lock(&self.acknowledger).clone();
         if let (Some(wanted), Some(acknowledger)) = (wanted, &acknowledger) {
-            acknowledger.set(wanted, kept.clone());
+            acknowledger.set(self.needed(wanted, &kept), kept.clone());
         }
         if let Some(wanted) = wanted
             && !assume_lost
             && let Err(error) = self.hand_over(node, (wanted, &old, &kept), acknowledger.as_ref()).await
         {
             if let Some(acknowledger) = &acknowledger {
-                acknowledger.set(wanted, old);
+                acknowledger.set(self.needed(wanted, &old), old);
             }
             return Err(error);
         }
@@ -183,8 +183,8 @@ impl Mirroring {
             ))
             .hint("let another mirror join first; --assume-lost removes it all the same"));
         }
-        if !old.contains(&node) || old.len() < wanted {
-            // It never counted, or nobody did.
+        if !old.contains(&node) {
+            // It never counted.
             return Ok(());
         }
         if kept.len() < wanted {

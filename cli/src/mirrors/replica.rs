@@ -143,7 +143,10 @@ impl Replica for DiskReplica {
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let log = {
             let mut shared = self.shared();
-            if let Some(promised) = forbidding_promise(shared.promised, epoch, None) {
+            // One that was joined by hand is in an epoch that it never promised.
+            let held = shared.log.as_ref().map(|log| log.tail().position.epoch);
+            let mut known = shared.promised.into_iter().chain(held);
+            if let Some(promised) = known.find_map(|known| forbidding_promise(Some(known), epoch, None)) {
                 return Err(ReplicaError::Promised { promised });
             }
             if shared.promised != Some(epoch) {

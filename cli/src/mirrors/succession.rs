@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_log::Epoch;
-use murphy_mirror::{ExchangeError, Leader, Refusal, Refused, Replica, Seal};
+use murphy_mirror::{ExchangeError, Leader, Replica, Seal};
 
 use super::{Mirroring, changed, lock};
 use crate::{
@@ -60,7 +60,8 @@ impl Mirroring {
         let said = self.dialer.seal(&member.addresses, member.key, seal);
         match tokio::time::timeout(TELL_MAX, said).await {
             Ok(Ok(_)) => tracing::info!("{member} has heard that this node leads"),
-            Ok(Err(ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. }))) => {
+            // Whatever the reason: whoever refuses may know of a later epoch.
+            Ok(Err(ExchangeError::Refused(_))) => {
                 self.ask_for_successor(member, epoch).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, "{member} has not heard that this node leads"),

@@ -40,6 +40,8 @@ pub async fn put_intact(to: &dyn BlockStore, name: PackName, bytes: Bytes) -> Re
     let mut damage = None;
     for _ in 0..ATTEMPTS {
         match read(to, name, check).await {
+            // Somebody else has mended it meanwhile: putting the same again makes sure of it.
+            Ok(found) if found == bytes => return to.put(name, bytes).await,
             Ok(_) => return Err(refused),
             Err(IntactError::Damaged { source, .. }) if may_be_whole(source.damage) => return Err(refused),
             Err(IntactError::Damaged { source, .. }) => damage = Some(source),

@@ -130,7 +130,8 @@ pub(super) async fn promise(
     seal: Seal,
 ) -> Message {
     let refused = |reason, detail: String| Message::Refused(Refused { reason, detail });
-    if !role.holds_copy() {
+    // The source that this mirror follows holds no copy in the book; it may say where it leads now.
+    if !role.holds_copy() && !services.is_upstream(connection.peer()) {
         return refused(Refusal::Role, "only a mirror may take over".to_owned());
     }
     if seal.volume != services.keys.volume() {

@@ -17,7 +17,8 @@ use futures::future::BoxFuture;
 use murphy_backup::{Successor, TakeOverLog};
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    ExchangeError, Lender, MemberBook, PromoteRequest, Refusal, Refused, Replica, Seal, Standing, TakeOver,
+    ExchangeError, Lender, MemberBook, Part, PromoteRequest, Refusal, Refused, Replica, Seal, Standing,
+    TakeOver,
 };
 
 use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
@@ -163,6 +164,11 @@ impl TakeOver for Acts {
                 return Err(format!("the log ends at {} instead of {}", found.position, base.position));
             }
             let places = self.seal_archives().await?;
+            // From here on it promises nobody anything; what it has promised meanwhile ends the promotion.
+            self.mirroring.services.become_part(Part::Neither);
+            if self.replica.promised() != Some(self.request.next) {
+                return Err("this node has promised another epoch meanwhile".to_owned());
+            }
             let state = places.begin(&self.successor).await.map_err(|error| error.to_string())?;
             self.mirroring.shown(state).await?;
             Ok(state)
