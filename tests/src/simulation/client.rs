@@ -125,7 +125,10 @@ impl Client {
         let before = place.volume.state().position;
         self.wait(place, place.volume.fsync(ino, Some(handle))).await?;
         self.stage.acknowledged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let tip = place.volume.durable();
         let Some(position) = self.acknowledged(place, &before) else { return Ok(()) };
+        // A source that was replaced while the fsync waited acknowledges, with `local`, what came after that.
+        let position = if self.level == Level::Local { tip } else { position };
         let certain = Certain { position, host: place.host, content, length };
         self.stage.judge(|judge, _| {
             judge.file(name, Some(certain));
