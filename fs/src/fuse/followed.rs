@@ -165,7 +165,6 @@ impl Followed {
         while attrs.iter().any(owes) && !self.pages.has_sent(added) {
             tokio::time::sleep(SETTLE_POLL).await;
         }
-        // A kernel that makes every change itself knows better what the last byte is.
         if fs.decides() || attrs.iter().all(|attr| self.owed(attr).is_none()) {
             return;
         }
@@ -175,15 +174,13 @@ impl Followed {
         }
     }
 
-    /// Gives the kernel the length of a file, if it must be. What cannot be read any more need not be shown.
+    /// Gives the kernel the length of a file, if it must be and this node does not decide. What cannot be read any more need not be shown.
     async fn lengthen(&self, fs: &Arc<dyn FileSystem>, attr: &Attr) {
         while let Some(handle) = self.owed(attr) {
             let (ino, length, as_of) = (attr.ino, attr.size, self.announced(attr.ino));
             let last = fs.read(ino, handle, length - 1, 1).wait().await;
-            let Some(last) = last.ok().and_then(|bytes| bytes.first().copied()) else { return };
-            if fs.decides() {
-                return;
-            }
+            let last = last.ok().filter(|_| !fs.decides());
+            let Some(last) = last.and_then(|bytes| bytes.first().copied()) else { return };
             let notice = Notice::Length(Length { ino, length, last, as_of });
             if self.pages.push_now(notice.clone()).is_err() {
                 return;
@@ -369,7 +366,6 @@ impl Watch {
             if !flags.write && followed.may_bypass.load(Ordering::Relaxed) && followed.is_restless(fs, ino) {
                 return PageCache::Bypassed;
             }
-            // What was announced since the request came may not be what the answer was about.
             followed.growth.opened(ino, opened.handle, announced.min(self.since));
             trusted = !followed.is_suspended();
         }
