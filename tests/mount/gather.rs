@@ -62,18 +62,24 @@ fn lose_packs(pair: &Pair, before: &BTreeSet<PathBuf>) {
     lost.for_each(|pack| fs::remove_file(pack).unwrap());
 }
 
-/// The fear: the one store that has the bytes goes next, and with it what was acknowledged.
-#[test]
-fn a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has() {
-    if !can_mount("a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has") {
-        return;
-    }
+/// A source and two mirrors; what was written while `b` was away is in the store of `c` alone.
+fn only_c_has_the_late_bytes() -> Pair {
     let pair = three("local");
     let before = objects(&pair.scratch.path("ba"));
     pair.kill("b");
     write_safely(&pair.scratch.path("ma/late"), &large()).unwrap();
     follow_bytes(&pair, "a", "c");
     lose_packs(&pair, &before);
+    pair
+}
+
+/// The fear: the one store that has the bytes goes next, and with it what was acknowledged.
+#[test]
+fn a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has() {
+    if !can_mount("a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has") {
+        return;
+    }
+    let pair = only_c_has_the_late_bytes();
     pair.mount("b", "127.0.0.1:0");
     follow_entries_only(&pair, "b");
     pair.lose_source();
@@ -149,14 +155,9 @@ fn a_member_that_was_given_up_is_asked_for_packs_when_it_is_back() {
     if !can_mount("a_member_that_was_given_up_is_asked_for_packs_when_it_is_back") {
         return;
     }
-    let pair = three("local");
-    let before = objects(&pair.scratch.path("ba"));
-    pair.kill("b");
-    write_safely(&pair.scratch.path("ma/late"), &large()).unwrap();
-    follow_bytes(&pair, "a", "c");
+    let pair = only_c_has_the_late_bytes();
     let address = pair.listens("c");
     let given_up = member_at(&pair, "a", &address);
-    lose_packs(&pair, &before);
     pair.kill("c");
     pair.mount("b", "127.0.0.1:0");
     follow_entries_only(&pair, "b");

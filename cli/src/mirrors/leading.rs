@@ -1,8 +1,8 @@
 //! The source's part: its mirrors, and which of them acknowledge.
 //!
 //! Invariants:
-//! - With `--ack mirror=W` the set of members that acknowledge grows only after W of the old set have the entry that changes it, and is
-//!   remembered: a mirror that is promoted knows every set through which something was acknowledged. How it loses a member is told in
+//! - With `--ack mirror=W` the set of members that acknowledge grows only after W of the old set (all, if they are fewer) have the entry that
+//!   changes it, and is remembered; after a promotion an fsync waits for all of it, until each has what the promotion began with: a mirror that is promoted knows every set through which something was acknowledged. How it loses a member is told in
 //!   `removal.rs`; one that the log has removed never counts, whatever is remembered.
 
 use std::{
