@@ -70,9 +70,11 @@ pub(crate) fn start(directory: &Path) -> Result<u32, CliError> {
 
 /// Leaves the terminal and the working directory of whoever started this process.
 pub(crate) fn detach() -> Result<(), CliError> {
-    // A process that begins anew leads its session already.
-    if rustix::process::getsid(None) != Ok(rustix::process::getpid()) {
-        rustix::process::setsid().map_err(CliError::new)?;
+    match rustix::process::setsid() {
+        // A process that begins anew leads its session already. Asking for the session first would not do: in a process namespace it may
+        // be one that has no number there.
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(CliError::new(error)),
     }
     std::env::set_current_dir("/").map_err(CliError::new)
 }

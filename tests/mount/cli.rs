@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{Scratch, can_mount, output_of};
+use murphy_tests::{Scratch, can_mount, output_of, skip};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -245,4 +245,32 @@ fn a_loaded_volume_has_one_name_everywhere() {
     let take_over = scratch.run(["restore", &archive, "next", "--take-over"]);
     let refused = take_over.expect_error(2, "has to be confirmed").stderr();
     assert!(refused.contains("--confirm other"), "{refused}");
+}
+
+/// The fear: a container, where whoever started the program leads a session that has no number in there.
+#[test]
+fn a_process_goes_into_the_background_in_a_process_namespace_of_its_own() {
+    const TEST: &str = "a_process_goes_into_the_background_in_a_process_namespace_of_its_own";
+    if !can_mount(TEST) {
+        return;
+    }
+    let apart = |command: &str| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "sh", "-c", command]);
+        unshare
+    };
+    let allowed = output_of(&mut apart("true"));
+    if !allowed.status.success() {
+        return skip(TEST, String::from_utf8_lossy(&allowed.stderr).trim());
+    }
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    scratch.make_dir("mnt");
+    let program = env!("CARGO_BIN_EXE_murphy-program");
+    let life = format!("{program} mount node mnt -d && echo kept > mnt/file && {program} umount mnt");
+    let lived = output_of(apart(&life).current_dir(scratch.path("")));
+    assert!(lived.status.success(), "{}", String::from_utf8_lossy(&lived.stderr));
+    let mount = scratch.mount("node", "mnt");
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"kept\n");
+    scratch.umount("mnt");
 }
