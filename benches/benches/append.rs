@@ -11,7 +11,8 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
 use bytes::Bytes;
 use murphy_backup::{Lineage, SLOT_FRAMES_MAX, encode_slot};
 use murphy_benches::{
-    engine::{BRANCH, VOLUME, new_volume_with_log, process_cpu_nanos},
+    cpu::process_cpu_nanos,
+    engine::{BRANCH, VOLUME, new_volume_with_log},
     history::creates,
 };
 use murphy_fs::{

@@ -10,7 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use murphy_benches::{
-    engine::{new_volume, process_cpu_nanos, thread_cpu_nanos},
+    cpu::{process_cpu_nanos, thread_cpu_nanos},
+    engine::new_volume,
     history::bytes_on_disk,
 };
 use murphy_fs::{Answer, Caller, FileSystem, Ino, Kind, Name, NewNode, Volume, VolumeOptions};

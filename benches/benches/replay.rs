@@ -6,7 +6,7 @@ use std::{convert::Infallible, path::Path, time::Duration};
 
 use bytes::Bytes;
 use murphy_benches::{
-    engine::process_cpu_nanos,
+    cpu::process_cpu_nanos,
     history::{bytes_on_disk, creates},
 };
 use murphy_fs::{

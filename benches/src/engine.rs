@@ -60,21 +60,6 @@ pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume,
     (volume, log)
 }
 
-/// CPU time of this process so far, in nanoseconds.
-pub fn process_cpu_nanos() -> u128 {
-    cpu_nanos(rustix::time::ClockId::ProcessCPUTime)
-}
-
-/// CPU time of this thread so far, in nanoseconds: of all figures the one that a busy machine changes least.
-pub fn thread_cpu_nanos() -> u128 {
-    cpu_nanos(rustix::time::ClockId::ThreadCPUTime)
-}
-
-fn cpu_nanos(clock: rustix::time::ClockId) -> u128 {
-    let time = rustix::time::clock_gettime(clock);
-    time.tv_sec.unsigned_abs() as u128 * 1_000_000_000 + time.tv_nsec.unsigned_abs() as u128
-}
-
 /// A mounted volume, with the runtime that it runs on.
 pub struct MountedVolume {
     mount: Mount,

@@ -1,5 +1,6 @@
 //! What the benchmarks share: loads, and what they are compared with.
 
+pub mod cpu;
 pub mod engine;
 pub mod history;
 pub mod mount_load;

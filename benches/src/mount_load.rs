@@ -17,7 +17,7 @@ use std::{
 use murphy_fs::{RequestCounts, RequestKind};
 use murphy_log::{Clock, SystemClock};
 
-use crate::engine::process_cpu_nanos;
+use crate::cpu::process_cpu_nanos;
 
 /// A mounted file system that can be measured.
 pub trait Target: Send + Sync {

@@ -31,6 +31,7 @@ mod kernel;
 mod mount;
 mod mount_table;
 mod notify;
+mod options;
 mod reply;
 mod session;
 
@@ -70,9 +71,10 @@ pub use self::{
     count::{RequestCounters, RequestCounts, RequestKind},
     invalidate::{InvalidationStats, Invalidator},
     kernel::{Lifetimes, kernel_config},
-    mount::{Mount, MountOptions, NODE_XATTR},
+    mount::{Mount, NODE_XATTR},
     mount_table::MountError,
     notify::Notifier,
+    options::MountOptions,
     session::{Session, UnmountError},
 };
 use crate::{Answer, Attr, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};

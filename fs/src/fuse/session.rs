@@ -21,8 +21,8 @@ use thiserror::Error;
 
 use super::{
     kernel::REQUEST_BYTES_MAX,
-    mount::MountOptions,
     mount_table::{self, MountError},
+    options::MountOptions,
 };
 
 /// Why a mount did not end, or how it ended badly.
