@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::{
     base::{BaseManifest, PackRowError, live_packs, read_base},
     descriptor::Archive,
-    pack::{CopyPackError, copy_pack, has_pack},
+    pack::{CopyPackError, Found, copy_pack, find_pack},
     plan::RestorePlan,
     survey::read_slot,
     surveyed::{Step, next_step},
@@ -261,8 +261,10 @@ pub struct PackReport {
     pub copied: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Packs that were there already.
+    /// Packs that were there already, intact.
     pub present: u64,
+    /// Of those that were copied, how many replaced something damaged that was there under their name.
+    pub replaced: u64,
     /// Packs that no archive has intact.
     pub missing: u64,
     /// Some of them, and why.
@@ -285,8 +287,8 @@ impl PackReport {
     }
 }
 
-/// Copies every pack that the tree refers to from the first of `sources` that has it intact to `target`. What is there already is
-/// passed over, so that a copy that was broken off goes on.
+/// Copies every pack that the tree refers to from the first of `sources` that has it intact to `target`. What is there already is read,
+/// and passed over if it is intact, so that a copy that was broken off goes on; otherwise it is replaced.
 pub async fn restore_packs(
     sources: &[Arc<dyn BlockStore>],
     tree: &Arc<dyn IndexSnapshot>,
@@ -304,13 +306,14 @@ pub async fn restore_packs(
     let mut report = PackReport::default();
     while let Some(copied) = copies.next().await {
         match copied? {
-            (_, Ok(None)) => report.present += 1,
-            (_, Ok(Some(bytes))) => {
+            (_, Ok(PackOutcome::Present)) => report.present += 1,
+            (_, Ok(PackOutcome::Copied { bytes, is_replaced })) => {
                 report.copied += 1;
+                report.replaced += u64::from(is_replaced);
                 report.bytes += bytes;
             }
-            (row, Err(PackOutcome::Missing(reason))) => report.miss(&row, &reason),
-            (_, Err(PackOutcome::Target(error))) => return Err(error.into()),
+            (row, Err(PackFailure::Missing(reason))) => report.miss(&row, &reason),
+            (_, Err(PackFailure::Target(error))) => return Err(error.into()),
         }
         let (packs, pack_bytes) = (report.present + report.copied, report.bytes);
         progress(RestoreProgress { packs, pack_bytes, ..RestoreProgress::default() });
@@ -319,33 +322,45 @@ pub async fn restore_packs(
 }
 
 enum PackOutcome {
+    /// It was there already.
+    Present,
+    Copied {
+        bytes: u64,
+        /// Whether something damaged was there before.
+        is_replaced: bool,
+    },
+}
+
+enum PackFailure {
     /// No source has it; the text says why not.
     Missing(String),
     /// The target does not take it.
     Target(CopyPackError),
 }
 
-/// `None` if it was there already.
 async fn restore_pack(
     meta: &PackMeta,
     sources: &[Arc<dyn BlockStore>],
     target: &Arc<dyn BlockStore>,
-) -> Result<Option<u64>, PackOutcome> {
-    let present = has_pack(meta, &**target).await;
-    if present.map_err(|error| PackOutcome::Target(error.into()))? {
-        return Ok(None);
-    }
+) -> Result<PackOutcome, PackFailure> {
+    let found = find_pack(meta, &**target).await;
+    let damage = match found.map_err(|error| PackFailure::Target(error.into()))? {
+        Found::Intact => return Ok(PackOutcome::Present),
+        Found::Damaged(damage) => Some(damage),
+        Found::Nothing => None,
+    };
     let mut reasons = Vec::new();
     for source in sources {
         match copy_pack(meta, &**source, &**target).await {
-            Ok(bytes) => return Ok(Some(bytes)),
+            Ok(bytes) => return Ok(PackOutcome::Copied { bytes, is_replaced: damage.is_some() }),
             Err(error) => reasons.push(error.to_string()),
         }
     }
+    reasons.extend(damage.map(|damage| format!("{damage}, in {}", target.label())));
     // Whether the target or every source is at fault is seen by asking the target once more.
-    match has_pack(meta, &**target).await {
-        Err(error) => Err(PackOutcome::Target(error.into())),
-        Ok(_) => Err(PackOutcome::Missing(reasons.join("; "))),
+    match find_pack(meta, &**target).await {
+        Err(error) => Err(PackFailure::Target(error.into())),
+        Ok(_) => Err(PackFailure::Missing(reasons.join("; "))),
     }
 }
 

@@ -164,6 +164,39 @@ async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_
     }
 }
 
+/// The fear: a store that has been used before holds a rotten pack, it is counted as there, and the intact one of the archive is left behind.
+#[tokio::test]
+async fn a_rotten_pack_in_the_target_is_replaced_and_never_counts_as_there() {
+    let (store, archive, mut source) = scene().await;
+    let packs: Vec<_> = (0..4).map(|number| pack(number, &vec![number as u8; 5000])).collect();
+    let frames: Vec<_> = packs.iter().map(|(_, row)| source.frame_with_pack(row)).collect();
+    put(&store, &frames).await;
+    let archives = [archive];
+    let (_, tree) = restore(&archives, Target::Latest).await.unwrap();
+    let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    let rotten = |at: usize| {
+        let mut bytes = packs[at].0.bytes.to_vec();
+        bytes[at] ^= 0x40;
+        bytes
+    };
+    for at in [1, 2] {
+        target.put(packs[at].0.name, rotten(at).into()).await.unwrap();
+    }
+    target.put(packs[0].0.name, packs[0].0.bytes.clone()).await.unwrap();
+    for at in [0, 1, 3] {
+        archives[0].packs().put(packs[at].0.name, packs[at].0.bytes.clone()).await.unwrap();
+    }
+    let sources = [Arc::new(archives[0].packs()) as Arc<dyn BlockStore>];
+    let report = restore_packs(&sources, &tree, Arc::clone(&target), quiet()).await.unwrap();
+    let PackReport { present, copied, replaced, missing, .. } = report;
+    assert_eq!((present, copied, replaced, missing), (1, 2, 1, 1), "{report:?}");
+    assert!(report.examples[0].contains("cell 0") && report.examples[0].contains("in memory"), "{report:?}");
+    for at in [0, 1, 3] {
+        assert_eq!(target.get(packs[at].0.name).await.unwrap(), packs[at].0.bytes);
+    }
+    assert_eq!(target.get(packs[2].0.name).await.unwrap(), rotten(2), "it may be better than nothing");
+}
+
 fn is_send<T: Send>(future: T) -> T {
     future
 }

@@ -108,6 +108,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     let restored = restore.execute(plan, &unpinned, &runtime, output)?;
     output.data(&restored, restored_text)?;
     let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
+    let is_sound = is_sound && restored.packs_replaced == 0;
     Ok(if is_sound { Code::Done } else { Code::Found })
 }
 
@@ -174,6 +175,10 @@ impl Printed<'_> {
 fn restored_text(restored: &execute::Restored) -> String {
     let (inodes, lsn) = (restored.inodes, restored.lsn);
     let mut lines = vec![format!("{inodes} inodes of lsn {lsn} in {}", restored.directory.display())];
+    if restored.packs_replaced > 0 {
+        let replaced = restored.packs_replaced;
+        lines.push(format!("note: {replaced} packs were there already, damaged, and have been replaced; others that use that store may have such ones too (murphy fsck DIR --data)"));
+    }
     if restored.missing_packs > 0 {
         let missing = restored.missing_packs;
         lines.push(format!("note: {missing} packs are missing; once it is served, whoever may have them is asked (murphy status)"));

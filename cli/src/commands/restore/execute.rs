@@ -44,6 +44,8 @@ pub(super) struct Restored {
     pub(super) digest: String,
     pub(super) inodes: u64,
     pub(super) packs_copied: u64,
+    /// Of those, how many replaced something damaged that the store had under their name.
+    pub(super) packs_replaced: u64,
     pub(super) missing_packs: u64,
     /// Snapshots that turned out to be damaged, around which it was restored.
     pub(super) damaged_snapshots: usize,
@@ -112,6 +114,7 @@ impl Restore {
             digest: state.digest.to_string(),
             inodes: state.usage.inodes,
             packs_copied: packs.copied,
+            packs_replaced: packs.replaced,
             missing_packs: packs.missing,
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
