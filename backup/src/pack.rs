@@ -99,30 +99,6 @@ pub(crate) async fn has_pack(meta: &PackMeta, store: &dyn BlockStore) -> Result<
     }
 }
 
-/// What a store has under the name of a pack.
-pub(crate) enum Found {
-    /// The pack that the log names, durably: every cell was read.
-    Intact,
-    /// Something else; with why.
-    Damaged(PackError),
-    Nothing,
-}
-
-/// Reads and verifies what `store` has of a pack, if it has anything.
-pub(crate) async fn find_pack(meta: &PackMeta, store: &dyn BlockStore) -> Result<Found, BlockStoreError> {
-    let found = match store.size(meta.name).await {
-        // Only the size is a promise that what is there is durable.
-        Ok(_) => read_intact(store, meta).await.map(drop),
-        Err(error) => Err(error.into()),
-    };
-    match found {
-        Ok(()) => Ok(Found::Intact),
-        Err(IntactError::Damaged { source, .. }) => Ok(Found::Damaged(source)),
-        Err(IntactError::Store(BlockStoreError::NotFound { .. })) => Ok(Found::Nothing),
-        Err(IntactError::Store(error)) => Err(error),
-    }
-}
-
 /// Why it is not known which packs a slot names.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NamedPackError {

@@ -11,8 +11,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, Index, IndexError, IndexSnapshot, PackMeta, PackRow, ReadSnapshotError, ReplayBudget,
-    ReplayError, SnapshotReader, check_digest, replay,
+    BlockStore, HeldPack, Index, IndexError, IndexSnapshot, PackMeta, PackRow, ReadSnapshotError,
+    ReplayBudget, ReplayError, SnapshotReader, check_digest, look_for_pack, replay,
 };
 use murphy_log::{BranchId, Digest, Frame, Position, State, VolumeId};
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use crate::{
     base::{BaseManifest, PackRowError, live_packs, read_base},
     descriptor::Archive,
-    pack::{CopyPackError, Found, copy_pack, find_pack},
+    pack::{CopyPackError, copy_pack},
     plan::RestorePlan,
     survey::read_slot,
     surveyed::{Step, next_step},
@@ -343,11 +343,11 @@ async fn restore_pack(
     sources: &[Arc<dyn BlockStore>],
     target: &Arc<dyn BlockStore>,
 ) -> Result<PackOutcome, PackFailure> {
-    let found = find_pack(meta, &**target).await;
+    let found = look_for_pack(&**target, meta).await;
     let damage = match found.map_err(|error| PackFailure::Target(error.into()))? {
-        Found::Intact => return Ok(PackOutcome::Present),
-        Found::Damaged(damage) => Some(damage),
-        Found::Nothing => None,
+        HeldPack::Intact => return Ok(PackOutcome::Present),
+        HeldPack::Damaged(damage) => Some(damage),
+        HeldPack::Nothing => None,
     };
     let mut reasons = Vec::new();
     for source in sources {
@@ -358,7 +358,7 @@ async fn restore_pack(
     }
     reasons.extend(damage.map(|damage| format!("{damage}, in {}", target.label())));
     // Whether the target or every source is at fault is seen by asking the target once more.
-    match find_pack(meta, &**target).await {
+    match look_for_pack(&**target, meta).await {
         Err(error) => Err(PackFailure::Target(error.into())),
         Ok(_) => Err(PackFailure::Missing(reasons.join("; "))),
     }

@@ -35,11 +35,12 @@ pub use check::{FINDINGS_MAX, Finding, TreeCounts, check_tree, check_tree_with};
 pub use data::{
     AddPieceError, BlockStore, BlockStoreError, BlockStores, CellCache, CellFault, ClaimPrefixError,
     CredentialsError, DiskCache, DiskCacheError, DurableFolders, FailureDomain, FetchStats, FooterDigest,
-    IntactError, LayeredStore, MAX_PACK_PLAIN, MAX_PACK_STORED, ObjectBlockStore, OpenStoreError,
+    HeldPack, IntactError, LayeredStore, MAX_PACK_PLAIN, MAX_PACK_STORED, ObjectBlockStore, OpenStoreError,
     OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError, PackFetcher, PackFooter, PackMeta,
     PackName, PackReader, ParsePackNameError, ParseStoreUrlError, PlainOffset, ProbeError, ReadError,
     Refusal, SealedPack, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix,
-    claim_prefix, lend_intact, probe_put_if_absent, put_intact, read_intact, release_prefix, remove_object,
+    claim_prefix, lend_intact, look_for_pack, probe_put_if_absent, put_intact, read_intact, release_prefix,
+    remove_object,
 };
 pub use decide::{EntryKind, PACKS_PER_ENTRY, PackNews};
 pub use errno::Errno;

@@ -17,8 +17,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use murphy_fs::{
-    BlockStore, BlockStoreError, Errno, IntactError, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow,
-    ViewError, Volume, read_intact,
+    BlockStore, Errno, HeldPack, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow, ViewError, Volume,
+    look_for_pack,
 };
 use murphy_log::{Clock, Lsn};
 use tokio::sync::watch;
@@ -159,10 +159,10 @@ impl Gatherer {
     /// Looks for one pack, at home first.
     async fn look(&self, asked: &Asked, row: &PackRow) -> Sight {
         let meta = row.meta();
-        match read_intact(&*self.store, &meta).await {
-            Ok(_) => return Sight::Here,
-            Err(IntactError::Damaged { .. } | IntactError::Store(BlockStoreError::NotFound { .. })) => {}
-            Err(IntactError::Store(error)) => return Sight::Unknown(error.to_string()),
+        match look_for_pack(&*self.store, &meta).await {
+            Ok(HeldPack::Intact) => return Sight::Here,
+            Ok(HeldPack::Damaged(_) | HeldPack::Nothing) => {}
+            Err(error) => return Sight::Unknown(error.to_string()),
         }
         let mut unknown = None;
         for (place, down) in asked.places.iter().zip(&asked.down) {

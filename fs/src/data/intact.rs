@@ -29,6 +29,33 @@ pub async fn lend_intact(from: &dyn BlockStore, name: PackName) -> Result<Bytes,
     first_intact(from, name, check).await
 }
 
+/// Looks for the pack that the log knows as `meta` in a store that answers itself: whoever hears that it is intact there need not put it
+/// again. The object is read whole. Must run on a tokio runtime.
+pub async fn look_for_pack(store: &dyn BlockStore, meta: &PackMeta) -> Result<HeldPack, BlockStoreError> {
+    let held = match store.size(meta.name).await {
+        // What can be read need not be durable; what has been asked for its size is.
+        Ok(_) => read_intact(store, meta).await,
+        Err(error) => Err(error.into()),
+    };
+    match held {
+        Ok(_) => Ok(HeldPack::Intact),
+        Err(IntactError::Damaged { source, .. }) => Ok(HeldPack::Damaged(source)),
+        Err(IntactError::Store(BlockStoreError::NotFound { .. })) => Ok(HeldPack::Nothing),
+        Err(IntactError::Store(error)) => Err(error),
+    }
+}
+
+/// What a store has under the name of a pack.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HeldPack {
+    /// The pack, durably: its footer and every cell were read.
+    Intact,
+    /// Something that is not that pack, and why.
+    Damaged(PackError),
+    /// Nothing.
+    Nothing,
+}
+
 /// Puts a pack that was verified into a store that answers itself. What is damaged there under its name is replaced; another whole pack
 /// is not, and the put refused as [`BlockStore::put`] does. Must run on a tokio runtime.
 pub async fn put_intact(to: &dyn BlockStore, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {

@@ -1,12 +1,18 @@
 //! A promoted source whose own store lacks packs, and places that have them, have them damaged, lack them, or do not answer.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    future::ready,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use murphy_fs::{
-    Caller, CellCache, FileSystem, Ino, MemoryIndex, Name, ObjectBlockStore, OpenFlags, PackFetcher,
-    PackName, PackState, VolumeOptions, VolumeParts,
+    BlockStoreError, Caller, CellCache, FileSystem, Ino, MemoryIndex, Name, ObjectBlockStore, OpenFlags,
+    PackFetcher, PackName, PackState, StoredPack, VolumeOptions, VolumeParts, WriterId,
 };
 use murphy_log::{Log, MemoryLog, SystemClock};
 use parking_lot::Mutex;
@@ -211,6 +217,68 @@ async fn a_pack_is_missing_once_everybody_has_said_so_and_is_found_when_somebody
     found.await.unwrap().unwrap();
     assert!(world.is_found(2) && world.has(2).await);
     assert_eq!(gatherer.status.borrow().missing, 0);
+}
+
+/// A store in a folder that shows what is there and, until it is told otherwise, fails to make the name of it durable.
+#[derive(Debug)]
+struct Unsynced {
+    store: Arc<dyn BlockStore>,
+    fails: AtomicBool,
+}
+
+impl BlockStore for Unsynced {
+    fn label(&self) -> Cow<'_, str> {
+        self.store.label()
+    }
+
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.store.put(name, bytes)
+    }
+
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.store.mend(name, bytes)
+    }
+
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.store.get_range(name, range)
+    }
+
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.store.get(name)
+    }
+
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        if self.fails.load(Ordering::Relaxed) {
+            let source = Arc::new(std::io::Error::other("the folder cannot be synced"));
+            let object = name.to_string();
+            return ready(Err(BlockStoreError::Unavailable { object, retryable: true, source })).boxed();
+        }
+        self.store.size(name)
+    }
+
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.store.delete(name)
+    }
+
+    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        self.store.list(writer)
+    }
+}
+
+/// The fear: whoever put a pack into a folder was killed before the folder was synced, the pack is called found, and a power cut takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_whose_name_is_not_durable_yet_is_not_called_found() {
+    let world = World::new(1).await;
+    let (_, name, bytes) = &world.packs[0];
+    world.own.put(*name, bytes.clone()).await.unwrap();
+    let own = Arc::new(Unsynced { store: Arc::clone(&world.own), fails: AtomicBool::new(true) });
+    let store = Arc::clone(&own) as Arc<dyn BlockStore>;
+    let gatherer = Gatherer { store, ..world.gatherer(&[], Duration::from_secs(3600)) };
+    let round = gatherer.round(gatherer.gap, false).await.unwrap();
+    assert_eq!((round.wanted, world.state(0)), (1, PackState::Here));
+    own.fails.store(false, Ordering::Relaxed);
+    gatherer.settle().await.unwrap();
+    assert!(world.is_found(0));
 }
 
 /// The fear: a pack that is rotten in the own store is called found, and archives and mirrors wait for it for ever.
