@@ -8,6 +8,7 @@ use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use murphy_fs::PackName;
+use murphy_log::Epoch;
 use parking_lot::RwLock;
 
 use crate::{
@@ -39,7 +40,19 @@ impl Dialer {
         name: String,
         addresses: Vec<String>,
     ) -> Result<Admitted, ExchangeError> {
-        let redeem = Message::Redeem(Redeem { secret: token.secret.clone(), name, addresses });
+        self.join_again(token, name, addresses, None).await
+    }
+
+    /// The same for one that was a mirror before. A source that leads an older epoch than the one that is `promised` refuses: the first word
+    /// of that mirror would end it.
+    pub async fn join_again(
+        &self,
+        token: &Token,
+        name: String,
+        addresses: Vec<String>,
+        promised: Option<Epoch>,
+    ) -> Result<Admitted, ExchangeError> {
+        let redeem = Message::Redeem(Redeem { secret: token.secret.clone(), name, addresses, promised });
         match self.ask(&token.addresses, token.source_key, &redeem).await? {
             Message::Admitted(admitted) if admitted.volume == token.volume => Ok(admitted),
             other => Err(unexpected(&other)),

@@ -309,6 +309,8 @@ pub struct Redeem {
     pub name: String,
     /// Where it listens, `host:port`; empty if it does not.
     pub addresses: Vec<String>,
+    /// The epoch that it has promised, if it was a mirror before: a source that leads an older one does not take it.
+    pub promised: Option<Epoch>,
 }
 
 /// See [`Message::Admitted`].

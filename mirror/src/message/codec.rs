@@ -158,7 +158,7 @@ kinds! {
     PackRequest = 11, "pack request", SMALL;
     PackReply = 12, "pack reply", 1 + MAX_PACK_BYTES;
     Refused = 13, "refused", 3 + MAX_DETAIL_BYTES;
-    Redeem = 14, "redeem", SECRET_BYTES + 1 + (MAX_ADDRESSES + 1) * (2 + MAX_NAME_BYTES);
+    Redeem = 14, "redeem", SECRET_BYTES + 2 + MAX_NAME_BYTES + NAMES + MAYBE_EPOCH;
     Admitted = 15, "admitted", SMALL + PROOF;
     Seal = 16, "seal", SMALL + PROOF + NAMES;
     Sealed = 17, "sealed", SMALL;
@@ -211,6 +211,7 @@ fn encode_body(message: &Message, out: &mut FieldWriter<'_>) -> Kind {
         Message::Redeem(redeem) => {
             out.bytes(redeem.secret.as_bytes()).text(&redeem.name, MAX_NAME_BYTES);
             encode_addresses(&redeem.addresses, out);
+            out.optional(redeem.promised, FieldWriter::epoch);
         }
         Message::Admitted(admitted) => encode_admitted(admitted, out),
         Message::Seal(seal) => encode_seal(seal, out),
@@ -455,7 +456,8 @@ fn decode_lookup(r: &mut FieldReader<'_>) -> Result<Lookup, MessageError> {
 fn decode_redeem(r: &mut FieldReader<'_>) -> Result<Redeem, MessageError> {
     let secret = Secret::from_bytes(r.array()?);
     let name = r.text("name", MAX_NAME_BYTES)?;
-    Ok(Redeem { secret, name, addresses: decode_addresses(r)? })
+    let addresses = decode_addresses(r)?;
+    Ok(Redeem { secret, name, addresses, promised: r.optional(FieldReader::epoch)? })
 }
 
 /// Reads exactly one proof.
@@ -551,6 +553,8 @@ fn peek_header(r: &FieldReader<'_>) -> Result<FrameHeader, MessageError> {
 const SMALL: usize = 512;
 /// The largest list of addresses, in bytes.
 const NAMES: usize = 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
+/// An epoch that may be there, in bytes.
+const MAYBE_EPOCH: usize = 1 + 4 + 16;
 /// The largest proof, in bytes.
 const PROOF: usize = 1 + MAX_VOUCHERS * VOUCHER_BYTES;
 /// Runs of at least so many bytes are compressed.

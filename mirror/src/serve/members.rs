@@ -3,6 +3,7 @@
 //! Invariants:
 //! - What a member book says counts wherever the own log reaches. One whom it does not know is taken for a member by the word of the source
 //!   only, and only by a mirror that does not hear its source: what it has not heard yet it might hear in a moment.
+//! - Nobody is admitted who has promised an epoch that ends this source's: such a one is refused, and ends nothing.
 //! - A promise is durable before it is answered, and before anybody is followed for whom it was made.
 
 use std::{
@@ -17,6 +18,7 @@ use murphy_log::Epoch;
 use super::{Leader, MirrorPart, Part, Services};
 use crate::{
     book::{Admission, authorize},
+    history::is_older,
     identity::PublicKey,
     message::{Admitted, Announce, Message, Redeem, Refusal, Refused, Seal, Sealed},
     session::Connection,
@@ -25,6 +27,14 @@ use crate::{
 
 pub(super) async fn admit(services: &Services, connection: &Connection, redeem: Redeem) -> Message {
     let key = connection.peer();
+    if let (Part::Source(source), Some(promised)) = (services.part(), redeem.promised)
+        && is_older(source.epoch, promised)
+    {
+        // As a member it would end this source with its first word. Nobody is in danger as long as it is none.
+        tracing::warn!(node = %key.node(), %promised, "one who has promised a later epoch was not admitted");
+        let detail = format!("you have promised epoch {promised}, this source leads epoch {}", source.epoch);
+        return Message::Refused(Refused { reason: Refusal::Fenced, detail });
+    }
     let secret = redeem.secret.hash(&services.keys);
     let admission = Admission { secret, key, name: redeem.name, addresses: redeem.addresses };
     match services.book.admit(admission).await {

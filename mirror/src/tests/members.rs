@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::{MemberRole, MemberRow, MemberState};
-use murphy_log::{Log, LogTime, Lsn};
+use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn};
 use tokio::sync::watch;
 
 use super::{
@@ -14,8 +14,8 @@ use super::{
     test_frames,
 };
 use crate::{
-    Dialer, ExchangeError, Leader, MemoryBook, Part, Proof, PublicKey, Refusal, Refused, Replica, Seal,
-    Sealed, Secret,
+    Dialer, ExchangeError, Leader, MemberBook, MemoryBook, Part, Proof, PublicKey, Refusal, Refused, Replica,
+    Seal, Sealed, Secret,
 };
 
 fn revoke(book: &MemoryBook, key: PublicKey) {
@@ -182,5 +182,29 @@ async fn a_member_that_is_removed_is_cut_off_and_told() {
     tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
     assert_eq!(mirror.replica.state(), Some(kept), "it keeps what it has, and gets no more");
     mirror.stop().await;
+    source.stop().await;
+}
+
+/// The fear: a mirror that was removed has once tried to take over, joins anew, and its first word ends the source for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_has_promised_a_later_epoch_is_not_admitted_and_ends_nothing() {
+    let source = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 30, 3)));
+    source.lead(&log, 1000);
+    let secret = Secret::random().unwrap();
+    source.book.invite(secret.hash(&keys()), MemberRole::Mirror, LogTime::from_nanos(100));
+    let (token, joiner, name) = (source.token(&secret), dialer(), || "again".to_owned());
+    let other = Epoch { id: EpochId::from_bytes([77; 16]), ..epoch(1) };
+    for promised in [epoch(2), other] {
+        let refused = joiner.join_again(&token, name(), Vec::new(), Some(promised)).await;
+        let Err(ExchangeError::Refused(refused)) = refused else { panic!("{refused:?}") };
+        assert_eq!(refused.reason, Refusal::Fenced, "{}", refused.detail);
+        assert!(refused.detail.contains(&promised.to_string()), "{}", refused.detail);
+        assert_eq!(source.book.row(joiner.identity.node()), None, "it is no member");
+    }
+    assert_eq!(source.services.board.fenced_by(), None);
+    // The invitation was not used up, and a promise that this source's own epoch keeps is none against it.
+    joiner.join_again(&token, name(), Vec::new(), Some(epoch(1))).await.unwrap();
+    assert!(source.book.row(joiner.identity.node()).is_some());
     source.stop().await;
 }

@@ -130,7 +130,12 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::PackReply(PackReply::Missing),
         Message::PackReply(PackReply::Failed("gone".to_owned())),
         Message::Refused(Refused { reason: Refusal::BadFrame, detail: "at lsn 5".to_owned() }),
-        Message::Redeem(Redeem { secret: Secret::from_bytes([5; 32]), name: "berlin".to_owned(), addresses }),
+        Message::Redeem(Redeem {
+            secret: Secret::from_bytes([5; 32]),
+            name: "berlin".to_owned(),
+            addresses,
+            promised: Some(next),
+        }),
         Message::Admitted(Admitted { volume, branch, role: MemberRole::Writer, proof: proof.clone() }),
         Message::Seal(Seal { volume, branch, epoch: next, proof, leads: vec!["host:7000".to_owned()] }),
         sealed(None),
