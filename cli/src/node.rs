@@ -34,7 +34,7 @@ use murphy_log::{DirectoryLock, DiskLog, Files, Log, Lsn, OsFiles, VolumeKeys};
 use murphy_mirror::{Identity, RemotePacks};
 
 use crate::{
-    config::NodeConfig,
+    config::{NodeConfig, Role},
     error::{CliError, at, failed},
     givers::Giver,
 };
@@ -67,10 +67,15 @@ pub(crate) struct MirrorOpening {
 }
 
 impl MirrorOpening {
-    /// Takes the lock of the node in `directory`.
+    /// Takes the lock of the node in `directory`, and finishes what an earlier process has begun there if it is a mirror's.
     pub(crate) fn begin(directory: &Path) -> Result<MirrorOpening, CliError> {
         let lock = lock(directory)?;
-        let config = NodeConfig::read(directory)?;
+        let mut config = NodeConfig::read(directory)?;
+        if config.role == Role::Mirror {
+            settle(directory, &config)?;
+            // A branch that was put aside by that is in the file now; one that is not in memory would be gone with the next change of it.
+            config = NodeConfig::read(directory)?;
+        }
         Ok(MirrorOpening { directory: directory.to_owned(), config, lock })
     }
 }

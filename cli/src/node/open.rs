@@ -35,13 +35,15 @@ use crate::{
 
 pub(super) fn open(
     directory: &Path,
-    config: NodeConfig,
+    mut config: NodeConfig,
     lock: DirectoryLock,
     options: &NodeOptions,
     runtime: &Handle,
 ) -> Result<Node, CliError> {
     if config.role == Role::Mirror {
         settle(directory, &config)?;
+        // A branch that was put aside by that is in the file now.
+        config = NodeConfig::read(directory)?;
         if !log_directory(directory).exists() {
             return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
                 .hint("murphy serve or murphy mount lets its source seed it"));
