@@ -8,6 +8,7 @@
 //!   mirrors/gathering   bytes that a promotion lacked       mirrors/membership  a member's word to and from its source
 //!   mirrors/lost        a source that has lost what mirrors hold
 //!   mirrors/removal     a member that is taken out          mirrors/succession  whom mirrors follow after a promotion
+//!   mirrors/rejoin      a mirror that joins anew
 //! ```
 //!
 //! Invariants:
@@ -21,6 +22,7 @@ mod leading;
 mod lost;
 mod membership;
 mod promotion;
+mod rejoin;
 mod removal;
 mod replica;
 mod snapshots;
@@ -56,6 +58,7 @@ use following::Followed;
 pub(crate) use membership::keep_proof;
 use membership::load_proof;
 pub(crate) use promotion::PromoteOrder;
+pub(crate) use rejoin::Rejoining;
 pub(crate) use removal::MemberStatus;
 use replica::DiskReplica;
 

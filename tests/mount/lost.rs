@@ -240,6 +240,48 @@ fn a_source_that_went_on_without_what_a_mirror_holds_ends_and_people_decide() {
     }
 }
 
+/// The fear: a mirror was given up for the source's own history, joins anew with the other one, and ends the source again. Or it gives up what it
+/// has while it is still a member, which is what was acknowledged.
+#[test]
+fn a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch() {
+    if !can_mount("a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch") {
+        return;
+    }
+    // One knows that it was removed, the other one does not; the source is behind it, or further.
+    for (knows, further) in [(true, true), (false, false)] {
+        let rolled = Rolled::back(Loss::Node, false);
+        let (scratch, ma, mb) = (&rolled.pair.scratch, rolled.path("ma"), rolled.path("mb"));
+        rolled.pair.mount("a", &rolled.address);
+        let mut written = 0;
+        wait_for("the source to go on", || {
+            fs::write(ma.join(format!("instead-{written}")), b"of another history").unwrap();
+            written += 1;
+            !further || rolled.pair.status("a")["durable_lsn"].as_u64() > Some(rolled.held + 5)
+        });
+        let token = scratch.run(["invite", "a"]).expect_code(0).stdout();
+        fs::write(rolled.path("token"), token).unwrap();
+        let join = ["join", "b", "--token-file", "token"];
+        let refused = scratch.run(join).expect_error(1, "has lost entries").stderr();
+        assert!(refused.contains("murphy promote") && refused.contains("--assume-lost"), "{refused}");
+        assert_eq!(rolled.pair.status("a")["role"], "source", "nobody has ended it");
+        scratch.run(["member", "remove", "a", &rolled.node, "--assume-lost"]).expect_code(0).stdout();
+        if knows {
+            rolled.pair.mount("b", &rolled.mirror_address);
+            wait_for("the mirror to be told", || rolled.pair.status("b")["removed"] == true);
+            scratch.run(["umount", "mb"]).expect_code(0);
+        }
+        scratch.run(join).expect_code(0).stdout();
+        rolled.pair.mount("b", &rolled.mirror_address);
+        wait_for("an fsync to be acknowledged", || write_safely(&ma.join("after"), b"by the mirror").is_ok());
+        rolled.pair.settle();
+        assert_eq!(fs::read(mb.join("instead-0")).unwrap(), b"of another history");
+        assert_eq!(fs::read(mb.join("after")).unwrap(), b"by the mirror");
+        let status = rolled.pair.status("b");
+        assert_eq!(status["branches"].as_array().map(Vec::len), Some(1), "{status}");
+        assert!(status["branches"][0].to_string().contains(&rolled.held.to_string()), "{status}");
+    }
+}
+
 /// One mirror has acknowledged what the other one lacks; whichever is promoted goes on with all of it, bytes included.
 #[test]
 fn a_mirror_that_is_promoted_fetches_what_another_one_holds() {

@@ -292,3 +292,53 @@ fn a_mirror_that_nobody_can_tell_says_so_and_joins_anew_with_one_command() {
     assert!(!held.is_empty() && held.is_subset(&kept), "packs were copied again");
     assert_eq!(fs::read(pair.scratch.path("mc/early")).unwrap(), vec![7; 300_000]);
 }
+
+/// The fear: a mirror once tried to take over and could not, was removed, joins anew, and its old promise ends the living source for good.
+#[test]
+fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
+    if !can_mount("a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    let ma = pair.scratch.path("ma");
+    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    wait_for_addresses(&pair, "a", 2);
+    write_safely(&ma.join("early"), b"on all").unwrap();
+    pair.settle();
+    let (address, gone, tried) = (pair.listens("a"), id(&pair, "c"), id(&pair, "b"));
+    pair.kill("c");
+    pair.kill("a");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "members are sealed");
+    pair.scratch.run(["umount", "mb"]).expect_code(0);
+    pair.mount("a", &address);
+    for node in [&tried, &gone] {
+        pair.scratch.run(["member", "remove", "a", node, "--assume-lost"]).expect_code(0).stdout();
+    }
+    let token = pair.scratch.run(["invite", "a"]).expect_code(0).stdout();
+    fs::write(pair.scratch.path("again"), token).unwrap();
+    // What was promised to somebody else binds it, and ends nobody.
+    let path = pair.scratch.path("b/promised.json");
+    let own = fs::read_to_string(&path).unwrap();
+    let other = own.replace("\"number\":2", "\"number\":3");
+    assert_ne!(own, other);
+    fs::write(&path, &other).unwrap();
+    let join = ["join", "b", "--token-file", "again"];
+    let refused = pair.scratch.run(join).expect_error(1, "you have promised epoch").stderr();
+    assert!(refused.contains("join in a new directory"), "{refused}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), other);
+    fs::write(&path, &own).unwrap();
+    // A token that is worth nothing leaves the promise where it was; the other one was not used up.
+    pair.scratch.run(["join", "b", "--token-file", "token"]).expect_error(1, "was used");
+    assert_eq!(fs::read_to_string(&path).unwrap(), own);
+    pair.scratch.run(join).expect_code(0).stdout();
+    assert!(!path.exists() && pair.scratch.path("b/promoting.json").exists());
+    pair.mount("b", "127.0.0.1:0");
+    wait_for_acknowledged(&ma.join("after"));
+    pair.settle();
+    let status = pair.status("a");
+    assert_eq!((&status["role"], &status["position"]["epoch"]), (&"source".into(), &1.into()), "{status}");
+    // It takes over as any mirror does.
+    pair.lose_source();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
+    assert_eq!(fs::read(pair.scratch.path("mb/after")).unwrap(), b"safe");
+}

@@ -4,6 +4,8 @@
 //! - A token is read from a file or stdin; it never stands in the arguments.
 //! - The directory appears when the source has admitted the node; before, everything begun is taken back.
 
+mod again;
+
 use std::{
     fs::File,
     io::Read,
@@ -12,17 +14,17 @@ use std::{
 };
 
 use murphy_fs::{MemberRole, OpenedStore, StoreUrl, check_prefix, claim_prefix, release_prefix};
-use murphy_mirror::{
-    Admitted, Dialer, ExchangeError, Identity, MAX_TOKEN_CHARS, NetworkOptions, Token, UdpSockets,
-};
+use murphy_log::Epoch;
+use murphy_mirror::{Admitted, ExchangeError, Identity, MAX_TOKEN_CHARS, Refusal, Refused, Token};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
 use crate::{
     config::{NodeConfig, Role, Upstream},
     error::{CliError, Code, at, failed},
+    givers::dialer,
     mirrors::keep_proof,
-    node::{MirrorOpening, Staging},
+    node::Staging,
     output::Output,
 };
 
@@ -56,7 +58,7 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
     let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
     let runtime = Runtime::new().map_err(failed)?;
     if NodeConfig::is_in(&directory) {
-        let (config, role) = join_again(&directory, &token, blocks.as_ref(), &runtime)?;
+        let (config, role) = again::run(&directory, &token, blocks.as_ref(), &runtime)?;
         return told(&directory, &config, role, output);
     }
     let staging = Staging::beside(&directory)?;
@@ -94,61 +96,32 @@ fn told(directory: &Path, config: &NodeConfig, role: MemberRole, output: &Output
     Ok(Code::Done)
 }
 
-/// Lets the mirror in `directory` join anew: with what it holds it follows the source that the token is of.
-fn join_again(
-    directory: &Path,
-    token: &Token,
-    blocks: Option<&StoreUrl>,
-    runtime: &Runtime,
-) -> Result<(NodeConfig, MemberRole), CliError> {
-    let opening = MirrorOpening::begin(directory)?;
-    let held = &opening.config;
-    let elsewhere = "join in a new directory; --blocks may be the same";
-    if held.role != Role::Mirror {
-        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(elsewhere));
-    }
-    if (held.volume, held.branch) != (token.volume, token.branch) {
-        let (volume, branch) = (held.volume, held.branch);
-        return Err(CliError::new(format!(
-            "{} holds volume {volume}, branch {branch}; the token is of volume {}, branch {}",
-            directory.display(),
-            token.volume,
-            token.branch
-        ))
-        .hint(elsewhere));
-    }
-    if blocks.is_some_and(|blocks| *blocks != held.blocks) {
-        return Err(CliError::usage(format!("this mirror keeps its packs in {}", held.blocks))
-            .hint("leave --blocks out, or join in a new directory"));
-    }
-    let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
-    let admitted = redeemed(token, directory, identity, runtime)?;
-    let config = NodeConfig {
-        source: Some(Upstream { addresses: token.addresses.clone(), key: token.source_key }),
-        removed: false,
-        ..held.clone()
-    };
-    config.write(directory)?;
-    keep_proof(directory, &admitted.proof)?;
-    Ok((config, admitted.role))
-}
-
 /// Redeems the token for the node with this identity.
 fn redeemed(
     token: &Token,
     directory: &Path,
+    promised: Option<Epoch>,
     identity: Arc<Identity>,
     runtime: &Runtime,
 ) -> Result<Admitted, CliError> {
-    let dialer = Dialer { identity, sockets: Arc::new(UdpSockets), options: NetworkOptions::default() };
+    let dialer = dialer(&identity);
     let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    runtime.block_on(dialer.join(token, name, Vec::new())).map_err(|error| match error {
+    let joining = dialer.join_again(token, name, Vec::new(), promised);
+    runtime.block_on(joining).map_err(not_joined)
+}
+
+/// Why the source did not take a node, with the way out.
+fn not_joined(error: ExchangeError) -> CliError {
+    match error {
+        ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. }) => {
+            failed(error).hint(again::PROMISED)
+        }
         ExchangeError::Refused(_) => failed(error).hint("ask for a new token: murphy invite at the source"),
         ExchangeError::Unreachable(_) | ExchangeError::NoAnswer => {
             failed(error).hint("is the source served with --listen, and does UDP reach it?")
         }
         ExchangeError::Protocol(_) => failed(error),
-    })
+    }
 }
 
 /// Takes a prefix for the packs; says whether it was nobody's before. One that this volume used before is as good.
@@ -176,7 +149,7 @@ fn redeem(
         ..NodeConfig::new(token.volume, token.branch, token.volume.to_string(), blocks)
     };
     config.write(&staging.path)?;
-    let admitted = redeemed(token, directory, identity, runtime)?;
+    let admitted = redeemed(token, directory, None, identity, runtime)?;
     keep_proof(&staging.path, &admitted.proof)?;
     staging.publish()?;
     Ok((config, admitted.role))

@@ -396,7 +396,7 @@ fn described(
 }
 
 /// In the node's directory: the epochs that it has made up its mind to begin.
-const ATTEMPTS: &str = "promoting.json";
+pub(super) const ATTEMPTS: &str = "promoting.json";
 /// What to do when it fails after it has begun.
 const HALF_PROMOTED: &str = "what has promised or was sealed stays so, and the old source may be unable to acknowledge from now on: run it again, it goes on with the same epoch (--assume-lost gives up who does not answer), or promote another mirror";
 const LOOK: Duration = Duration::from_millis(20);
