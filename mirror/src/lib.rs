@@ -19,6 +19,7 @@
 //! ```
 
 mod acknowledge;
+mod acknowledging;
 mod board;
 mod book;
 mod compare;
@@ -47,6 +48,7 @@ mod token;
 mod vouch;
 
 pub use acknowledge::MirrorAcknowledger;
+pub use acknowledging::{AcknowledgingSet, SetStep};
 pub use board::{BoardEntry, MirrorBoard};
 pub use book::{Admission, AdmitError, MemberBook, MemoryBook, authorize, redeem};
 pub use compare::{Comparison, compare};

@@ -1,8 +1,8 @@
 //! The source's part: its mirrors, and which of them acknowledge.
 //!
 //! Invariants:
-//! - With `--ack mirror=W` the set of members that acknowledge grows only after W of the old set (all, if they are fewer) have the entry that
-//!   changes it, and is remembered; after a promotion an fsync waits for all of it, until each has what the promotion began with: a mirror that is promoted knows every set through which something was acknowledged. How it loses a member is told in
+//! - With `--ack mirror=W` the set of members that acknowledge follows the members of the log by the steps of [`AcknowledgingSet`], and is
+//!   remembered: a mirror that is promoted knows every set through which something was acknowledged. How it loses a member is told in
 //!   `removal.rs`; one that the log has removed never counts, whatever is remembered.
 
 use std::{
@@ -13,8 +13,8 @@ use std::{
 };
 
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
-use murphy_log::{Epoch, Log, NodeId, OsFiles, replace_file};
-use murphy_mirror::{MemberBook, MirrorAcknowledger, Part, SourcePart};
+use murphy_log::{Epoch, Log, Lsn, NodeId, OsFiles, replace_file};
+use murphy_mirror::{AcknowledgingSet, MemberBook, MirrorAcknowledger, Part, SetStep, SourcePart};
 
 use super::{Mirroring, changed, lock, snapshots::VolumeSnapshots};
 use crate::{
@@ -64,37 +64,21 @@ impl Mirroring {
         Ok(())
     }
 
-    /// How many of the acknowledging set an fsync waits for. After a promotion that is all of them, until each has what made the others
-    /// members: one that has not could take over and would ask nobody.
-    pub(super) fn needed(&self, wanted: usize, set: &BTreeSet<NodeId>) -> usize {
-        let is_settled = self.config().promoted.as_ref().is_none_or(|promoted| promoted.is_settled);
-        if is_settled { wanted } else { wanted.max(set.len()) }
+    /// How many of the acknowledging set an fsync waits for, if these are its members.
+    pub(super) fn needed(&self, wanted: usize, members: &BTreeSet<NodeId>) -> usize {
+        self.set_of(members.clone()).needed(wanted)
     }
 
-    /// Returns when each of the acknowledging set has what this source began with, if it was promoted.
-    async fn settle(&self, wanted: usize, set: &BTreeSet<NodeId>) -> Result<(), CliError> {
-        let base = self
-            .config()
-            .promoted
-            .as_ref()
-            .filter(|promoted| !promoted.is_settled)
-            .map(|promoted| murphy_log::Lsn::new(promoted.metadata_lsn));
-        let (Some(base), Some(acknowledger)) = (base, lock(&self.acknowledger).clone()) else {
-            return Ok(());
-        };
-        let all = MirrorAcknowledger::new(Arc::clone(&self.services.board), set.len(), set.clone());
-        all.acknowledged(base, CHANGE_MAX).await.map_err(failed)?;
-        let _turn = self.set_turn.lock().await;
-        if read_set(&self.directory)?.unwrap_or_default() != *set {
-            return Err(CliError::new("they have changed meanwhile"));
-        }
-        self.change_config(|config| {
-            if let Some(promoted) = &mut config.promoted {
-                promoted.is_settled = true;
-            }
-        })?;
-        acknowledger.set(wanted, set.clone());
-        Ok(())
+    /// The acknowledging set with these members.
+    fn set_of(&self, members: BTreeSet<NodeId>) -> AcknowledgingSet {
+        let config = self.config();
+        let promoted = config.promoted.as_ref().filter(|promoted| !promoted.is_settled);
+        AcknowledgingSet { members, unsettled: promoted.map(|promoted| Lsn::new(promoted.metadata_lsn)) }
+    }
+
+    /// The acknowledging set, as this directory remembers it.
+    fn set(&self) -> Result<AcknowledgingSet, CliError> {
+        Ok(self.set_of(read_set(&self.directory)?.unwrap_or_default()))
     }
 
     /// The members that hold a copy, without this node.
@@ -139,46 +123,68 @@ impl Mirroring {
         let Some(acknowledger) = acknowledger else { return Ok(()) };
         let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
         let wanted = wanted as usize;
-        let old = {
-            let _turn = self.set_turn.lock().await;
-            let old = read_set(&self.directory)?.unwrap_or_default();
-            let kept: BTreeSet<NodeId> = old.intersection(&members).copied().collect();
-            if kept != old {
-                // The log has removed the others, after W of these had what they had: the process ended right then.
-                acknowledger.set(self.needed(wanted, &kept), kept.clone());
-                write_set(&self.directory, &kept)?;
+        loop {
+            let turn = self.set_turn.lock().await;
+            let set = self.set()?;
+            let step = set.towards(wanted, &members);
+            match &step {
+                SetStep::Stay => return Ok(()),
+                SetStep::Leave(kept) => {
+                    // The log has removed the others, after W of these had what they had: the process ended right then.
+                    acknowledger.set(self.needed(wanted, kept), kept.clone());
+                    write_set(&self.directory, kept)?;
+                    continue;
+                }
+                SetStep::Settle(base) => {
+                    drop(turn);
+                    self.wait_for_members(*base, set.members.len(), &set.members, &members).await?;
+                }
+                SetStep::Grow { asked, of } => {
+                    drop(turn);
+                    // Whatever entries made the members what they are must be held, also those that are not durable yet.
+                    let lsn = self.volume.durable_here().await;
+                    let lsn =
+                        lsn.map_err(|errno| CliError::new(format!("the log does not go on: {errno:?}")))?;
+                    self.wait_for_members(lsn, *asked, of, &members).await?;
+                }
             }
-            kept
-        };
-        self.settle(wanted, &old).await?;
-        if old == members {
-            return Ok(());
-        }
-        // With fewer than W of them nothing is acknowledged, and yet any one may be able to take over, and must know whom to ask.
-        let asked = wanted.min(old.len());
-        if asked > 0 {
-            // Whatever entries made the members what they are must be held, also those that are not durable yet.
-            let lsn = self.volume.durable_here().await;
-            let lsn = lsn.map_err(|errno| CliError::new(format!("the log does not go on: {errno:?}")))?;
-            let mut changes = self.book.changes();
-            changes.borrow_and_update();
-            if self.mirrors() != members {
+            let _turn = self.set_turn.lock().await;
+            if self.set()? != set {
                 return Err(CliError::new("they have changed meanwhile"));
             }
-            let known = MirrorAcknowledger::new(Arc::clone(&self.services.board), asked, old.clone());
-            tokio::select! {
-                acknowledged = known.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed)?,
-                // One of those that are waited for may have been removed.
-                _ = changes.changed() => return Err(CliError::new("they change again")),
+            if let SetStep::Settle(_) = step {
+                self.change_config(|config| {
+                    if let Some(promoted) = &mut config.promoted {
+                        promoted.is_settled = true;
+                    }
+                })?;
+                acknowledger.set(wanted, set.members);
+            } else {
+                write_set(&self.directory, &members)?;
+                acknowledger.set(wanted, members);
+                return Ok(());
             }
         }
-        let _turn = self.set_turn.lock().await;
-        if read_set(&self.directory)?.unwrap_or_default() != old {
+    }
+
+    /// Returns when `asked` of these have `lsn`, while the members of the log stay `members`: one that is waited for may be removed.
+    async fn wait_for_members(
+        &self,
+        lsn: Lsn,
+        asked: usize,
+        of: &BTreeSet<NodeId>,
+        members: &BTreeSet<NodeId>,
+    ) -> Result<(), CliError> {
+        let mut changes = self.book.changes();
+        changes.borrow_and_update();
+        if self.mirrors() != *members {
             return Err(CliError::new("they have changed meanwhile"));
         }
-        write_set(&self.directory, &members)?;
-        acknowledger.set(wanted, members);
-        Ok(())
+        let known = MirrorAcknowledger::new(Arc::clone(&self.services.board), asked, of.clone());
+        tokio::select! {
+            acknowledged = known.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed),
+            _ = changes.changed() => Err(CliError::new("they change again")),
+        }
     }
 
     /// Makes the source itself known, as one that holds no copy for itself: should it come back after it was replaced, it may ask.
