@@ -5,7 +5,7 @@
 //! - The judge sees a frame when it is durable at a source, and when it is queued anywhere else, before anybody can read it there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,10 +17,10 @@ use bytes::Bytes;
 use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey, SnapshotReader};
 use murphy_log::{
-    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, NodeId, Position,
+    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
     ReadError, State, Terminal, TrimError,
 };
-use murphy_mirror::PublicKey;
+use murphy_mirror::{AcknowledgingSet, Point, PublicKey};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -40,13 +40,15 @@ pub(super) struct Disk {
     /// The epoch that was promised to a successor.
     pub(super) promised: Arc<Mutex<Option<Epoch>>>,
     /// The members through which fsync is acknowledged.
-    pub(super) acknowledging: Arc<Mutex<BTreeSet<NodeId>>>,
+    pub(super) acknowledging: Arc<Mutex<AcknowledgingSet>>,
     /// What the next start has to finish.
     pub(super) orders: Arc<Mutex<Orders>>,
     /// The source that it follows, if it is a mirror.
     pub(super) follows: Option<Upstream>,
     /// The epochs that it has tried to begin.
     pub(super) attempts: Vec<Epoch>,
+    /// How it became the source, if it was a mirror.
+    pub(super) promoted: Option<Promoted>,
     /// What was lost with the source before it.
     pub(super) lost: Arc<Mutex<Option<LostPacks>>>,
     /// The epoch that the node decides in, if it is a source.
@@ -74,6 +76,15 @@ impl NodeName {
 pub(super) struct Upstream {
     pub(super) host: usize,
     pub(super) key: PublicKey,
+}
+
+/// What a source that was a mirror knows of its promotion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Promoted {
+    /// The source before it.
+    pub(super) from: Upstream,
+    /// After which entry its epoch begins.
+    pub(super) base: Point,
 }
 
 /// A tree that a log begins after.
@@ -106,6 +117,7 @@ impl Disk {
             orders: Arc::default(),
             follows: None,
             attempts: Vec::new(),
+            promoted: None,
             lost: Arc::default(),
             leads: None,
             fenced: None,

@@ -6,9 +6,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use murphy_log::Log;
+use murphy_fs::Volume;
+use murphy_log::{Log, NodeId};
 
-use super::{account::Account, world::World};
+use super::{account::Account, disk::NodeName, members::holders, world::World};
 
 /// What stood in the way of promotions since the last one.
 #[derive(Default)]
@@ -19,8 +20,8 @@ pub(super) struct Refused {
     pub(super) gives_up: Option<usize>,
     /// Archives that cannot be brought up: given up by name.
     pub(super) spoiled: BTreeSet<String>,
-    /// Hosts that came too late to take over: their logs do not reach back to what archives lack, or another member lags behind the entry
-    /// that admitted them, and does not know them.
+    /// Hosts that came too late to take over: their logs do not reach back to what archives lack, another member lags behind the entry that
+    /// admitted them, and does not know them, or somebody else has taken over before them.
     too_late: BTreeSet<usize>,
 }
 
@@ -70,6 +71,16 @@ impl World {
         }
     }
 
+    /// Members that were admitted and have no directory, since whoever was to join died meanwhile: there is nobody to be reached, and nothing
+    /// to be lost. They are given up by name; the host joins as yet another node.
+    pub(super) fn dismiss_the_absent(&self, volume: &Volume) {
+        let names: Vec<NodeName> = self.hosts.iter().map(|home| home.lock().disk.node).collect();
+        let at_home: Vec<NodeId> =
+            names.iter().filter_map(|name| Some(self.ground.identity(*name).ok()?.node())).collect();
+        let absent = holders(volume).into_keys().filter(|node| !at_home.contains(node));
+        self.ground.gone.lock().extend(absent);
+    }
+
     /// The directory on `host` is gone for ever, as everybody knows who looks after the volume: it is nobody whom one could let take over.
     pub(super) fn give_up_node(&self, host: usize) {
         let node = self.hosts[host].lock().disk.node;
@@ -84,9 +95,12 @@ impl World {
     pub(super) fn give_up_archives(self: &Arc<Self>, host: usize, source: usize, error: &str) {
         let is_out_of_reach = error.contains("no other archive has what comes then");
         let lags = error.contains("is not a member of volume");
-        if is_out_of_reach || lags {
+        let is_overtaken = error.contains(", which began epoch");
+        if is_out_of_reach || lags || is_overtaken {
             self.refused.lock().too_late.insert(host);
-            if (0..self.hosts.len()).any(|other| self.was_in_time(other)) {
+            let is_other_left = (0..self.hosts.len()).any(|other| self.was_in_time(other));
+            if is_other_left || is_overtaken {
+                // Who has taken over is gone on with, or whoever follows that one; if there is nobody else, whoever lags is given up by then.
                 *self.candidate.lock() = None;
                 return;
             }

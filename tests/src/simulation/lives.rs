@@ -68,9 +68,12 @@ impl World {
         });
         self.ground.lead(host, &mut process, &disk, epoch, genesis.as_deref())?;
         self.watch_over(host, &process);
-        let mut home = self.hosts[host].lock();
-        home.disk = disk;
-        home.process = Some(process);
+        {
+            let mut home = self.hosts[host].lock();
+            home.disk = disk;
+            home.process = Some(process);
+        }
+        self.tell_predecessor(host);
         Ok(tail)
     }
 
@@ -190,12 +193,17 @@ impl World {
         let volume = self.hosts[leader].lock().process.as_ref().map(|process| process.volume.clone());
         let volume = volume.ok_or("the source does not run")?;
         self.give_up_node(host);
-        let node = self.hosts[host].lock().disk.node.reborn();
+        let mut node = self.hosts[host].lock().disk.node.reborn();
+        // One that was given up before it had a directory is nobody any more.
+        while self.ground.gone.lock().contains(&self.ground.identity(node)?.node()) {
+            node = node.reborn();
+        }
         let identity = self.ground.identity(node)?;
         let row = row_of(host, &identity, MemberRole::Mirror);
         let recorded = tokio::time::timeout(RECORD_MAX, record(&volume, identity.node(), row)).await;
         recorded.map_err(|_| "the source does not answer")??;
-        if find() != Some((epoch, leader, source)) {
+        let is_given_up = self.ground.gone.lock().contains(&identity.node());
+        if is_given_up || find() != Some((epoch, leader, source)) {
             return Err("somebody has taken over meanwhile".to_owned());
         }
         let key = self.ground.identity(source)?.public_key();

@@ -94,11 +94,16 @@ impl World {
             let is_intact = |account: &Arc<Account>| !account.is_gone() && !account.is_damaged();
             return leads && self.known_archives().iter().any(is_intact);
         }
+        let leader = self.leader();
         let suffices = |other: usize| {
             let home = self.hosts[other].lock();
             let Some(process) = &home.process else { return false };
+            if home.disk.leads.is_some() {
+                // One that was replaced and does not know it yet goes on for nobody.
+                return !leads && leader == Some(other) && self.ground.level != Level::Mirror;
+            }
             let Some(followed) = process.among.as_ref().and_then(|among| among.followed.as_ref()) else {
-                return !leads && home.leads().is_some() && self.ground.level != Level::Mirror;
+                return false;
             };
             let (tip, data) = (process.log.durable().state().position, *followed.replica.data.borrow());
             if !self.has_caught_up(&tip) {

@@ -1,8 +1,8 @@
 //! The members of a simulated volume: entries of its log, as the program keeps them, and through which of them fsync is acknowledged.
 //!
 //! Invariants:
-//! - The set that acknowledges changes only after one of the old set has the entry that changes it, and is remembered. Members whose
-//!   directories are gone for ever are not waited for.
+//! - The set that acknowledges takes the steps that the program takes, with W = 1, and is remembered. Members whose directories are gone for
+//!   ever are no members to it: people have removed them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +12,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
-use murphy_log::{Clock, NodeId};
-use murphy_mirror::{Admission, AdmitError, Identity, MemberBook, MirrorAcknowledger, MirrorBoard};
+use murphy_log::{Clock, Lsn, NodeId};
+use murphy_mirror::{
+    AcknowledgingSet, Admission, AdmitError, Identity, MemberBook, MirrorAcknowledger, MirrorBoard, SetStep,
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -80,7 +82,7 @@ pub(super) struct Census {
     board: Arc<MirrorBoard>,
     clock: Arc<NodeClock>,
     /// The set that acknowledged last.
-    set: Arc<Mutex<BTreeSet<NodeId>>>,
+    set: Arc<Mutex<AcknowledgingSet>>,
     acknowledger: Option<Arc<MirrorAcknowledger>>,
 }
 
@@ -91,11 +93,13 @@ impl Census {
         host: usize,
         process: &Process,
         board: &Arc<MirrorBoard>,
-        set: &Arc<Mutex<BTreeSet<NodeId>>>,
+        set: &Arc<Mutex<AcknowledgingSet>>,
     ) -> Census {
         let waits = ground.level == super::Level::Mirror;
-        let acknowledger =
-            waits.then(|| Arc::new(MirrorAcknowledger::new(Arc::clone(board), 1, set.lock().clone())));
+        let acknowledger = waits.then(|| {
+            let set = set.lock().clone();
+            Arc::new(MirrorAcknowledger::new(Arc::clone(board), set.needed(WANTED), set.members))
+        });
         if let Some(acknowledger) = &acknowledger {
             process.volume.acknowledge_with(Arc::clone(acknowledger) as Arc<dyn Acknowledger>);
         }
@@ -119,35 +123,67 @@ impl Census {
             tokio::time::sleep(AGAIN).await;
         }
         loop {
-            let mut members: BTreeSet<NodeId> = holders(&self.volume).into_keys().collect();
-            members.remove(&own);
+            let members = self.mirrors();
             for node in &members {
                 self.board.list_member(self.clock.monotonic(), *node);
             }
-            self.change_set(members).await;
+            self.follow(&members).await;
             tokio::time::sleep(AGAIN).await;
         }
     }
 
-    async fn change_set(&self, members: BTreeSet<NodeId>) {
+    /// The members that hold a copy, without this node and those that are gone for ever.
+    fn mirrors(&self) -> BTreeSet<NodeId> {
+        let (own, gone) = (self.identity.node(), self.ground.gone.lock().clone());
+        holders(&self.volume).into_keys().filter(|node| *node != own && !gone.contains(node)).collect()
+    }
+
+    /// Takes the steps that lead the set to `members`, as far as they answer.
+    async fn follow(&self, members: &BTreeSet<NodeId>) {
         let Some(acknowledger) = &self.acknowledger else { return };
-        let old = self.set.lock().clone();
-        if old == members {
-            return;
+        loop {
+            let set = self.set.lock().clone();
+            let changed = match set.towards(WANTED, members) {
+                SetStep::Stay => return,
+                SetStep::Leave(kept) => AcknowledgingSet { members: kept, ..set },
+                SetStep::Settle(base) => {
+                    if !self.have(base, set.members.len(), &set.members, members).await {
+                        return;
+                    }
+                    AcknowledgingSet { unsettled: None, ..set }
+                }
+                SetStep::Grow { asked, of } => {
+                    // Whatever entries made `members` what they are are below.
+                    let Ok(lsn) = self.volume.durable_here().await else { return };
+                    if !self.have(lsn, asked, &of, members).await {
+                        return;
+                    }
+                    AcknowledgingSet { members: members.clone(), ..set }
+                }
+            };
+            self.set.lock().clone_from(&changed);
+            acknowledger.set(changed.needed(WANTED), changed.members);
+            self.ground.stage.count("changes of who acknowledges");
         }
-        let is_left = old.iter().any(|node| !self.ground.gone.lock().contains(node));
-        if is_left {
-            // Whatever entry made `members` what they are is below.
-            let Ok(lsn) = self.volume.durable_here().await else { return };
-            if acknowledger.acknowledged(lsn, CHANGE_MAX).await.is_err() {
-                return;
+    }
+
+    /// Returns whether so many of these have `lsn` in time, while the members stay what they are.
+    async fn have(&self, lsn: Lsn, asked: usize, of: &BTreeSet<NodeId>, members: &BTreeSet<NodeId>) -> bool {
+        let all = MirrorAcknowledger::new(Arc::clone(&self.board), asked, of.clone());
+        let changed = async {
+            while self.mirrors() == *members {
+                tokio::time::sleep(AGAIN).await;
             }
+        };
+        tokio::select! {
+            biased;
+            acknowledged = all.acknowledged(lsn, CHANGE_MAX) => acknowledged.is_ok(),
+            () = changed => false,
         }
-        self.set.lock().clone_from(&members);
-        acknowledger.set(1, members);
-        self.ground.stage.count("changes of who acknowledges");
     }
 }
 
+/// One mirror acknowledges.
+const WANTED: usize = 1;
 const AGAIN: Duration = Duration::from_millis(500);
 const CHANGE_MAX: Duration = Duration::from_secs(60);

@@ -17,14 +17,15 @@ use murphy_backup::{ArchiveFence, KnownLosses, LostPacks, Successor, Supplies, T
 use murphy_fs::{Fence, MemberState, RowKey, SettingRow, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
-    AckPolicy, Ask, Dialer, ExchangeError, Identity, Lender, Point, PromotePlan, PromoteRequest, Proof,
-    PublicKey, Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver, promote,
+    AckPolicy, AcknowledgingSet, Ask, Dialer, ExchangeError, Identity, Lender, Point, PromotePlan,
+    PromoteRequest, Proof, PublicKey, Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver,
+    promote,
 };
 
 use super::{
     Level,
     account::Account,
-    disk::{NodeLog, NodeName, Upstream},
+    disk::{NodeLog, NodeName, Promoted, Upstream},
     giving_up::Refused,
     members::holders,
     mirrors::Copying,
@@ -51,6 +52,9 @@ struct Parts {
     /// The source that it followed.
     source: Upstream,
 }
+
+/// How somebody took over: whether every place that may have acknowledged was sealed, and who was given up.
+type Taken = (PromotePlan, bool, BTreeSet<NodeId>);
 
 impl World {
     /// Lets the mirror on `host` take over, unless it still hears its source.
@@ -84,6 +88,7 @@ impl World {
         self.stage().disaster("a promotion", format!("host {host} is promoted"));
         self.stop_following(host);
         self.dismiss_the_unseeded();
+        self.dismiss_the_absent(&parts.volume);
         *self.candidate.lock() = Some(host);
         let taken = tokio::select! {
             biased;
@@ -94,11 +99,11 @@ impl World {
             }
         };
         match taken {
-            Ok((plan, complete)) => {
+            Ok(taken) => {
                 *self.candidate.lock() = None;
                 *self.refused.lock() = Refused::default();
-                self.led_by(host, &plan, complete);
-                self.tell_predecessor(host, parts.source, plan.epoch, plan.base.position);
+                self.led_by(host, parts.source, &taken);
+                self.tell_predecessor(host);
             }
             Err(error) => {
                 if error.contains("promote that one") || error.contains("which holds more") {
@@ -147,8 +152,8 @@ impl World {
         }
     }
 
-    /// Seals everybody and claims the next epoch. Says whether every place that may have acknowledged was sealed.
-    async fn take_over(self: &Arc<Self>, host: usize, parts: &Parts) -> Result<(PromotePlan, bool), String> {
+    /// Seals everybody and claims the next epoch. Says whether every place that may have acknowledged was sealed, and who was given up.
+    async fn take_over(self: &Arc<Self>, host: usize, parts: &Parts) -> Result<Taken, String> {
         let ground = &self.ground;
         let archives = names(&ground.archives_of(&parts.volume)?);
         let (places, epochs, complete) = self.open_places(host, parts).await?;
@@ -195,7 +200,7 @@ impl World {
             self.hosts[host].lock().disk.attempts.push(later);
         }
         let complete = complete && !acts.lacks.load(Ordering::Relaxed);
-        Ok((promoted?, complete))
+        Ok((promoted?, complete, request.assume_lost))
     }
 
     async fn open_places(
@@ -243,7 +248,7 @@ impl World {
     }
 
     /// The node on `host` decides from now on.
-    fn led_by(self: &Arc<Self>, host: usize, plan: &PromotePlan, complete: bool) {
+    fn led_by(self: &Arc<Self>, host: usize, from: Upstream, (plan, complete, given_up): &Taken) {
         let (stage, level) = (self.stage(), self.ground.level);
         let base = plan.base.position;
         let lost = plan.entries_without_bytes();
@@ -251,7 +256,7 @@ impl World {
             "host {host}: epoch {} begins after lsn {}, {lost} without bytes",
             plan.epoch.number, base.lsn
         ));
-        let keeps = level == Level::Mirror || (level == Level::Archive && complete);
+        let keeps = level == Level::Mirror || (level == Level::Archive && *complete);
         stage.judge(|judge, _| {
             judge.begins(plan.epoch, base);
             if keeps {
@@ -271,15 +276,16 @@ impl World {
             home.disk.leads = Some(plan.epoch);
             home.disk.follows = None;
             home.disk.attempts.clear();
+            home.disk.promoted = Some(Promoted { from, base: Point { lsn: base.lsn, hash: base.hash } });
             let lost = (lost > 0).then_some(LostPacks { after: plan.data_lsn, upto: plan.base.position.lsn });
             *home.disk.lost.lock() = lost;
             let disk = home.disk.clone();
             match home.process.as_mut() {
                 Some(process) => {
-                    // Every member of the set is sealed or given up: the new source begins with all of them.
+                    // As in the program: those that are not given up, all of which must know of the others before one of them suffices.
                     let mut members: BTreeSet<NodeId> = holders(&process.volume).into_keys().collect();
-                    members.remove(&process.identity.node());
-                    *disk.acknowledging.lock() = members;
+                    members.retain(|node| *node != process.identity.node() && !given_up.contains(node));
+                    *disk.acknowledging.lock() = AcknowledgingSet { members, unsettled: Some(base.lsn) };
                     self.ground.lead(host, process, &disk, plan.epoch, None)
                 }
                 None => Ok(()),
@@ -294,18 +300,20 @@ impl World {
         self.publish();
     }
 
-    /// Lets the node on `host`, which leads, tell the source before it that it was replaced, until it has heard it.
-    fn tell_predecessor(&self, host: usize, source: Upstream, epoch: Epoch, base: Position) {
+    /// Lets the node on `host`, which leads, tell the source before it, if there was one, that it was replaced, until that one has heard it.
+    pub(super) fn tell_predecessor(&self, host: usize) {
         let home = self.hosts[host].lock();
-        let Some(process) = &home.process else { return };
+        let (Some(process), Some(epoch), Some(promoted)) = (&home.process, home.leads(), home.disk.promoted)
+        else {
+            return;
+        };
         let Some(dialer) = process.among.as_ref().map(|among| among.dialer.clone()) else { return };
         let ground = Arc::clone(&self.ground);
         process.tasks.run(async move {
-            let (addresses, base) =
-                ([address_of(source.host).to_string()], Point { lsn: base.lsn, hash: base.hash });
-            let tell =
-                || dialer.tell_fenced(&addresses, source.key, (&ground.keys, BRANCH), epoch, Some(base));
-            while !ground.gone.lock().contains(&source.key.node()) && tell().await.is_err() {
+            let Promoted { from, base } = promoted;
+            let addresses = [address_of(from.host).to_string()];
+            let tell = || dialer.tell_fenced(&addresses, from.key, (&ground.keys, BRANCH), epoch, Some(base));
+            while !ground.gone.lock().contains(&from.key.node()) && tell().await.is_err() {
                 tokio::time::sleep(TELL_AGAIN).await;
             }
         });
