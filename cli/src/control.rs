@@ -15,7 +15,10 @@
 mod client;
 mod server;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use murphy_log::NodeId;
 use rustix::fs::{Mode, OFlags};
@@ -75,11 +78,11 @@ pub(crate) enum Request {
     },
     /// Every member, as items.
     Members,
-    /// Takes a member out of the volume.
+    /// Takes members out of the volume, one after the other; each that is out is an item.
     MemberRemove {
-        /// Its id.
-        node: String,
-        /// Whether what only it has acknowledged is given up.
+        /// Their ids.
+        nodes: Vec<String>,
+        /// Whether what only they have acknowledged is given up.
         assume_lost: bool,
     },
     /// Makes a mirror the source, or says what that would cost.
@@ -107,11 +110,14 @@ impl Request {
         )
     }
 
-    /// The member that it gives up, with what only that one holds.
-    pub(crate) fn given_up(&self) -> Option<NodeId> {
+    /// The members that it gives up, with what only they hold.
+    pub(crate) fn given_up(&self) -> BTreeSet<NodeId> {
         match self {
-            Request::MemberRemove { node, assume_lost: true } => node.parse().ok(),
-            _ => None,
+            // What is not an id is refused before anything is removed.
+            Request::MemberRemove { nodes, assume_lost: true } => {
+                nodes.iter().filter_map(|node| node.parse().ok()).collect()
+            }
+            _ => BTreeSet::new(),
         }
     }
 }

@@ -30,6 +30,7 @@ mod stale;
 mod succession;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -166,7 +167,7 @@ impl Mirroring {
         let mirroring = Arc::new(Mirroring::new(&node, replica, followed, listener, runtime)?);
         match node.config.role {
             Role::Source => {
-                mirroring.ask_members(&node, None)?;
+                mirroring.ask_members(&node, &BTreeSet::new())?;
                 check_fences(&node, &Settings::of(&node.volume)?.archives, runtime)?;
                 let _entered = runtime.enter();
                 node.lead()?;

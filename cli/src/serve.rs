@@ -8,7 +8,10 @@
 mod host;
 mod tasks;
 
-use std::{net::SocketAddr, os::unix::process::CommandExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, net::SocketAddr, os::unix::process::CommandExt, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -59,7 +62,7 @@ pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
         purpose: Purpose::Serve,
         io_timeout: plan.options.io_timeout,
         ends_with_mounts: plan.mount.is_some(),
-        given_up: None,
+        given_up: BTreeSet::new(),
     };
     let (node, mirroring) = Mirroring::start(opened, plan.listen, runtime.handle())?;
     let host = Arc::new(Host::start(node, mirroring, options, runtime.handle())?);
@@ -111,12 +114,17 @@ pub(crate) fn ask(
     }
     let given_up = request.given_up();
     // What a member vouches for that is given up keeps the node from nothing, unless it is not given up in the end.
-    let note = given_up.and_then(|node| mirror_notes::load(directory).filter(|note| note.node == node));
+    let note = if given_up.is_empty() { None } else { mirror_notes::load(directory) };
+    let note = note.filter(|note| given_up.contains(&note.node));
     if note.is_some() {
         mirror_notes::forget(directory)?;
     }
-    let answer = answer_at_rest(directory, request, output, &mut item);
-    if let (Err(_), Some(note)) = (&answer, note) {
+    let mut is_out = false;
+    let answer = answer_at_rest(directory, request, output, &mut |value| {
+        is_out |= note.is_some_and(|note| value["removed"] == note.node.to_string().as_str());
+        item(value)
+    });
+    if let (Err(_), Some(note), false) = (&answer, note, is_out) {
         mirror_notes::save(directory, &note)?;
     }
     answer
@@ -224,7 +232,7 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
         host.mirroring.find_branch();
         let hint = match host.mirroring.lost() {
             Some(_) => {
-                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost gives that up"
+                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost, of every mirror that holds it, gives that up"
             }
             None if host.archives.lost().is_some() => {
                 "start again while that archive answers: what is lost is fetched from there, or what stands in the way is said"

@@ -60,7 +60,11 @@ struct Rolled {
 impl Rolled {
     /// With the mirror there or not when the source is started again.
     fn back(loss: Loss, mirror_stays: bool) -> Rolled {
-        let pair = Pair::start("mirror=1");
+        Rolled::back_from(Pair::start("mirror=1"), loss, mirror_stays)
+    }
+
+    /// The same with other mirrors, which stay as they are.
+    fn back_from(pair: Pair, loss: Loss, mirror_stays: bool) -> Rolled {
         let (ma, mut ledger) = (pair.scratch.path("ma"), Ledger::default());
         ledger.write(&ma, "early", 3);
         wait_for("the mirror's address at the source", || {
@@ -68,7 +72,7 @@ impl Rolled {
         });
         pair.settle();
         let (address, mirror_address) = (pair.listens("a"), pair.listens("b"));
-        let node = pair.status("a")["mirrors"][0]["node"].as_str().unwrap().to_owned();
+        let node = member(&pair, "b");
         let mut rolled = Rolled { pair, ledger, address, mirror_address, node, held: 0 };
         rolled.lose(loss, mirror_stays);
         rolled
@@ -118,6 +122,13 @@ impl Rolled {
         }
         self.pair.scratch.run(["fsck", "a", "--data"]).expect_code(0);
     }
+}
+
+/// The id of the member that people call `name`.
+fn member(pair: &Pair, name: &str) -> String {
+    let listed = pair.scratch.run(["member", "list", "a", "--json"]).expect_code(0).stdout();
+    let mut members = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    members.find(|member| member["name"] == name).unwrap()["node"].as_str().unwrap().to_owned()
 }
 
 /// Up to where the source has noted that its mirror is.
@@ -279,6 +290,66 @@ fn a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch() {
         let status = rolled.pair.status("b");
         assert_eq!(status["branches"].as_array().map(Vec::len), Some(1), "{status}");
         assert!(status["branches"][0].to_string().contains(&rolled.held.to_string()), "{status}");
+    }
+}
+
+/// The fear: two mirrors hold the other history, and neither can be given up because of the other one.
+#[test]
+fn two_mirrors_that_hold_the_other_history_are_given_up_together() {
+    if !can_mount("two_mirrors_that_hold_the_other_history_are_given_up_together") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    pair.join("a", "c", "bc");
+    pair.mount("c", "127.0.0.1:0");
+    wait_for("the other mirror's address at the source", || {
+        let mirrors = pair.status("a")["mirrors"].clone();
+        let known = |mirror: &Value| mirror["addresses"].as_array().is_some_and(|all| !all.is_empty());
+        mirrors.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(known))
+    });
+    let (other, address) = (member(&pair, "c"), pair.listens("c"));
+    let rolled = Rolled::back_from(pair, Loss::Node, false);
+    let (pair, ma) = (&rolled.pair, rolled.path("ma"));
+    wait_for("the other mirror to hold as much", || {
+        pair.status("c")["durable_lsn"].as_u64() >= Some(rolled.held)
+    });
+    pair.kill("c");
+    pair.mount("a", &rolled.address);
+    let mut written = 0;
+    wait_for("the source to be further than the mirrors", || {
+        fs::write(ma.join(format!("instead-{written}")), b"of another history").unwrap();
+        written += 1;
+        pair.status("a")["durable_lsn"].as_u64() > Some(rolled.held + 5)
+    });
+    pair.mount("b", &rolled.mirror_address);
+    pair.mount("c", &address);
+    wait_for("the source to end", || {
+        is_dead(&ma) || fs::read_dir(&ma).is_ok_and(|mut names| names.next().is_none())
+    });
+    wait_for("the source to name both", || {
+        let said = pair.scratch.run(["serve", "a"]).stderr();
+        let way = said.lines().find(|line| line.starts_with("Hint: ")).unwrap_or_default();
+        way.contains(&rolled.node) && way.contains(&other) && way.contains("--assume-lost")
+    });
+    let remove = ["member", "remove", "a", &rolled.node];
+    let one = [&remove[..], &["--assume-lost"]].concat();
+    let refused = pair.scratch.run(one).expect_error(1, &other).stderr();
+    assert!(refused.contains(&rolled.node), "the way out names both: {refused}");
+    let wrong = [&remove[..], &[&other, "nobody", "--assume-lost"]].concat();
+    pair.scratch.run(wrong).expect_error(2, "not the id of a member");
+    pair.scratch.run(["serve", "a"]).expect_error(1, "another ");
+    let both = [&remove[..], &[&other, "--assume-lost", "--json"]].concat();
+    let said = pair.scratch.run(both).expect_code(0).stdout();
+    let removed: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(removed.len(), 2, "{said}");
+    for node in [&rolled.node, &other] {
+        assert!(removed.iter().any(|member| member["removed"] == node.as_str()), "{said}");
+    }
+    pair.mount("a", &rolled.address);
+    assert_eq!(fs::read(ma.join("instead-0")).unwrap(), b"of another history");
+    for mirror in ["b", "c"] {
+        wait_for("the mirror to be told", || pair.status(mirror)["removed"] == true);
+        rolled.ledger.assert_kept(&rolled.path(&format!("m{mirror}")));
     }
 }
 

@@ -1,4 +1,4 @@
-//! `murphy member list|remove`: who belongs to a volume, and taking out one that is gone.
+//! `murphy member list|remove`: who belongs to a volume, and taking out those that are gone.
 //!
 //! Invariants:
 //! - A member is named by its id, as `promote --assume-lost` names it.
@@ -35,33 +35,31 @@ enum MemberCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Take a member out: it follows, acknowledges and seals no more
+    /// Take members out: they follow, acknowledge and seal no more
     #[command(
-        long_about = "Take a member out: it follows, acknowledges and seals no more\n\nRun it at the source. The node that is removed keeps what it \
+        long_about = "Take members out: they follow, acknowledge and seal no more\n\nRun it at the source. A node that is removed keeps what it \
                       holds, is told when it comes back, and becomes a member again with murphy join and a new token. With --ack \
-                      mirror=W the other mirrors must have everything that it may have acknowledged first, and there must be enough of them.",
+                      mirror=W the other mirrors must have everything that it may have acknowledged first, and there must be enough of them.\n\n\
+                      Several are taken out one after the other. Those that hold another history than the source are given up together.",
         after_help = "Example:\n  murphy member remove /srv/home 0011223344556677889900aabbccddee"
     )]
     Remove {
         /// The directory of the source, or its mount point
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// The id of the member
-        #[arg(value_name = "MEMBER")]
-        node: String,
-        /// It is gone for good: give up what only it has acknowledged, and remove it also if too few mirrors are left for fsync
+        /// The ids of the members
+        #[arg(value_name = "MEMBER", required = true)]
+        nodes: Vec<String>,
+        /// They are gone for good: give up what only they have acknowledged, and remove them also if too few mirrors are left for fsync
         #[arg(long)]
         assume_lost: bool,
     },
 }
 
 pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> {
-    let ask = |directory: &PathBuf, request: &Request| {
-        serve::ask(&node_of(directory)?, request, output, |_| Ok(()))
-    };
     match &args.command {
         MemberCommand::List { directory } => {
-            let members = ask(directory, &Request::Members)?;
+            let members = serve::ask(&node_of(directory)?, &Request::Members, output, |_| Ok(()))?;
             let members: Vec<MemberStatus> = serde_json::from_value(members).map_err(failed)?;
             for member in &members {
                 output.data(member, MemberStatus::text)?;
@@ -70,10 +68,9 @@ pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> 
                 output.note("This volume has no member: murphy invite makes a token for one");
             }
         }
-        MemberCommand::Remove { directory, node, assume_lost } => {
-            let request = Request::MemberRemove { node: node.clone(), assume_lost: *assume_lost };
-            let removed = ask(directory, &request)?;
-            output.data(&removed, told)?;
+        MemberCommand::Remove { directory, nodes, assume_lost } => {
+            let request = Request::MemberRemove { nodes: nodes.clone(), assume_lost: *assume_lost };
+            serve::ask(&node_of(directory)?, &request, output, |removed| output.data(&removed, told))?;
         }
     }
     Ok(Code::Done)

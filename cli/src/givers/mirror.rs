@@ -50,6 +50,7 @@ impl std::fmt::Display for Member {
 }
 
 /// A member, and how this node reaches it.
+#[derive(Clone)]
 pub(crate) struct MirrorGiver {
     pub(crate) member: Member,
     config: NodeConfig,

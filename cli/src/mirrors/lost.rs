@@ -7,7 +7,7 @@
 //!   histories goes on is decided by people, never by whoever is asked first.
 //! - A source that hears of either while it decides acknowledges nothing any more and ends. Its directory remembers what it lacks.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
 use murphy_log::{DiskLog, Epoch, Log, Lsn, NodeId, Position};
@@ -23,48 +23,48 @@ use crate::{
 
 impl Mirroring {
     /// Asks the members before this source decides: whether it was replaced, and whether they hold what it has lost.
-    /// One that is `given_up` is not asked.
-    pub(crate) fn ask_members(&self, node: &Node, given_up: Option<NodeId>) -> Result<(), CliError> {
+    /// Those that are `given_up` are not asked.
+    pub(crate) fn ask_members(&self, node: &Node, given_up: &BTreeSet<NodeId>) -> Result<(), CliError> {
         let own = node.log.recovery().epoch;
-        let mut standing = self.standings(own, given_up);
+        let standing = self.standings(own, given_up);
         if let Some(later) = standing.iter().find_map(|(_, stands)| stands.ends(own)) {
             return stale::replaced(self, later);
         }
-        standing.retain(|(_, stands)| stands.state.is_some_and(|state| state.position.epoch == own));
-        let end = |stands: &Stands| stands.state.map(|state| state.position);
-        standing.sort_by_key(|(_, stands)| std::cmp::Reverse(end(stands).map(|end| end.lsn)));
-        for (giver, stands) in standing {
-            let Some(held) = end(&stands) else { continue };
+        let end = |stands: Stands| stands.state.map(|state| state.position).filter(|end| end.epoch == own);
+        let mut holding: Vec<(MirrorGiver, Position)> =
+            standing.into_iter().filter_map(|(giver, stands)| Some((giver, end(stands)?))).collect();
+        holding.sort_by_key(|(_, held)| std::cmp::Reverse(held.lsn));
+        for (giver, held) in &holding {
             if held.lsn > node.log.tail().position.lsn {
-                self.fetch(node, giver, held)?;
-            } else if holds_other(&node.log, held)? {
+                let fetched = self.fetch(node, giver, *held);
+                fetched.map_err(|error| error.hint(ways_out(&node.log, &holding, given_up)))?;
+            } else if !has(&node.log, *held)? {
                 return Err(CliError::new(format!(
                     "{} holds another lsn {} of epoch {} than this node, which leads it: this one has lost entries before, and has gone on without them, or it is a copy",
                     giver.member, held.lsn, own.number
                 ))
-                .hint("murphy promote at that mirror goes on with its history; murphy member remove with --assume-lost gives it up, and goes on with this one"));
+                .hint(ways_out(&node.log, &holding, given_up)));
             }
         }
         Ok(())
     }
 
     /// Gets back what a member holds beyond this log.
-    fn fetch(&self, node: &Node, giver: MirrorGiver, held: Position) -> Result<(), CliError> {
+    fn fetch(&self, node: &Node, giver: &MirrorGiver, held: Position) -> Result<(), CliError> {
         let (member, end) = (giver.member.clone(), node.log.tail().position.lsn);
-        let giver: Box<dyn Giver> = Box::new(giver);
+        let giver: Box<dyn Giver> = Box::new(giver.clone());
         node.fetch_lost(&[giver], held.lsn, &self.runtime).map_err(|error| {
             CliError::new(format!(
                 "{member} holds entries of this node's epoch up to lsn {}, this log ends at {end}: {error}",
                 held.lsn
             ))
-            .hint("this node has lost acknowledged entries, and does not go on without them: murphy promote at that mirror")
         })
     }
 
     /// Where every member that answers in time stands.
-    fn standings(&self, own: Epoch, given_up: Option<NodeId>) -> Vec<(MirrorGiver, Stands)> {
+    fn standings(&self, own: Epoch, given_up: &BTreeSet<NodeId>) -> Vec<(MirrorGiver, Stands)> {
         let config = self.config().clone();
-        let is_asked = |node: NodeId| node != self.identity.node() && Some(node) != given_up;
+        let is_asked = |node: NodeId| node != self.identity.node() && !given_up.contains(&node);
         let members = self.book.members().into_iter().filter(|(node, _)| is_asked(*node));
         let members = members.filter_map(|(node, row)| Member::of_row(node, row)).filter(Member::listens);
         let asked = members.map(|member| {
@@ -163,14 +163,26 @@ impl Mirroring {
     }
 }
 
-/// Whether the log has something else where a member says that it stands.
-fn holds_other(log: &DiskLog, held: Position) -> Result<bool, CliError> {
+/// Whether the log has what a member says that it ends with, as far as the log reaches back.
+fn has(log: &DiskLog, held: Position) -> Result<bool, CliError> {
     let same = Point { lsn: held.lsn, hash: held.hash };
     Ok(match look_up(log, held.lsn).map_err(failed)? {
-        Lookup::End(point) => point != same,
-        Lookup::Inside { .. } => true,
-        Lookup::Trimmed { .. } | Lookup::Beyond { .. } => false,
+        Lookup::End(point) => point == same,
+        Lookup::Inside { .. } | Lookup::Beyond { .. } => false,
+        Lookup::Trimmed { .. } => true,
     })
+}
+
+/// How to go on: with what these members hold, or without all of those that hold what the log does not have.
+fn ways_out(log: &DiskLog, holding: &[(MirrorGiver, Position)], given_up: &BTreeSet<NodeId>) -> String {
+    // One that cannot be compared is named too: it may stand in the way as well.
+    let others = holding.iter().filter(|(_, held)| !has(log, *held).unwrap_or(false));
+    let others = others.map(|(giver, _)| giver.member.node).chain(given_up.iter().copied());
+    let others: Vec<String> = others.map(|node| node.to_string()).collect();
+    format!(
+        "murphy promote at that mirror goes on with its history; murphy member remove DIR {} --assume-lost gives up what this node does not have, and goes on with this one's",
+        others.join(" ")
+    )
 }
 
 /// Acknowledges nothing: the log lacks entries before those that it would be asked about.

@@ -12,7 +12,11 @@
 //!   not ask.
 //! - What only the member may have acknowledged is given up by an order that says so, and not otherwise.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use murphy_fs::{Acknowledger, MemberRow, MemberState};
 use murphy_log::{Lsn, NodeId};
@@ -74,10 +78,24 @@ impl Mirroring {
             .collect()
     }
 
-    /// Removes a member. With `assume_lost` nobody waits for what only it has acknowledged, and fsync may be left with too few to wait for.
-    pub(crate) fn remove_member(&self, node: &str, assume_lost: bool) -> Result<Value, CliError> {
-        let (node, row) = self.removable(node)?;
-        let removing = self.remove(node, &row, assume_lost);
+    /// Removes members, one after the other, if all of them can be; each that is out is told. With `assume_lost` nobody waits for what only they
+    /// have acknowledged, and fsync may be left with too few to wait for.
+    pub(crate) fn remove_members(
+        &self,
+        nodes: &[String],
+        assume_lost: bool,
+        removed: &mut dyn FnMut(Value),
+    ) -> Result<(), CliError> {
+        let members: BTreeMap<NodeId, MemberRow> =
+            nodes.iter().map(|node| self.removable(node)).collect::<Result<_, CliError>>()?;
+        for (node, row) in members {
+            removed(self.remove_member(node, &row, assume_lost)?);
+        }
+        Ok(())
+    }
+
+    fn remove_member(&self, node: NodeId, row: &MemberRow, assume_lost: bool) -> Result<Value, CliError> {
+        let removing = self.remove(node, row, assume_lost);
         let (lsn, waits) = self.runtime.block_on(removing)?;
         let others = self.mirrors();
         let status = self.services.board.status(self.clock.monotonic());
@@ -102,7 +120,8 @@ impl Mirroring {
             .parse()
             .map_err(|_| CliError::usage(format!("{node:?} is not the id of a member")).hint(see))?;
         if id == self.identity.node() {
-            return Err(CliError::new(format!("{id} is this node, which leads the volume")).hint(see));
+            return Err(CliError::new(format!("{id} is this node, which leads the volume"))
+                .hint("stop it and promote a mirror; there it can be removed"));
         }
         match self.book.members().into_iter().find(|(member, _)| *member == id) {
             None => Err(CliError::new(format!("{id} is not a member of this volume")).hint(see)),

@@ -5,6 +5,7 @@
 //! - One mount a node.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -39,15 +40,15 @@ pub(crate) struct Host {
 }
 
 /// How a node is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HostOptions {
     pub(super) purpose: Purpose,
     /// Of mounts.
     pub(super) io_timeout: Option<Duration>,
     /// Whether the process ends with its last mount.
     pub(super) ends_with_mounts: bool,
-    /// A member that is given up: what it holds keeps the node from nothing.
-    pub(super) given_up: Option<NodeId>,
+    /// Members that are given up: what they hold keeps the node from nothing.
+    pub(super) given_up: BTreeSet<NodeId>,
 }
 
 /// What a node is opened for.
@@ -73,7 +74,7 @@ impl Host {
         let settings = Settings::of(&node.volume)?;
         if options.purpose == Purpose::Change {
             mirroring.check_source()?;
-            mirroring.ask_members(&node, options.given_up)?;
+            mirroring.ask_members(&node, &options.given_up)?;
             check_fences(&node, &settings.archives, runtime)?;
             node.lead()?;
         }
@@ -256,9 +257,11 @@ impl Handler for Host {
                 Ok(serde_json::json!({ "token": token }))
             }
             Request::Members => serde_json::to_value(self.mirroring.list_members()).map_err(failed),
-            Request::MemberRemove { node, assume_lost } => {
+            Request::MemberRemove { nodes, assume_lost } => {
                 self.mirroring.check_source()?;
-                self.mirroring.remove_member(&node, assume_lost)
+                let mut removed = |member| replies.item(member);
+                self.mirroring.remove_members(&nodes, assume_lost, &mut removed)?;
+                Ok(Value::Null)
             }
             Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),
