@@ -74,7 +74,10 @@ pub use promote::{
     AckPolicy, Missing, PlanError, PromoteError, PromotePlan, PromoteRequest, Standing, TakeOver, Unsealed,
     promote,
 };
-pub use replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise};
+pub use replica::{
+    Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, check_append, check_promise,
+    forbidding_promise,
+};
 pub use serve::{Leader, Listener, MirrorPart, Part, Services, SourcePart};
 pub use source::{Peer, Source, SourceAction, SourceConfig, SourceReport};
 pub use source_store::SourceStore;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::{
     history::Point,
     message::Message,
-    replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise},
+    replica::{Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, check_append, check_promise},
 };
 
 /// The node of a mirror, in memory.
@@ -101,9 +101,7 @@ impl Replica for MemoryReplica {
 
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let shared = self.shared.lock();
-        if let Some(promised) = forbidding_promise(shared.promised, frame.epoch(), told) {
-            return Err(ReplicaError::Promised { promised });
-        }
+        check_append(shared.promised, frame.epoch(), told)?;
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
         Ok(append_copy(&**log, frame)?)
     }
@@ -123,10 +121,7 @@ impl Replica for MemoryReplica {
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let mut shared = self.shared.lock();
         let held = shared.log.as_ref().map(|log| log.tail().position.epoch);
-        let mut known = shared.promised.into_iter().chain(held);
-        if let Some(promised) = known.find_map(|known| forbidding_promise(Some(known), epoch, None)) {
-            return Err(ReplicaError::Promised { promised });
-        }
+        check_promise(shared.promised, held, epoch)?;
         shared.promised = Some(epoch);
         if let Some(log) = &shared.log {
             log.sync();

@@ -20,6 +20,20 @@ pub fn forbidding_promise(promised: Option<Epoch>, epoch: Epoch, told: Option<Ep
     promised.filter(|promised| told != Some(*promised) && is_older(epoch, *promised))
 }
 
+/// Whether a node that has promised `promised` may take an entry of `epoch` from a source that was told of `told`; see [`forbidding_promise`].
+pub fn check_append(promised: Option<Epoch>, epoch: Epoch, told: Option<Epoch>) -> Result<(), ReplicaError> {
+    match forbidding_promise(promised, epoch, told) {
+        Some(promised) => Err(ReplicaError::Promised { promised }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a node that has promised `promised`, and whose log ends in `held`, may promise `epoch`: neither may be later, nor another one of
+/// the same number. One that was joined by hand is in an epoch that it never promised.
+pub fn check_promise(promised: Option<Epoch>, held: Option<Epoch>, epoch: Epoch) -> Result<(), ReplicaError> {
+    promised.into_iter().chain(held).try_for_each(|known| check_append(Some(known), epoch, None))
+}
+
 /// The node of a mirror.
 ///
 /// Its log is where received frames become durable. A replica that has never been seeded holds nothing: no state, no watch.
@@ -32,7 +46,7 @@ pub trait Replica: Send + Sync {
 
     /// Queues a frame that continues the tail into the own log, whatever its epoch, and returns. It becomes durable later, in order.
     ///
-    /// `told` is the promise that the source heard of before it welcomed this node. Refused if [`forbidding_promise`] says so: the check and
+    /// `told` is the promise that the source heard of before it welcomed this node. Refused if [`check_append`] says so: the check and
     /// the queueing are one step, so that nothing slips past a promise. On an error nothing was queued.
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError>;
 
@@ -57,7 +71,7 @@ pub trait Replica: Send + Sync {
     fn promised(&self) -> Option<Epoch>;
 
     /// Promises `epoch`, durably: afterwards no frame of an older one is appended. What was queued before is durable when this returns; the
-    /// state returned is the last one of older epochs. The same promise may be made again; an older one is refused. Blocks.
+    /// state returned is the last one of older epochs. The same promise may be made again; one that [`check_promise`] forbids is refused. Blocks.
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError>;
 
     /// Gets ready to receive a snapshot of `state`. What is held now stays valid, and is kept as a branch if it is not known to be part of

@@ -26,7 +26,7 @@ use murphy_log::{
     BranchId, DiskLog, Epoch, Files, Frame, Log, Lsn, OsFiles, Position, State, VolumeKeys, append_copy,
     rename_durably, replace_file,
 };
-use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, forbidding_promise};
+use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, check_append, check_promise};
 use tokio::sync::watch;
 
 use crate::{
@@ -121,9 +121,7 @@ impl Replica for DiskReplica {
 
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let shared = self.shared();
-        if let Some(promised) = forbidding_promise(shared.promised, frame.epoch(), told) {
-            return Err(ReplicaError::Promised { promised });
-        }
+        check_append(shared.promised, frame.epoch(), told)?;
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
         Ok(append_copy(&**log, frame)?)
     }
@@ -143,12 +141,8 @@ impl Replica for DiskReplica {
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let log = {
             let mut shared = self.shared();
-            // One that was joined by hand is in an epoch that it never promised.
             let held = shared.log.as_ref().map(|log| log.tail().position.epoch);
-            let mut known = shared.promised.into_iter().chain(held);
-            if let Some(promised) = known.find_map(|known| forbidding_promise(Some(known), epoch, None)) {
-                return Err(ReplicaError::Promised { promised });
-            }
+            check_promise(shared.promised, held, epoch)?;
             if shared.promised != Some(epoch) {
                 write_promise(&self.directory, epoch).map_err(|error| storage(&error))?;
                 shared.promised = Some(epoch);
@@ -261,7 +255,7 @@ fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
     };
     let damaged = |error: &dyn std::fmt::Display| {
         CliError::new(format!("{} is damaged: {error}", path.display()))
-            .hint("it keeps this mirror from acknowledging to a source that was replaced; join it again")
+            .hint("it keeps this mirror from acknowledging to a source that was replaced: put the file back, or join in a new directory (--blocks may be the same)")
     };
     let promise: StoredEpoch = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
     promise.epoch().map(Some).map_err(|error| damaged(&error))
