@@ -3,13 +3,14 @@
 //! Invariants:
 //! - It never stops by itself while its own log works: whatever goes wrong is shown in the status and tried again.
 //! - The core decides; this only reads, writes and waits.
+//! - The core hears of a promise before it hears of anything that came after it.
 
 mod seed;
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use murphy_log::{BranchId, Clock, DurableWatch, Lsn, WaitError};
+use murphy_log::{BranchId, Clock, Durable, DurableWatch, Lsn, State, WaitError};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -141,40 +142,52 @@ impl Following {
         let mut data = replica.data();
         let mut frames: Option<MessageReader> = None;
         let mut io = Io { connection, writer, seed: None, watch: replica.durable(), over: false };
-        let mut actions = self.core.connected(self.now(), replica.state());
-        actions.extend(self.core.data(*data.borrow_and_update()));
+        let (state, bytes) = (replica.state(), *data.borrow_and_update());
+        self.heed_promise();
+        let mut actions = self.core.connected(self.now(), state);
+        actions.extend(self.core.data(bytes));
         self.perform(actions, &mut io).await?;
         let mut ticks = tokio::time::interval(TICK);
         while !io.over {
-            let actions = tokio::select! {
-                message = reader.next() => self.received(message)?,
+            let event = tokio::select! {
+                message = reader.next() => Event::Message(message),
                 message = next_frames(connection, &mut frames), if self.core.is_following() => {
-                    self.received(message)?
+                    Event::Message(message)
                 }
-                durable = changed(&mut io.watch) => {
-                    let durable = durable?;
-                    if let Some(terminal) = durable.terminal {
-                        return Err(AttemptError::Log(FollowError::Ended(terminal.to_string())));
-                    }
-                    self.core.durable(durable.state)
-                },
-                Ok(()) = data.changed() => self.core.data(*data.borrow_and_update()),
-                installed = seeded(&mut io.seed) => {
+                durable = changed(&mut io.watch) => Event::Durable(durable?),
+                Ok(()) = data.changed() => Event::Data(*data.borrow_and_update()),
+                installed = seeded(&mut io.seed) => Event::Seeded(installed),
+                _ = ticks.tick() => Event::Tick,
+            };
+            self.heed_promise();
+            let actions = match event {
+                Event::Message(message) => self.received(message)?,
+                Event::Durable(Durable { terminal: Some(terminal), .. }) => {
+                    return Err(AttemptError::Log(FollowError::Ended(terminal.to_string())));
+                }
+                Event::Durable(durable) => self.core.durable(durable.state),
+                Event::Data(lsn) => self.core.data(lsn),
+                Event::Seeded(installed) => {
                     io.seed = None;
                     io.watch = replica.durable();
                     self.core.seeded(installed)
-                },
-                _ = ticks.tick() => self.core.tick(self.now()),
+                }
+                Event::Tick => self.core.tick(self.now()),
             };
-            if let Some(promised) = replica.promised() {
-                self.core.promised(promised);
-            }
             self.perform(actions, &mut io).await?;
             self.publish();
         }
         // The source should hear why; it may be gone as well.
         tokio::time::timeout(FAREWELL, io.writer.finish()).await.unwrap_or(Ok(())).unwrap_or_default();
         Ok(())
+    }
+
+    /// Looks whether something was promised. To be called between reading what there is and acknowledging it: what was there before the
+    /// promise is in the answer of whoever made it, what came after it must not be acknowledged to a source of an older epoch.
+    fn heed_promise(&mut self) {
+        if let Some(promised) = self.setup.replica.promised() {
+            self.core.promised(promised);
+        }
     }
 
     fn received(
@@ -271,6 +284,15 @@ impl Following {
     }
 }
 
+/// What the core hears of next.
+enum Event {
+    Message(Result<Option<Message>, SessionError>),
+    Durable(Durable),
+    Data(Lsn),
+    Seeded(Result<State, String>),
+    Tick,
+}
+
 /// What one connection works with.
 struct Io<'a> {
     connection: &'a Connection,
@@ -281,11 +303,11 @@ struct Io<'a> {
 }
 
 struct Seeding {
-    task: BoxFuture<'static, Result<murphy_log::State, String>>,
+    task: BoxFuture<'static, Result<State, String>>,
     done: Option<oneshot::Sender<(u32, u64)>>,
 }
 
-async fn changed(watch: &mut Option<DurableWatch>) -> Result<murphy_log::Durable, FollowError> {
+async fn changed(watch: &mut Option<DurableWatch>) -> Result<Durable, FollowError> {
     match watch {
         Some(watch) => {
             watch.changed().await.map_err(|error: WaitError| FollowError::Ended(error.to_string()))
@@ -294,7 +316,7 @@ async fn changed(watch: &mut Option<DurableWatch>) -> Result<murphy_log::Durable
     }
 }
 
-async fn seeded(seed: &mut Option<Seeding>) -> Result<murphy_log::State, String> {
+async fn seeded(seed: &mut Option<Seeding>) -> Result<State, String> {
     match seed {
         Some(seed) => (&mut seed.task).await,
         None => std::future::pending().await,

@@ -15,6 +15,7 @@ mod packs;
 mod peers;
 mod quic;
 mod requests;
+mod sealed;
 mod simulation;
 mod world;
 
