@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
 
 use murphy_tests::can_mount;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -341,4 +342,29 @@ fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
     pair.lose_source();
     pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0).stdout();
     assert_eq!(fs::read(pair.scratch.path("mb/after")).unwrap(), b"safe");
+}
+
+/// The fear: with `--ack local` nobody's promise keeps the old source from acknowledging, and the new one that would tell it is gone. Whoever
+/// has left it for the new one knows, too.
+#[test]
+fn a_mirror_that_goes_over_tells_the_source_that_it_leaves() {
+    if !can_mount("a_mirror_that_goes_over_tells_the_source_that_it_leaves") {
+        return;
+    }
+    let pair = Pair::start("local");
+    let ma = pair.scratch.path("ma");
+    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    wait_for_addresses(&pair, "a", 2);
+    fs::write(ma.join("early"), b"on all").unwrap();
+    pair.settle();
+    wait_for_bytes(&pair, "a", "c");
+    let pid = Pid::from_raw(pair.status("a")["running"]["pid"].as_i64().unwrap() as i32).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    pair.scratch.run(["promote", "c", "--confirm", "vol"]).expect_code(0).stdout();
+    wait_for_following(&pair, "b");
+    pair.kill("c");
+    kill_process(pid, Signal::CONT).unwrap();
+    wait_for("the old source to end", || {
+        pair.scratch.run(["serve", "a"]).stderr().contains("no longer the source")
+    });
 }

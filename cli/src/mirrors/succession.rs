@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A mirror follows whoever leads the epoch that it has promised last, and nobody else by itself. A source of which it hears is left only for
 //!   a later epoch.
+//! - A source that is left is told that it was replaced; one that does not answer, for some minutes.
 //! - Nothing that a mirror holds is given up by that: what is not in the new source's history is kept as a branch.
 
 use std::{sync::Arc, time::Duration};
@@ -102,6 +103,33 @@ impl Mirroring {
         });
     }
 
+    /// Tells the source that this mirror leaves that `epoch` has replaced it, for a while if it does not answer: it may go on acknowledging, and
+    /// whoever leads now may not reach it.
+    fn tell_left(&self, left: Upstream, epoch: Epoch) {
+        let (dialer, keys, branch) = (self.dialer.clone(), self.keys.clone(), self.config().branch);
+        let mut stopped = self.stop.subscribe();
+        self.runtime.spawn(async move {
+            for _ in 0..LEFT_TRIES {
+                let said = dialer.tell_fenced(&left.addresses, left.key, (&keys, branch), epoch, None);
+                match tokio::time::timeout(TELL_MAX, said).await {
+                    Ok(Ok(())) => return tracing::info!("the source before has heard that it was replaced"),
+                    // It leads nothing any more, or this node is nobody to it.
+                    Ok(Err(error @ ExchangeError::Refused(_))) => {
+                        return tracing::info!(%error, "the source before does not listen to this mirror");
+                    }
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "the source before has not heard of its successor")
+                    }
+                    Err(_) => tracing::debug!("the source before does not answer in time"),
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(TELL_AGAIN) => {}
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                }
+            }
+        });
+    }
+
     fn go_over(self: &Arc<Mirroring>, leader: &Leader) -> Result<(), CliError> {
         let _turn = lock(&self.turn);
         let upstream = Upstream { addresses: leader.addresses.clone(), key: leader.key };
@@ -116,6 +144,9 @@ impl Mirroring {
         }
         let node = leader.key.node();
         tracing::warn!(%node, epoch = leader.epoch.number, "following the new source from now on");
+        if let Some(left) = config.source.filter(|_| !is_same) {
+            self.tell_left(left, leader.epoch);
+        }
         self.change_config(|config| config.source = Some(upstream))?;
         self.services.set_source_key(leader.key);
         if let Some(followed) = lock(&self.followed).take() {
@@ -128,3 +159,5 @@ impl Mirroring {
 /// So often members that do not follow are told.
 const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TELL_MAX: Duration = Duration::from_secs(10);
+/// So often the source that is left is told, if it does not answer.
+const LEFT_TRIES: u32 = 30;
