@@ -27,7 +27,11 @@ pub(crate) struct MirrorNote {
 impl MirrorNote {
     /// The same as a reason not to go on without it.
     pub(crate) fn told(&self) -> CliError {
-        CliError::new(format!("mirror {} is known to hold lsn {}", self.node, self.position.lsn))
+        let MirrorNote { node, position } = self;
+        CliError::new(format!(
+            "mirror {node} is known to hold lsn {} (murphy member remove DIR {node} --assume-lost gives that up)",
+            position.lsn
+        ))
     }
 }
 

@@ -191,7 +191,7 @@ pub enum FollowerReport {
     },
     /// The source goes on without frames of its own epoch, or a later one, that this mirror holds: it has lost entries.
     #[error(
-        "this mirror and its source differ after lsn {}, and the source still leads the epoch: it has lost entries up to lsn {own_lsn}, which are kept here; murphy promote here goes on with them",
+        "this mirror and its source differ after lsn {}, and the source still leads the epoch: it has lost entries up to lsn {own_lsn}, which are kept here; murphy promote here goes on with them, murphy member remove with --assume-lost at the source gives them up",
         lsn_of(ancestor)
     )]
     Forked {

@@ -41,7 +41,8 @@ impl Followed {
         runtime: &Handle,
     ) -> Result<Followed, CliError> {
         let source = config.source.clone().ok_or_else(|| {
-            CliError::new("murphy.toml names no source").hint("join the volume again in a new directory")
+            CliError::new("murphy.toml names no source")
+                .hint("murphy invite at the source makes a token, murphy join in this directory takes it")
         })?;
         let (following, handle) = Following::with_packs(
             packs,

@@ -226,7 +226,7 @@ impl Mirroring {
 
     fn standing(&self, replica: &DiskReplica) -> Result<Standing, CliError> {
         let state = replica.state().ok_or_else(|| {
-            CliError::new("this mirror holds nothing yet").hint("it was never seeded by its source")
+            CliError::new("this mirror holds nothing yet").hint("it was never seeded by its source: promote a mirror that holds something, or restore from an archive")
         })?;
         let heard = lock(&self.followed).as_ref().map(|followed| *followed.heard.borrow());
         let heard = heard.or(*lock(&self.heard)).unwrap_or(state.position.lsn);
