@@ -339,6 +339,9 @@ impl Shipper {
         if let Some(seal) = reach.seal() {
             return Err(Outcome::Ended(ShipEnd::Fenced(seal.sealed())));
         }
+        if let Some((object, reason)) = reach.broken_seal() {
+            return Err(Outcome::Ended(ShipEnd::BrokenSeal { object, reason }));
+        }
         let Some(stray) = reach.furthest().cloned() else { return Ok(()) };
         let log = self.parts.log.tail().position.lsn;
         Err(Outcome::Ended(ShipEnd::Stray { stray, archived: reach.end.position.lsn, log }))

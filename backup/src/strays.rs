@@ -12,6 +12,7 @@
 //! - What the log of the source has is its own, cut by an earlier process. What a record in the registry gives up has been judged by people.
 //!   Everything else is a stray, and whoever finds one decides nothing.
 //! - A seal is created at the end of a walk only: one that nothing leads to means that somebody has taken over, and a slot was lost since.
+//! - What may be a seal and cannot be read is no object of the source's own, wherever it lies: nobody knows who was the successor.
 //! - Nothing is changed.
 
 use std::{
@@ -27,7 +28,8 @@ use crate::{
     descriptor::Archive,
     layout,
     registry::Registry,
-    seal::{SEAL_BYTES, Seal},
+    seal::{SEAL_BYTES, SEAL_MAGIC, Seal},
+    slot::SLOT_MAGIC,
     store::StoreError,
     surveyed::SlotKey,
     walk::{Boundary, HEADS_AT_ONCE, Head, Walk, WalkError, read_head, walk},
@@ -58,6 +60,8 @@ pub enum StrayKind {
     },
     /// A seal.
     Seal(Seal),
+    /// It may be a seal, and cannot be read; the text says why.
+    BrokenSeal(String),
     /// It cannot be read; the text says why.
     Damaged(String),
 }
@@ -68,7 +72,7 @@ impl Stray {
         match &self.kind {
             StrayKind::Slot { last, .. } => *last,
             StrayKind::Seal(seal) => seal.base.lsn,
-            StrayKind::Damaged(_) => self.key.1,
+            StrayKind::BrokenSeal(_) | StrayKind::Damaged(_) => self.key.1,
         }
     }
 }
@@ -81,6 +85,12 @@ impl fmt::Display for Stray {
                 write!(f, "{object} holds lsn {first} to {last} of epoch {}", epoch.number)
             }
             StrayKind::Seal(seal) => write!(f, "{object} is a seal at lsn {}", seal.base.lsn),
+            StrayKind::BrokenSeal(reason) => {
+                write!(
+                    f,
+                    "{object} may be the seal of a node that has taken over, and cannot be read ({reason})"
+                )
+            }
             StrayKind::Damaged(reason) => {
                 write!(f, "{object}, from lsn {first} on, cannot be read ({reason})")
             }
@@ -104,14 +114,23 @@ impl Reach {
     pub fn seal(&self) -> Option<&Seal> {
         self.strays.iter().find_map(|stray| match &stray.kind {
             StrayKind::Seal(seal) => Some(seal),
-            StrayKind::Slot { .. } | StrayKind::Damaged(_) => None,
+            StrayKind::Slot { .. } | StrayKind::BrokenSeal(_) | StrayKind::Damaged(_) => None,
+        })
+    }
+
+    /// The object that may be the seal of somebody who has taken over and cannot be read, if one of the strays is that; and why not.
+    pub fn broken_seal(&self) -> Option<(String, String)> {
+        self.strays.iter().find_map(|stray| match &stray.kind {
+            StrayKind::BrokenSeal(reason) => Some((stray.object.clone(), reason.clone())),
+            StrayKind::Slot { .. } | StrayKind::Seal(_) | StrayKind::Damaged(_) => None,
         })
     }
 
     /// Whether the walk would go on now: one of the strays has come under the very name at which it ended.
     pub(crate) fn is_behind(&self) -> bool {
         let place = (self.end.epoch.number, self.end.next(), self.end.turn);
-        self.strays.iter().any(|stray| stray.key == place && !matches!(stray.kind, StrayKind::Damaged(_)))
+        let is_whole = |stray: &Stray| matches!(stray.kind, StrayKind::Slot { .. } | StrayKind::Seal(_));
+        self.strays.iter().any(|stray| stray.key == place && is_whole(stray))
     }
 
     /// The stray that goes furthest.
@@ -189,7 +208,7 @@ async fn judge_all(
         });
         let mut heads = heads.buffered(HEADS_AT_ONCE);
         while let Some((key, name, head)) = heads.next().await {
-            if let Some(kind) = judge(archive, key, head, own, log).await? {
+            if let Some(kind) = judge(archive, (key, &name), head, own, log).await? {
                 strays.push(Stray { object: archive.store().object(&name), key, kind });
             }
         }
@@ -244,7 +263,7 @@ pub async fn reach(
 /// What the object is if it is a stray; `None` if it explains itself.
 async fn judge(
     archive: &Archive,
-    key: SlotKey,
+    (key, name): (SlotKey, &str),
     head: Result<Option<Head>, WalkError>,
     own: Epoch,
     log: &Arc<dyn Log>,
@@ -254,6 +273,9 @@ async fn judge(
         Ok(None) => return Ok(None),
         Ok(Some(Head::Seal(seal))) => return Ok(Some(StrayKind::Seal(seal))),
         Ok(Some(Head::Slot(slot))) => slot,
+        Err(WalkError::Damaged { reason, .. }) if may_be_seal(archive, name).await? => {
+            return Ok(Some(StrayKind::BrokenSeal(reason.to_string())));
+        }
         // What begins within the log may be an object of this source that has rotted: whoever verifies is told.
         Err(WalkError::Damaged { .. }) if key.0 == own.number && key.1 <= log.tail().position.lsn => {
             return Ok(None);
@@ -267,6 +289,16 @@ async fn judge(
         return Ok(None);
     }
     Ok(Some(StrayKind::Slot { epoch: slot.epoch, last: slot.last, written: slot.wall_time }))
+}
+
+/// Whether an object that cannot be read begins as a seal does, or is no longer than one and does not begin as a slot does.
+async fn may_be_seal(archive: &Archive, name: &str) -> Result<bool, StoreError> {
+    let Some(bytes) = archive.store().size(name).await? else { return Ok(false) };
+    if bytes == 0 {
+        return Ok(true);
+    }
+    let begin = archive.store().get_range(name, 0..SEAL_MAGIC.len() as u64).await?;
+    Ok(begin == SEAL_MAGIC[..] || (bytes <= SEAL_BYTES as u64 && begin != SLOT_MAGIC[..]))
 }
 
 /// Whether a frame of `log` ends with `position`, whatever epoch it is of: the chain covers everything before it.

@@ -215,7 +215,7 @@ impl Archives {
                 ShipEnd::Ahead { held, .. } => {
                     (held.epoch == self.context.volume.state().position.epoch).then(|| end.to_string())
                 }
-                ShipEnd::Stray { .. } => Some(end.to_string()),
+                ShipEnd::Stray { .. } | ShipEnd::BrokenSeal { .. } => Some(end.to_string()),
                 _ => None,
             }
         })

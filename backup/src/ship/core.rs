@@ -96,6 +96,16 @@ pub enum ShipEnd {
         /// Where the log ends.
         log: Lsn,
     },
+    /// Somebody may have taken over, and nobody can read who. See [`crate::strays()`].
+    #[error(
+        "{object} may be the seal of a node that has taken over, and cannot be read ({reason}): nothing is shipped there or acknowledged through it"
+    )]
+    BrokenSeal {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// What comes next for the archive was trimmed from the log, or deleted from the archive by others.
     #[error("{url} cannot be continued from lsn {lsn}: {reason}")]
     Gap {
@@ -118,9 +128,11 @@ impl ShipEnd {
     /// Whether it shows that another source writes, or has written, what this one did not.
     pub fn shows_another_source(&self) -> bool {
         match self {
-            ShipEnd::Fenced(_) | ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } | ShipEnd::Stray { .. } => {
-                true
-            }
+            ShipEnd::Fenced(_)
+            | ShipEnd::Forked { .. }
+            | ShipEnd::Ahead { .. }
+            | ShipEnd::Stray { .. }
+            | ShipEnd::BrokenSeal { .. } => true,
             ShipEnd::Gap { .. } | ShipEnd::LogEnded | ShipEnd::Reached => false,
         }
     }

@@ -135,7 +135,7 @@ async fn a_damaged_slot_behind_the_log_is_a_stray_and_one_within_it_is_not() {
     scene.lose(3).await;
     for at in 4..8 {
         let name = layout::slot(1, scene.frames[at].first());
-        scene.store.overwrite(&name, bytes::Bytes::from_static(b"rotten")).await;
+        scene.store.overwrite(&name, bytes::Bytes::from_static(b"MurSlot\0rotten")).await;
     }
     let end = ship(&scene.archive, &logged(&scene.frames[..4])).await;
     assert!(is_stray(&end, &scene.frames[7]), "{end}");
@@ -206,6 +206,51 @@ async fn a_seal_that_nothing_leads_to_fences_and_so_does_a_later_epoch() {
     fence.seal(scene.source.state().position, next).await.unwrap();
     let end = walk(&scene.archive, None).await.unwrap().end;
     assert_eq!((end.position, end.epoch), (successor.state().position, next));
+}
+
+/// The fear: the seal of a successor has rotted, or what leads to it is gone as well, it lies within what the source before has decided meanwhile
+/// and is taken for a slot of its own: the source goes on and acknowledges what nobody will ever read.
+#[tokio::test]
+async fn a_seal_that_cannot_be_read_lets_nobody_ship_or_acknowledge() {
+    for lost in [Some(6), None] {
+        for rot in [Rot::Bit(100), Rot::Bit(2), Rot::Cut(100), Rot::Cut(5), Rot::Cut(0)] {
+            let scene = Scene::new().await;
+            let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+            let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+            fence.seal(scene.source.state().position, next).await.unwrap();
+            let name = layout::slot(1, scene.source.state().position.lsn.next());
+            let mut seal = scene.archive.store().get(&name, 1000).await.unwrap().to_vec();
+            match rot {
+                Rot::Bit(at) => seal[at] ^= 1,
+                Rot::Cut(at) => seal.truncate(at),
+            }
+            scene.store.overwrite(&name, seal.into()).await;
+            if let Some(at) = lost {
+                scene.lose(at).await;
+            }
+            let before = scene.store.names().await;
+            // The source has gone on past the seal.
+            let log = logged(&gone_on_from(&scene.frames, 3));
+            let end = tokio::time::timeout(Duration::from_secs(60), ship(&scene.archive, &log)).await;
+            let end = end.expect("shipping to such an archive ends");
+            let is_told = matches!(&end, ShipEnd::BrokenSeal { object, .. } if object.contains(&name));
+            assert!(is_told && end.to_string().contains(&name), "{lost:?}, {rot:?}: {end}");
+            let (running, handle) = shipper(&scene.archive, &log);
+            let running = tokio::spawn(running.run());
+            let lsn = log.tail().position.lsn;
+            let refused =
+                ArchiveAcknowledger::new(vec![handle]).acknowledged(lsn, Duration::from_secs(5)).await;
+            assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{lost:?}, {rot:?}: {refused:?}");
+            running.await.unwrap();
+            assert_eq!(scene.store.names().await, before, "something was shipped");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rot {
+    Bit(usize),
+    Cut(usize),
 }
 
 /// The fear: a copy of the directory ran, and its slots are taken for what this source has forgotten for ever. People say what they are.

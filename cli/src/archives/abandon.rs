@@ -55,7 +55,7 @@ impl Abandoning {
         })?;
         let is_later = |stray: &&Stray| match &stray.kind {
             StrayKind::Slot { epoch, .. } => epoch.number > own.number,
-            StrayKind::Seal(_) => true,
+            StrayKind::Seal(_) | StrayKind::BrokenSeal(_) => true,
             StrayKind::Damaged(_) => stray.key.0 > own.number,
         };
         if let Some(stray) = reach.strays.iter().find(is_later) {

@@ -136,6 +136,15 @@ impl<'a> Asked<'a> {
             remember_fence(&node.directory, &reason);
             return Err(refused(&reason));
         }
+        if let Some((object, reason)) = reach.broken_seal() {
+            return Err(failed(ShipEnd::BrokenSeal { object, reason }).hint(format!(
+                "put back the object as it was, if the store keeps versions; or look at the mirrors and other archives who leads the volume (murphy status, \
+                 murphy verify). If somebody does, go on with that node. Only if nobody has taken over: take {url} out of reach, start again, murphy archive remove \
+                 {dir} {url} --assume-lost, and add another one",
+                url = self.shared.url,
+                dir = node.directory.display(),
+            )));
+        }
         let own = node.log.recovery().epoch;
         if let Some(stray) = reach.strays.iter().find(|stray| stray.key.0 > own.number) {
             return Err(refused(&format!("{stray}, and the seal that began it is lost")));

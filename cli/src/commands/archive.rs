@@ -114,7 +114,7 @@ fn abandon(args: &AbandonArgs, output: &Output) -> Result<Code, CliError> {
     for stray in abandoning.strays() {
         let written = match &stray.kind {
             StrayKind::Slot { written, .. } => Some(show_time(*written, &TimeZone::system())),
-            StrayKind::Seal(_) | StrayKind::Damaged(_) => None,
+            StrayKind::Seal(_) | StrayKind::BrokenSeal(_) | StrayKind::Damaged(_) => None,
         };
         let line = json!({ "object": stray.object, "first": stray.key.1.get(), "last": stray.last().get(), "written": written });
         output.data(&line, |_| match &written {

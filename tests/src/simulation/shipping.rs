@@ -258,8 +258,15 @@ impl Shipping {
 
     /// Whether an archive has turned this node away, because another copy of it ships there.
     pub(super) fn is_forked(&self) -> bool {
-        self.ends()
-            .any(|end| matches!(end, ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } | ShipEnd::Stray { .. }))
+        self.ends().any(|end| {
+            matches!(
+                end,
+                ShipEnd::Forked { .. }
+                    | ShipEnd::Ahead { .. }
+                    | ShipEnd::Stray { .. }
+                    | ShipEnd::BrokenSeal { .. }
+            )
+        })
     }
 
     /// Who has taken over, if an archive says that somebody has.
