@@ -85,6 +85,15 @@ impl Walk {
         self.slots.last().map(|slot| slot.last_time)
     }
 
+    /// Whether the walk came to `boundary`, whatever was dead there: an entry's hash covers everything before it.
+    fn passes(&self, boundary: &Boundary) -> bool {
+        let slots = self.slots.iter().map(|slot| Boundary::after(slot.end()));
+        let seals = self.seals.iter().map(|seal| Boundary::before(seal.base, seal.next));
+        let mut places = slots.chain(seals).chain([self.start]);
+        let mark = |place: &Boundary| (place.position.lsn, place.position.hash, place.epoch);
+        places.any(|place| mark(&place) == mark(boundary))
+    }
+
     /// What keeps a node from deciding in the epoch `own`, with a log that ends at `tail`; `None` if the archive has nothing against it.
     ///
     /// An end beyond `tail` in an epoch before `own` is no objection: that archive was given up by name when the node took over. Whoever ships
@@ -121,19 +130,19 @@ pub(crate) enum Head {
 ///
 /// If the archive's floor is above `from`, the walk begins at the floor, on the word of the slot there.
 pub async fn walk(archive: &Archive, from: Option<Boundary>) -> Result<Walk, WalkError> {
-    let walk = walk_from(archive, from).await?;
-    match (from, walk.dead.first()) {
-        // Where the walk begins may be off the chain itself: only the whole walk tells what is dead.
-        (Some(_), Some(dead)) => {
-            let whole = walk_from(archive, None).await?;
-            let object = || archive.store().object(dead);
-            if whole.end == walk.end {
-                Ok(walk)
-            } else {
-                Err(WalkError::Fork { object: object(), lsn: walk.end.next() })
-            }
+    loop {
+        let walk = walk_from(archive, from).await?;
+        let (Some(_), Some(dead)) = (from, walk.dead.first()) else { return Ok(walk) };
+        // Where the walk begins may be off the chain itself: only the whole walk tells what is dead. It may go further by now.
+        let whole = walk_from(archive, None).await?;
+        if whole.passes(&walk.end) {
+            return Ok(walk);
         }
-        _ => Ok(walk),
+        // Unless a floor has risen in between.
+        if whole.start.position.lsn <= walk.end.position.lsn {
+            let object = archive.store().object(dead);
+            return Err(WalkError::Fork { object, lsn: walk.end.next() });
+        }
     }
 }
 

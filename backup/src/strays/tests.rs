@@ -12,7 +12,7 @@ use crate::{
     fence::ArchiveFence,
     registry::Record,
     ship::{NoCursor, ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts},
-    testing::{FaultyStore, Source, append, archive, archive_of, put},
+    testing::{FaultyStore, Loss, Source, append, archive, archive_of, put},
 };
 
 const NODE: NodeId = NodeId::from_bytes([7; 16]);
@@ -291,6 +291,48 @@ async fn what_people_have_given_up_is_passed_over_also_by_a_shipper_that_runs() 
     assert_eq!(ship(&archive, &logged(&all(&more))).await, ShipEnd::Reached);
     let refused = ship(&archive, &logged(&[&shared[..], &lost[..]].concat())).await;
     assert!(matches!(refused, ShipEnd::Forked { .. }), "{refused}");
+}
+
+/// The fear: right after a slot was given up the source ships behind it, and whoever walks meanwhile from where it has been before takes what
+/// came for another history: a shipper ends for good, a promotion is refused.
+#[tokio::test]
+async fn who_walks_past_a_dead_slot_while_somebody_ships_sees_no_fork() {
+    let store = FaultyStore::new();
+    let archive = archive(&store).await;
+    let mut source = Source::new();
+    put(&store, &source.frames(2, 2)).await;
+    let mut copy = source.taken_over(source.base().position.epoch);
+    copy.wait(5);
+    put(&store, &source.frames(1, 2)).await;
+    let cursor = Boundary::after(source.state().position);
+    let lost = copy.frames(2, 2);
+    store.overwrite(&cursor.slot_name(), encoded(&lost[1..], &cursor)).await;
+    let shipped = source.frames(1, 2);
+    let behind = Boundary { turn: 1, ..cursor };
+    store.overwrite(&behind.slot_name(), encoded(&shipped, &cursor)).await;
+    let before = Boundary::after(source.state().position);
+    let arriving = source.frames(1, 2);
+    let (after, bytes) = (Boundary::after(source.state().position), encoded(&arriving, &before));
+    let mut ends = [0, 0];
+    for requests in 1.. {
+        store.remove(&before.slot_name()).await;
+        let arrival = Loss::arrival(requests, &store, &before.slot_name(), bytes.clone());
+        store.lose(Some(arrival.clone()));
+        let walked = walk(&archive, Some(cursor)).await;
+        store.lose(None);
+        let walked = walked.unwrap_or_else(|error| panic!("request {requests}: {error}"));
+        assert_eq!((walked.start, walked.dead.len()), (cursor, 1), "request {requests}");
+        assert!([before, after].contains(&walked.end), "request {requests}: {:?}", walked.end);
+        ends[usize::from(walked.end == after)] += 1;
+        if !arrival.has_come() {
+            break;
+        }
+    }
+    assert!(ends[0] > 0 && ends[1] > 2, "{ends:?}");
+    // From where the copy has been it is one.
+    store.overwrite(&before.slot_name(), bytes).await;
+    let refused = walk(&archive, Some(Boundary::after(lost[1].position()))).await;
+    assert!(matches!(refused, Err(WalkError::Fork { .. })), "{refused:?}");
 }
 
 /// The fear: a dead slot with a seal under the next name of its place is lost while the source runs. Its put under the free name succeeds,

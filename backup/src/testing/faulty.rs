@@ -68,18 +68,26 @@ impl Life {
     }
 }
 
-/// An object that its account loses for good, right before a request: the one that comes after so many to any store that knows of it.
+/// An object that its account loses for good, or that somebody else puts, right before a request: the one that comes after so many to any
+/// store that knows of it.
 #[derive(Clone)]
 pub(crate) struct Loss {
     left: Arc<std::sync::atomic::AtomicIsize>,
     account: Arc<InMemory>,
     path: Path,
+    /// What somebody else puts.
+    arrives: Option<Bytes>,
 }
 
 impl Loss {
     pub(crate) fn before_request(requests: isize, account: &FaultyStore, name: &str) -> Loss {
         let path = Path::from(format!("bucket/prefix/{name}"));
-        Loss { left: Arc::new(requests.into()), account: Arc::clone(&account.inner), path }
+        Loss { left: Arc::new(requests.into()), account: Arc::clone(&account.inner), path, arrives: None }
+    }
+
+    /// Of nothing: the object comes instead.
+    pub(crate) fn arrival(requests: isize, account: &FaultyStore, name: &str, bytes: Bytes) -> Loss {
+        Loss { arrives: Some(bytes), ..Loss::before_request(requests, account, name) }
     }
 
     pub(crate) fn has_come(&self) -> bool {
@@ -89,6 +97,9 @@ impl Loss {
     async fn request(&self) -> ObjectResult<()> {
         if self.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) != 1 {
             return Ok(());
+        }
+        if let Some(bytes) = &self.arrives {
+            return self.account.put(&self.path, bytes.clone().into()).await.map(drop);
         }
         match self.account.delete(&self.path).await {
             Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
