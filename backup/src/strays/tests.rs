@@ -253,6 +253,60 @@ enum Rot {
     Cut(usize),
 }
 
+/// The fear: the seal of the successor is lost, what it has shipped cannot be read, and the source that was replaced takes that for objects of
+/// its own that have rotted, because its log reaches further: it goes on.
+#[tokio::test]
+async fn a_damaged_slot_of_a_later_epoch_is_not_explained_by_the_own_log() {
+    let scene = Scene::new().await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let shipped = scene.source.taken_over(next).frames(1, 2);
+    let log: Arc<dyn Log> = logged(&scene.frames);
+    let own = log.tail().position.epoch;
+    // The successor began behind everything, or in the middle of what the old source has gone on to.
+    let firsts = [&scene.frames[0], &scene.frames[5], &shipped[0]].map(Frame::first);
+    for (first, damaged) in firsts.iter().flat_map(|first| [(first, true), (first, false)]) {
+        let name = layout::slot(next.number, *first);
+        let bytes = match damaged {
+            true => bytes::Bytes::from_static(b"MurSlot\0 that has rotted"),
+            false => bytes::Bytes::new(),
+        };
+        scene.store.overwrite(&name, bytes).await;
+        let found = reach(&scene.archive, None, own, &log).await.unwrap();
+        let [stray] = &found.strays[..] else { panic!("{first}: {:?}", found.strays) };
+        assert!(matches!(stray.kind, StrayKind::Damaged(_)) && stray.object.contains(&name), "{stray}");
+        let end = ship(&scene.archive, &logged(&scene.frames)).await;
+        assert!(
+            matches!(&end, ShipEnd::Stray { stray, .. } if stray.object.contains(&name)),
+            "{first}: {end}"
+        );
+        scene.store.remove(&name).await;
+    }
+    assert_eq!(ship(&scene.archive, &logged(&scene.frames)).await, ShipEnd::Reached);
+}
+
+/// The same of a slot to which its seal leads: the walk does not end before it as if nothing followed.
+#[tokio::test]
+async fn a_walk_does_not_end_well_before_a_damaged_slot_of_a_later_epoch() {
+    let scene = Scene::new().await;
+    let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
+    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+    fence.seal(scene.source.state().position, next).await.unwrap();
+    let mut successor = scene.source.taken_over(next);
+    let shipped = successor.frames(2, 2);
+    put(&scene.store, &shipped[..1]).await;
+    put(&scene.store, &shipped[1..]).await;
+    let name = layout::slot(next.number, shipped[0].first());
+    scene.store.overwrite(&name, bytes::Bytes::from_static(b"MurSlot\0 that has rotted")).await;
+    let walked = walk(&scene.archive, None).await;
+    assert!(matches!(&walked, Err(WalkError::Damaged { .. })), "{walked:?}");
+    // Neither the one that was replaced nor the successor goes on past it; the first hears of the seal.
+    let replaced = ship(&scene.archive, &logged(&scene.frames)).await;
+    assert!(matches!(&replaced, ShipEnd::Fenced(sealed) if sealed.next == next), "{replaced}");
+    let own: Arc<dyn Log> = logged(&scene.frames);
+    let found = reach(&scene.archive, None, own.tail().position.epoch, &own).await.unwrap();
+    assert!(found.seal().is_some_and(|seal| seal.next == next), "{:?}", found.strays);
+}
+
 /// The fear: a copy of the directory ran, and its slots are taken for what this source has forgotten for ever. People say what they are.
 #[tokio::test]
 async fn what_people_have_given_up_is_passed_over_also_by_a_shipper_that_runs() {
