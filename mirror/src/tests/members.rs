@@ -1,9 +1,14 @@
 //! Members over real QUIC on the loopback interface: who may seal whom, and what becomes of one that is removed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::future::BoxFuture;
 use murphy_fs::{MemberRole, MemberRow, MemberState};
-use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn};
+use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn, NodeId, Position, State};
 use tokio::sync::watch;
 
 use super::{
@@ -14,8 +19,9 @@ use super::{
     test_frames,
 };
 use crate::{
-    Dialer, ExchangeError, Leader, MemberBook, MemoryBook, Part, Proof, PublicKey, Refusal, Refused, Replica,
-    Seal, Sealed, Secret,
+    AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, Part, PlanError, PromoteError,
+    PromoteRequest, Proof, PublicKey, Refusal, Refused, Replica, Seal, Sealed, Secret, Standing, TakeOver,
+    promote,
 };
 
 fn revoke(book: &MemoryBook, key: PublicKey) {
@@ -158,6 +164,79 @@ async fn a_mirror_is_told_who_leads_the_epoch_that_it_has_promised() {
     let expected = Leader { epoch: epoch(3), key, addresses: vec!["new:1".to_owned()] };
     assert_eq!(*leader.borrow(), Some(expected));
     lag.end().await;
+}
+
+/// The acts of a promotion whose members are asked over the network.
+struct Asking<'a> {
+    dialer: &'a Dialer,
+    members: BTreeMap<NodeId, &'a Mirror>,
+    own: Standing,
+}
+
+impl TakeOver for Asking<'_> {
+    fn promise(&self, _: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
+        Box::pin(async { Ok(self.own) })
+    }
+
+    fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
+        Box::pin(async move {
+            let node = &self.members[&member].node;
+            let (addresses, key) = ([node.address.to_string()], node.identity.public_key());
+            let sealed = self.dialer.seal(&addresses, key, Seal { epoch, ..seal(2) }).await;
+            let Sealed { state, data_lsn, heard_lsn, .. } = sealed.map_err(|error| error.to_string())?;
+            Ok(state.map(|state| Standing { state, data_lsn, heard_lsn }))
+        })
+    }
+
+    fn catch_up(&self, _: NodeId, to: Position) -> BoxFuture<'_, Result<Standing, String>> {
+        Box::pin(async move { Err(format!("nobody holds more, up to {to}")) })
+    }
+
+    fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
+        Box::pin(async move { Ok(base) })
+    }
+}
+
+/// The fear: a member that has just promised itself and is about to lead promises somebody else, too, or is counted without a promise: two
+/// begin an epoch, and each believes that the other one cannot acknowledge.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_neither_source_nor_mirror_promises_nothing_and_does_not_count() {
+    let frames = test_frames(base_state(), 1, 10, 3);
+    let (one, other) = (Mirror::start(&frames, None).await, Mirror::start(&frames, None).await);
+    let promoter = dialer();
+    for mirror in [&one, &other] {
+        admit(&mirror.node.book, promoter.identity.public_key(), MemberRole::Mirror);
+    }
+    let members: BTreeMap<NodeId, &Mirror> =
+        [&one, &other].map(|mirror| (mirror.node.identity.node(), mirror)).into();
+    let own = promoter.identity.node();
+    let state = frames[9].state();
+    let lsn = state.position.lsn;
+    let acts = Asking { dialer: &promoter, members, own: Standing { state, data_lsn: lsn, heard_lsn: lsn } };
+    let request = |number| PromoteRequest {
+        own,
+        next: epoch(number),
+        policy: AckPolicy::Mirrors {
+            wanted: 1,
+            members: acts.members.keys().copied().chain([own]).collect(),
+        },
+        assume_lost: BTreeSet::new(),
+    };
+    other.replica.promise(epoch(2)).unwrap();
+    other.node.services.become_part(Part::Neither);
+    let node = other.node.identity.node();
+    match promote(&request(3), &acts).await {
+        Err(PromoteError::Plan(PlanError::TooFew { sealed: 2, needed: 3, missing })) => {
+            assert_eq!(missing.0.iter().map(|missing| missing.node).collect::<Vec<_>>(), [node]);
+        }
+        outcome => panic!("{outcome:?}"),
+    }
+    assert_eq!((one.replica.promised(), other.replica.promised()), (Some(epoch(3)), Some(epoch(2))));
+    let (heard, replica) = (watch::Sender::new(lsn), Arc::clone(&other.replica));
+    other.node.services.become_part(Part::Mirror(alone(replica, heard.subscribe())));
+    assert_eq!(promote(&request(3), &acts).await.unwrap().base, state, "as a mirror it counts");
+    one.node.stop().await;
+    other.node.stop().await;
 }
 
 /// The fear: a mirror that was removed goes on to be fed, and to acknowledge, for as long as its connection stands.

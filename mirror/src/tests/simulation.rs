@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Durability, Follower, FollowerConfig, FollowerReport, Hello, MemoryReplica, Message, Peer, Refusal,
-    Replica, Resume, Source, SourceAction, SourceReport, look_up,
+    Replica, ReplicaError, Resume, Source, SourceAction, SourceReport, look_up,
 };
 
 #[test]
@@ -237,6 +237,25 @@ fn an_observer_that_claims_a_position_beyond_the_end_does_not_end_the_source() {
     }
 }
 
+/// The fear: an observer, which holds no copy and takes over from nobody, says that it has promised a later epoch, and every fsync ends.
+#[test]
+fn the_promise_of_an_observer_ends_no_source() {
+    let log = log_of(base_state(), &test_frames(base_state(), 0, 5, 3));
+    let node = NodeId::from_bytes([2; 16]);
+    let config = World::new(1, log_of(base_state(), &[]), None, Durability::Immediate).config;
+    for role in [MemberRole::Observer, MemberRole::Mirror, MemberRole::Writer] {
+        for resume in [Resume::From(Lsn::FIRST), Resume::After(log.tail().position), Resume::Fresh] {
+            let mut source = Source::new(config.clone(), Peer { node, role }, log.tail(), ms(0));
+            let promised = Some(epoch(2));
+            let hello = Hello { volume: VOLUME, branch: BRANCH, node, resume, data_lsn: Lsn::ROOT, promised };
+            let mut actions = source.handle(Message::Hello(hello));
+            actions.extend(source.found(log.tail().position.lsn, look_up(&log, log.tail().position.lsn)));
+            let fenced = |action: &SourceAction| matches!(action, SourceAction::Report(SourceReport::Fenced(by)) if *by == epoch(2));
+            assert_eq!(actions.iter().any(fenced), role.holds_copy(), "{role}, {resume:?}: {actions:?}");
+        }
+    }
+}
+
 #[test]
 fn a_foreign_volume_is_refused_by_name() {
     let mut world = World::new(1, log_of(base_state(), &[]), Some(base_state()), Durability::Immediate);
@@ -293,6 +312,39 @@ fn a_promise_is_to_one_epoch_of_that_number_only() {
     assert!(world.source_reports.contains(&SourceReport::Fenced(epoch(2))));
     assert_eq!(world.replica.state(), Some(base_state()));
     assert!(world.replica.promise(other).is_err());
+}
+
+/// The fear: a mirror that was joined by hand to the successor has promised nothing, and lets somebody who begins the epoch before that, or
+/// another one of its number, count it.
+#[test]
+fn a_mirror_promises_nothing_older_than_what_it_holds() {
+    let old = test_frames(base_state(), 1, 3, 2);
+    let fork = old[2].state();
+    for promised in [None, Some(epoch(2)), Some(epoch(3))] {
+        let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
+        if let Some(promised) = promised {
+            replica.promise(promised).unwrap();
+        }
+        // A source that was told of the promise has sent them.
+        for frame in old.iter().chain(&frames_in(epoch(3), fork, 1, 2, 2)) {
+            replica.append(frame.clone(), promised).unwrap();
+        }
+        let held = replica.state();
+        for older in [epoch(1), epoch(2), Epoch { number: 3, ..epoch(9) }] {
+            let refused = replica.promise(older);
+            assert!(
+                matches!(refused, Err(ReplicaError::Promised { .. })),
+                "{promised:?}, {older}: {refused:?}"
+            );
+            assert_eq!(replica.promised(), promised, "a refused promise changes nothing");
+        }
+        for good in [epoch(3), epoch(4)] {
+            assert_eq!(replica.promise(good), Ok(held), "{promised:?}");
+            assert_eq!(replica.promised(), Some(good));
+        }
+        // A later promise counts more than the log.
+        assert_eq!(replica.promise(epoch(3)), Err(ReplicaError::Promised { promised: epoch(4) }));
+    }
 }
 
 /// The lag is true when nothing happens, and grows when nothing is heard.
