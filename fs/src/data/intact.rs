@@ -204,7 +204,7 @@ const ATTEMPTS: usize = 2;
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
+    use std::{borrow::Cow, sync::Mutex, task::Poll};
 
     use object_store::{memory::InMemory, path::Path};
 
@@ -322,6 +322,160 @@ mod tests {
                 matches!(refused, Err(BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }));
             assert!(is_refused, "{refused:?}");
             assert_eq!(store.get(wanted.name).await.unwrap(), whole);
+        }
+    }
+
+    /// The fear: of two who mend one object at once the second takes the right bytes of the first for another pack, and stops for good; or one of
+    /// them puts back what the other one has put right. Here each of their requests comes at any place among those of the other one.
+    #[tokio::test]
+    async fn two_that_mend_the_same_object_at_once_both_succeed_in_every_order() {
+        let (wanted, last) = (pack(1), pack(1).bytes.len() - 1);
+        for damage in [flipped(&wanted, 9), Some(wanted.bytes.slice(..last))] {
+            // Each makes at most four: a put that is refused, two gets, and the replacing.
+            for order in (0..1_u32 << 8).filter(|order| order.count_ones() == 4) {
+                let below = store("file:///bad", &wanted, damage.clone()).await;
+                let turns =
+                    Arc::new(Turns { order: (0..8).map(|at| order >> at & 1).collect(), ..Turns::default() });
+                let mend = async |own| {
+                    let store = Contended { below: Arc::clone(&below), turns: Arc::clone(&turns), own };
+                    let put = put_intact(&store, wanted.name, wanted.bytes.clone()).await;
+                    turns.end(own);
+                    put
+                };
+                let (one, other) = tokio::join!(mend(0), mend(1));
+                assert!(one.is_ok() && other.is_ok(), "{order:08b}: {one:?}, {other:?}");
+                assert_eq!(below.get(wanted.name).await.unwrap(), wanted.bytes, "{order:08b}");
+            }
+        }
+    }
+
+    /// The fear: while somebody looks at a damaged object, a whole one of other content comes under its name, and is overwritten.
+    #[tokio::test]
+    async fn another_whole_pack_that_comes_while_somebody_mends_is_kept() {
+        let wanted = pack(1);
+        let mut builder = PackBuilder::new(wanted.name);
+        builder.add(b"written by another process under the same name").unwrap();
+        let other = builder.finish().unwrap();
+        // Before any request but the last one, which replaces.
+        for requests in 0..=ATTEMPTS {
+            let below = store("file:///bad", &wanted, flipped(&wanted, 9)).await;
+            let order = [vec![0; requests], vec![1]].concat();
+            let turns = Arc::new(Turns { order, ..Turns::default() });
+            let contended = |own| Contended { below: Arc::clone(&below), turns: Arc::clone(&turns), own };
+            let (one, two) = (contended(0), contended(1));
+            let comes = async {
+                let came = two.mend(wanted.name, other.bytes.clone()).await;
+                turns.end(1);
+                came
+            };
+            let (refused, came) = tokio::join!(put_intact(&one, wanted.name, wanted.bytes.clone()), comes);
+            came.unwrap();
+            let is_refused =
+                matches!(refused, Err(BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }));
+            assert!(is_refused, "{requests}: {refused:?}");
+            assert_eq!(below.get(wanted.name).await.unwrap(), other.bytes, "{requests}");
+        }
+    }
+
+    /// Whose request is next, of two.
+    #[derive(Debug, Default)]
+    struct Turns {
+        order: Vec<u32>,
+        /// The next place in the order, and who makes no more requests.
+        progress: Mutex<(usize, [bool; 2])>,
+    }
+
+    impl Turns {
+        /// Returns when the next request is `own`'s. Behind the end of the order everybody's is.
+        async fn take(&self, own: u32) {
+            std::future::poll_fn(|context| {
+                let (at, ended) = &mut *self.progress.lock().unwrap();
+                while let Some(next) = self.order.get(*at).filter(|next| ended[**next as usize]) {
+                    assert_ne!(*next, own, "it has ended");
+                    *at += 1;
+                }
+                if self.order.get(*at).is_none_or(|next| *next == own) {
+                    *at += 1;
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+
+        fn end(&self, own: u32) {
+            self.progress.lock().unwrap().1[own as usize] = true;
+        }
+    }
+
+    /// A store in which the requests of two come in a given order, each at one moment.
+    #[derive(Debug)]
+    struct Contended {
+        below: Arc<dyn BlockStore>,
+        turns: Arc<Turns>,
+        own: u32,
+    }
+
+    impl Contended {
+        fn at_its_turn<'a, T: Send + 'a>(
+            &'a self,
+            request: futures::future::BoxFuture<'a, Result<T, BlockStoreError>>,
+        ) -> futures::future::BoxFuture<'a, Result<T, BlockStoreError>> {
+            Box::pin(async move {
+                self.turns.take(self.own).await;
+                request.await
+            })
+        }
+    }
+
+    impl BlockStore for Contended {
+        fn label(&self) -> Cow<'_, str> {
+            self.below.label()
+        }
+
+        fn put(
+            &self,
+            name: PackName,
+            bytes: Bytes,
+        ) -> futures::future::BoxFuture<'_, Result<(), BlockStoreError>> {
+            self.at_its_turn(self.below.put(name, bytes))
+        }
+
+        fn mend(
+            &self,
+            name: PackName,
+            bytes: Bytes,
+        ) -> futures::future::BoxFuture<'_, Result<(), BlockStoreError>> {
+            self.at_its_turn(self.below.mend(name, bytes))
+        }
+
+        fn get_range(
+            &self,
+            name: PackName,
+            range: std::ops::Range<u64>,
+        ) -> futures::future::BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+            self.at_its_turn(self.below.get_range(name, range))
+        }
+
+        fn get(&self, name: PackName) -> futures::future::BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+            self.at_its_turn(self.below.get(name))
+        }
+
+        fn size(&self, name: PackName) -> futures::future::BoxFuture<'_, Result<u64, BlockStoreError>> {
+            self.at_its_turn(self.below.size(name))
+        }
+
+        fn delete(&self, name: PackName) -> futures::future::BoxFuture<'_, Result<(), BlockStoreError>> {
+            self.at_its_turn(self.below.delete(name))
+        }
+
+        fn list(
+            &self,
+            writer: Option<WriterId>,
+        ) -> futures::stream::BoxStream<'_, Result<super::super::store::StoredPack, BlockStoreError>>
+        {
+            self.below.list(writer)
         }
     }
 
