@@ -3,7 +3,8 @@
 //! Invariants:
 //! - An observer is called after the rows of the entries are visible, from the thread that shows them, in LSN order, under no lock.
 //! - Before that it is told what is going to change.
-//! - Entries that this node decides itself are not told: whoever asked for them knows.
+//! - Entries that this node decides itself are not told: whoever asked for them knows. Before the first of them observers are told that
+//!   nothing is followed any more, and are waited for.
 
 use std::sync::Arc;
 
@@ -18,6 +19,10 @@ pub trait ChangeObserver: Send + Sync {
     /// These entries, in LSN order and at least one, are visible now. Must not wait for anything: the volume does not go on before this
     /// returns.
     fn changed(&self, entries: &[Entry]);
+
+    /// Nothing is followed any more: this node is about to decide. It decides nothing before this returns, so that what was followed can be
+    /// finished with first; it may wait for that, but not for ever.
+    fn about_to_lead(&self) {}
 }
 
 /// Tells an observer until it is dropped.
@@ -66,5 +71,10 @@ impl Observers {
         if !entries.is_empty() {
             self.all.load_full().iter().for_each(|observer| observer.changed(entries));
         }
+    }
+
+    /// Returns when every observer is through with what was followed.
+    pub(crate) fn end(&self) {
+        self.all.load_full().iter().for_each(|observer| observer.about_to_lead());
     }
 }

@@ -144,11 +144,6 @@ pub enum XattrMode {
 /// Errors are those of the system calls; the table in `docs/semantics.md` lists them per operation. Every method that changes
 /// something answers EROFS on a file system that may not change.
 pub trait FileSystem: Send + Sync + 'static {
-    /// Whether this node decides: from then on the tree changes only through this interface.
-    fn decides(&self) -> bool {
-        false
-    }
-
     /// Finds `name` in `parent`. ENOENT, ENOTDIR.
     fn lookup(&self, caller: &Caller, parent: Ino, name: &Name) -> Answer<Attr>;
     /// The parent of a directory; the root is its own.

@@ -187,9 +187,11 @@ impl Volume {
     }
 
     /// Begins to decide in `epoch`, which the log has been claimed for. A new volume gets its first entry, with `genesis` as its shared
-    /// settings; what an earlier source left half done goes on.
+    /// settings; what an earlier source left half done goes on. Waits, for a bounded time, until those who observe what was followed are
+    /// through with it: a kernel that is told late of what somebody else decided would take it for the state after what it asked for itself.
     pub fn lead(&self, epoch: Epoch, genesis: Option<&[(String, String)]>) -> Result<(), OpenVolumeError> {
         self.shared.workers.stop_following();
+        self.shared.workers.observers().end();
         self.shared.sequencer.lead(epoch);
         if let Some(settings) = genesis {
             self.submit_now(&Genesis { settings: settings.to_vec() })?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use murphy_fs::{
     Answer, Caller, ChangeObserver, Errno, FileSystem, Ino, Kind, Name, NewNode, OpenFlags, RenameMode,
-    SetAttr, VolumeOptions, XattrMode, XattrName,
+    SetAttr, Volume, VolumeOptions, XattrMode, XattrName,
 };
 use murphy_log::{Entry, Lsn};
 use murphy_tests::{PATIENCE, Pair, TreeRules, compare_trees, epoch, wait_until};
@@ -117,6 +117,47 @@ impl ChangeObserver for Heard {
     fn changed(&self, entries: &[Entry]) {
         self.0.lock().extend(entries.iter().map(|entry| entry.lsn));
     }
+}
+
+/// Looks whether the volume decides already when it is told that it is about to.
+#[derive(Default)]
+struct Last {
+    volume: Mutex<Option<Volume>>,
+    heard: Mutex<Vec<Lsn>>,
+    at_the_end: Mutex<Vec<(Lsn, Option<Errno>)>>,
+}
+
+impl ChangeObserver for Last {
+    fn changed(&self, entries: &[Entry]) {
+        self.heard.lock().extend(entries.iter().map(|entry| entry.lsn));
+    }
+
+    fn about_to_lead(&self) {
+        let volume = self.volume.lock().take().unwrap();
+        let refused = match volume.mkdir(&ROOT_USER, Ino::ROOT, &name("early"), 0o755) {
+            Answer::Now(Err(errno)) => Some(errno),
+            Answer::Now(Ok(_)) | Answer::Later(_) => None,
+        };
+        let last = self.heard.lock().last().copied().unwrap();
+        self.at_the_end.lock().push((last, refused));
+    }
+}
+
+/// The fear: what others decided is told to a kernel that makes the changes itself by now.
+#[test]
+fn an_observer_is_through_with_what_was_followed_before_the_node_decides() {
+    let (pair, _, _) = pair();
+    let (mirror, observer) = (&pair.follower, Arc::new(Last::default()));
+    let _observation = mirror.observe(observer.clone());
+    *observer.volume.lock() = Some(mirror.clone());
+    pair.driver().wait(pair.source.mkdir(&ROOT_USER, Ino::ROOT, &name("late"), 0o755)).unwrap();
+    let late = pair.copy();
+    mirror.log().claim(epoch(2)).unwrap();
+    let _runtime = pair.driver().enter();
+    mirror.lead(epoch(2), None).unwrap();
+    assert_eq!(*observer.at_the_end.lock(), [(late, Some(Errno::EROFS))]);
+    pair.driver().wait(mirror.mkdir(&ROOT_USER, Ino::ROOT, &name("early"), 0o755)).unwrap();
+    assert_eq!(observer.heard.lock().last(), Some(&late), "nothing of its own");
 }
 
 /// A cache above that misses an entry is wrong for as long as it likes.

@@ -17,7 +17,18 @@
 //! announced, before it is visible, and the moment at which the kernel has forgotten its pages. What it then gets it compares with
 //! its own count of invalidations, and asks again. That is not all: see [`super::growth`].
 //!
+//! All that ends when the node is about to decide itself. From then on the kernel makes every change, and what it is told late of an entry
+//! that it did not ask for would undo what it knows better: a page that a local write has filled and not sent yet would be dropped, and a
+//! reader would bring the old one back for good; an older last byte would be stored over a newer one. So there is a cut:
+//!
+//! ```text
+//!   followed to the end   ->   told, told again, sent   ->   the cut   ->   the node decides
+//! ```
+//!
 //! Invariants:
+//! - No notice of an entry that was followed, and no length of a file, is sent after the cut; what cannot be sent before it within a limit is
+//!   not sent at all, and ends caching for good. (One that the kernel has in hand then cannot be taken back.) Only a listing that a request
+//!   finds overtaken afterwards is told later: of a directory the kernel keeps nothing that it has not asked for.
 //! - Inodes share slots. Sharing costs a superfluous request or notification and never hides one.
 //! - The lock is held for moments only: neither requests nor the following thread wait here for anything.
 
@@ -64,6 +75,8 @@ pub(super) struct Followed {
     told: AtomicU64,
     /// Files may be opened past the page cache.
     may_bypass: AtomicBool,
+    /// The node decides by now, or the mount has ended: the kernel is given no length any more.
+    is_cut: AtomicBool,
     pub(super) growth: Growth,
     pub(super) names: Lane,
     pub(super) pages: Lane,
@@ -83,13 +96,18 @@ pub(super) struct Progress {
     pub(super) ended: bool,
     /// Some change could not be told, ever.
     pub(super) lost: bool,
+    /// Nothing is followed any more.
+    pub(super) ending: bool,
+    /// All that was followed has been sent to the kernel, and nothing of it comes any more.
+    pub(super) cut: bool,
 }
 
 impl Followed {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Followed {
         let slots = || (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         let (shown, told) = (Lsn::ROOT, Lsn::ROOT);
-        let progress = Progress { shown, told, relist: HashSet::new(), ended: false, lost: false };
+        let relist = HashSet::new();
+        let progress = Progress { shown, told, relist, ended: false, lost: false, ending: false, cut: false };
         Followed {
             clock,
             noted: AtomicU64::new(0),
@@ -102,6 +120,7 @@ impl Followed {
             suspensions: AtomicU64::new(0),
             told: AtomicU64::new(0),
             may_bypass: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
             growth: Growth::default(),
             names: Lane::default(),
             pages: Lane::default(),
@@ -123,10 +142,33 @@ impl Followed {
 
     /// The mount is gone, or going: nobody waits any more.
     pub(super) fn end(&self) {
+        self.is_cut.store(true, Ordering::Release);
         self.told.store(u64::MAX, Ordering::Release);
         self.names.end();
         self.pages.end();
         self.update(|progress| progress.ended = true);
+    }
+
+    /// Returns when the kernel has been told of everything that was followed, or will not be. For whoever is about to decide; waits at most
+    /// `longest`.
+    pub(super) fn cut(&self, longest: Duration) {
+        self.update(|progress| progress.ending = true);
+        if !self.wait(longest, |progress| progress.cut || progress.ended) {
+            self.lose("it does not take what was followed before this node decides");
+            self.end();
+        }
+    }
+
+    /// Sees everything that is in the lanes on its way, and takes no more for the pages. For the thread that fills the lanes, once it has
+    /// nothing more to tell of what was followed.
+    pub(super) fn see_through(&self) {
+        self.pages.close();
+        if self.pages.wait_sent(CUT_MAX) && self.names.wait_sent(CUT_MAX) {
+            self.is_cut.store(true, Ordering::Release);
+            if !self.update(|progress| std::mem::replace(&mut progress.cut, true) || progress.lost) {
+                self.resume();
+            }
+        }
     }
 
     /// The kernel lets files be opened past its page cache, and mapped nevertheless.
@@ -146,12 +188,15 @@ impl Followed {
         announced == 0
             || (self.told.load(Ordering::Acquire) >= announced
                 && !self.pages.owes(&Notice::Data(attr.ino))
-                && self.owed(attr).is_none())
+                && self.owed(attr, &[]).is_none())
     }
 
-    /// A handle to read the last byte of a file with, if the kernel must be given its length before it is answered.
-    fn owed(&self, attr: &Attr) -> Option<Handle> {
-        self.growth.owed(attr.ino, attr.size, self.announced(attr.ino))
+    /// A handle to read the last byte of a file with, none of `useless`, if the kernel must be given its length before it is answered.
+    fn owed(&self, attr: &Attr, useless: &[Handle]) -> Option<Handle> {
+        if self.is_cut.load(Ordering::Acquire) {
+            return None;
+        }
+        self.growth.owed(attr.ino, attr.size, self.announced(attr.ino), useless)
     }
 
     /// Returns when the kernel may be shown these lengths. What changes after the call is not waited for.
@@ -165,7 +210,7 @@ impl Followed {
         while attrs.iter().any(owes) && !self.pages.has_sent(added) {
             tokio::time::sleep(SETTLE_POLL).await;
         }
-        if fs.decides() || attrs.iter().all(|attr| self.owed(attr).is_none()) {
+        if attrs.iter().all(|attr| self.owed(attr, &[]).is_none()) {
             return;
         }
         tokio::time::sleep(PAGE_IN_HAND).await;
@@ -174,13 +219,17 @@ impl Followed {
         }
     }
 
-    /// Gives the kernel the length of a file, if it must be and this node does not decide. What cannot be read any more need not be shown.
+    /// Gives the kernel the length of a file, if it must be. A handle may be closed meanwhile; what cannot be read through any need not be
+    /// shown.
     async fn lengthen(&self, fs: &Arc<dyn FileSystem>, attr: &Attr) {
-        while let Some(handle) = self.owed(attr) {
+        let mut useless = Vec::new();
+        while let Some(handle) = self.owed(attr, &useless) {
             let (ino, length, as_of) = (attr.ino, attr.size, self.announced(attr.ino));
             let last = fs.read(ino, handle, length - 1, 1).wait().await;
-            let last = last.ok().filter(|_| !fs.decides());
-            let Some(last) = last.and_then(|bytes| bytes.first().copied()) else { return };
+            let Some(last) = last.ok().and_then(|bytes| bytes.first().copied()) else {
+                useless.push(handle);
+                continue;
+            };
             let notice = Notice::Length(Length { ino, length, last, as_of });
             if self.pages.push_now(notice.clone()).is_err() {
                 return;
@@ -317,6 +366,10 @@ impl ChangeObserver for Followed {
             self.suspend("changes come faster than the kernel can be told");
         }
     }
+
+    fn about_to_lead(&self) {
+        self.cut(CUT_MAX);
+    }
 }
 
 /// The slots of what entries change.
@@ -450,6 +503,8 @@ const BEHIND_MAX: u64 = 1 << 16;
 /// The longest that attributes are held back. Then a read of the file hangs, and they are shown: better than no answer.
 const SETTLE_MAX: Duration = Duration::from_secs(1);
 const SETTLE_POLL: Duration = Duration::from_millis(1);
+/// So long a node that is about to decide waits for its own kernel, which may wait for reads that hang.
+const CUT_MAX: Duration = Duration::from_secs(20);
 /// Who has found a page in the cache has looked at the file's size after so long: a few instructions, and the wait for a processor.
 const PAGE_IN_HAND: Duration = Duration::from_millis(50);
 /// A file that has not changed for so long is at rest. Bytes are younger than that when the source sends them, unless it was told to wait.
@@ -568,7 +623,7 @@ mod tests {
         let file = Ino::new(5);
         followed.growth.opened(file, Handle(3), 0);
         followed.changing(&[entry(9, 5)]);
-        assert!(followed.growth.owed(file, 10, 9).is_some());
+        assert!(followed.growth.owed(file, 10, 9, &[]).is_some());
         let sent = |as_of| {
             let sent = Mutex::new(Vec::new());
             let notice = Notice::Length(Length { ino: file, length: 10, last: 1, as_of });
@@ -582,7 +637,82 @@ mod tests {
         };
         assert_eq!(sent(9), []);
         assert_eq!(sent(8), [Notice::Data(file)]);
-        assert!(followed.growth.owed(file, 10, 9).is_none());
+        assert!(followed.growth.owed(file, 10, 9, &[]).is_none());
+    }
+
+    /// A file of three bytes, its attributes, and handles 1 to 3 through which it is read: it has grown since.
+    fn grown(followed: &Followed) -> (Arc<Memory>, Attr) {
+        let fs = Arc::new(Memory::new());
+        let caller = crate::Caller::default();
+        let (name, flags) = (crate::Name::new("file").unwrap(), OpenFlags::default());
+        let Answer::Now(Ok((made, opened))) = fs.create(&caller, Ino::ROOT, &name, 0o644, flags) else {
+            panic!("the memory answers at once")
+        };
+        let Answer::Now(Ok(3)) = fs.write(&caller, made.ino, opened.handle, 0, Bytes::from_static(b"abc"))
+        else {
+            panic!("the memory takes bytes")
+        };
+        let Answer::Now(Ok(attr)) = fs.getattr(made.ino) else { panic!("the memory answers at once") };
+        (1..=3).for_each(|handle| followed.growth.opened(attr.ino, Handle(handle), 0));
+        followed.changing(&[entry(9, attr.ino.get())]);
+        followed.told(Lsn::new(9));
+        (fs, attr)
+    }
+
+    /// The fear: one of several who have a growing file open closes it, and the others see zeros.
+    #[tokio::test]
+    async fn a_handle_that_is_closed_meanwhile_leaves_the_others_to_read_the_last_byte_with() {
+        // Which one is asked first is the hasher's choice.
+        for round in 0..16 {
+            let (followed, _) = followed();
+            let (fs, attr) = grown(&followed);
+            fs.open.store(1 + round % 3, Ordering::Relaxed);
+            let (state, sent) = (Arc::clone(&followed), Arc::new(Mutex::new(Vec::new())));
+            let told = Arc::clone(&sent);
+            let lane = std::thread::spawn(move || {
+                let send = |notice: &Notice| {
+                    told.lock().push(notice.clone());
+                    Ok(())
+                };
+                state.pages.deliver(
+                    |notice| state.send(notice, send),
+                    |notice, error| panic!("{notice:?}: {error}"),
+                );
+            });
+            let fs: Arc<dyn FileSystem> = fs;
+            followed.settle(&fs, &[attr]).await;
+            let length = Length { ino: attr.ino, length: 3, last: b'c', as_of: 9 };
+            assert_eq!(*sent.lock(), [Notice::Length(length)], "{round}");
+            followed.end();
+            lane.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_nobody_can_read_any_more_is_not_waited_for() {
+        let (followed, _) = followed();
+        let (fs, attr) = grown(&followed);
+        fs.open.store(7, Ordering::Relaxed);
+        let fs: Arc<dyn FileSystem> = fs;
+        followed.settle(&fs, &[attr]).await;
+        assert_eq!(followed.pages.added(), 0);
+    }
+
+    /// The fear: a node that was promoted stores a byte that somebody else wrote long ago over one that a local program has just written.
+    #[tokio::test]
+    async fn the_kernel_is_given_no_length_once_the_node_decides() {
+        let (followed, _) = followed();
+        let (fs, attr) = grown(&followed);
+        assert!(followed.owed(&attr, &[]).is_some());
+        followed.see_through();
+        followed.cut(Duration::ZERO);
+        assert!(followed.owed(&attr, &[]).is_none() && followed.is_settled(&attr));
+        let fs: Arc<dyn FileSystem> = fs;
+        followed.settle(&fs, &[attr]).await;
+        let late = Notice::Length(Length { ino: attr.ino, length: 3, last: b'c', as_of: 9 });
+        assert!(followed.pages.push_now(late).is_err(), "one who has asked before, and pushes after");
+        assert_eq!(followed.pages.added(), 0);
+        assert!(!followed.is_suspended());
     }
 
     #[test]

@@ -76,13 +76,13 @@ impl Growth {
         }
     }
 
-    /// Whether the kernel must be given this size before it is answered; a handle to read the last byte with, if so. `announced` is
-    /// the last entry that was announced of the file.
-    pub(super) fn owed(&self, ino: Ino, length: u64, announced: u64) -> Option<Handle> {
+    /// Whether the kernel must be given this size before it is answered; a handle to read the last byte with, if so, which is none of
+    /// `useless`. `announced` is the last entry that was announced of the file.
+    pub(super) fn owed(&self, ino: Ino, length: u64, announced: u64, useless: &[Handle]) -> Option<Handle> {
         let files = self.0.lock();
         let file = files.get(&ino)?;
         let is_owed = length > 0 && announced > file.since && file.given != Some(length);
-        file.handles.iter().next().copied().filter(|_| is_owed)
+        file.handles.iter().copied().find(|handle| is_owed && !useless.contains(handle))
     }
 
     /// The kernel has been given this size.
@@ -103,20 +103,21 @@ mod tests {
     #[test]
     fn a_size_is_owed_while_a_file_is_open_through_the_page_cache_and_has_changed_since() {
         let growth = Growth::default();
-        assert_eq!(growth.owed(FILE, 10, 5), None, "not open");
+        assert_eq!(growth.owed(FILE, 10, 5, &[]), None, "not open");
         let (one, other) = (Handle(1), Handle(2));
         growth.opened(FILE, one, 5);
-        assert_eq!(growth.owed(FILE, 10, 5), None, "not changed");
-        assert_eq!(growth.owed(FILE, 10, 6), Some(one));
-        assert_eq!(growth.owed(FILE, 0, 6), None, "an empty file has no page");
+        assert_eq!(growth.owed(FILE, 10, 5, &[]), None, "not changed");
+        assert_eq!(growth.owed(FILE, 10, 6, &[]), Some(one));
+        assert_eq!(growth.owed(FILE, 0, 6, &[]), None, "an empty file has no page");
         growth.opened(FILE, other, 6);
         growth.closed(FILE, one);
-        assert_eq!(growth.owed(FILE, 10, 6), Some(other), "of the first who opened it, changed since");
+        assert_eq!(growth.owed(FILE, 10, 6, &[]), Some(other), "of the first who opened it, changed since");
         growth.given(&Length { ino: FILE, length: 10, last: 1, as_of: 6 });
-        assert_eq!(growth.owed(FILE, 10, 7), None, "given");
-        assert_eq!(growth.owed(FILE, 11, 7), Some(other));
+        assert_eq!(growth.owed(FILE, 10, 7, &[]), None, "given");
+        assert_eq!(growth.owed(FILE, 11, 7, &[]), Some(other));
+        assert_eq!(growth.owed(FILE, 11, 7, &[other]), None, "nothing else is open");
         growth.closed(FILE, other);
-        assert_eq!(growth.owed(FILE, 11, 7), None);
+        assert_eq!(growth.owed(FILE, 11, 7, &[]), None);
         assert!(growth.0.lock().is_empty());
     }
 }

@@ -16,6 +16,8 @@
 //! - Neither the volume nor a request ever waits for the names' lane, which waits for locks that requests hold. An answer with a file's
 //!   attributes waits, for a bounded time, for the pages' lane, which waits for reads only.
 //! - What cannot be told is said, and ends caching for good.
+//! - Once the node is about to decide, everything that was followed has been sent before it does, repetitions included: see
+//!   [`super::followed`].
 
 mod lane;
 mod notices;
@@ -30,7 +32,10 @@ use std::{
 
 pub(super) use self::lane::Lane;
 use self::{lane::Ended, notices::Notices};
-use super::{followed::Followed, notify::Notice};
+use super::{
+    followed::{Followed, Progress},
+    notify::Notice,
+};
 use crate::{Ino, NameHasher, Observation};
 use murphy_log::{Frame, FrameReader, Log, Lsn};
 
@@ -129,7 +134,8 @@ impl Courier {
             let pause = self.repeats.pause(self.followed.now()).min(self.calm_pause());
             let told = self.told;
             self.followed.wait(pause, |progress| {
-                progress.ended || progress.shown > told || !progress.relist.is_empty()
+                let is_due = progress.ending && !progress.cut && self.repeats.is_empty();
+                progress.ended || progress.shown > told || !progress.relist.is_empty() || is_due
             });
             let (shown, relist, ended) = self
                 .followed
@@ -138,6 +144,12 @@ impl Courier {
             let worked = if ended { Err(Ended) } else { self.work(shown, relist) };
             if worked.is_err() {
                 return self.followed.end();
+            }
+            let is_last = |progress: &mut Progress| {
+                progress.ending && !progress.cut && progress.shown <= self.told && progress.relist.is_empty()
+            };
+            if self.repeats.is_empty() && self.followed.update(is_last) {
+                self.followed.see_through();
             }
             if busy {
                 calm_since = self.followed.now();
@@ -259,6 +271,10 @@ impl Repeats {
         if self.last.insert(notice.clone(), due).is_none() {
             self.order.push_back((due, notice));
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
     }
 
     fn is_full(&self) -> bool {

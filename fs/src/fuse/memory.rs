@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     future,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -37,6 +37,8 @@ pub(super) struct Memory {
     pub(super) taken: AtomicBool,
     /// What `open` says about the data.
     pub(super) unchanged: AtomicBool,
+    /// The only handle through which can be read; any if it is 0.
+    pub(super) open: AtomicU64,
 }
 
 impl State {
@@ -104,7 +106,12 @@ impl Memory {
         let (children, xattrs) = (BTreeMap::new(), BTreeMap::new());
         let root = Node { attr, parent: Ino::ROOT, bytes: Vec::new(), children, xattrs };
         let state = State { nodes: BTreeMap::from([(1, root)]), next: 100 };
-        Memory { state: Mutex::new(state), taken: AtomicBool::new(false), unchanged: AtomicBool::new(false) }
+        Memory {
+            state: Mutex::new(state),
+            taken: AtomicBool::new(false),
+            unchanged: AtomicBool::new(false),
+            open: AtomicU64::new(0),
+        }
     }
 
     /// Changes the bytes of a file as another node would.
@@ -278,7 +285,11 @@ impl FileSystem for Memory {
         })
     }
 
-    fn read(&self, ino: Ino, _: Handle, offset: u64, length: u32) -> Answer<Bytes> {
+    fn read(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Answer<Bytes> {
+        let open = self.open.load(Ordering::Relaxed);
+        if open != 0 && open != handle.0 {
+            return Answer::Now(Err(Errno::EBADF));
+        }
         self.now(|state| {
             let bytes = &state.node(ino)?.bytes;
             let start = bytes.len().min(offset as usize);

@@ -17,10 +17,6 @@ use crate::{
 };
 
 impl FileSystem for Volume {
-    fn decides(&self) -> bool {
-        self.check_leads().is_ok()
-    }
-
     fn lookup(&self, _caller: &Caller, parent: Ino, name: &Name) -> Answer<Attr> {
         Answer::Now(self.lookup_name(parent, name))
     }

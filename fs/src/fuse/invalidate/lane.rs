@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A notice that waits already is not added again; one that is being sent is.
-//! - Whoever adds waits while the lane is full. Nothing is dropped.
+//! - Whoever adds waits while the lane is full. Nothing is dropped. One that was closed sends what it has and takes no more.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::fuse::notify::{Notice, has_ended};
 
-/// The mount has ended.
+/// The mount has ended, or the lane was closed.
 #[derive(Debug)]
 pub(crate) struct Ended;
 
@@ -33,6 +33,7 @@ struct State {
     /// How many were added, and how many of them were sent.
     added: u64,
     sent: u64,
+    closed: bool,
     ended: bool,
 }
 
@@ -50,7 +51,7 @@ impl Lane {
     }
 
     fn add(&self, state: &mut State, notice: Notice) -> Result<(), Ended> {
-        if state.ended {
+        if state.ended || state.closed {
             return Err(Ended);
         }
         if state.waiting.insert(notice.clone()) {
@@ -76,6 +77,11 @@ impl Lane {
     pub(crate) fn owes(&self, notice: &Notice) -> bool {
         let state = self.state.lock();
         state.sending.as_ref() == Some(notice) || state.waiting.contains(notice)
+    }
+
+    /// Takes nothing more; what waits is sent.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
     }
 
     /// Ends the lane: what waits is not sent.

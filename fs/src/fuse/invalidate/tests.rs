@@ -141,6 +141,69 @@ fn the_end_of_the_mount_lets_nobody_wait() {
     assert!(world.invalidator.wait_for(lsn.advanced(100), PATIENCE));
 }
 
+/// The fear: a node begins to decide while its kernel is still told of what others decided before: a page that a local write has just filled
+/// is dropped, a reader brings the old one back, and nobody ever tells the kernel of it again.
+#[test]
+fn a_node_does_not_decide_before_its_kernel_has_heard_of_everything_that_was_followed() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.follow(EntryKind::Write, &RowKey::inode(FILE), None);
+    }
+    // Told once more later, because an answer was on its way.
+    Watch::begin(Some(&world.followed), Lifetimes::EXCLUSIVE).lifetimes(DIRECTORY, None);
+    let lsn = world.touch(DIRECTORY);
+    assert!(world.followed.wait(PATIENCE, |progress| progress.told >= lsn));
+    let (tell, decides) = channel();
+    let followed = Arc::clone(&world.followed);
+    let promotion = thread::spawn(move || {
+        followed.about_to_lead();
+        tell.send(()).unwrap();
+    });
+    assert_eq!(world.next(), Notice::Listing(DIRECTORY));
+    assert!(decides.try_recv().is_err(), "pages are still owed");
+    world.pages_held = None;
+    let mut told = vec![world.next()];
+    assert!(decides.try_recv().is_err(), "a listing is to be told once more");
+    world.clock.advance(REPEAT_AFTER);
+    decides.recv_timeout(PATIENCE).unwrap();
+    promotion.join().unwrap();
+    told.extend(world.told.try_iter());
+    assert_eq!(told.pop(), Some(Notice::Listing(DIRECTORY)));
+    assert!(told.iter().all(|notice| *notice == Notice::Data(FILE)), "{told:?}");
+    assert!(!world.invalidator.stats().lost);
+    // A request that began before and ends now has read an old listing.
+    world.followed.update(|progress| progress.relist.insert(DIRECTORY));
+    // It is due a second after the thread has heard of it.
+    let late = (0..PATIENCE.as_millis()).find_map(|_| {
+        world.clock.advance(REPEAT_AFTER);
+        world.followed.update(|_| ());
+        world.told.recv_timeout(Duration::from_millis(1)).ok()
+    });
+    assert_eq!(late, Some(Notice::Listing(DIRECTORY)));
+    assert!(world.followed.pages.push_now(Notice::Data(FILE)).is_err(), "no page is dropped any more");
+}
+
+/// The fear: a read that hangs in a dead store keeps a promotion from ending; or what was not sent for it comes after the node has begun.
+#[test]
+fn a_kernel_that_does_not_take_what_was_followed_holds_up_a_promotion_for_a_while_only() {
+    let mut world = World::new();
+    let other = Ino::new(30);
+    for file in [Ino::new(20), other] {
+        world.follow(EntryKind::Write, &RowKey::inode(file), None);
+    }
+    let lsn = world.touch(DIRECTORY);
+    assert_eq!(world.next(), Notice::Listing(DIRECTORY));
+    assert!(world.followed.wait(PATIENCE, |progress| progress.told >= lsn));
+    world.followed.cut(Duration::from_millis(20));
+    assert!(world.invalidator.stats().lost, "it is said, and the kernel keeps nothing from now on");
+    let kept = Watch::begin(Some(&world.followed), Lifetimes::EXCLUSIVE).lifetimes(FILE, None);
+    assert_eq!(kept, Lifetimes::NONE);
+    world.pages_held = None;
+    // The one that the kernel had in hand, at most, and then the end of the thread that sends.
+    let late: Vec<Notice> = std::iter::from_fn(|| world.told.recv_timeout(PATIENCE).ok()).collect();
+    assert!(!late.contains(&Notice::Data(other)), "{late:?}");
+}
+
 /// A notice that is told all the time need not be told again, but once it is quiet it must.
 #[test]
 fn repeats_wait_for_the_last_time_they_were_asked_for() {
