@@ -22,5 +22,6 @@ mod rot;
 mod s3;
 mod settled;
 mod stranded;
+mod successors;
 mod take_over;
 mod tree;

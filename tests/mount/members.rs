@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::mirrors::{Pair, wait_for, write_safely};
 
 /// Waits until the source of `node` knows where so many mirrors listen.
-fn wait_for_addresses(pair: &Pair, node: &str, count: usize) {
+pub(super) fn wait_for_addresses(pair: &Pair, node: &str, count: usize) {
     wait_for("the mirrors' addresses at the source", || {
         let mirrors = pair.status(node)["mirrors"].clone();
         let known = |mirror: &Value| mirror["addresses"].as_array().is_some_and(|all| !all.is_empty());
@@ -26,7 +26,7 @@ fn wait_for_stored(pair: &Pair) {
 }
 
 /// Waits until `mirror` has everything, bytes included, that is durable at `source`.
-fn wait_for_bytes(pair: &Pair, source: &str, mirror: &str) {
+pub(super) fn wait_for_bytes(pair: &Pair, source: &str, mirror: &str) {
     let wanted = pair.status(source)["durable_lsn"].as_u64();
     wait_for("the mirror to have every byte", || {
         status_of(pair, mirror).is_some_and(|status| status["data_lsn"].as_u64() >= wanted)
@@ -67,12 +67,12 @@ fn a_mirror_is_promoted_by_members_that_have_not_heard_of_it() {
 }
 
 /// A mirror of `source` that listens there, or not at all.
-fn join(pair: &Pair, source: &str, mirror: &str, listen: Option<&str>) {
+pub(super) fn join(pair: &Pair, source: &str, mirror: &str, listen: Option<&str>) {
     pair.join(source, mirror, &format!("b{mirror}"));
     mount(pair, mirror, listen);
 }
 
-fn mount(pair: &Pair, node: &str, listen: Option<&str>) {
+pub(super) fn mount(pair: &Pair, node: &str, listen: Option<&str>) {
     match listen {
         Some(listen) => pair.mount(node, listen),
         None => {
@@ -85,7 +85,12 @@ fn mount(pair: &Pair, node: &str, listen: Option<&str>) {
 
 /// The id of the member that people call `name`.
 fn id(pair: &Pair, name: &str) -> String {
-    let listed = pair.scratch.run(["member", "list", "a", "--json"]).expect_code(0).stdout();
+    id_at(pair, "a", name)
+}
+
+/// The same, as `node` knows it.
+pub(super) fn id_at(pair: &Pair, node: &str, name: &str) -> String {
+    let listed = pair.scratch.run(["member", "list", node, "--json"]).expect_code(0).stdout();
     let members: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let found = members.iter().find(|member| member["name"] == name);
     found.unwrap_or_else(|| panic!("{listed}"))["node"].as_str().unwrap().to_owned()
@@ -100,14 +105,14 @@ fn inodes(pair: &Pair, store: &str) -> BTreeSet<u64> {
 }
 
 /// Waits until a mirror follows.
-fn wait_for_following(pair: &Pair, mirror: &str) {
+pub(super) fn wait_for_following(pair: &Pair, mirror: &str) {
     wait_for("the mirror to follow", || {
         status_of(pair, mirror).is_some_and(|status| status["source"]["connected"] == true)
     });
 }
 
 /// The status of a mirror. One that is seeded begins anew, and answers nothing meanwhile.
-fn status_of(pair: &Pair, mirror: &str) -> Option<Value> {
+pub(super) fn status_of(pair: &Pair, mirror: &str) -> Option<Value> {
     serde_json::from_str(&pair.scratch.run(["status", mirror, "--json"]).stdout()).ok()
 }
 

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use s3s::{Body, auth::SimpleAuth, service::S3Service, service::S3ServiceBuilder};
 use tokio::{net::TcpListener, runtime::Runtime};
 
-use crate::wait::pause_task;
+use crate::wait::{PATIENCE, pause_task, until};
 
 /// What an endpoint does in place of what it should.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +40,8 @@ pub enum Misdeed {
     LoseAnswer,
     /// Waits first.
     Delay(Duration),
+    /// Waits until it is told to behave, and does it then.
+    Hold,
     /// Changes one byte in the middle of what is read.
     ChangeByte,
     /// Reads and writes as if there were no condition: a second creator of a name replaces the first one's object.
@@ -167,6 +169,9 @@ impl Shared {
             Some(Misdeed::HangUp) => return Err(HungUp),
             Some(Misdeed::Pretend) => return Ok(plain(StatusCode::OK)),
             Some(Misdeed::Delay(span)) => pause_task(*span).await,
+            Some(Misdeed::Hold) => {
+                until("to be told to behave", PATIENCE, || self.rule.lock().is_none()).await;
+            }
             Some(Misdeed::IgnoreCondition) => self.forget(request.uri().path()),
             Some(Misdeed::LoseAnswer | Misdeed::ChangeByte) | None => {}
         }

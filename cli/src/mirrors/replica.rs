@@ -286,3 +286,6 @@ const PARTIAL: &str = "seed.partial";
 const PROMISED: &str = "promised.json";
 const DURABLE_MAX: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;
