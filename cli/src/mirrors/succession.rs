@@ -118,7 +118,7 @@ impl Mirroring {
                         return tracing::info!(%error, "the source before does not listen to this mirror");
                     }
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "the source before has not heard of its successor")
+                        tracing::debug!(%error, "the source before has not heard of its successor");
                     }
                     Err(_) => tracing::debug!("the source before does not answer in time"),
                 }

@@ -143,7 +143,7 @@ async fn a_mirror_that_hears_its_source_takes_no_proof() {
 }
 
 impl Lag {
-    fn source_tail(&self) -> murphy_log::State {
+    fn source_tail(&self) -> State {
         test_frames(base_state(), 1, 30, 3)[29].state()
     }
 }

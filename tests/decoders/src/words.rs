@@ -97,14 +97,7 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::Welcome(Welcome { volume, branch, node, state, epoch, first, verdict })
     };
     let next = Epoch { number: 4, id: EpochId::from_bytes([9; 16]) };
-    let addresses = vec!["10.0.0.1:7000".to_owned(), "h:1".to_owned()];
-    let (by, member) = (PublicKey::from_bytes([7; 32]), PublicKey::from_bytes([8; 32]));
-    let (role, lsn, signature) = (MemberRole::Mirror, Lsn::new(70), [9; 64]);
-    let proof = Proof::new(vec![Voucher { by, member, role, epoch: epoch(3), lsn, signature }; 2]);
-    let sealed = |state: Option<State>| {
-        Message::Sealed(Sealed { epoch: next, state, data_lsn: Lsn::ROOT, heard_lsn: Lsn::new(9) })
-    };
-    let messages = vec![
+    let mut messages = vec![
         hello(Resume::Fresh, None),
         hello(Resume::After(origin.position), Some(next)),
         hello(Resume::From(Lsn::new(4)), None),
@@ -130,6 +123,26 @@ fn message_seeds() -> Vec<Vec<u8>> {
         Message::PackReply(PackReply::Missing),
         Message::PackReply(PackReply::Failed("gone".to_owned())),
         Message::Refused(Refused { reason: Refusal::BadFrame, detail: "at lsn 5".to_owned() }),
+    ];
+    messages.extend(member_messages((volume, branch), next, origin));
+    messages.push(Message::LendRequest(LendRequest { after: point, to: Lsn::new(9) }));
+    let mut seeds: Vec<Vec<u8>> = messages.iter().map(Message::encode).collect();
+    // An announcement: where a member listens, and what its copy dies with.
+    let body = [&[1, 3, 0][..], b"h:1", &[1, 2, 0], b"m7"].concat();
+    seeds.push([&(body.len() as u32).to_le_bytes()[..], &[0, 18, 0, 0], &body].concat());
+    seeds
+}
+
+/// What is said of who belongs to a volume, and who may lead it.
+fn member_messages((volume, branch): (VolumeId, BranchId), next: Epoch, origin: State) -> Vec<Message> {
+    let addresses = vec!["10.0.0.1:7000".to_owned(), "h:1".to_owned()];
+    let (by, member) = (PublicKey::from_bytes([7; 32]), PublicKey::from_bytes([8; 32]));
+    let (role, lsn, signature) = (MemberRole::Mirror, Lsn::new(70), [9; 64]);
+    let proof = Proof::new(vec![Voucher { by, member, role, epoch: epoch(3), lsn, signature }; 2]);
+    let sealed = |state: Option<State>| {
+        Message::Sealed(Sealed { epoch: next, state, data_lsn: Lsn::ROOT, heard_lsn: Lsn::new(9) })
+    };
+    vec![
         Message::Redeem(Redeem {
             secret: Secret::from_bytes([5; 32]),
             name: "berlin".to_owned(),
@@ -149,13 +162,7 @@ fn message_seeds() -> Vec<Vec<u8>> {
             heard_lsn: Lsn::new(9),
             promised: Some(next),
         }),
-        Message::LendRequest(LendRequest { after: point, to: Lsn::new(9) }),
-    ];
-    let mut seeds: Vec<Vec<u8>> = messages.iter().map(Message::encode).collect();
-    // An announcement: where a member listens, and what its copy dies with.
-    let body = [&[1, 3, 0][..], b"h:1", &[1, 2, 0], b"m7"].concat();
-    seeds.push([&(body.len() as u32).to_le_bytes()[..], &[0, 18, 0, 0], &body].concat());
-    seeds
+    ]
 }
 
 /// The length of the body, and the checksums of frames that travel as they are.
