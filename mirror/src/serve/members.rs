@@ -4,7 +4,8 @@
 //! - What a member book says counts wherever the own log reaches. One whom it does not know is taken for a member by the word of the source
 //!   only, and only by a mirror that does not hear its source: what it has not heard yet it might hear in a moment.
 //! - Nobody is admitted who has promised an epoch that ends this source's: such a one is refused, and ends nothing.
-//! - A promise is durable before it is answered, and before anybody is followed for whom it was made.
+//! - A promise is durable before it is answered, and before anybody is followed for whom it was made. It is answered by a mirror that is one
+//!   still: one that takes over stops being one before it looks for the last time whether it has promised anybody else.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -156,6 +157,10 @@ pub(super) async fn promise(
     let (replica, epoch) = (Arc::clone(&mirror.replica), seal.epoch);
     let promised = murphy_log::spawn_blocking(move || replica.promise(epoch)).await;
     match promised {
+        // It may have looked at its promises before this one was made, and begin an epoch of its own: then this one counts for nobody.
+        Ok(Ok(_)) if !matches!(services.part(), Part::Mirror(_)) => {
+            refused(Refusal::Protocol, "this node is about to take over itself".to_owned())
+        }
         Ok(Ok(state)) => {
             tracing::warn!(%epoch, "promised: older epochs are refused from now on");
             let leads = reachable(seal.leads, connection.remote_ip());

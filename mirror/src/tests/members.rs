@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_fs::{MemberRole, MemberRow, MemberState};
-use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn, NodeId, Position, State};
+use murphy_log::{Epoch, EpochId, Frame, Log, LogTime, Lsn, NodeId, Position, State, VolumeKeys};
 use tokio::sync::watch;
 
 use super::{
@@ -19,9 +19,9 @@ use super::{
     test_frames,
 };
 use crate::{
-    AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, Part, PlanError, PromoteError,
-    PromoteRequest, Proof, PublicKey, Refusal, Refused, Replica, Seal, Sealed, Secret, Standing, TakeOver,
-    promote,
+    AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, MemoryReplica, Part, PlanError, Point,
+    PromoteError, PromoteRequest, Proof, PublicKey, Refusal, Refused, Replica, ReplicaError, Seal, Sealed,
+    Secret, SeedWriter, Services, Standing, TakeOver, promote,
 };
 
 fn revoke(book: &MemoryBook, key: PublicKey) {
@@ -237,6 +237,71 @@ async fn a_member_that_is_neither_source_nor_mirror_promises_nothing_and_does_no
     assert_eq!(promote(&request(3), &acts).await.unwrap().base, state, "as a mirror it counts");
     one.node.stop().await;
     other.node.stop().await;
+}
+
+/// A mirror's node that begins to take over while it promises: it has looked at its promise just before.
+struct Claiming {
+    replica: Arc<MemoryReplica>,
+    services: Arc<Services>,
+}
+
+impl Replica for Claiming {
+    fn state(&self) -> Option<State> {
+        self.replica.state()
+    }
+
+    fn keys(&self) -> &VolumeKeys {
+        self.replica.keys()
+    }
+
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+        self.replica.append(frame, told)
+    }
+
+    fn data(&self) -> watch::Receiver<Lsn> {
+        self.replica.data()
+    }
+
+    fn history(&self) -> Option<Arc<dyn Log>> {
+        self.replica.history()
+    }
+
+    fn promised(&self) -> Option<Epoch> {
+        self.replica.promised()
+    }
+
+    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+        self.services.become_part(Part::Neither);
+        assert_eq!(self.promised(), None, "nothing keeps it from beginning its epoch");
+        self.replica.promise(epoch)
+    }
+
+    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
+        self.replica.begin_seed(state)
+    }
+
+    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        self.replica.set_aside(ancestor, tail)
+    }
+}
+
+/// The fear: a mirror is asked for a promise, and before it is on its disk the same mirror finds that it has promised nobody else and begins
+/// its own epoch; whoever asked counts it all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promise_that_crosses_the_beginning_of_an_epoch_is_not_given() {
+    let frames = test_frames(base_state(), 1, 10, 3);
+    let mirror = Mirror::start(&frames, None).await;
+    let (promoter, node) = (dialer(), &mirror.node);
+    admit(&node.book, promoter.identity.public_key(), MemberRole::Mirror);
+    let replica = Claiming { replica: Arc::clone(&mirror.replica), services: Arc::clone(&node.services) };
+    let heard = watch::Sender::new(frames[9].last());
+    node.services.become_part(Part::Mirror(alone(Arc::new(replica), heard.subscribe())));
+    let sealed = promoter.seal(&[node.address.to_string()], node.identity.public_key(), seal(3)).await;
+    assert!(
+        matches!(&sealed, Err(ExchangeError::Refused(refused)) if refused.reason == Refusal::Protocol),
+        "{sealed:?}"
+    );
+    mirror.node.stop().await;
 }
 
 /// The fear: a mirror that was removed goes on to be fed, and to acknowledge, for as long as its connection stands.
