@@ -372,11 +372,16 @@ async fn refuse(
     part(connection, writer).await
 }
 
-/// Waits until the last words have arrived, or the peer is gone.
+/// Waits until the peer has read the last words and closed, or is gone; not for ever. What has arrived and was not read yet is lost to it once
+/// the connection is closed from here.
 async fn part(connection: &Connection, writer: MessageWriter) -> Result<(), SessionError> {
-    tokio::select! {
-        _ = tokio::time::timeout(FAREWELL_TIMEOUT, writer.finish()) => {}
-        () = connection.closed() => {}
+    let heard = async {
+        if writer.finish().await.is_ok() {
+            connection.closed().await;
+        }
+    };
+    if tokio::time::timeout(FAREWELL_TIMEOUT, heard).await.is_err() {
+        tracing::debug!(node = %connection.peer().node(), "a peer does not close after the last words");
     }
     Ok(())
 }

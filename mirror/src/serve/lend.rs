@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use murphy_log::{Epoch, FrameReader, Log, Lsn, ReadError};
 
-use super::{Part, Services, part, refuse, source::read_run};
+use super::{Part, Services, refuse, source::read_run};
 use crate::{
     history::{Lookup, look_up},
     message::{Ask, Frames, LendRequest, Message, Refusal, Refused, Stands},
@@ -41,7 +41,7 @@ pub(super) async fn answer(
     writer.send(&Message::Stands(stands)).await?;
     match reader.next().await {
         // Whoever has borrowed what it needs just leaves.
-        Ok(None) | Err(SessionError::Lost(_)) => part(connection, writer).await,
+        Ok(None) | Err(SessionError::Lost(_)) => Ok(()),
         Ok(Some(other)) => {
             let detail = format!("a {} message is not expected now", other.name());
             refuse(connection, writer, Refusal::Protocol, detail).await
