@@ -2,12 +2,14 @@
 //!
 //! Invariants:
 //! - Nothing is made, put or deleted there: a directory whose disk is not mounted stays as it is.
+//! - What is read there because nobody nearer has it is named in the log, each pack once.
 //! - That it does not have a pack an archive says only while it shows that it is an archive of the volume; otherwise it does not answer.
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
@@ -34,12 +36,18 @@ pub(crate) struct ArchivePacks {
     label: String,
     volume: VolumeId,
     opened: OnceLock<ObjectBlockStore>,
+    told: Option<Arc<Told>>,
 }
 
 impl ArchivePacks {
     /// The packs of the archive of `volume` at `url`. Makes no request.
     pub(crate) fn new(url: StoreUrl, volume: VolumeId) -> ArchivePacks {
-        ArchivePacks { label: url.to_string(), url, volume, opened: OnceLock::new() }
+        ArchivePacks { label: url.to_string(), url, volume, opened: OnceLock::new(), told: None }
+    }
+
+    /// The same for what should not have to be read there: `told` says of each pack that it was.
+    pub(crate) fn telling(self, told: Arc<Told>) -> ArchivePacks {
+        ArchivePacks { told: Some(told), ..self }
     }
 
     /// The store, if it is there; opening one in a directory would make that.
@@ -97,6 +105,25 @@ impl ArchivePacks {
     }
 }
 
+/// The packs that archives have given because the own store does not.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Mutex<BTreeSet<PackName>>);
+
+impl Told {
+    /// How many packs they were; no more are counted than a limit.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
+    fn read(&self, name: PackName, archive: &str) {
+        // A set is whole after every operation on it.
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < TOLD_MAX && told.insert(name) {
+            tracing::warn!(pack = %name, archive, "the block store does not give a pack intact; it is read from an archive");
+        }
+    }
+}
+
 impl BlockStore for ArchivePacks {
     fn label(&self) -> Cow<'_, str> {
         Cow::Borrowed(&self.label)
@@ -111,7 +138,14 @@ impl BlockStore for ArchivePacks {
     }
 
     fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        Box::pin(self.ask(name, move |store| async move { store.get_range(name, range).await }))
+        Box::pin(async move {
+            let bytes =
+                self.ask(name, move |store| async move { store.get_range(name, range).await }).await?;
+            if let Some(told) = &self.told {
+                told.read(name, &self.label);
+            }
+            Ok(bytes)
+        })
     }
 
     fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
@@ -131,6 +165,9 @@ impl BlockStore for ArchivePacks {
         stream::empty().boxed()
     }
 }
+
+/// So many packs are named and counted, 16 bytes each.
+const TOLD_MAX: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {

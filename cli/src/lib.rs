@@ -6,6 +6,7 @@
 pub mod allocator;
 mod archive_notes;
 mod archive_packs;
+mod archive_reads;
 mod archives;
 mod args;
 mod attempts;

@@ -46,6 +46,7 @@ use murphy_mirror::{
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
+    archive_reads::ArchiveReads,
     archives::check_fences,
     config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
@@ -76,6 +77,7 @@ pub(crate) struct Mirroring {
     volume: Volume,
     log: Arc<DiskLog>,
     blocks: Arc<BlockStores>,
+    archive_reads: Arc<ArchiveReads>,
     config: Mutex<NodeConfig>,
     listen: Option<SocketAddr>,
     replica: Option<Arc<DiskReplica>>,
@@ -232,6 +234,7 @@ impl Mirroring {
             volume: node.volume.clone(),
             log: Arc::clone(&node.log),
             blocks: Arc::clone(&node.blocks),
+            archive_reads: Arc::clone(&node.archive_reads),
             config: Mutex::new(node.config.clone()),
             listen: bound,
             replica,
@@ -383,6 +386,7 @@ impl Mirroring {
                 status.packs = gathering
                     .filter(is_told)
                     .map(|GatherStatus { found, wanted, missing }| PackStatus { found, wanted, missing });
+                status.packs_from_archives = self.archive_reads.count();
                 let mirrors = self.services.board.status(self.clock.monotonic());
                 let addresses = |node| self.book.row(node).map(|row| row.addresses).unwrap_or_default();
                 status.mirrors = mirrors

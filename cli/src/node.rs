@@ -34,6 +34,7 @@ use murphy_log::{DirectoryLock, DiskLog, Files, Log, Lsn, OsFiles, VolumeKeys};
 use murphy_mirror::{Identity, RemotePacks};
 
 use crate::{
+    archive_reads::ArchiveReads,
     config::{NodeConfig, Role},
     error::{CliError, at, failed},
     givers::Giver,
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) log: Arc<DiskLog>,
     pub(crate) keys: VolumeKeys,
     pub(crate) blocks: Arc<BlockStores>,
+    /// Where its reads look last.
+    pub(crate) archive_reads: Arc<ArchiveReads>,
     pub(crate) identity: Identity,
     /// Held until everything else is gone.
     _lock: DirectoryLock,

@@ -75,6 +75,9 @@ pub(crate) struct Status {
     /// Of a source whose predecessor was lost with bytes: what became of them.
     #[serde(default)]
     pub(crate) packs: Option<PackStatus>,
+    /// Packs that had to be read from archives since the process began, because the block store does not give them.
+    #[serde(default)]
+    pub(crate) packs_from_archives: u64,
 }
 
 /// Packs that were lost with a source, or might have been.
@@ -233,6 +236,7 @@ pub(crate) fn of(
         data_lsn: None,
         lag_ms: None,
         packs: None,
+        packs_from_archives: 0,
     };
     judge(&mut status);
     Ok(status)
@@ -375,6 +379,13 @@ impl Status {
         }
         if let Some(PackStatus { found, wanted, missing }) = self.packs {
             row("lost packs", format!("{missing} missing, {wanted} asked for, {found} found"));
+        }
+        if self.packs_from_archives > 0 {
+            let count = self.packs_from_archives;
+            row(
+                "packs",
+                format!("{count} read from archives: the block store lacks them (murphy fsck --data)"),
+            );
         }
         if let Some(lag) = self.lag_ms {
             row("behind", format!("{lag} ms"));

@@ -182,3 +182,62 @@ fn an_index_put_back_file_by_file_is_made_anew_or_right() {
     assert!(tried > 5 && rot.seen.contains_key("harmless or repaired"), "{tried} tried: {:?}", rot.seen);
     rot.report(&format!("files of the index put back ({tried} of {})", mixes.len()));
 }
+
+/// The fear: the block store has lost a pack, and a file is EIO although an archive of the very node has every byte of it; or nobody ever hears
+/// that the store lacks something, because reads go well.
+#[test]
+fn packs_that_the_store_has_lost_are_read_from_an_archive_and_fsck_finds_them() {
+    if !can_mount("packs_that_the_store_has_lost_are_read_from_an_archive_and_fsck_finds_them") {
+        return;
+    }
+    let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+    scratch.format("node", "blocks");
+    let archives = ["rotten", "archive"].map(|name| scratch.url(name));
+    for url in &archives {
+        scratch.run(["archive", "add", "node", url]).expect_code(0);
+    }
+    let mount = scratch.mount("node", "mnt");
+    let bytes = [1, 2].map(|seed| Random::new(seed).bytes(600_000));
+    for (name, bytes) in ["lost", "damaged"].into_iter().zip(&bytes) {
+        let mut file = File::create(mount.join(name)).unwrap();
+        file.write_all(bytes).unwrap();
+        file.sync_all().unwrap();
+    }
+    scratch.umount("mnt");
+    // Of each file the store has nothing any more, or a pack with a flipped bit; so has one of the archives.
+    let packs: Vec<_> =
+        scratch.bytes_of("blocks/packs").into_iter().filter(|(path, _)| path.is_file()).collect();
+    assert!(packs.len() > 1, "{}", packs.len());
+    let flip = |path: &Path, bytes: &[u8]| {
+        let mut flipped = bytes.to_vec();
+        flipped[bytes.len() / 2] ^= 4;
+        fs::write(path, flipped).unwrap();
+    };
+    for (at, (path, pack)) in packs.iter().enumerate() {
+        match at % 2 {
+            0 => fs::remove_file(path).unwrap(),
+            _ => flip(path, pack),
+        }
+        let below = path.strip_prefix(scratch.path("blocks")).unwrap();
+        flip(&scratch.path("rotten").join(below), pack);
+    }
+    let mount = scratch.mount("node", "mnt");
+    for (name, bytes) in ["lost", "damaged"].into_iter().zip(&bytes) {
+        assert!(fs::read(mount.join(name)).unwrap() == *bytes, "{name}");
+    }
+    let status = scratch.run(["status", "node", "--json"]).json();
+    assert_eq!(status["packs_from_archives"], packs.len(), "{status}");
+    let log = fs::read_to_string(scratch.path("node/murphy.log")).unwrap();
+    let (path, _) = &packs[0];
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let told = log.lines().filter(|line| line.contains(name) && line.contains("is read from an archive"));
+    assert!(told.count() == 1, "{log}");
+    let found = scratch.run(["fsck", "node", "--data"]).expect_code(3).stdout();
+    assert!(found.contains(name) && found.contains(&format!("{} findings", packs.len())), "{found}");
+    scratch.umount("mnt");
+    // By hand they are put back: an object has the same name everywhere.
+    for (path, pack) in &packs {
+        fs::write(path, pack).unwrap();
+    }
+    scratch.run(["fsck", "node", "--data"]).expect_code(0);
+}

@@ -344,6 +344,7 @@ impl Mirroring {
             let full = places.full.iter().filter(|_| lacks_bytes).map(|(url, _)| url.clone());
             config.packs_from.extend(full);
         })?;
+        self.archive_reads.lead();
         if lacks_bytes {
             self.blocks.also(places.full.iter().map(|(_, packs)| Arc::clone(packs)).collect());
         }

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     archive_notes::known_durable,
     archive_packs::ArchivePacks,
+    archive_reads::ArchiveReads,
     config::{NodeConfig, Role},
     error::{CliError, failed},
     places::check_there,
@@ -150,6 +151,8 @@ fn assemble_on(
     let volume_options = volume_options(&config, options, &*index)?;
     let mut readable: Vec<Arc<dyn BlockStore>> = vec![blocks.clone()];
     readable.extend(packs.iter().flat_map(SourceStore::ways));
+    let archive_reads = Arc::new(ArchiveReads::new(Arc::clone(&index), config.clone()));
+    readable.push(archive_reads.clone());
     let fetcher = PackFetcher::new(readable, CellCache::default(), cache);
     let parts = VolumeParts {
         log: Arc::clone(&log) as Arc<dyn Log>,
@@ -166,7 +169,8 @@ fn assemble_on(
     // The flusher and the purges are spawned on the runtime.
     let _entered = runtime.enter();
     let volume = Volume::open(parts).map_err(failed)?;
-    Ok(Node { directory: directory.to_owned(), config, volume, log, keys, blocks, identity, _lock: lock })
+    let directory = directory.to_owned();
+    Ok(Node { directory, config, volume, log, keys, blocks, archive_reads, identity, _lock: lock })
 }
 
 pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog, CliError> {

@@ -44,11 +44,10 @@ struct Counts {
     damaged: AtomicU64,
 }
 
-#[derive(Clone, Copy)]
 enum Origin<'a> {
     Disk(&'a Arc<DiskCache>),
-    /// Its place among the sources, and the store.
-    Store(usize, &'a Arc<dyn BlockStore>),
+    /// Its place among those that are asked, and the store.
+    Store(usize, Arc<dyn BlockStore>),
 }
 
 impl Origins {
@@ -74,18 +73,18 @@ impl Origins {
         range: Range<u64>,
         check: impl Fn(&Bytes) -> Result<T, PackError>,
     ) -> Result<(T, Bytes), ReadError> {
-        let (stores, mut failures) = (self.stores(), Failures::default());
-        for origin in self.attempts(&stores) {
-            if failures.give_up_on(origin) {
+        let mut failures = Failures::default();
+        for origin in self.attempts() {
+            if failures.give_up_on(&origin) {
                 continue;
             }
-            let Some(bytes) = self.get(origin, meta, &range, &mut failures).await else { continue };
+            let Some(bytes) = self.get(&origin, meta, &range, &mut failures).await else { continue };
             match check(&bytes) {
                 Ok(made) => {
-                    self.keep(origin, meta, range.start, &bytes);
+                    self.keep(&origin, meta, range.start, &bytes);
                     return Ok((made, bytes));
                 }
-                Err(error) => self.found_damage(origin, meta, &range, error, &mut failures),
+                Err(error) => self.found_damage(&origin, meta, &range, error, &mut failures),
             }
         }
         Err(self.conclude(meta, failures))
@@ -101,23 +100,23 @@ impl Origins {
         together: bool,
     ) -> Vec<Landed> {
         let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
-        let (stores, mut failures) = (self.stores(), Failures::default());
-        for origin in self.attempts(&stores) {
+        let mut failures = Failures::default();
+        for origin in self.attempts() {
             let Some(first) = cells.iter().position(Option::is_none) else { break };
-            if failures.give_up_on(origin) {
+            if failures.give_up_on(&origin) {
                 continue;
             }
             let last = cells.iter().rposition(Option::is_none).unwrap_or(first);
             let wanted = run.start + first..run.start + last + 1;
             let range = footer.stored_range(wanted.clone());
-            let Some(bytes) = self.get(origin, meta, &range, &mut failures).await else { continue };
+            let Some(bytes) = self.get(&origin, meta, &range, &mut failures).await else { continue };
             if together && wanted == run {
                 let (of, cells, stored) = (Arc::clone(footer), run.clone(), bytes.clone());
                 let buffers = Arc::clone(&self.buffers);
                 let open = move || of.open_stretch(cells, &stored, &buffers);
                 // If one is damaged, the others are taken one by one.
                 if let Ok(stretch) = verifying(run.len(), open).await {
-                    self.keep(origin, meta, range.start, &bytes);
+                    self.keep(&origin, meta, range.start, &bytes);
                     return vec![Landed::Intact(stretch)];
                 }
             }
@@ -129,8 +128,8 @@ impl Origins {
                 }
             }
             match damaged {
-                Some(error) => self.found_damage(origin, meta, &range, error, &mut failures),
-                None => self.keep(origin, meta, range.start, &bytes),
+                Some(error) => self.found_damage(&origin, meta, &range, error, &mut failures),
+                None => self.keep(&origin, meta, range.start, &bytes),
             }
         }
         self.all_or_error(meta, run.start, cells, failures)
@@ -155,27 +154,26 @@ impl Origins {
         verifying(count, open).await
     }
 
-    /// The stores that are asked now: a source may stand for several.
-    fn stores(&self) -> Vec<Arc<dyn BlockStore>> {
-        flattened(&self.sources)
-    }
-
-    /// Each store twice, because a flipped bit may have come from the way, not from the store.
-    fn attempts<'a>(&'a self, stores: &'a [Arc<dyn BlockStore>]) -> impl Iterator<Item = Origin<'a>> {
-        let stores = stores.iter().enumerate().flat_map(|(place, store)| [Origin::Store(place, store); 2]);
-        self.disk.iter().map(Origin::Disk).chain(stores)
+    /// Each store twice, because a flipped bit may have come from the way, not from the store. A source may stand for several, and is asked
+    /// for which only when those before it have not answered.
+    fn attempts(&self) -> impl Iterator<Item = Origin<'_>> {
+        let stores = self.sources.iter().flat_map(|source| flattened([source])).enumerate();
+        let twice = |(place, store): (usize, Arc<dyn BlockStore>)| {
+            [Origin::Store(place, Arc::clone(&store)), Origin::Store(place, store)]
+        };
+        self.disk.iter().map(Origin::Disk).chain(stores.flat_map(twice))
     }
 
     async fn get(
         &self,
-        origin: Origin<'_>,
+        origin: &Origin<'_>,
         meta: &PackMeta,
         range: &Range<u64>,
         failures: &mut Failures,
     ) -> Option<Bytes> {
         let (place, store) = match origin {
             Origin::Disk(disk) => return self.get_from_disk(disk, meta, range).await,
-            Origin::Store(place, store) => (place, store),
+            Origin::Store(place, store) => (*place, store),
         };
         self.counts.gets.fetch_add(1, Ordering::Relaxed);
         let expected = range.end - range.start;
@@ -223,7 +221,7 @@ impl Origins {
     }
 
     /// Keeps verified bytes of a store on the cache's disk, in the background; not at all if the disk cannot keep up.
-    fn keep(&self, origin: Origin<'_>, meta: &PackMeta, start: u64, bytes: &Bytes) {
+    fn keep(&self, origin: &Origin<'_>, meta: &PackMeta, start: u64, bytes: &Bytes) {
         let (Origin::Store(..), Some(disk)) = (origin, &self.disk) else { return };
         let Ok(permit) = Arc::clone(&self.disk_writes).try_acquire_owned() else { return };
         let (disk, name, bytes) = (Arc::clone(disk), meta.name, bytes.clone());
@@ -235,7 +233,7 @@ impl Origins {
 
     fn found_damage(
         &self,
-        origin: Origin<'_>,
+        origin: &Origin<'_>,
         meta: &PackMeta,
         range: &Range<u64>,
         error: PackError,
@@ -337,10 +335,10 @@ struct Failures {
 }
 
 impl Failures {
-    fn give_up_on(&self, origin: Origin<'_>) -> bool {
+    fn give_up_on(&self, origin: &Origin<'_>) -> bool {
         match origin {
             Origin::Disk(_) => false,
-            Origin::Store(place, _) => self.given_up == Some(place),
+            Origin::Store(place, _) => self.given_up == Some(*place),
         }
     }
 }
