@@ -8,7 +8,7 @@
 //!   mirrors/gathering   bytes that a promotion lacked       mirrors/membership  a member's word to and from its source
 //!   mirrors/lost        a source that has lost what mirrors hold
 //!   mirrors/removal     a member that is taken out          mirrors/succession  whom mirrors follow after a promotion
-//!   mirrors/rejoin      a mirror that joins anew
+//!   mirrors/rejoin      a mirror that joins with what it holds
 //! ```
 //!
 //! Invariants:

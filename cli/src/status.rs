@@ -261,7 +261,7 @@ pub(crate) fn judge_again(status: &mut Status) {
 fn advice(status: &Status) -> Option<String> {
     let follows = status.source.as_ref().is_some_and(|source| source.connected);
     if status.removed {
-        return Some(format!("{JOIN_AGAIN}: with what it holds it is a member again"));
+        return Some(JOIN_ELSEWHERE.to_owned());
     }
     if follows || status.running.is_none() {
         return None;
@@ -395,7 +395,9 @@ impl Status {
     }
 }
 
-/// How a mirror comes to another source, or back to one.
+/// How a mirror comes back that was removed.
+const JOIN_ELSEWHERE: &str = "stop this node, and murphy join in a new directory, with the same --blocks and a token of murphy invite at the source: no pack is copied again. This one keeps what it holds";
+/// How a mirror comes to another source.
 const JOIN_AGAIN: &str = "stop this node, and murphy join DIR with a token of murphy invite at the source";
 
 #[cfg(test)]

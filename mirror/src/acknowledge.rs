@@ -1,7 +1,7 @@
 //! `--ack mirror=W`: an fsync waits until W mirrors have the entries and the bytes.
 //!
 //! Invariants:
-//! - A mirror counts for an LSN only when its data position has reached it, which is never above its metadata position.
+//! - A mirror counts for an fsync only when its data position has reached the LSN, which is never above its metadata position.
 //! - Only members of the acknowledging set count, whoever else is connected.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -17,6 +17,8 @@ use crate::{MirrorStatus, board::MirrorBoard};
 pub struct MirrorAcknowledger {
     board: Arc<MirrorBoard>,
     set: RwLock<AckSet>,
+    /// Whether one that lacks bytes counts.
+    entries_suffice: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -28,7 +30,16 @@ struct AckSet {
 impl MirrorAcknowledger {
     /// Waits for `wanted` of `members`.
     pub fn new(board: Arc<MirrorBoard>, wanted: usize, members: BTreeSet<NodeId>) -> MirrorAcknowledger {
-        MirrorAcknowledger { board, set: RwLock::new(AckSet { wanted, members }) }
+        MirrorAcknowledger { board, set: RwLock::new(AckSet { wanted, members }), entries_suffice: false }
+    }
+
+    /// Waits until `wanted` of `members` know what the entries up to an LSN say, whatever they lack of the bytes. Nothing is acknowledged by that.
+    pub fn of_entries(
+        board: Arc<MirrorBoard>,
+        wanted: usize,
+        members: BTreeSet<NodeId>,
+    ) -> MirrorAcknowledger {
+        MirrorAcknowledger { entries_suffice: true, ..MirrorAcknowledger::new(board, wanted, members) }
     }
 
     /// Changes the set, once the entry that changes it has been acknowledged under the old one.
@@ -64,7 +75,8 @@ impl MirrorAcknowledger {
         let mut missing = Vec::new();
         for node in &set.members {
             let mirror = status.iter().find(|mirror| mirror.node == *node);
-            if !mirror.is_some_and(|mirror| mirror.metadata_lsn >= lsn && mirror.data_lsn >= lsn) {
+            let has_bytes = |mirror: &MirrorStatus| self.entries_suffice || mirror.data_lsn >= lsn;
+            if !mirror.is_some_and(|mirror| mirror.metadata_lsn >= lsn && has_bytes(mirror)) {
                 missing.push(describe(*node, mirror));
             }
         }
@@ -132,6 +144,22 @@ mod tests {
         assert!(text.contains("bytes up to 9") && text.contains("never connected"), "{text}");
         first.acknowledged(ack(10, 10));
         assert_eq!(acknowledger.acknowledged(Lsn::new(10), ms(50)).await, Ok(()));
+    }
+
+    /// The fear: whoever joins holds up every fsync until its copy is whole, although it need only know who else belongs to the volume.
+    #[tokio::test]
+    async fn who_has_the_entries_knows_what_they_say() {
+        let (board, nodes) = (Arc::new(MirrorBoard::default()), nodes(2));
+        let members: BTreeSet<NodeId> = nodes.iter().copied().collect();
+        let informed = MirrorAcknowledger::of_entries(Arc::clone(&board), 2, members);
+        let entries: Vec<_> = nodes.iter().map(|node| board.connected(ms(0), *node)).collect();
+        entries[0].acknowledged(ack(10, 10));
+        entries[1].acknowledged(ack(9, 0));
+        assert!(informed.acknowledged(Lsn::new(10), ms(20)).await.is_err());
+        entries[1].acknowledged(ack(10, 0));
+        assert_eq!(informed.acknowledged(Lsn::new(10), ms(20)).await, Ok(()));
+        entries[1].holds_nothing();
+        assert!(informed.acknowledged(Lsn::new(1), ms(20)).await.is_err());
     }
 
     #[tokio::test]

@@ -176,11 +176,11 @@ impl BoardEntry<'_> {
     /// Notes that the mirror holds more of this source's epoch than the source.
     pub fn lost(&self, position: Position) {
         self.board.note_lost(self.node, position);
-        self.diverged();
+        self.holds_nothing();
     }
 
-    /// Notes that the mirror's position could not be found in this history: it holds nothing that counts.
-    pub fn diverged(&self) {
+    /// Notes that the mirror is seeded, or that its position could not be found in this history: it holds nothing that counts.
+    pub fn holds_nothing(&self) {
         self.set(Lsn::new(0), Lsn::new(0));
     }
 
@@ -246,7 +246,7 @@ mod tests {
         let entries = nodes.map(|node| board.connected(ms(0), node));
         entries[0].acknowledged(ack(50, 40));
         entries[1].acknowledged(ack(30, 30));
-        entries[0].diverged();
+        entries[0].holds_nothing();
         drop(entries);
         assert_eq!(board.furthest(), Some((nodes[0], ack(50, 40).position)));
     }

@@ -434,7 +434,8 @@ async fn serve_request(
 }
 
 /// What a node that was removed can do about it.
-const JOIN_ANEW: &str = "murphy join there with a new token makes it a member again, with what it holds";
+const JOIN_ANEW: &str =
+    "murphy join there in a new directory, with a new token and the same --blocks, makes a mirror anew";
 /// A peer must say something within this time.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last words are given so much time to arrive.

@@ -254,14 +254,14 @@ fn a_source_that_went_on_without_what_a_mirror_holds_ends_and_people_decide() {
 /// The fear: a mirror was given up for the source's own history, joins anew with the other one, and ends the source again. Or it gives up what it
 /// has while it is still a member, which is what was acknowledged.
 #[test]
-fn a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch() {
-    if !can_mount("a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch") {
+fn a_mirror_that_was_given_up_joins_anew_and_its_directory_keeps_its_history() {
+    if !can_mount("a_mirror_that_was_given_up_joins_anew_and_its_directory_keeps_its_history") {
         return;
     }
     // One knows that it was removed, the other one does not; the source is behind it, or further.
     for (knows, further) in [(true, true), (false, false)] {
         let rolled = Rolled::back(Loss::Node, false);
-        let (scratch, ma, mb) = (&rolled.pair.scratch, rolled.path("ma"), rolled.path("mb"));
+        let (scratch, ma) = (&rolled.pair.scratch, rolled.path("ma"));
         rolled.pair.mount("a", &rolled.address);
         let mut written = 0;
         wait_for("the source to go on", || {
@@ -281,15 +281,19 @@ fn a_mirror_that_was_given_up_joins_anew_and_keeps_its_history_as_a_branch() {
             wait_for("the mirror to be told", || rolled.pair.status("b")["removed"] == true);
             scratch.run(["umount", "mb"]).expect_code(0);
         }
-        scratch.run(join).expect_code(0).stdout();
-        rolled.pair.mount("b", &rolled.mirror_address);
+        let refused = scratch.run(join).expect_error(1, "was removed").stderr();
+        assert!(refused.contains("new directory"), "{refused}");
+        let url = scratch.url("bb");
+        scratch.run(["join", "c", "--token-file", "token", "--blocks", &url]).expect_code(0).stdout();
+        rolled.pair.mount("c", "127.0.0.1:0");
         wait_for("an fsync to be acknowledged", || write_safely(&ma.join("after"), b"by the mirror").is_ok());
-        rolled.pair.settle();
-        assert_eq!(fs::read(mb.join("instead-0")).unwrap(), b"of another history");
-        assert_eq!(fs::read(mb.join("after")).unwrap(), b"by the mirror");
+        let mc = rolled.path("mc");
+        wait_for("the mirror to have it", || {
+            fs::read(mc.join("after")).is_ok_and(|read| read == b"by the mirror")
+        });
+        assert_eq!(fs::read(mc.join("instead-0")).unwrap(), b"of another history");
         let status = rolled.pair.status("b");
-        assert_eq!(status["branches"].as_array().map(Vec::len), Some(1), "{status}");
-        assert!(status["branches"][0].to_string().contains(&rolled.held.to_string()), "{status}");
+        assert!(status["removed"] == true && status["position"]["lsn"] == rolled.held, "{status}");
     }
 }
 

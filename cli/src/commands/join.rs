@@ -32,12 +32,12 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Make this directory a mirror of the volume that a token invites to\n\nThe token is redeemed at once. Then serve or mount the \
-                  directory: it follows its source, and copies the packs into its own store.\n\nA directory that is a mirror of the volume already joins anew, with what it holds: after its \
-                  source was replaced, or it was removed.",
+                  directory: it follows its source, and copies the packs into its own store.\n\nA directory that is a mirror of the volume already, and a member, follows the source of the token \
+                  with what it holds: after its source was replaced. One that was removed joins in a new directory, with the same --blocks.",
     after_help = "Example:\n  murphy join /srv/home --token-file token --blocks s3://other-region/home"
 )]
 pub(crate) struct JoinArgs {
-    /// The directory of the new node, which must not exist, or be empty; or that of a mirror that joins anew
+    /// The directory of the new node, which must not exist, or be empty; or that of a mirror whose source was replaced
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     /// The file that holds the token, or - for stdin

@@ -38,7 +38,7 @@ enum MemberCommand {
     /// Take members out: they follow, acknowledge and seal no more
     #[command(
         long_about = "Take members out: they follow, acknowledge and seal no more\n\nRun it at the source. A node that is removed keeps what it \
-                      holds, is told when it comes back, and becomes a member again with murphy join and a new token. With --ack \
+                      holds, is told when it comes back, and joins anew in a new directory, with the same block store. With --ack \
                       mirror=W the other mirrors must have everything that it may have acknowledged first, and there must be enough of them.\n\n\
                       Several are taken out one after the other. Those that hold another history than the source are given up together.",
         after_help = "Example:\n  murphy member remove /srv/home 0011223344556677889900aabbccddee"

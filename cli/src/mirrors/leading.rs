@@ -149,7 +149,8 @@ impl Mirroring {
                 }
             }
             let _turn = self.set_turn.lock().await;
-            if self.set()? != set {
+            // One that was removed meanwhile has no row any more, and was not in the set: it must not come into it.
+            if self.set()? != set || self.mirrors() != members {
                 return Err(CliError::new("they have changed meanwhile"));
             }
             if let SetStep::Settle(_) = step {
@@ -180,7 +181,7 @@ impl Mirroring {
         if self.mirrors() != *members {
             return Err(CliError::new("they have changed meanwhile"));
         }
-        let known = MirrorAcknowledger::new(Arc::clone(&self.services.board), asked, of.clone());
+        let known = MirrorAcknowledger::of_entries(Arc::clone(&self.services.board), asked, of.clone());
         tokio::select! {
             acknowledged = known.acknowledged(lsn, CHANGE_MAX) => acknowledged.map_err(failed),
             _ = changes.changed() => Err(CliError::new("they change again")),
@@ -217,7 +218,10 @@ pub(super) fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, Cli
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(crate::error::at(&path)(error)),
     };
-    let damaged = |error: &dyn std::fmt::Display| CliError::new(format!("{}: {error}", path.display()));
+    let damaged = |error: &dyn std::fmt::Display| {
+        CliError::new(format!("{} is damaged: {error}", path.display()))
+            .hint("delete it: no fsync is acknowledged then before every mirror has caught up")
+    };
     let names: Vec<String> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
     let nodes = names.iter().map(|name| name.parse().map_err(|error| damaged(&error)));
     nodes.collect::<Result<BTreeSet<NodeId>, CliError>>().map(Some)

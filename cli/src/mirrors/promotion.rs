@@ -117,7 +117,7 @@ impl Mirroring {
             return Ok(());
         }
         Err(CliError::new("this node was removed from the volume, and takes over from nobody").hint(
-            "murphy join here with a token of the source makes it a member again; murphy dump takes out what it holds",
+            "murphy join in a new directory, with the same --blocks, makes a mirror anew; murphy dump takes out what this one holds",
         ))
     }
 
@@ -397,7 +397,7 @@ fn described(
 }
 
 /// In the node's directory: the epochs that it has made up its mind to begin.
-pub(super) const ATTEMPTS: &str = "promoting.json";
+const ATTEMPTS: &str = "promoting.json";
 /// What to do when it fails after it has begun.
 const HALF_PROMOTED: &str = "what has promised or was sealed stays so, and the old source may be unable to acknowledge from now on: run it again, it goes on with the same epoch (--assume-lost gives up who does not answer), or promote another mirror";
 const LOOK: Duration = Duration::from_millis(20);

@@ -1,50 +1,32 @@
-//! A mirror that joins anew with what it holds, and what of that it must not bring with it.
+//! A mirror that joins with what it holds, and how that stands to the source that it is about to follow.
 //!
 //! Invariants:
-//! - A promise is laid down only if this node has made it to itself, for a promotion that has begun nothing: one that was made to another node
-//!   binds until a source leads that epoch.
-//! - What a promotion has remembered stays: archives that it has sealed are still known as its own, and a later one asks for the same epoch
-//!   again.
+//! - Looking changes nothing, here and at the source.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use murphy_log::{DiskLog, Epoch, Position};
+use murphy_log::{Epoch, Position};
 use murphy_mirror::{Ask, BorrowError, Dialer, ExchangeError, Refusal, Replica, Token};
 
-use super::{
-    promotion::ATTEMPTS,
-    replica::{DiskReplica, forget_promise, write_promise},
-};
-use crate::{
-    attempts,
-    config::NodeConfig,
-    error::{CliError, at},
-};
+use super::replica::DiskReplica;
+use crate::{config::NodeConfig, error::CliError};
 
 /// A mirror whose lock is held, and which nobody serves.
-pub(crate) struct Rejoining<'a> {
-    directory: &'a Path,
+pub(crate) struct Rejoining {
     replica: DiskReplica,
 }
 
-impl<'a> Rejoining<'a> {
+impl Rejoining {
     /// Opens what is in `directory`, whose lock the caller holds.
-    pub(crate) fn open(directory: &'a Path, config: &NodeConfig) -> Result<Rejoining<'a>, CliError> {
-        Ok(Rejoining { directory, replica: DiskReplica::open(directory, config)? })
+    pub(crate) fn open(directory: &Path, config: &NodeConfig) -> Result<Rejoining, CliError> {
+        Ok(Rejoining { replica: DiskReplica::open(directory, config)? })
     }
 
-    /// Lays down the promise that only this node itself relies on, if there is one. Until that is kept, dropping what is returned makes
-    /// the promise again.
-    pub(crate) fn lay_down_promise(&self) -> Result<LaidDown<'a>, CliError> {
-        let attempts = attempts::load(&self.directory.join(ATTEMPTS))?;
-        let (promised, log) = (self.replica.promised(), self.log());
-        let begun = log.map(|log| log.recovery().epoch);
-        let own = promised.filter(|promised| attempts.contains(promised) && begun != Some(*promised));
-        if own.is_some() {
-            forget_promise(self.directory).map_err(at(self.directory))?;
-        }
-        let binding = if own.is_some() { None } else { promised };
-        Ok(LaidDown { directory: self.directory, own, binding })
+    /// The epoch that no source before may lead this node any more: the one it has promised, or follows.
+    pub(crate) fn bound_to(&self) -> Option<Epoch> {
+        let held = self.replica.state().map(|state| state.position.epoch);
+        // Of two of one number the promise is the one that binds.
+        held.into_iter().chain(self.replica.promised()).max_by_key(|epoch| epoch.number)
     }
 
     /// Where this log ends, if the source of `token` leads the epoch of that and has something else there, or nothing. What is of another
@@ -71,36 +53,6 @@ impl<'a> Rejoining<'a> {
             },
             Err(BorrowError::Exchange(error)) => Err(error),
             Err(BorrowError::Frame(error)) => Err(ExchangeError::Protocol(error.to_string())),
-        }
-    }
-
-    fn log(&self) -> Option<Arc<DiskLog>> {
-        self.replica.use_log()
-    }
-}
-
-/// A promise that was laid down, unless it is made again.
-pub(crate) struct LaidDown<'a> {
-    directory: &'a Path,
-    own: Option<Epoch>,
-    /// The promise that still binds this node.
-    pub(crate) binding: Option<Epoch>,
-}
-
-impl LaidDown<'_> {
-    /// Lays it down for good.
-    pub(crate) fn keep(mut self) {
-        self.own = None;
-    }
-}
-
-impl Drop for LaidDown<'_> {
-    fn drop(&mut self) {
-        if let Some(epoch) = self.own
-            && let Err(error) = write_promise(self.directory, epoch)
-        {
-            // The attempt is remembered, and promises again when it is made again.
-            tracing::warn!(%error, "the promise of epoch {} is laid down although nothing came of it", epoch.number);
         }
     }
 }

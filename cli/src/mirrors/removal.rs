@@ -202,13 +202,14 @@ impl Mirroring {
             ))
             .hint("let another mirror join first; --assume-lost removes it all the same"));
         }
-        if !old.contains(&node) {
-            // It never counted.
+        // One that never counted has acknowledged nothing. While fewer than W count it may know too few of the others to ask any of them when
+        // it takes over: it is given up, or has to hear of them first.
+        if !old.contains(&node) && old.len() >= wanted {
             return Ok(());
         }
         if kept.len() < wanted {
             return Err(CliError::new(format!(
-                "{node} is one of the {} mirrors that acknowledge, and fsync waits for {wanted}: those that joined later do not count before it has heard of them",
+                "{} mirrors acknowledge, and fsync waits for {wanted}: the others do not count before each that has joined, {node} too, has heard of them",
                 old.len()
             ))
             .hint(give_up));

@@ -261,16 +261,9 @@ fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
     promise.epoch().map(Some).map_err(|error| damaged(&error))
 }
 
-/// Makes the promise of `epoch`; durable when it returns.
-pub(super) fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
+fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
     let promise = serde_json::to_vec(&StoredEpoch::from(&epoch))?;
     replace_file(&OsFiles, &directory.join(PROMISED), &promise)
-}
-
-/// Takes the promise back; durable when it returns.
-pub(super) fn forget_promise(directory: &Path) -> io::Result<()> {
-    fs::remove_file(directory.join(PROMISED))?;
-    OsFiles.sync_dir(directory)
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {

@@ -198,12 +198,13 @@ impl SourceSession<'_> {
                     entry.lost(*position);
                 }
             }
-            SourceReport::Diverged { .. } => {
+            // One that is seeded begins anew: the log that it may have had, and counted with, is gone or goes.
+            SourceReport::Diverged { .. } | SourceReport::Seeding(_) => {
                 if let Some(entry) = &self.entry {
-                    entry.diverged();
+                    entry.holds_nothing();
                 }
             }
-            SourceReport::Refused { .. } | SourceReport::RefusedByPeer(_) | SourceReport::Seeding(_) => {}
+            SourceReport::Refused { .. } | SourceReport::RefusedByPeer(_) => {}
         }
         tracing::warn!(%node, "follower: {report}");
     }

@@ -1,25 +1,25 @@
-//! `murphy join` in the directory of a mirror: it becomes a member again, with what it holds.
+//! `murphy join` in the directory of a mirror: with what it holds it follows the source that the token is of.
 //!
 //! Invariants:
-//! - It brings nothing that would end the source with its first word: no promise that only it relies on, and, once it was removed, no end of the
-//!   log that the source does not have. That end is kept as a branch.
-//! - What the source does not have is given up only by a mirror that was removed. From one that is a member it may be what was acknowledged.
-//! - Until the source has admitted it, its directory stays as it was.
+//! - Only a member comes back with what it holds. One that was removed may lack what was acknowledged since, hold what was given up, and have
+//!   promised and sealed what binds it: a new directory has nothing of that. Over the same block store no pack is copied again.
+//! - It ends no source with its first word: what it has promised and which epoch it follows is told before it is admitted, and what it holds of
+//!   the source's own epoch is compared before that.
 
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{MemberRole, StoreUrl};
 use murphy_log::Position;
-use murphy_mirror::{Dialer, ExchangeError, Identity, Refusal, Refused, Token};
+use murphy_mirror::{ExchangeError, Identity, Refusal, Refused, Token};
 use tokio::runtime::Runtime;
 
-use super::{not_joined, redeemed};
+use super::redeemed;
 use crate::{
     config::{NodeConfig, Role, Upstream},
-    error::{CliError, at, failed},
+    error::{CliError, failed},
     givers::dialer,
     mirrors::{Rejoining, keep_proof},
-    node::{MirrorOpening, keep_aside},
+    node::MirrorOpening,
 };
 
 /// Lets the mirror in `directory` join anew: with what it holds it follows the source that the token is of.
@@ -31,9 +31,8 @@ pub(super) fn run(
 ) -> Result<(NodeConfig, MemberRole), CliError> {
     let opening = MirrorOpening::begin(directory)?;
     let held = opening.config.clone();
-    let elsewhere = "join in a new directory; --blocks may be the same";
     if held.role != Role::Mirror {
-        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(elsewhere));
+        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(ELSEWHERE));
     }
     if (held.volume, held.branch) != (token.volume, token.branch) {
         let (volume, branch) = (held.volume, held.branch);
@@ -43,7 +42,7 @@ pub(super) fn run(
             token.volume,
             token.branch
         ))
-        .hint(elsewhere));
+        .hint(ELSEWHERE));
     }
     if blocks.is_some_and(|blocks| *blocks != held.blocks) {
         return Err(CliError::usage(format!("this mirror keeps its packs in {}", held.blocks))
@@ -52,11 +51,20 @@ pub(super) fn run(
     let rejoining = Rejoining::open(directory, &held)?;
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
     let dialer = dialer(&identity);
-    let was_removed = was_removed(&rejoining, held.removed, (&dialer, token), runtime)?;
-    let laid_down = rejoining.lay_down_promise()?;
-    let admitted = redeemed(token, directory, laid_down.binding, identity, runtime)?;
-    laid_down.keep();
-    part_ways(directory, &rejoining, was_removed, (&dialer, token), runtime)?;
+    match runtime.block_on(rejoining.parts_from(&dialer, token)) {
+        Ok(None) => {}
+        Ok(Some(end)) => return Err(lost(end)),
+        Err(ExchangeError::Refused(Refused { reason: Refusal::Revoked, .. })) => {
+            // It takes over from nobody from now on, whoever else knows.
+            NodeConfig { removed: true, ..held }.write(directory)?;
+            return Err(CliError::new("this mirror was removed from the volume").hint(ELSEWHERE));
+        }
+        Err(ExchangeError::Refused(Refused { reason: Refusal::UnknownMember, .. })) => {
+            return Err(CliError::new("the source has never heard of this mirror").hint(ELSEWHERE));
+        }
+        Err(error) => return Err(failed(error).hint("the token is still good")),
+    }
+    let admitted = redeemed(token, directory, rejoining.bound_to(), identity, runtime)?;
     let config = NodeConfig {
         source: Some(Upstream { addresses: token.addresses.clone(), key: token.source_key }),
         removed: false,
@@ -67,46 +75,6 @@ pub(super) fn run(
     Ok((config, admitted.role))
 }
 
-/// Whether the source has removed this mirror. Refuses if it has not, and lacks what the mirror holds of its epoch.
-fn was_removed(
-    rejoining: &Rejoining<'_>,
-    known: bool,
-    (dialer, token): (&Dialer, &Token),
-    runtime: &Runtime,
-) -> Result<bool, CliError> {
-    match runtime.block_on(rejoining.parts_from(dialer, token)) {
-        Ok(Some(end)) if !known => Err(lost(end)),
-        Ok(_) | Err(ExchangeError::Refused(Refused { reason: Refusal::UnknownMember, .. })) => Ok(known),
-        Err(ExchangeError::Refused(Refused { reason: Refusal::Revoked, .. })) => Ok(true),
-        Err(error) => Err(not_joined(error)),
-    }
-}
-
-/// Lets a mirror that was removed put aside what it holds, if that ends in something else than the source has.
-fn part_ways(
-    directory: &Path,
-    rejoining: &Rejoining<'_>,
-    was_removed: bool,
-    (dialer, token): (&Dialer, &Token),
-    runtime: &Runtime,
-) -> Result<(), CliError> {
-    let unknown = |error: ExchangeError| {
-        CliError::new(format!(
-            "the source has admitted this mirror, and does not say what it has of its log: {error}"
-        ))
-        .hint("run murphy join again, with a new token, before the mirror is served")
-    };
-    match runtime.block_on(rejoining.parts_from(dialer, token)).map_err(unknown)? {
-        None => Ok(()),
-        Some(end) if !was_removed => Err(lost(end)),
-        Some(end) => {
-            let kept = keep_aside(directory, None, end).map_err(at(directory))?;
-            tracing::warn!("the source goes on without the end of this mirror's log, which is kept: {kept}");
-            Ok(())
-        }
-    }
-}
-
 /// The source lacks what a member holds of its epoch.
 fn lost(end: Position) -> CliError {
     CliError::new(format!(
@@ -115,6 +83,8 @@ fn lost(end: Position) -> CliError {
     ))
     .hint("murphy promote here goes on with them; to go on without them, murphy member remove with --assume-lost at the source, and join then")
 }
+
+const ELSEWHERE: &str = "join in a new directory, with the same --blocks: packs that are there are not copied again. This one keeps what it holds; the token is still good";
 
 /// What to do with a mirror that has promised a later epoch than the source leads.
 pub(super) const PROMISED: &str = "somebody has begun to take over from that source, or has done so: join the one who leads the volume now, or run murphy promote again where it was begun; to follow this source all the same, join in a new directory (--blocks may be the same). The token is still good";
