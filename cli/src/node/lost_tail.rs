@@ -32,7 +32,7 @@ pub(super) fn reopen(
     let plain = DiskOptions::new(log_directory(directory), config.volume, config.branch);
     let vouched = DiskOptions { known_durable: noted, access: Access::Read, ..plain.clone() };
     if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
-        return Err(refused);
+        return Err(who_differs(directory, refused, noted));
     }
     let (log, known) = match mended(directory, config, (&plain, noted), runtime) {
         Ok((log, known)) => (Arc::new(log), known),
@@ -44,7 +44,7 @@ pub(super) fn reopen(
             why_refused(directory, refused.clone(), &error, Some(log.tail().position.lsn))
         })?;
         if look_up(&*log, known.lsn).map_err(failed)? != Lookup::End(point) {
-            return Err(refused);
+            return Err(who_differs(directory, refused, noted));
         }
     }
     Arc::into_inner(log).ok_or_else(|| CliError::new("the log is in use"))
@@ -55,6 +55,14 @@ fn why_refused(directory: &Path, refused: CliError, error: &CliError, end: Optio
     let refused = refused.because(error);
     match mirror_notes::load(directory) {
         Some(note) if end.is_none_or(|end| note.position.lsn > end) => refused.because(&note.told()),
+        _ => refused,
+    }
+}
+
+/// A log that differs from what is `noted` to have been durable: which mirror that is noted of, if it is one.
+fn who_differs(directory: &Path, refused: CliError, noted: Option<Position>) -> CliError {
+    match mirror_notes::load(directory) {
+        Some(note) if Some(note.position) == noted => refused.because(&note.told()),
         _ => refused,
     }
 }
