@@ -425,3 +425,41 @@ fn what_is_damaged_at_the_end_is_not_cut_before_somebody_gives_it_back() {
     }
     assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
 }
+
+/// The fear: what is rotten in the block store of a restore counts as there; or nobody has a pack, and the tree does not say so.
+#[test]
+fn a_restore_replaces_rotten_packs_and_calls_missing_what_nobody_has_intact() {
+    if !can_mount("a_restore_replaces_rotten_packs_and_calls_missing_what_nobody_has_intact") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    let blocks = scratch.url("again");
+    let restore = |node: &str| scratch.run(["restore", &archive, node, "--blocks", &blocks, "--json"]);
+    restore("one").expect_code(0);
+    let packs = scratch.bytes_of("again/packs").into_iter().filter(|(path, _)| path.is_file());
+    let (here, bytes) = packs.max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    let there = scratch.path("archive").join(here.strip_prefix(scratch.path("again")).unwrap());
+    let mut rotten = bytes.clone();
+    rotten[bytes.len() / 3] ^= 1;
+    fs::write(&here, &rotten).unwrap();
+    fs::write(&there, &rotten).unwrap();
+    let restored = restore("two").expect_code(3).json();
+    assert_eq!(
+        (&restored["missing_packs"], &restored["packs_replaced"]),
+        (&1.into(), &0.into()),
+        "{restored}"
+    );
+    let found = scratch.run(["fsck", "two", "--data"]).expect_code(3).stdout();
+    assert!(found.contains("the volume knows that it was lost"), "{found}");
+    fs::write(&there, &bytes).unwrap();
+    let restored = restore("three").expect_code(3).json();
+    assert_eq!(
+        (&restored["missing_packs"], &restored["packs_replaced"]),
+        (&0.into(), &1.into()),
+        "{restored}"
+    );
+    assert!(fs::read(&here).unwrap() == bytes);
+    scratch.run(["fsck", "three", "--data"]).expect_code(0);
+}

@@ -1,13 +1,13 @@
 //! A copy whose bytes are not all there: its tree says which are missing.
 //!
 //! Invariants:
-//! - What the tree calls missing afterwards is what the own store does not have; that is asked of the store, pack by pack.
+//! - What the tree calls missing afterwards is what the own store does not have intact; each pack is read there.
 //! - Memory does not grow with the number of packs.
 
 use std::sync::Arc;
 
 use futures::StreamExt;
-use murphy_fs::{BlockStore, BlockStoreError, Errno, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow};
+use murphy_fs::{BlockStore, Errno, HeldPack, PACKS_PER_ENTRY, PackNews, PackNumber, PackRow, look_for_pack};
 
 use super::Node;
 use crate::error::{CliError, failed};
@@ -44,12 +44,8 @@ async fn record(node: &Node, packs: Vec<PackNumber>) -> Result<(), CliError> {
 }
 
 async fn is_there(row: &PackRow, own: &dyn BlockStore) -> Result<bool, CliError> {
-    let meta = row.meta();
-    match own.size(meta.name).await {
-        Ok(size) => Ok(size == meta.stored_len),
-        Err(BlockStoreError::NotFound { .. }) => Ok(false),
-        Err(error) => Err(failed(error)),
-    }
+    let held = look_for_pack(own, &row.meta()).await.map_err(failed)?;
+    Ok(held == HeldPack::Intact)
 }
 
 const LOOKS_AT_ONCE: usize = 16;
