@@ -5,9 +5,9 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use murphy_backup::{Archive, ArchiveFence, Successor, TakeOverLog, reach};
+use murphy_backup::{Archive, ArchiveFence, Successor, TakeOverError, TakeOverLog, reach};
 use murphy_fs::{Fence, FenceError, Held, RowKey, SettingRow, StoreUrl};
-use murphy_log::{Clock, Log, NodeId, Position};
+use murphy_log::{Clock, Log, Lsn, NodeId, Position};
 use serde::Serialize;
 
 use crate::{
@@ -82,6 +82,13 @@ impl Taker<'_> {
         Ok(Opened { url, fence, held })
     }
 
+    /// What becomes of an archive that is given up. One that is there is not given up without a word.
+    pub(crate) async fn give_up(&self, shared: &SharedArchive) -> Outlook {
+        let asked = tokio::time::timeout(GONE_ANSWER_MAX, self.open(shared)).await;
+        let lsn = asked.ok().and_then(Result::ok).map(|opened| opened.held.end.lsn);
+        Outlook::given_up(&shared.url, lsn)
+    }
+
     /// The fence at an archive that is open.
     pub(crate) fn fence(&self, archive: &Archive) -> ArchiveFence {
         ArchiveFence::new(archive.clone(), self.node, Arc::clone(&self.clock), None)
@@ -101,6 +108,18 @@ pub(crate) async fn named_beyond(
     let mut named = named.map_err(|error| CliError::new(format!("the archives: {error}")))?;
     named.retain(|archive| !known.contains(&archive.url));
     Ok(named)
+}
+
+/// The way past a seal of a node that was given up, in an archive that refuses all the same.
+pub(crate) fn way_past(error: &TakeOverError, successor: &Successor) -> Option<String> {
+    let TakeOverError::Fence { url, error: FenceError::Sealed(sealed) } = error else { return None };
+    successor.given_up.contains(&sealed.by).then(|| {
+        format!(
+            "that node {} is given up does not pass its seal there, because nothing leads to it or this node holds entries behind it; --assume-lost '{url}' gives \
+             up that archive, with whatever only it holds",
+            sealed.by
+        )
+    })
 }
 
 /// What would be done with an archive.
@@ -128,7 +147,7 @@ impl Outlook {
         let tail = log.tail().position;
         let looks = shared.iter().map(|archive| async {
             if given_up.archives.contains(&archive.url) {
-                return Outlook::given_up(&archive.url);
+                return taker.give_up(archive).await;
             }
             match taker.open(archive).await {
                 Ok(opened) => {
@@ -145,9 +164,9 @@ impl Outlook {
         futures::future::join_all(looks).await
     }
 
-    /// One that is given up.
-    pub(crate) fn given_up(url: &str) -> Outlook {
-        Outlook::without(url, GIVE_UP, None)
+    /// One that is given up. Where it ends, if it answers all the same.
+    pub(crate) fn given_up(url: &str, lsn: Option<Lsn>) -> Outlook {
+        Outlook { lsn: lsn.map(Lsn::get), ..Outlook::without(url, GIVE_UP, None) }
     }
 
     /// One that cannot be sealed.
@@ -191,6 +210,9 @@ impl Outlook {
             FETCH => "is sealed; what only it holds is fetched first".to_owned(),
             SHIP => "is brought up to this node and sealed".to_owned(),
             SEAL => "is sealed".to_owned(),
+            GIVE_UP if self.lsn.is_some() => {
+                "ANSWERS, and is given up all the same: what only it holds is lost, also if it was acknowledged; without --assume-lost it is read and sealed".to_owned()
+            }
             GIVE_UP => "is given up: what only it holds is lost, also if it was acknowledged".to_owned(),
             _ => format!("stands in the way: {}", self.error.as_deref().unwrap_or("it cannot be sealed")),
         };
@@ -203,9 +225,41 @@ impl Outlook {
 
 /// An archive that does not answer for so long is not there.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// One that people call lost is asked so long.
+const GONE_ANSWER_MAX: Duration = Duration::from_secs(5);
 const SEALED: &str = "sealed";
 const FETCH: &str = "fetch and seal";
 const SHIP: &str = "ship and seal";
 const SEAL: &str = "seal";
 const GIVE_UP: &str = "give up";
 const REFUSED: &str = "none";
+
+#[cfg(test)]
+mod tests {
+    use murphy_fs::Sealed;
+    use murphy_log::{Epoch, EpochId, State};
+
+    use super::*;
+
+    /// The fear: whoever took over is gone and given up, its archive refuses all the same, and nobody says by which name that is passed.
+    #[test]
+    fn a_seal_that_giving_up_its_node_does_not_pass_names_the_archive_as_it_is_given_up() {
+        let epoch = |number| Epoch { number, id: EpochId::from_bytes([9; 16]) };
+        let (gone, url) = (NodeId::from_bytes([7; 16]), "s3://a/b?account=c".to_owned());
+        let sealed = Sealed { base: State::origin(epoch(1)).position, next: epoch(2), by: gone };
+        let error = TakeOverError::Fence { url: url.clone(), error: FenceError::Sealed(sealed) };
+        let mut successor =
+            Successor { node: NodeId::default(), attempts: Vec::new(), given_up: BTreeSet::new() };
+        assert_eq!(way_past(&error, &successor), None);
+        successor.given_up.insert(gone);
+        let way = way_past(&error, &successor).unwrap();
+        assert!(way.contains(&format!("--assume-lost '{url}'")) && way.contains(&gone.to_string()), "{way}");
+    }
+
+    #[test]
+    fn an_archive_that_answers_is_not_given_up_without_a_word() {
+        let away = Outlook::given_up("file:///a", None).line();
+        let there = Outlook::given_up("file:///a", Some(Lsn::new(9))).line();
+        assert!(!away.contains("ANSWERS") && there.contains("ANSWERS") && there.contains("lsn 9"), "{there}");
+    }
+}

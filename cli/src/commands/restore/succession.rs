@@ -161,7 +161,10 @@ impl Restore {
                 Err(error) => Outlook::refused(&shared_form(url), error.to_string()),
             });
         }
-        outlooks.extend(given_up.archives.iter().map(|url| Outlook::given_up(url)));
+        for url in &given_up.archives {
+            let shared = SharedArchive { url: url.clone(), log_only: false, joining: false };
+            outlooks.push(taker.give_up(&shared).await);
+        }
         Ok(outlooks)
     }
 
@@ -366,7 +369,7 @@ mod tests {
     #[test]
     fn every_archive_that_does_not_answer_is_named_at_once_with_the_way_out() {
         let silent = ["file:///a", "file:///b"].map(|url| Outlook::refused(url, "it is away".to_owned()));
-        let given_up = Outlook::given_up("file:///c");
+        let given_up = Outlook::given_up("file:///c", None);
         let archives = silent.into_iter().chain([given_up]).collect();
         let refused = succession("archive", Vec::new(), archives).check().unwrap_err();
         assert!(refused.message.contains("file:///a: it is away; file:///b: it is away"), "{refused}");

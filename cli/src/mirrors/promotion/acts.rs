@@ -24,7 +24,7 @@ use murphy_mirror::{
 use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
 use crate::{
     givers::{Member, MirrorGiver},
-    take_over::{GivenUp, named_beyond},
+    take_over::{GivenUp, named_beyond, way_past},
 };
 
 pub(super) struct Acts {
@@ -56,7 +56,10 @@ impl Acts {
         let mut places = self.places.log.clone();
         let mut known: Vec<String> = self.places.shared.iter().map(|archive| archive.url.clone()).collect();
         loop {
-            places.seal(&self.successor).await.map_err(|error| error.to_string())?;
+            places.seal(&self.successor).await.map_err(|error| match way_past(&error, &self.successor) {
+                Some(way) => format!("{error}; {way}"),
+                None => error.to_string(),
+            })?;
             let named = named_beyond(&places, &known).await.map_err(|error| error.to_string())?;
             if named.is_empty() {
                 return Ok(places);
