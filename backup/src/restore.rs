@@ -321,6 +321,37 @@ pub async fn restore_packs(
     Ok(report)
 }
 
+/// Asks which packs of a tree none of `sources` shows; nothing is copied, and no byte of a pack is read.
+pub async fn count_packs(
+    sources: &[Arc<dyn BlockStore>],
+    tree: &Arc<dyn IndexSnapshot>,
+    progress: OnProgress,
+) -> Result<PackReport, RestoreError> {
+    let looks = live_packs(tree).map(|row| async move {
+        let row = row?;
+        let mut reasons = Vec::new();
+        for source in sources {
+            match source.size(row.meta().name).await {
+                Ok(size) if size == row.meta().stored_len => return Ok((row, None)),
+                Ok(size) => reasons.push(format!("{size} bytes in {}", source.label())),
+                Err(error) => reasons.push(error.to_string()),
+            }
+        }
+        Ok::<_, PackRowError>((row, Some(reasons.join("; "))))
+    });
+    let mut looks = Box::pin(looks.buffer_unordered(LOOKS_AT_ONCE));
+    let mut report = PackReport::default();
+    while let Some(look) = looks.next().await {
+        match look? {
+            (_, None) => report.present += 1,
+            (row, Some(reason)) => report.miss(&row, &reason),
+        }
+        let packs = report.present + report.missing;
+        progress(RestoreProgress { packs, ..RestoreProgress::default() });
+    }
+    Ok(report)
+}
+
 enum PackOutcome {
     /// It was there already.
     Present,
@@ -430,6 +461,8 @@ pub enum RestoreError {
 /// So many slots are fetched ahead.
 const SLOTS_AHEAD: usize = 8;
 const PACKS_AT_ONCE: usize = 16;
+/// So many packs are asked for at once where none is read.
+const LOOKS_AT_ONCE: usize = 64;
 /// So many missing packs are named.
 const EXAMPLES_MAX: usize = 100;
 

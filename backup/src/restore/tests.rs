@@ -197,6 +197,30 @@ async fn a_rotten_pack_in_the_target_is_replaced_and_never_counts_as_there() {
     assert_eq!(target.get(packs[2].0.name).await.unwrap(), rotten(2), "it may be better than nothing");
 }
 
+/// The fear: a successor that reads its packs in the archives is begun, and nobody hears that some of them are in none.
+#[tokio::test]
+async fn packs_that_no_archive_shows_are_counted_without_copying_any() {
+    let (one, two) = (FaultyStore::new(), FaultyStore::new());
+    let archives = [archive(&one).await, archive(&two).await];
+    let mut source = Source::new();
+    let packs: Vec<_> = (0..4).map(|number| pack(number, &vec![number as u8; 5000])).collect();
+    let frames: Vec<_> = packs.iter().map(|(_, row)| source.frame_with_pack(row)).collect();
+    put(&one, &frames).await;
+    for (archive, held) in archives.iter().zip([[0, 1], [1, 2]]) {
+        for at in held {
+            archive.packs().put(packs[at].0.name, packs[at].0.bytes.clone()).await.unwrap();
+        }
+    }
+    let (_, tree) = restore(&archives, Target::Latest).await.unwrap();
+    let sources = archives.each_ref().map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>);
+    let report = count_packs(&sources, &tree, quiet()).await.unwrap();
+    assert_eq!((report.present, report.copied, report.missing), (3, 0, 1), "{report:?}");
+    assert!(report.examples[0].contains(&packs[3].0.name.to_string()), "{report:?}");
+    two.fail("packs/", Fault::GetFails, usize::MAX);
+    let report = count_packs(&sources, &tree, quiet()).await.unwrap();
+    assert_eq!((report.present, report.missing), (2, 2), "{report:?}");
+}
+
 fn is_send<T: Send>(future: T) -> T {
     future
 }

@@ -181,7 +181,13 @@ fn restored_text(restored: &execute::Restored) -> String {
     }
     if restored.missing_packs > 0 {
         let missing = restored.missing_packs;
-        lines.push(format!("note: {missing} packs are missing; once it is served, whoever may have them is asked (murphy status)"));
+        let then = match restored.packs_are_asked_for {
+            true => "once it is served, whoever may have them is asked (murphy status)",
+            false => {
+                "what is in them is EIO until one of these archives has them again; restored with --blocks, others are asked too"
+            }
+        };
+        lines.push(format!("note: {missing} packs are missing; {then}"));
     }
     lines.extend(restored.unpinned.iter().map(|one| {
         format!(

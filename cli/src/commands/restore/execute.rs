@@ -12,7 +12,8 @@ use std::{
 
 use murphy_backup::{
     Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestorePlan,
-    RestoreProgress, Successor, TakeOverError, check_silence, restore_packs, restore_tree, take_over_at,
+    RestoreProgress, Successor, TakeOverError, check_silence, count_packs, restore_packs, restore_tree,
+    take_over_at,
 };
 use murphy_fs::{
     BlockStore, Fence, FenceError, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin,
@@ -32,6 +33,7 @@ use crate::{
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, shared_form},
+    take_over::way_past,
 };
 
 /// What was restored.
@@ -47,6 +49,9 @@ pub(super) struct Restored {
     /// Of those, how many replaced something damaged that the store had under their name.
     pub(super) packs_replaced: u64,
     pub(super) missing_packs: u64,
+    /// Whether the tree says which are missing, so that the node asks whoever may have them.
+    #[serde(skip)]
+    pub(super) packs_are_asked_for: bool,
     /// Snapshots that turned out to be damaged, around which it was restored.
     pub(super) damaged_snapshots: usize,
     /// Archives that were read without a pin: what was deleted in them meanwhile was deleted without knowing of this.
@@ -89,7 +94,10 @@ impl Restore {
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
         drop(index);
-        let lacks_packs = !packs.is_complete();
+        let lacks_packs = self.blocks.is_some() && !packs.is_complete();
+        if self.blocks.is_none() && !packs.is_complete() {
+            output.note(&format!("{} packs are in none of these archives", packs.missing));
+        }
         if lacks_packs && !self.take_over {
             // It reads there what may still come.
             unregistered = runtime.block_on(self.register(branch, identity.node()));
@@ -116,6 +124,7 @@ impl Restore {
             packs_copied: packs.copied,
             packs_replaced: packs.replaced,
             missing_packs: packs.missing,
+            packs_are_asked_for: lacks_packs,
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
             unregistered,
@@ -217,12 +226,20 @@ impl Restore {
         }
         let full: Vec<(&StoreUrl, &Archive)> = full.collect();
         let urls = || full.iter().map(|(url, _)| (*url).clone()).collect();
-        if self.blocks.is_none() {
-            config.packs_from = urls();
-            return Ok((config, PackReport::default()));
-        }
         let sources: Vec<Arc<dyn BlockStore>> =
             full.iter().map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
+        if self.blocks.is_none() {
+            config.packs_from = urls();
+            // A copy disturbs nobody; of a successor people must know what it lacks.
+            let counted = match self.take_over {
+                true => {
+                    let tree = index.snapshot();
+                    runtime.block_on(count_packs(&sources, &tree, Arc::clone(progress))).map_err(failed)?
+                }
+                false => PackReport::default(),
+            };
+            return Ok((config, counted));
+        }
         let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&own).map_err(failed)?);
         let tree = index.snapshot();
         let copied = runtime.block_on(restore_packs(&sources, &tree, target, Arc::clone(progress)));
@@ -262,6 +279,9 @@ impl Restore {
         let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
         taken.map_err(|error| {
             let unfinished = staging.path.display();
+            if let Some(way) = way_past(&error, &successor) {
+                return failed(&error).hint(way);
+            }
             failed(&error).hint(match error {
                 TakeOverError::Fence { error: FenceError::Sealed(_), .. } => format!(
                     "if that was an attempt of your own, go on with the DIR that it was given; what this one has is kept in {unfinished}"
