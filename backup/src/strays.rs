@@ -273,7 +273,10 @@ async fn judge(
         Ok(None) => return Ok(None),
         Ok(Some(Head::Seal(seal))) => return Ok(Some(StrayKind::Seal(seal))),
         Ok(Some(Head::Slot(slot))) => slot,
-        Err(WalkError::Damaged { reason, .. }) if may_be_seal(archive, name).await? => {
+        // Of a later epoch everything shows a successor, whatever it was.
+        Err(WalkError::Damaged { reason, .. })
+            if key.0 == own.number && may_be_seal(archive, name).await? =>
+        {
             return Ok(Some(StrayKind::BrokenSeal(reason.to_string())));
         }
         // What begins within the log may be an object of this source that has rotted: whoever verifies is told.
