@@ -20,7 +20,7 @@ use murphy_log::{
     AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
     ReadError, State, Terminal, TrimError,
 };
-use murphy_mirror::{AcknowledgingSet, Point, PublicKey};
+use murphy_mirror::{AcknowledgingSet, Point, Proof, PublicKey};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -39,6 +39,8 @@ pub(super) struct Disk {
     pub(super) cursors: Arc<Mutex<HashMap<String, Boundary>>>,
     /// The epoch that was promised to a successor.
     pub(super) promised: Arc<Mutex<Option<Epoch>>>,
+    /// What the source has vouched for.
+    pub(super) proof: Arc<Mutex<Proof>>,
     /// The members through which fsync is acknowledged.
     pub(super) acknowledging: Arc<Mutex<AcknowledgingSet>>,
     /// What the next start has to finish.
@@ -113,6 +115,7 @@ impl Disk {
             index: Arc::new(MemoryIndex::new()),
             cursors: Arc::default(),
             promised: Arc::default(),
+            proof: Arc::default(),
             acknowledging: Arc::default(),
             orders: Arc::default(),
             follows: None,

@@ -13,6 +13,7 @@ use super::{
     Canary,
     disk::{Disk, NodeLog, Upstream},
     gate::Life,
+    going_over::announcing,
     members::{record, row_of},
     mirrors::watch_following,
     node::{Begun, Ending, Process},
@@ -56,7 +57,7 @@ impl World {
         self.stage().judge(|judge, _| judge.restarted(host, &found));
         if let Some(network) = &self.network {
             let dialer = self.ground.dialer(host, &process.identity, &process.gate, network);
-            process.among = Some(self.ground.among(host, &process, dialer, None)?);
+            process.among = Some(self.ground.among(host, (&process, &disk), dialer, None)?);
         }
         self.check_replaced(host, &process, &disk).await?;
         process.log.decide();
@@ -74,6 +75,7 @@ impl World {
             home.process = Some(process);
         }
         self.tell_predecessor(host);
+        self.tell_members(host);
         Ok(tail)
     }
 
@@ -150,15 +152,22 @@ impl World {
             (home.disk.base, home.disk.log) = (Some(base), Some(log.below()));
         }
         let mut process = self.ground.open(host, &mut home.disk, log, waiting.begun)?;
-        let among = self.ground.among(host, &process, waiting.dialer, Some(waiting.followed))?;
+        let dialer = waiting.dialer.clone();
+        let among =
+            self.ground.among(host, (&process, &home.disk), waiting.dialer, Some(waiting.followed))?;
         process.volume.follow().map_err(|error| error.to_string())?;
         if let Some(followed) = &among.followed {
             let copying = self.copying(&process, followed, home.disk.node);
             self.ground.begin_copying(host, &process, followed, &copying);
             process.tasks.run(watch_following(self.stage(), host, &process, followed));
+            if let Some(source) = home.disk.follows {
+                let kept = (Arc::clone(&among.services), Arc::clone(&home.disk.proof));
+                process.tasks.run(announcing((host, source), dialer, followed, kept));
+            }
         }
         process.among = Some(among);
         self.watch_over(host, &process);
+        self.begin_going_over(host, &process);
         let tail = process.log.durable().state().position;
         home.process = Some(process);
         Ok(Some(tail))

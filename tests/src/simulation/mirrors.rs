@@ -9,7 +9,7 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 use murphy_fs::MemberState;
 use murphy_log::{Clock, Epoch, Log, Lsn};
 use murphy_mirror::{
-    Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Listener,
+    Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener,
     MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart,
     compare,
 };
@@ -31,6 +31,8 @@ pub(super) struct Among {
     pub(super) services: Arc<Services>,
     pub(super) dialer: Dialer,
     pub(super) followed: Option<Followed>,
+    /// Who says that it leads, to a mirror.
+    pub(super) leaders: Option<watch::Receiver<Option<Leader>>>,
     /// Ends the listener, and what follows.
     _stop: watch::Sender<bool>,
 }
@@ -122,7 +124,7 @@ impl Ground {
     pub(super) fn among(
         &self,
         host: usize,
-        process: &Process,
+        (process, disk): (&Process, &Disk),
         dialer: Dialer,
         followed: Option<Followed>,
     ) -> Result<Among, String> {
@@ -131,11 +133,20 @@ impl Ground {
         let book = Arc::new(Book(process.volume.clone()));
         let mut services = Services::new(self.keys.clone(), BRANCH, identity.node(), clock, book);
         services.packs = Some(self.layered(host, &process.gate));
+        services.identity = Some(Arc::clone(identity));
+        services.set_proof(disk.proof.lock().clone());
+        let before = disk.promoted.map(|promoted| promoted.from);
+        if let Some(source) = disk.follows.or(before) {
+            services.set_source_key(source.key);
+        }
         let services = Arc::new(services);
+        let mut leaders = None;
         if let Some(followed) = &followed {
             let replica = Arc::clone(&followed.replica) as Arc<dyn Replica>;
             let (heard, status) = (followed.handle.heard.clone(), followed.handle.status.clone());
-            services.become_part(Part::Mirror(MirrorPart::new(replica, heard, status)));
+            let part = MirrorPart::new(replica, heard, status);
+            leaders = Some(part.leader.subscribe());
+            services.become_part(Part::Mirror(part));
         }
         let address = address_of(host);
         let bound =
@@ -143,7 +154,7 @@ impl Ground {
         let listener = bound.map_err(|error| error.to_string())?;
         let (stop, stopped) = watch::channel(false);
         process.tasks.run(listener.run(stopped));
-        Ok(Among { services, dialer, followed, _stop: stop })
+        Ok(Among { services, dialer, followed, leaders, _stop: stop })
     }
 
     /// Whether another node leads a later epoch than `log`, as far as any of the members answers.

@@ -11,7 +11,9 @@ use std::{
 };
 
 use murphy_backup::{Archive, ArchiveStore, Lineage, Objection, walk};
-use murphy_fs::{BlockStore, CellCache, ObjectBlockStore, PackFetcher, Volume, VolumeOptions, VolumeParts};
+use murphy_fs::{
+    BlockStore, BlockStores, CellCache, ObjectBlockStore, PackFetcher, Volume, VolumeOptions, VolumeParts,
+};
 use murphy_log::{Clock, Epoch, Log, LogTime, NodeId, State, VolumeKeys};
 use murphy_mirror::Identity;
 use object_store::path::Path;
@@ -24,7 +26,6 @@ use super::{
     disk::{Disk, ForgetfulIndex, NodeLog, NodeName, open_index},
     gate::{Gate, Life},
     gathering::Gathering,
-    layered::Layered,
     mirrors::Among,
     shipping::{ByArchives, Shipping, watch_shipping},
     stage::{NodeClock, Stage},
@@ -169,14 +170,25 @@ impl Ground {
         Arc::new(ObjectBlockStore::new(account.through(gate), Path::from("blocks"), account.name.clone()))
     }
 
-    /// The same, and behind it the packs of the archives.
+    /// The same, and behind it the packs of the archives that are not gone for ever.
     pub(super) fn layered(&self, host: usize, gate: &Arc<Gate>) -> Arc<dyn BlockStore> {
-        let others = self.archives.iter().map(|account| {
+        self.layered_without(host, gate, &BTreeSet::new())
+    }
+
+    /// The same, without the archives of these names, too.
+    pub(super) fn layered_without(
+        &self,
+        host: usize,
+        gate: &Arc<Gate>,
+        given_up: &BTreeSet<String>,
+    ) -> Arc<dyn BlockStore> {
+        let is_left = |account: &&Arc<Account>| !account.is_gone() && !given_up.contains(&account.name);
+        let others = self.archives.iter().filter(is_left).map(|account| {
             let store =
                 ObjectBlockStore::new(account.through(gate), Path::from("archive"), account.name.clone());
             Arc::new(store) as Arc<dyn BlockStore>
         });
-        Arc::new(Layered { own: self.blocks(host, gate), others: others.collect() })
+        Arc::new(BlockStores::new(self.blocks(host, gate), others.collect()))
     }
 
     /// Refuses to go on as the source if an archive says that another one does, or holds what this node has lost.

@@ -18,7 +18,7 @@ use murphy_fs::{Fence, MemberState, RowKey, SettingRow, Volume};
 use murphy_log::{Clock, Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     AckPolicy, AcknowledgingSet, Ask, Dialer, ExchangeError, Identity, Lender, Point, PromotePlan,
-    PromoteRequest, Proof, PublicKey, Refusal, Refused as RefusedBy, Replica, Seal, Standing, TakeOver,
+    PromoteRequest, PublicKey, Refusal, Refused as RefusedBy, Replica, Seal, Services, Standing, TakeOver,
     promote,
 };
 
@@ -43,6 +43,7 @@ struct Parts {
     clock: Arc<NodeClock>,
     gate: Arc<super::gate::Gate>,
     dialer: Dialer,
+    services: Arc<Services>,
     replica: Arc<NodeReplica>,
     status: tokio::sync::watch::Receiver<murphy_mirror::FollowerStatus>,
     heard: tokio::sync::watch::Receiver<murphy_log::Lsn>,
@@ -104,6 +105,7 @@ impl World {
                 *self.refused.lock() = Refused::default();
                 self.led_by(host, parts.source, &taken);
                 self.tell_predecessor(host);
+                self.tell_members(host);
             }
             Err(error) => {
                 if error.contains("promote that one") || error.contains("which holds more") {
@@ -134,6 +136,7 @@ impl World {
             clock: Arc::clone(&process.clock),
             gate: Arc::clone(&process.gate),
             dialer: among.dialer.clone(),
+            services: Arc::clone(&among.services),
             replica: Arc::clone(&followed.replica),
             status: followed.handle.status.clone(),
             heard: followed.handle.heard.clone(),
@@ -190,6 +193,7 @@ impl World {
             successor,
             request: request.clone(),
             archives,
+            given_up: self.given_up.lock().clone(),
             outbid,
             lacks,
         };
@@ -209,7 +213,7 @@ impl World {
         parts: &Parts,
     ) -> Result<(TakeOverLog, Vec<Epoch>, bool), String> {
         let ground = &self.ground;
-        let supplies = ground.supplies(host, parts);
+        let supplies = ground.supplies(host, parts, &self.given_up.lock().clone());
         let mut places: Vec<Arc<dyn Fence>> = Vec::new();
         let (mut epochs, mut complete) = (Vec::new(), true);
         for account in &ground.archives_of(&parts.volume)? {
@@ -319,18 +323,24 @@ impl World {
         });
     }
 
-    /// Mirrors of somebody else join `leader` with empty directories, once somebody gets round to them. What they had is of no use any more:
-    /// `leader` has sealed them, or given them up, so that everybody gives them up by name.
+    /// Mirrors of somebody else go over to `leader` by themselves, or join it with empty directories, once somebody gets round to them. What
+    /// these had is of no use any more: `leader` has sealed them, or given them up, so that everybody gives them up by name.
     fn follow_leader(self: &Arc<Self>, leader: usize) {
         for host in (0..self.hosts.len()).filter(|host| *host != leader) {
             let world = Arc::clone(self);
             tokio::spawn(async move {
                 world.stage().pause(0, TOLD_MS_MAX).await;
-                let leads = {
+                let leads = || {
                     let home = world.hosts[leader].lock();
-                    home.leads().map(|_| home.disk.node)
+                    let node = home.leads().map(|_| home.disk.node);
+                    node.and_then(|node| world.ground.identity(node).ok())
                 };
-                let Some(Ok(identity)) = leads.map(|node| world.ground.identity(node)) else { return };
+                if world.stage().once_in(2)
+                    && let Some(identity) = leads()
+                {
+                    world.wait_until_it_follows(host, identity.public_key()).await;
+                }
+                let Some(identity) = leads() else { return };
                 let follows = world.hosts[host].lock().disk.follows;
                 if follows.is_some_and(|source| source.key != identity.public_key()) {
                     world.give_up_node(host);
@@ -354,13 +364,13 @@ impl Ground {
 }
 
 impl Ground {
-    /// What the archives get from the node on `host`.
-    fn supplies(&self, host: usize, parts: &Parts) -> Supplies {
+    /// What the archives get from the node on `host`, and from each other without those that are given up.
+    fn supplies(&self, host: usize, parts: &Parts, given_up: &BTreeSet<String>) -> Supplies {
         let (after, upto) = (*parts.replica.data.borrow(), parts.log.durable().state().position.lsn);
         let lost = (after < upto).then_some(LostPacks { after, upto });
         Supplies {
             log: Arc::clone(&parts.log) as Arc<dyn Log>,
-            packs: self.layered(host, &parts.gate),
+            packs: self.layered_without(host, &parts.gate, given_up),
             lost: Some(Arc::new(KnownLosses::new(parts.volume.clone(), lost))),
         }
     }
@@ -375,6 +385,8 @@ struct Acts<'a> {
     request: PromoteRequest,
     /// The archives of the volume when the promotion began.
     archives: Vec<String>,
+    /// Those of them that are given up.
+    given_up: BTreeSet<String>,
     /// A member has promised an epoch that does not come before this one.
     outbid: AtomicBool,
     /// An archive that was named at the last moment is gone.
@@ -418,9 +430,11 @@ impl Acts<'_> {
                 let archive = self.ground.archive(account, &self.parts.gate).await?;
                 let clock = Arc::clone(&self.parts.clock) as Arc<dyn Clock>;
                 let fence = ArchiveFence::new(archive, self.parts.identity.node(), clock, None);
-                places
-                    .places
-                    .push(Arc::new(fence.with_supplies(self.ground.supplies(self.host, self.parts))));
+                places.places.push(Arc::new(fence.with_supplies(self.ground.supplies(
+                    self.host,
+                    self.parts,
+                    &self.given_up,
+                ))));
             }
             known.extend(named.iter().map(|account| account.name.clone()));
         }
@@ -477,7 +491,7 @@ impl TakeOver for Acts<'_> {
     fn seal(&self, member: NodeId, epoch: Epoch) -> BoxFuture<'_, Result<Option<Standing>, String>> {
         Box::pin(async move {
             let (addresses, key) = self.member(member)?;
-            let (proof, leads) = (Proof::default(), Vec::new());
+            let (proof, leads) = (self.parts.services.proof(), Vec::new());
             let seal = Seal { volume: VOLUME, branch: BRANCH, epoch, proof, leads };
             let sealed = self.parts.dialer.seal(&addresses, key, seal).await;
             if let Err(ExchangeError::Refused(RefusedBy { reason: Refusal::Fenced, .. })) = &sealed {
