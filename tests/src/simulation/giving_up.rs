@@ -99,7 +99,9 @@ impl World {
         if is_out_of_reach || lags || is_overtaken {
             self.refused.lock().too_late.insert(host);
             let is_other_left = (0..self.hosts.len()).any(|other| self.was_in_time(other));
-            if is_other_left || is_overtaken {
+            let is_sealer_gone =
+                self.ground.gone.lock().iter().any(|node| error.contains(&format!("by node {node}")));
+            if is_other_left || (is_overtaken && !is_sealer_gone) {
                 // Who has taken over is gone on with, or whoever follows that one; if there is nobody else, whoever lags is given up by then.
                 *self.candidate.lock() = None;
                 return;
@@ -113,7 +115,8 @@ impl World {
         let is_spoiled = |account: &&Arc<Account>| {
             let is_unreadable = error.contains("has other content") || error.contains("is damaged");
             let is_changed = account.is_damaged() && is_unreadable;
-            error.contains(&account.name) && (is_changed || is_out_of_reach)
+            // One that somebody has sealed who is gone ends there, below what is left.
+            error.contains(&account.name) && (is_changed || is_out_of_reach || is_overtaken)
         };
         let spoiled = self.ground.archives.iter().filter(is_spoiled);
         let spoiled: Vec<String> = spoiled.map(|account| account.name.clone()).collect();

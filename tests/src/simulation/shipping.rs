@@ -59,6 +59,12 @@ impl Shipped {
         let end = self.handle.lock().as_ref().and_then(|handle| handle.status().end);
         end.is_some_and(|end| end.shows_another_source())
     }
+
+    /// Whether somebody has sealed it who never led: what this source holds beyond the seal cannot get into it.
+    pub(super) fn is_shut(&self) -> bool {
+        let error = self.handle.lock().as_ref().and_then(|handle| handle.status().error);
+        error.is_some_and(|error| error.contains("does not come after epoch"))
+    }
 }
 
 impl Shipping {

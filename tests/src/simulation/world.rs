@@ -207,8 +207,9 @@ impl World {
         let shipping = home.process.as_ref()?.shipping.clone()?;
         let archives = shipping.archives();
         let given_up = self.given_up.lock();
-        let is_in_the_way =
-            |one: &&Arc<Shipped>| given_up.contains(&one.account.name) && one.shows_another_source();
+        let is_in_the_way = |one: &&Arc<Shipped>| {
+            given_up.contains(&one.account.name) && (one.shows_another_source() || one.is_shut())
+        };
         let found = archives.iter().filter(|_| archives.len() > 1).find(is_in_the_way)?;
         Some((shipping, Arc::clone(&found.account)))
     }
