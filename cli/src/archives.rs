@@ -30,11 +30,11 @@ use crate::{
     error::{CliError, at, failed},
     node::Node,
     places::{create_archive, local_url, open_archive},
-    settings::{SharedArchive, shared_form},
+    settings::{Settings, SharedArchive, shared_form},
     status::ArchiveStatus,
 };
 pub(crate) use abandon::Abandoning;
-pub(crate) use acknowledge::acknowledge_as_set;
+pub(crate) use acknowledge::{acknowledge_as_set, by_archives, check_outlives};
 pub(crate) use fence::check_fences;
 
 /// The archives that a node ships to.
@@ -221,6 +221,44 @@ impl Archives {
         })
     }
 
+    /// Returns when every archive of the volume holds everything up to `lsn`.
+    pub(crate) async fn all_hold(&self, lsn: Lsn, at_most: Duration) -> Result<(), CliError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let lacking = self.lacking(lsn)?;
+            if lacking.is_empty() {
+                return Ok(());
+            }
+            if waited >= at_most {
+                return Err(CliError::new(format!(
+                    "not every archive has lsn {lsn}: {}",
+                    lacking.join("; ")
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+        }
+    }
+
+    /// The archives that are not known to hold everything up to `lsn`, and why.
+    fn lacking(&self, lsn: Lsn) -> Result<Vec<String>, CliError> {
+        let shipped = self.shipped();
+        let lacks = |shared: &SharedArchive| {
+            let Some(found) = shipped.iter().find(|one| one.shared.url == shared.url) else {
+                return Some(format!("{} (it is not shipped to)", shared.url));
+            };
+            let status = found.status();
+            let why = status.error.unwrap_or_else(|| format!("it is at lsn {}", status.lsn));
+            (status.lsn < lsn.get()).then(|| format!("{} ({why})", shared.url))
+        };
+        Ok(Settings::of(&self.context.volume)?.archives.iter().filter_map(lacks).collect())
+    }
+
+    /// Nobody changes the list of archives while this is held.
+    pub(crate) async fn unchanged(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
     /// Gives the archives a moment to hold everything up to `lsn`, and says which do not.
     pub(crate) fn settle(&self, lsn: Lsn, at_most: Duration) -> Vec<String> {
         let handles: Vec<_> = self
@@ -278,6 +316,7 @@ impl Shipped {
     }
 }
 
+const LOOK: Duration = Duration::from_millis(100);
 /// What to do about an archive that nobody can bring up to this log.
 const STRANDED: &str = "what it holds stays restorable; to go on, murphy archive remove (--assume-lost if fsync waits for it), and murphy archive \
     add at another prefix, which begins with a snapshot";

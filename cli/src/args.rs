@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    archive::ArchiveArgs, demo::DemoArgs, dump::DumpArgs, flush::FlushArgs, format::FormatArgs,
+    ack::AckArgs, archive::ArchiveArgs, demo::DemoArgs, dump::DumpArgs, flush::FlushArgs, format::FormatArgs,
     fsck::FsckArgs, invite::InviteArgs, join::JoinArgs, load::LoadArgs, member::MemberArgs, mount::MountArgs,
     promote::PromoteArgs, restore::RestoreArgs, serve::ServeArgs, status::StatusArgs,
     subscribe::SubscribeArgs, umount::UmountArgs, verify::VerifyArgs,
@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Member(MemberArgs),
     Subscribe(SubscribeArgs),
     Archive(ArchiveArgs),
+    Ack(AckArgs),
     Restore(RestoreArgs),
     Dump(DumpArgs),
     Load(LoadArgs),
@@ -83,6 +84,6 @@ mod tests {
             });
             below.sum()
         }
-        assert!(look_below(&mut Cli::command(), "murphy") >= 24);
+        assert!(look_below(&mut Cli::command(), "murphy") >= 25);
     }
 }

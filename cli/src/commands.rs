@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A command that fails tells whoever started it in the background.
 
+pub(crate) mod ack;
 pub(crate) mod archive;
 pub(crate) mod demo;
 pub(crate) mod dump;
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<Code, CliError> {
         Command::Promote(args) => promote::run(&args, output),
         Command::Member(args) => member::run(&args, output),
         Command::Subscribe(args) => subscribe::run(&args, output),
+        Command::Ack(args) => ack::run(&args, output),
         Command::Archive(args) => archive::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Dump(args) => dump::run(&args, output),

@@ -14,7 +14,10 @@ use murphy_log::{BranchId, OsFiles, VolumeId, replace_file};
 use murphy_mirror::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CliError, at};
+use crate::{
+    error::{CliError, at},
+    settings::Ack,
+};
 
 /// What `murphy.toml` says.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -49,6 +52,9 @@ pub(crate) struct NodeConfig {
     /// How a former mirror became the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) promoted: Option<Promoted>,
+    /// A level of `--ack` that the log names and that is not in force yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ack_pending: Option<PendingAck>,
     /// Who took over from this source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) fenced: Option<Fenced>,
@@ -98,6 +104,16 @@ impl Promoted {
     pub(crate) fn lacks_bytes(&self) -> bool {
         !self.is_gathered && self.data_lsn < self.metadata_lsn
     }
+}
+
+/// A level that counts once everybody who may take over has heard of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PendingAck {
+    /// What an fsync waits for until then.
+    pub(crate) before: Ack,
+    /// What it waits for then. It means nothing if the log names another level.
+    pub(crate) to: Ack,
 }
 
 /// The epoch that ended this source's.
@@ -193,6 +209,7 @@ impl NodeConfig {
             source: None,
             removed: false,
             promoted: None,
+            ack_pending: None,
             fenced: None,
             branches: Vec::new(),
         }

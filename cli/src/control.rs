@@ -24,7 +24,7 @@ use murphy_log::NodeId;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress, tree::TreeRequest};
+use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress, settings::Ack, tree::TreeRequest};
 pub(crate) use client::Control;
 pub(crate) use server::{ControlServer, Handler, Replies};
 
@@ -85,6 +85,8 @@ pub(crate) enum Request {
         /// Whether what only they have acknowledged is given up.
         assume_lost: bool,
     },
+    /// What an fsync waits for; changes it if a level is given.
+    Ack(AckOrder),
     /// Makes a mirror the source, or says what that would cost.
     Promote(PromoteOrder),
     /// The entries from here on, some at a time; waits a moment if there is none yet.
@@ -106,7 +108,10 @@ impl Request {
     pub(crate) fn changes(&self) -> bool {
         matches!(
             self,
-            Request::ArchiveAdd { .. } | Request::ArchiveRemove { .. } | Request::MemberRemove { .. }
+            Request::ArchiveAdd { .. }
+                | Request::ArchiveRemove { .. }
+                | Request::MemberRemove { .. }
+                | Request::Ack(AckOrder { level: Some(_), dry_run: false })
         )
     }
 
@@ -120,6 +125,15 @@ impl Request {
             _ => BTreeSet::new(),
         }
     }
+}
+
+/// What an fsync is to wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct AckOrder {
+    /// Only shown if there is none.
+    pub(crate) level: Option<Ack>,
+    /// Only say what it would change.
+    pub(crate) dry_run: bool,
 }
 
 /// A mount that is wanted.

@@ -8,7 +8,7 @@
 //!   mirrors/gathering   bytes that a promotion lacked       mirrors/membership  a member's word to and from its source
 //!   mirrors/lost        a source that has lost what mirrors hold
 //!   mirrors/removal     a member that is taken out          mirrors/succession  whom mirrors follow after a promotion
-//!   mirrors/rejoin      a mirror that joins with what it holds
+//!   mirrors/rejoin      a mirror that joins as a member  mirrors/level       what an fsync waits for
 //! ```
 //!
 //! Invariants:
@@ -19,6 +19,7 @@ mod book;
 mod following;
 mod gathering;
 mod leading;
+mod level;
 mod lost;
 mod membership;
 mod promotion;
@@ -33,7 +34,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -47,7 +48,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     archive_reads::ArchiveReads,
-    archives::check_fences,
+    archives::{Archives, check_fences},
     config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
     givers::dialer,
@@ -87,6 +88,8 @@ pub(crate) struct Mirroring {
     /// The last LSN heard of while a source was followed.
     heard: Mutex<Option<Lsn>>,
     acknowledger: Mutex<Option<Arc<MirrorAcknowledger>>>,
+    /// The archives that this node ships to, once it does.
+    archives: OnceLock<Weak<Archives>>,
     /// Whom this mirror is to follow, once somebody leads the epoch that it has promised.
     leader: Arc<watch::Sender<Option<Leader>>>,
     /// Held by a promotion, and while this mirror goes over to another source.
@@ -242,6 +245,7 @@ impl Mirroring {
             followed: Mutex::new(followed),
             heard: Mutex::default(),
             acknowledger: Mutex::default(),
+            archives: OnceLock::new(),
             leader,
             turn: Mutex::default(),
             set_turn: tokio::sync::Mutex::default(),
@@ -360,6 +364,10 @@ impl Mirroring {
         config.role.as_str().clone_into(&mut status.role);
         status.listen = self.listen.map(|listen| listen.to_string());
         status.removed = config.removed;
+        status.ack_before = config
+            .ack_pending
+            .filter(|pending| pending.to.to_string() == status.ack)
+            .map(|pending| pending.before.to_string());
         status.branches = config.branches.iter().map(ToString::to_string).collect();
         match lock(&self.followed).as_ref() {
             Some(followed) if config.role == Role::Mirror => {

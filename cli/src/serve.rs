@@ -6,6 +6,7 @@
 //! - When the volume has ended (the log is poisoned, another source took over) it says why, exits with 1, and its mounts go with it.
 
 mod host;
+mod level;
 mod tasks;
 
 use std::{

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CliError, failed};
 
 /// What an fsync waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) enum Ack {
     /// The node's own disk.
     Local,
@@ -45,6 +46,33 @@ impl FromStr for Ack {
                 let count = text.strip_prefix("mirror=").and_then(|count| count.parse().ok());
                 let count = count.filter(|count| (1..=ACK_MIRRORS_MAX).contains(count));
                 count.map(Ack::Mirrors).ok_or_else(|| format!("{text:?} is not local, mirror=W or archive"))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Ack {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Ack, String> {
+        text.parse()
+    }
+}
+
+impl From<Ack> for String {
+    fn from(ack: Ack) -> String {
+        ack.to_string()
+    }
+}
+
+impl Ack {
+    /// Whether whatever it promises is promised by `other` too.
+    pub(crate) fn is_kept_by(self, other: Ack) -> bool {
+        match (self, other) {
+            (Ack::Local, _) | (Ack::Archive, Ack::Archive) => true,
+            (Ack::Mirrors(before), Ack::Mirrors(after)) => before <= after,
+            (Ack::Mirrors(_), Ack::Local | Ack::Archive) | (Ack::Archive, Ack::Local | Ack::Mirrors(_)) => {
+                false
             }
         }
     }
@@ -201,6 +229,22 @@ mod tests {
         for bad in ["", "mirror", "mirror=0", "mirror=x", "mirror=65", "remote"] {
             assert!(bad.parse::<Ack>().is_err(), "{bad:?}");
         }
+    }
+
+    /// The fear: an order that gives a promise up is taken for one that gives more, and nobody is asked.
+    #[test]
+    fn a_level_keeps_another_one_only_if_it_promises_all_of_it() {
+        let levels = [Ack::Local, Ack::Mirrors(1), Ack::Mirrors(2), Ack::Archive];
+        let kept = levels.map(|before| levels.map(|after| before.is_kept_by(after)));
+        assert_eq!(
+            kept,
+            [
+                [true, true, true, true],
+                [false, true, true, false],
+                [false, false, true, false],
+                [false, false, false, true],
+            ]
+        );
     }
 
     /// A secret's place is local; another node reaches the same archive with its own.

@@ -39,6 +39,9 @@ pub(crate) struct Status {
     /// Bytes that were written and are in no stored pack yet.
     pub(crate) dirty_bytes: u64,
     pub(crate) ack: String,
+    /// What an fsync waits for, while `ack` is not in force yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ack_before: Option<String>,
     pub(crate) sync: bool,
     pub(crate) window: String,
     pub(crate) blocks: String,
@@ -219,6 +222,7 @@ pub(crate) fn of(
         bytes: state.usage.bytes,
         dirty_bytes: node.volume.dirty_bytes(),
         ack: settings.ack.to_string(),
+        ack_before: None,
         sync: settings.sync,
         window: settings.window.clone(),
         blocks: node.config.blocks.to_string(),
@@ -351,7 +355,16 @@ impl Status {
         if self.dirty_bytes > 0 {
             row("not stored", bytes_text(self.dirty_bytes));
         }
-        row("fsync waits", format!("{}{}", self.ack, if self.sync { ", every operation" } else { "" }));
+        let every = if self.sync { ", every operation" } else { "" };
+        row(
+            "fsync waits",
+            match &self.ack_before {
+                None => format!("{}{every}", self.ack),
+                Some(before) => {
+                    format!("{before}{every}; {} is set, and not in force yet (murphy ack)", self.ack)
+                }
+            },
+        );
         row("window", self.window.clone());
         row("blocks", self.blocks.clone());
         self.archives.iter().for_each(|archive| row("archive", archive.text()));

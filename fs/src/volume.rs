@@ -6,6 +6,7 @@
 //!   volume/files   open files, their locks     volume/flush   from dirty bytes to packs to entries
 //!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
 //!   volume/workers its threads                 volume/members who may follow it
+//!   volume/durable what an fsync waits for
 //! ```
 //!
 //! Invariants:
@@ -14,6 +15,7 @@
 //! - A future that waits owns what it needs and may be dropped: what it began goes on.
 
 mod dirty;
+mod durable;
 mod file_system;
 mod files;
 mod flush;
@@ -34,8 +36,8 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, Position, State, VolumeKeys};
-use tokio::runtime::Handle as Runtime;
+use murphy_log::{Clock, Epoch, Log, LogTime, Position, State, VolumeKeys};
+use tokio::{runtime::Handle as Runtime, sync::watch};
 
 use crate::{
     Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, NameHasher, Observation, RowKey, SettingRow,
@@ -68,7 +70,8 @@ struct Shared {
     packs_begun: AtomicU64,
     runtime: Runtime,
     options: VolumeOptions,
-    acknowledger: parking_lot::RwLock<Option<Arc<dyn Acknowledger>>>,
+    /// Whom an fsync waits for; those that wait see it change.
+    acknowledger: watch::Sender<Option<Arc<dyn Acknowledger>>>,
     index: Arc<dyn Index>,
     workers: Workers,
 }
@@ -177,7 +180,7 @@ impl Volume {
             packs_begun: AtomicU64::new(0),
             runtime: parts.runtime,
             options,
-            acknowledger: parking_lot::RwLock::new(None),
+            acknowledger: watch::Sender::new(None),
             index: parts.index,
             workers: workers.map_err(|error| OpenVolumeError::System(error.to_string()))?,
         };
@@ -241,20 +244,15 @@ impl Volume {
         Ok(open)
     }
 
-    /// Changes shared settings, as an entry; `None` removes one.
+    /// Changes shared settings, as an entry; `None` removes one. Not durable when it returns; see [`Volume::durable_here`].
     pub fn change_settings(&self, settings: Vec<(String, Option<String>)>) -> Answer<()> {
-        self.mutate(Caller::default(), ChangeSettings { settings })
+        self.record(ChangeSettings { settings })
     }
 
     /// A shared setting.
     pub fn setting(&self, name: &str) -> Result<Option<String>, ViewError> {
         let row = self.shared.sequencer.newest(&RowKey::setting(name), SettingRow::decode)?;
         Ok(row.map(|row| String::from_utf8_lossy(&row.text).into_owned()))
-    }
-
-    /// Lets fsync wait for copies too.
-    pub fn acknowledge_with(&self, acknowledger: Arc<dyn Acknowledger>) {
-        *self.shared.acknowledger.write() = Some(acknowledger);
     }
 
     /// The tree as it is now.
@@ -300,6 +298,23 @@ impl Volume {
     {
         self.mutate_with(caller, move |volume, caller| {
             volume.shared.sequencer.submit(Some(caller), &operation)
+        })
+    }
+
+    /// Sequences an entry about the volume itself. It waits for no copy, with `--sync` neither: it may be what gives up those that are gone.
+    pub(crate) fn record<O>(&self, operation: O) -> Answer<O::Reply>
+    where
+        O: Operation + Send + 'static,
+        O::Reply: Send + 'static,
+    {
+        if let Err(errno) = self.check_leads() {
+            return Answer::Now(Err(errno));
+        }
+        let volume = self.clone();
+        Answer::later(async move {
+            let trying = volume.clone();
+            let attempt = move || trying.shared.sequencer.submit(Some(&Caller::default()), &operation);
+            volume.retry(attempt(), attempt).await
         })
     }
 
@@ -358,38 +373,6 @@ impl Volume {
             tracing::error!("a change waited too long for room: the index, or the log, does not keep up");
             Err(Errno::EIO)
         })
-    }
-
-    /// Waits until every entry so far is durable at the volume's level.
-    pub(crate) async fn make_durable(&self) -> Result<Lsn, Errno> {
-        let lsn = self.durable_here().await?;
-        let deadline = self.shared.options.io_timeout;
-        let acknowledger = self.shared.acknowledger.read().clone();
-        if let Some(acknowledger) = acknowledger {
-            acknowledger.acknowledged(lsn, deadline).await.map_err(|error| {
-                tracing::error!(%lsn, %error, "copies did not acknowledge");
-                Errno::EIO
-            })?;
-        }
-        Ok(lsn)
-    }
-
-    /// Waits until every entry so far is durable on this node, whatever the volume's level: joining as the first mirror cannot wait for mirrors.
-    pub async fn durable_here(&self) -> Result<Lsn, Errno> {
-        let lsn = self.shared.sequencer.close_open_frame();
-        let deadline = self.shared.options.io_timeout;
-        let watch = self.shared.sequencer.log().durable();
-        match tokio::time::timeout(deadline, watch.wait_for(lsn)).await {
-            Ok(Ok(_)) => Ok(lsn),
-            Ok(Err(error)) => {
-                tracing::error!(%lsn, %error, "entries do not become durable");
-                Err(Errno::EIO)
-            }
-            Err(_) => {
-                tracing::error!(%lsn, ?deadline, "entries did not become durable in time");
-                Err(Errno::EIO)
-            }
-        }
     }
 
     /// Makes everything durable, moves it into the index and stops deciding. The volume can still be read.

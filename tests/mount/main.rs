@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod ack;
 mod archives;
 mod bad_archive;
 mod bad_input;

@@ -12,24 +12,45 @@ use std::{
 };
 
 use murphy_backup::{ArchiveAcknowledger, ShipHandle};
-use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger, Volume};
+use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger, FailureDomain, StoreUrl, Volume};
 use murphy_log::Lsn;
 
 use super::Archives;
-use crate::settings::Ack;
+use crate::{error::CliError, settings::Ack};
 
 /// Lets the volume's fsync wait for what `ack` names.
 pub(crate) fn acknowledge_as_set(volume: &Volume, ack: Ack, archives: &Arc<Archives>, outside: Vec<String>) {
     match ack {
         Ack::Local => {}
-        Ack::Archive => {
-            let archives = Arc::downgrade(archives);
-            let by = ByArchives { archives, domains: outside, unopened_awaited: AtomicBool::new(true) };
-            volume.acknowledge_with(Arc::new(by));
-        }
+        Ack::Archive => volume.acknowledge_with(by_archives(archives, outside)),
         // The part of the node among other nodes sees to it.
         Ack::Mirrors(_) => {}
     }
+}
+
+/// Whom an fsync waits for with `--ack archive`; `outside` is what dies together with the source.
+pub(crate) fn by_archives(archives: &Arc<Archives>, outside: Vec<String>) -> Arc<dyn Acknowledger> {
+    let archives = Arc::downgrade(archives);
+    Arc::new(ByArchives { archives, domains: outside, unopened_awaited: AtomicBool::new(true) })
+}
+
+/// Refuses `--ack archive` without a full archive that survives the loss of `own`, the failure domains of the source.
+pub(crate) fn check_outlives<'a>(
+    own: &[FailureDomain],
+    mut full: impl Iterator<Item = &'a StoreUrl> + Clone,
+) -> Result<(), CliError> {
+    if full.clone().next().is_none() {
+        return Err(CliError::usage("--ack archive needs an --archive: a log archive holds no bytes"));
+    }
+    if full.all(|url| own.contains(&url.failure_domain())) {
+        return Err(CliError::usage(
+            "--ack archive needs an archive that does not die together with the source",
+        )
+        .hint(
+            "give one in another account, or say with ?domain=LABEL that it is in another failure domain",
+        ));
+    }
+    Ok(())
 }
 
 /// One of the full archives outside `domains` must hold it.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use crate::{
+    archives::check_outlives,
     error::{CliError, Code, failed},
     node::{self, NewNode, failure_domain},
     output::Output,
@@ -39,7 +40,7 @@ pub(crate) struct FormatArgs {
     /// The name of the volume; by default that of the directory
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
-    /// What fsync waits for: local, mirror=W or archive; no command changes it later
+    /// What fsync waits for: local, mirror=W or archive; murphy ack changes it
     #[arg(long, value_name = "LEVEL", default_value_t = Ack::Local)]
     ack: Ack,
     /// Let every operation wait as fsync does
@@ -128,19 +129,7 @@ fn check_places(
         return Ok(());
     }
     let own = [failure_domain(directory)?, blocks.failure_domain()];
-    let full: Vec<_> = archives.iter().filter(|(_, log_only)| !log_only).collect();
-    if full.is_empty() {
-        return Err(CliError::usage("--ack archive needs an --archive: a log archive holds no bytes"));
-    }
-    if full.iter().all(|(url, _)| own.contains(&url.failure_domain())) {
-        return Err(CliError::usage(
-            "--ack archive needs an archive that does not die together with the source",
-        )
-        .hint(
-            "give one in another account, or say with ?domain=LABEL that it is in another failure domain",
-        ));
-    }
-    Ok(())
+    check_outlives(&own, archives.iter().filter(|(_, log_only)| !log_only).map(|(url, _)| url))
 }
 
 fn name(args: &FormatArgs) -> Result<String, CliError> {

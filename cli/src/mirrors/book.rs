@@ -28,6 +28,11 @@ impl VolumeBook {
         self.changes.subscribe()
     }
 
+    /// Lets whoever follows changes look again.
+    pub(super) fn touch(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// The nodes that have joined as holders of a copy, and where they listen.
     pub(super) fn holders(&self) -> Vec<(NodeId, MemberRow)> {
         let joined = |row: &MemberRow| matches!(row.state, MemberState::Joined { .. });
@@ -103,7 +108,7 @@ impl VolumeBook {
         };
         self.volume.change_members(node, change).wait().await.map_err(storage)??;
         self.volume.durable_here().await.map_err(storage)?;
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.touch();
         Ok(())
     }
 }

@@ -54,7 +54,7 @@ impl Mirroring {
 
     /// Lets fsync wait for mirrors if that is set.
     pub(super) fn acknowledge_by_mirrors(&self) -> Result<(), CliError> {
-        let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
+        let Ack::Mirrors(wanted) = self.waited_for()? else { return Ok(()) };
         let members = read_set(&self.directory)?.unwrap_or_default();
         let board = Arc::clone(&self.services.board);
         let needed = self.needed(wanted as usize, &members);
@@ -97,7 +97,11 @@ impl Mirroring {
                 let Some(mirroring) = this.upgrade() else { return };
                 let members = mirroring.mirrors();
                 mirroring.show_members(&members);
-                if let Err(error) = mirroring.change_set(members).await {
+                let done = match mirroring.change_set(members).await {
+                    Ok(()) => mirroring.take_effect(CHANGE_MAX).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = done {
                     tracing::warn!(%error, "the members that acknowledge stay as they were");
                     tokio::time::sleep(AGAIN).await;
                     continue;
@@ -121,10 +125,14 @@ impl Mirroring {
     async fn change_set(&self, members: BTreeSet<NodeId>) -> Result<(), CliError> {
         let acknowledger = lock(&self.acknowledger).clone();
         let Some(acknowledger) = acknowledger else { return Ok(()) };
-        let Ack::Mirrors(wanted) = self.settings()?.ack else { return Ok(()) };
+        let level = self.waited_for()?;
+        let Ack::Mirrors(wanted) = level else { return Ok(()) };
         let wanted = wanted as usize;
         loop {
             let turn = self.set_turn.lock().await;
+            if self.waited_for()? != level {
+                return Err(CliError::new("what is waited for has changed meanwhile"));
+            }
             let set = self.set()?;
             let step = set.towards(wanted, &members);
             match &step {
@@ -150,7 +158,7 @@ impl Mirroring {
             }
             let _turn = self.set_turn.lock().await;
             // One that was removed meanwhile has no row any more, and was not in the set: it must not come into it.
-            if self.set()? != set || self.mirrors() != members {
+            if self.set()? != set || self.mirrors() != members || self.waited_for()? != level {
                 return Err(CliError::new("they have changed meanwhile"));
             }
             if let SetStep::Settle(_) = step {

@@ -331,6 +331,7 @@ impl Mirroring {
         self.change_config(|config| {
             let from = config.source.take();
             config.role = Role::Source;
+            config.ack_pending = None;
             config.promoted = from.map(|from| Promoted {
                 epoch: plan.epoch.number,
                 metadata_lsn: plan.base.position.lsn.get(),

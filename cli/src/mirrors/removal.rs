@@ -140,7 +140,7 @@ impl Mirroring {
         assume_lost: bool,
     ) -> Result<(Lsn, Option<String>), CliError> {
         let _turn = self.set_turn.lock().await;
-        let wanted = match self.settings()?.ack {
+        let wanted = match self.waited_for()? {
             Ack::Mirrors(wanted) if row.role.holds_copy() => Some(wanted as usize),
             Ack::Mirrors(_) | Ack::Local | Ack::Archive => None,
         };

@@ -16,7 +16,7 @@ use murphy_log::NodeId;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
-use super::tasks;
+use super::{level, tasks};
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
@@ -25,7 +25,7 @@ use crate::{
     mirrors::{Mirroring, PromoteOrder},
     node::Node,
     progress::Progress,
-    settings::Settings,
+    settings::{Ack, Settings},
     status::{self, Running},
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Host {
     pub(super) archives: Arc<Archives>,
     pub(super) mirroring: Arc<Mirroring>,
     mounts: Mutex<Vec<Arc<Mount>>>,
+    /// Held while what an fsync waits for is changed.
+    pub(super) level_turn: Mutex<()>,
     options: HostOptions,
 }
 
@@ -79,14 +81,16 @@ impl Host {
             node.lead()?;
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
+        mirroring.ships_with(&archives);
         if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
             for shared in settings.archives {
                 archives.start(shared)?;
             }
-            acknowledge_as_set(&node.volume, settings.ack, &archives, outside(&node)?);
+            acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside(&node)?);
             archives.join_later();
         }
-        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts: Mutex::default(), options })
+        let (mounts, level_turn) = Default::default();
+        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, level_turn, options })
     }
 
     pub(super) fn volume(&self) -> &Volume {
@@ -96,6 +100,12 @@ impl Host {
     /// Whether it ships to its archives.
     pub(super) fn ships(&self) -> bool {
         self.options.purpose == Purpose::Serve
+    }
+
+    /// Whether an fsync waits for archives, or is to.
+    pub(super) fn waits_for_archives(&self) -> Result<bool, CliError> {
+        let set = Settings::of(self.volume())?.ack;
+        Ok(set == Ack::Archive || self.mirroring.waited_for()? == Ack::Archive)
     }
 
     fn mounts(&self) -> MutexGuard<'_, Vec<Arc<Mount>>> {
@@ -263,6 +273,7 @@ impl Handler for Host {
                 self.mirroring.remove_members(&nodes, assume_lost, &mut removed)?;
                 Ok(Value::Null)
             }
+            Request::Ack(order) => level::ack(self, &order),
             Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),
             Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
@@ -273,7 +284,7 @@ impl Handler for Host {
 }
 
 /// The failure domains that an archive must be outside of to acknowledge.
-fn outside(node: &Node) -> Result<Vec<String>, CliError> {
+pub(super) fn outside(node: &Node) -> Result<Vec<String>, CliError> {
     Ok(vec![node.failure_domain()?.to_string(), node.config.blocks.failure_domain().to_string()])
 }
 

@@ -21,7 +21,7 @@ use crate::{
     control::Replies,
     error::{CliError, at, failed},
     progress::Progress,
-    settings::{Ack, Settings, SharedArchive, shared_form},
+    settings::{Settings, SharedArchive, shared_form},
 };
 
 pub(super) fn fsck(host: &Host, data: bool, replies: &mut dyn Replies) -> Result<Value, CliError> {
@@ -118,7 +118,7 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     if settings.archives.iter().any(|archive| archive.url == shared) {
         return Err(CliError::new(format!("{shared} is an archive of this volume already")));
     }
-    let waits = settings.ack == Ack::Archive;
+    let waits = host.waits_for_archives()?;
     let others = settings.archives.iter().any(SharedArchive::may_acknowledge);
     if !waits || others {
         host.flush(&mut |_| {})?;
@@ -130,11 +130,12 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         config.write(&host.node.directory)?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
-    archive.joining = waits && others && !log_only;
-    let named = archive.clone();
-    host.runtime.block_on(host.archives.change(|archives| {
-        archives.push(named);
-        Ok(())
+    archive = host.runtime.block_on(host.archives.change(|archives| {
+        // What an fsync waits for may have changed since.
+        let others = archives.iter().any(SharedArchive::may_acknowledge);
+        archive.joining = host.waits_for_archives()? && others && !log_only;
+        archives.push(archive.clone());
+        Ok(archive)
     }))?;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
@@ -152,7 +153,6 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
 pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    let ack = Settings::of(host.volume())?.ack;
     let removing = host.archives.change(|archives| {
         let before = archives.len();
         archives.retain(|archive| archive.url != shared);
@@ -160,7 +160,7 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
         if archives.len() == before && !host.archives.ships_to(&shared) {
             return Err(CliError::new(format!("{shared} is not an archive of this volume")));
         }
-        if ack != Ack::Archive || archives.iter().any(SharedArchive::may_acknowledge) {
+        if !host.waits_for_archives()? || archives.iter().any(SharedArchive::may_acknowledge) {
             return Ok(());
         }
         if !assume_lost {

@@ -6,7 +6,7 @@
 use murphy_log::{LogTime, NodeId};
 
 use super::Volume;
-use crate::{Answer, Caller, MemberRow, RowKey, Table, ViewError, decide::ChangeMembers};
+use crate::{Answer, MemberRow, RowKey, Table, ViewError, decide::ChangeMembers};
 
 impl Volume {
     /// The row at this key: a member's, or an invitation's.
@@ -37,6 +37,6 @@ impl Volume {
         E: Send + 'static,
         F: Fn(Option<&MemberRow>, LogTime) -> Result<Vec<(NodeId, Option<MemberRow>)>, E> + Send + 'static,
     {
-        self.mutate(Caller::default(), ChangeMembers { key: node, change })
+        self.record(ChangeMembers { key: node, change })
     }
 }

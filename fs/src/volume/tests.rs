@@ -18,6 +18,7 @@ struct Node {
     index: Arc<CountingIndex>,
     blocks: Arc<dyn BlockStore>,
     epoch: u32,
+    sync: bool,
 }
 
 impl Node {
@@ -28,6 +29,7 @@ impl Node {
             index: Arc::default(),
             blocks: Arc::new(ObjectBlockStore::in_memory()),
             epoch: 0,
+            sync: false,
         };
         let volume = node.open(Some(&[]));
         (node, volume)
@@ -47,7 +49,7 @@ impl Node {
             fetcher: PackFetcher::new(vec![Arc::clone(&self.blocks)], CellCache::new(1 << 20), None),
             blocks: Arc::clone(&self.blocks),
             runtime: Runtime::current(),
-            options: VolumeOptions { cached_rows: 512, ..VolumeOptions::default() },
+            options: VolumeOptions { cached_rows: 512, sync: self.sync, ..VolumeOptions::default() },
         };
         let volume = Volume::open(parts).unwrap();
         volume.lead(epoch(self.epoch), genesis).unwrap();
@@ -248,3 +250,46 @@ const EXTENT: u64 = SLOT_BYTES / 1024;
 /// Extents made by one entry.
 const PART: usize = 512;
 const PACKS: usize = 8;
+
+/// Copies that are gone for good.
+struct Gone;
+
+impl Acknowledger for Gone {
+    fn acknowledged(&self, _: murphy_log::Lsn, _: Duration) -> crate::Acknowledgement<'_> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// The fear: people give up a copy that is gone, and what waits for it goes on waiting until it fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_fsync_that_waits_for_copies_that_are_given_up_goes_on_with_what_is_left() {
+    let (_node, volume) = Node::new();
+    volume.acknowledge_with(Arc::new(Gone));
+    let waiting = tokio::spawn({
+        let volume = volume.clone();
+        async move { volume.make_durable().await }
+    });
+    while volume.shared.acknowledger.receiver_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished());
+    volume.acknowledge_alone();
+    assert_eq!(waiting.await.unwrap(), Ok(volume.state().position.lsn));
+}
+
+/// The fear: with `--sync` the order that gives up a copy that is gone waits for that copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_about_the_volume_itself_waits_for_no_copy() {
+    let (mut node, volume) = Node::new();
+    drop(volume);
+    node.sync = true;
+    let volume = node.open(None);
+    volume.acknowledge_with(Arc::new(Gone));
+    let setting = vec![("ack".to_owned(), Some("local".to_owned()))];
+    volume.change_settings(setting).wait().await.unwrap();
+    assert_eq!(volume.setting("ack").unwrap().as_deref(), Some("local"));
+    volume.durable_here().await.unwrap();
+    let change = |_: Option<&crate::MemberRow>, _: LogTime| Ok::<_, std::convert::Infallible>(Vec::new());
+    volume.change_members(murphy_log::NodeId::from_bytes([3; 16]), change).wait().await.unwrap().unwrap();
+    volume.acknowledge_alone();
+}
