@@ -270,6 +270,11 @@ impl Fence for ArchiveFence {
         self.archive.url()
     }
 
+    fn rank(&self) -> String {
+        let descriptor = self.archive.descriptor();
+        format!("{:020} {} {}", descriptor.created.as_nanos(), descriptor.failure_domain, self.archive.url())
+    }
+
     fn adopt(&self) -> FenceFuture<'_, Held> {
         Box::pin(self.adopt_end())
     }

@@ -9,19 +9,21 @@
 //! - The first seal of an attempt settles where the old epoch ends for this node. What the old source still got into another place
 //!   meanwhile may have been acknowledged: that place is sealed behind it, and the entries go on in the new epoch.
 //! - What is carried over may name further places: they are sealed before the epoch begins ([`TakeOverLog::row_beyond`]).
+//! - Everybody seals places in one order, by whatever URLs and in whatever order they were given.
 //! - A seal of anybody else stops everything, unless that node was given up by name and this log has nothing beyond its base.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+mod restored;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use murphy_fs::{Fence, FenceError, Held, RowKey, Sealed};
 use murphy_log::{
-    Appender, Change, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, NodeId, Position, State, VolumeKeys,
-    append_copy,
+    Appender, Change, Epoch, Frame, Log, Lsn, NodeId, Position, State, VolumeKeys, append_copy,
 };
 
-use crate::fence::{ArchiveFence, Supplies};
+pub use restored::{check_silence, take_over_at};
 
 /// Who takes over.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -119,10 +121,13 @@ impl TakeOverLog {
     pub async fn fetch(&self, successor: &Successor) -> Result<State, TakeOverError> {
         let standings = self.look(successor).await?;
         if !standings.iter().any(|standing| standing.is_settled) {
-            for (place, standing) in self.places.iter().zip(&standings) {
-                if standing.is_ahead {
-                    self.fetch_from(&**place).await?;
-                }
+            let ahead = self.places.iter().zip(&standings).filter(|(_, standing)| standing.is_ahead);
+            let ahead: Vec<_> = ahead.map(|(place, standing)| (place, standing.held.end.lsn)).collect();
+            self.fetch_from(&ahead.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await?;
+            let reached = self.log.tail().position.lsn;
+            if let Some((place, last)) = ahead.into_iter().find(|(_, last)| *last > reached) {
+                let (url, after) = (place.place().to_owned(), reached);
+                return Err(TakeOverError::Gap { url, last, after });
             }
         }
         self.durable().await
@@ -131,40 +136,59 @@ impl TakeOverLog {
     /// Fetches what the places hold beyond the log, which is that of the source itself: what it has lost. A place that another source has
     /// taken over stops it. Durable when it returns.
     pub async fn recover(&self, own: Epoch) -> Result<State, TakeOverError> {
+        let mut ahead = Vec::new();
         for place in &self.places {
             let held = place.adopt().await.map_err(|error| at(&**place, error))?;
             if let Some(seal) = held.seals.last().filter(|seal| seal.next.number > own.number) {
                 return Err(at(&**place, FenceError::Sealed(seal.clone())));
             }
             if held.epoch == own && held.end.lsn > self.log.tail().position.lsn {
-                self.fetch_from(&**place).await?;
+                ahead.push(place);
             }
         }
+        self.fetch_from(&ahead).await?;
         self.durable().await
     }
 
-    async fn fetch_from(&self, place: &dyn Fence) -> Result<(), TakeOverError> {
+    /// Appends what these places hold behind the log. One may begin where another one ends: each is asked until none has more.
+    async fn fetch_from(&self, places: &[&Arc<dyn Fence>]) -> Result<(), TakeOverError> {
         loop {
-            let tail = self.log.tail();
-            let frames = place.entries(tail.position).await.map_err(|error| at(place, error))?;
-            if frames.is_empty() {
+            let before = self.log.tail();
+            for place in places {
+                loop {
+                    let after = self.log.tail().position;
+                    let frames = place.entries(after).await.map_err(|error| at(&***place, error))?;
+                    if frames.is_empty() {
+                        break;
+                    }
+                    self.append(frames).await?;
+                }
+            }
+            if self.log.tail() == before {
                 return Ok(());
             }
-            self.append(frames).await?;
         }
+    }
+
+    /// The places in the order in which everybody seals them: of two successors one then meets the seal of the other at the first of them.
+    fn in_order(&self) -> Vec<&Arc<dyn Fence>> {
+        let mut places: Vec<_> = self.places.iter().collect();
+        places.sort_by_key(|place| place.rank());
+        places
     }
 
     /// Brings every place up to the log and seals it. What was sealed stays sealed if a later step fails; it may be called again.
     pub async fn seal(&self, successor: &Successor) -> Result<(), TakeOverError> {
         let base = self.durable().await?.position;
         // Where that cannot be done nothing is sealed: a mirror whose log reaches further back may still take over.
-        for place in &self.places {
-            let standing = successor.look(&**place, &base).await?;
+        let places = self.in_order();
+        for place in &places {
+            let standing = successor.look(&***place, &base).await?;
             if !standing.is_sealed && standing.held.end.lsn < base.lsn {
-                self.bridge(&**place, standing.held.end).await?;
+                self.bridge(&***place, standing.held.end).await?;
             }
         }
-        for place in &self.places {
+        for place in places {
             self.seal_one(&**place, successor, &base).await?;
         }
         Ok(())
@@ -232,26 +256,28 @@ impl TakeOverLog {
     /// The newest row at `key` that an entry beyond the log writes, in any place. What the old source decided before it was sealed goes on in
     /// the new epoch: it may have named further places, through which it acknowledges until they are sealed too.
     pub async fn row_beyond(&self, key: &RowKey) -> Result<Option<Bytes>, TakeOverError> {
-        let tail = self.log.tail().position;
-        let mut newest: Option<(Lsn, Option<Bytes>)> = None;
-        for place in &self.places {
-            let mut after = tail;
-            loop {
-                let frames = place.entries(after).await.map_err(|error| at(&**place, error))?;
-                let Some(last) = frames.last() else { break };
-                after = last.position();
-                for entry in frames.iter().flatten() {
-                    let entry = entry.map_err(|error| TakeOverError::Log(error.to_string()))?;
-                    let is_newer = newest.as_ref().is_none_or(|(lsn, _)| *lsn < entry.lsn);
-                    let writes =
-                        |change: &&Change| (change.table, &change.key[..]) == (key.table(), key.key());
-                    if let Some(change) = entry.changes.iter().rev().find(writes).filter(|_| is_newer) {
-                        newest = Some((entry.lsn, change.value.clone()));
+        let (mut after, mut newest) = (self.log.tail().position, None);
+        loop {
+            let before = after;
+            for place in &self.places {
+                loop {
+                    let frames = place.entries(after).await.map_err(|error| at(&**place, error))?;
+                    let Some(last) = frames.last() else { break };
+                    after = last.position();
+                    for entry in frames.iter().flatten() {
+                        let entry = entry.map_err(|error| TakeOverError::Log(error.to_string()))?;
+                        let writes =
+                            |change: &&Change| (change.table, &change.key[..]) == (key.table(), key.key());
+                        if let Some(change) = entry.changes.iter().rev().find(writes) {
+                            newest = change.value.clone();
+                        }
                     }
                 }
             }
+            if after == before {
+                return Ok(newest);
+            }
         }
-        Ok(newest.and_then(|(_, row)| row))
     }
 
     /// Claims the epoch in the log, and appends to it what sealed places hold beyond: the same entries, in the new epoch. Durable when it
@@ -261,14 +287,28 @@ impl TakeOverLog {
         let log = Arc::clone(&self.log);
         murphy_log::aside(move || log.claim(next).map_err(|error| TakeOverError::Log(error.to_string())))
             .await?;
-        for place in &self.places {
-            loop {
-                let tail = self.log.tail();
-                let frames = place.entries(tail.position).await.map_err(|error| at(&**place, error))?;
-                if frames.is_empty() {
-                    break;
+        loop {
+            let before = self.log.tail();
+            for place in &self.places {
+                loop {
+                    let tail = self.log.tail();
+                    let frames = place.entries(tail.position).await.map_err(|error| at(&**place, error))?;
+                    if frames.is_empty() {
+                        break;
+                    }
+                    self.append(under(&self.keys, next, tail, &frames)?).await?;
                 }
-                self.append(under(&self.keys, next, tail, &frames)?).await?;
+            }
+            // One may begin where another one ends.
+            if self.log.tail() == before {
+                break;
+            }
+        }
+        let after = self.log.tail().position.lsn;
+        for place in &self.places {
+            let last = place.adopt().await.map_err(|error| at(&**place, error))?.end.lsn;
+            if last > after {
+                return Err(TakeOverError::Gap { url: place.place().to_owned(), last, after });
             }
         }
         self.durable().await
@@ -324,130 +364,6 @@ impl TakeOverLog {
     }
 }
 
-/// Ends the epoch of the source at `base` in every one of `places`, for a successor whose tree was restored up to there; refused while
-/// the source shows life. A place that lacks entries gets them from another one.
-///
-/// `as_of` is the log time of the newest entry known, `now` the wall clock. It may be called again, with the same attempts.
-pub async fn take_over_at(
-    places: &[ArchiveFence],
-    successor: &Successor,
-    base: Position,
-    (as_of, now): (LogTime, LogTime),
-) -> Result<(), TakeOverError> {
-    check_silence(as_of, now)?;
-    let over = RestoredTakeOver { places, successor, base };
-    for place in places {
-        over.look(place).await?;
-    }
-    for place in places {
-        over.seal_one(place).await?;
-    }
-    Ok(())
-}
-
-/// A take-over by a successor that has a tree and no log: what a place lacks only another place can give.
-struct RestoredTakeOver<'a> {
-    places: &'a [ArchiveFence],
-    successor: &'a Successor,
-    base: Position,
-}
-
-impl RestoredTakeOver<'_> {
-    /// How a place stands, which must not hold more than was restored.
-    async fn look(&self, place: &ArchiveFence) -> Result<PlaceStanding, TakeOverError> {
-        let standing = self.successor.look(place, &self.base).await?;
-        if standing.is_ahead {
-            let (url, last) = (place.place().to_owned(), standing.held.end.lsn);
-            return Err(TakeOverError::Behind { url, last, base: self.base.lsn });
-        }
-        Ok(standing)
-    }
-
-    /// Seals a place at the base, and nowhere below: it is looked at until it is seen to lead to the seal. A place that loses a slot on
-    /// the way gets it from another one, before its seal and behind it: the successor's log begins at the base, so nobody could later.
-    async fn seal_one(&self, place: &ArchiveFence) -> Result<(), TakeOverError> {
-        let (next, base) = (self.successor.next()?, self.base);
-        let mut refused = None;
-        for _ in 0..SEAL_ATTEMPTS {
-            let standing = self.look(place).await?;
-            let end = standing.held.end;
-            if end.lsn < base.lsn {
-                relay(self.places, place, end, base.lsn).await?;
-                continue;
-            }
-            if standing.is_sealed {
-                return Ok(());
-            }
-            match place.seal(Position { epoch: end.epoch, ..base }, next).await {
-                Ok(()) => {}
-                // It has changed since it was looked at.
-                Err(error @ FenceError::Unavailable { .. }) => refused = Some(error),
-                Err(error) => return Err(at(place, error)),
-            }
-        }
-        let changes = || FenceError::Unavailable {
-            place: place.place().to_owned(),
-            reason: format!("it does not stay as it was at lsn {}", base.lsn),
-        };
-        Err(at(place, refused.unwrap_or_else(changes)))
-    }
-}
-
-/// Refuses while the source shows life: its newest entry, of log time `as_of`, is younger than a minute at `now`.
-pub fn check_silence(as_of: LogTime, now: LogTime) -> Result<(), TakeOverError> {
-    let silence = now.since(as_of);
-    if silence < SILENCE {
-        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
-    }
-    Ok(())
-}
-
-/// Ships to `lagging` what the other places hold behind `from`, up to `to`.
-async fn relay(
-    places: &[ArchiveFence],
-    lagging: &ArchiveFence,
-    mut from: Position,
-    to: Lsn,
-) -> Result<(), TakeOverError> {
-    while from.lsn < to {
-        let mut why = None;
-        let mut found = None;
-        for place in places.iter().filter(|place| !std::ptr::eq(*place, lagging)) {
-            match place.entries(from).await {
-                Ok(mut frames) => {
-                    // What a place has got beyond that meanwhile was not restored.
-                    frames.retain(|frame| frame.last() <= to);
-                    if !frames.is_empty() {
-                        found = Some((place, frames));
-                        break;
-                    }
-                }
-                Err(error) => why = Some(at(place, error)),
-            }
-        }
-        let Some((place, frames)) = found else {
-            let url = lagging.place().to_owned();
-            return Err(why.unwrap_or(TakeOverError::Lags { url, last: from.lsn, base: to }));
-        };
-        let log = MemoryLog::new(State {
-            position: from,
-            digest: murphy_log::Digest::default(),
-            usage: murphy_log::Usage::default(),
-        });
-        let last = frames.last().map_or(from, Frame::position);
-        let memory =
-            TakeOverLog { log: Arc::new(log), keys: lagging.archive().keys().clone(), places: Vec::new() };
-        memory.append(frames).await?;
-        let packs = Arc::new(place.archive().packs());
-        let supplies = Supplies { log: memory.log, packs, lost: None };
-        let supplied = lagging.clone().with_supplies(supplies).known_up_to(from);
-        supplied.ship(last.lsn).await.map_err(|error| at(lagging, error))?;
-        // Behind a slot that was lost may be others.
-        from = supplied.adopt().await.map_err(|error| at(lagging, error))?.end;
-    }
-    Ok(())
-}
-
 /// The entries of `frames`, which continue `tail`, as frames of `epoch`.
 fn under(
     keys: &VolumeKeys,
@@ -490,7 +406,7 @@ pub enum TakeOverError {
         /// How long it must be.
         wanted: u64,
     },
-    /// An archive has entries that were not restored. They came meanwhile, or after another archive was sealed.
+    /// An archive has entries that were not restored, and none was sealed: they came meanwhile.
     #[error("{url} goes on to lsn {last}, the restore ended at {base}")]
     Behind {
         /// The archive.
@@ -499,6 +415,16 @@ pub enum TakeOverError {
         last: Lsn,
         /// The last entry restored.
         base: Lsn,
+    },
+    /// An archive goes on behind entries that neither the log nor any other archive has.
+    #[error("{url} goes on to lsn {last}, and nobody has what comes right behind lsn {after}")]
+    Gap {
+        /// The archive.
+        url: String,
+        /// Its last entry.
+        last: Lsn,
+        /// The last entry that leads there.
+        after: Lsn,
     },
     /// An archive lacks entries, and none of the others that were given has them.
     #[error("{url} ends at lsn {last}, and no other archive has what comes then up to lsn {base}")]
@@ -526,8 +452,6 @@ pub enum TakeOverError {
     NotRemembered,
 }
 
-/// A source that has been silent for so long may be replaced; it ticks every 20 s.
-const SILENCE: Duration = Duration::from_secs(60);
 /// So often a seal is tried while somebody else ships.
 const SEAL_ATTEMPTS: u32 = 32;
 

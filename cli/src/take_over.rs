@@ -197,6 +197,11 @@ impl Outlook {
         self.act == REFUSED && self.lsn.is_none()
     }
 
+    /// Whether it has answered, and somebody else has sealed it, or it holds another history.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.act == REFUSED && self.lsn.is_some()
+    }
+
     /// Which one, and why it cannot be sealed.
     pub(crate) fn why_not(&self) -> String {
         format!("{}: {}", self.url, self.error.as_deref().unwrap_or("it cannot be sealed"))

@@ -47,6 +47,9 @@ pub trait Fence: Send + Sync {
     /// What messages call the place.
     fn place(&self) -> &str;
 
+    /// Where it comes among other places, the same for everybody who reaches it: whoever seals several does so in this order.
+    fn rank(&self) -> String;
+
     /// How far this place holds the branch's history, contiguously and on one chain, and the seals in it.
     fn adopt(&self) -> FenceFuture<'_, Held>;
 

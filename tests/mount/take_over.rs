@@ -419,6 +419,74 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
     }
 }
 
+/// The fear: a restore has sealed one archive when the old source wakes and gets more into the other one, and no restore goes on from there.
+#[test]
+fn a_restore_carries_over_what_came_into_an_archive_after_another_one_was_sealed() {
+    let test = "a_restore_carries_over_what_came_into_an_archive_after_another_one_was_sealed";
+    let Some(region) = Region::sown(test, "local") else { return };
+    let copy = |from: &Path, to: &Path| {
+        let copied = output_of(Command::new("cp").arg("-a").args([from, to]));
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    };
+    let (before, after) = (region.scratch.make_dir("before"), region.scratch.make_dir("after"));
+    ["one", "two"].iter().for_each(|name| copy(&region.path(name), &before.join(name)));
+    write_safely(&region.path("ma/last"), b"between two seals");
+    region.wait_archived("a", &[0, 1]);
+    region.kill("a");
+    pause(SILENCE);
+    ["one", "two"].iter().for_each(|name| fs::rename(region.path(name), after.join(name)).unwrap());
+    let [gone, gone_too] = &region.archives;
+    let (place, take_over) = (0..)
+        .find_map(|attempt| {
+            let place = region.scratch.make_dir(&format!("case{attempt}"));
+            ["one", "two"].iter().for_each(|name| copy(&before.join(name), &place.join(name)));
+            let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
+            let target = place.join("next").display().to_string();
+            let blocks = format!("file://{}/blocks", place.display());
+            let given = [&url("one", "first"), &url("two", "second"), &target, "--blocks", &blocks];
+            let given_up = ["--assume-lost", gone, "--assume-lost", gone_too];
+            let arguments = ["restore", "--take-over", "--confirm", "vol"].into_iter().chain(given);
+            let take_over: Vec<String> = arguments.chain(given_up).map(str::to_owned).collect();
+            let sealed = || {
+                let there = fs::read_dir(place.join("one/log/0000000001"))
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path());
+                there.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).count()
+            };
+            let unsealed = sealed();
+            let mut restoring = region.begin(&take_over.iter().map(String::as_str).collect::<Vec<_>>());
+            wait_for("the first seal", || sealed() != unsealed || restoring.try_wait().unwrap().is_some());
+            restoring.kill().unwrap();
+            restoring.wait().unwrap();
+            assert!(sealed() != unsealed);
+            // One that was faster than the kill is no use here.
+            (!place.join("next").exists()).then_some((place, take_over))
+        })
+        .unwrap();
+    fs::remove_dir_all(place.join("two")).unwrap();
+    copy(&after.join("two"), &place.join("two"));
+    let ran = region.scratch.run(&take_over).expect_code(0);
+    assert!(ran.stderr().contains("they are restored too"), "{ran}");
+    let archives = ["one?domain=first", "two?domain=second"];
+    let archives = archives.map(|name| format!("file://{}/{name}", place.display()));
+    for (number, archive) in archives.iter().enumerate() {
+        let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+        assert_eq!(verified.json()["seals"], 1, "{archive}");
+        let node = format!("alone{number}");
+        region.scratch.run(["restore", archive, &node]).expect_code(0);
+        region.mount(&node, &[]);
+        assert_eq!(fs::read(region.path(&format!("m{node}/last"))).unwrap(), b"between two seals");
+    }
+    region.scratch.make_dir("mnext");
+    region.scratch.run(["mount", &take_over[6], "mnext", "-d"]).expect_code(0);
+    assert_eq!(fs::read(region.path("mnext/last")).unwrap(), b"between two seals");
+    region.scratch.run(["umount", "mnext"]).expect_code(0);
+    assert_eq!(
+        region.scratch.run(["fsck", &take_over[6], "--data", "--json"]).expect_code(0).json()["findings"],
+        0
+    );
+}
+
 /// The fear: an operator gives the archive that comes to mind, and the old source goes on acknowledging through the other one.
 #[test]
 fn a_restore_seals_every_archive_that_the_log_names_given_or_not() {

@@ -22,6 +22,7 @@ use self::succession::Succession;
 use super::format::parse_url;
 use crate::{
     error::{CliError, Code, failed},
+    node::Staging,
     output::Output,
     places::{check_there, open_store},
     take_over::GivenUp,
@@ -85,6 +86,9 @@ struct Restore {
 pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
     let runtime = Runtime::new().map_err(failed)?;
     let mut restore = prepare(args, &runtime)?;
+    if !args.dry_run {
+        Staging::check(&restore.directory)?;
+    }
     // Before anything is planned: what a plan has seen must not be deleted before it is read.
     let mut pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
     let (plan, succession) = match args.take_over {

@@ -59,6 +59,11 @@ impl Staging {
         Ok(Staging { path, target: absolute, stays: Cell::new(true), lock: RefCell::new(Some(lock)) })
     }
 
+    /// Refuses a directory in which something is already.
+    pub(crate) fn check(target: &Path) -> Result<(), CliError> {
+        check_unused(&std::path::absolute(target).map_err(at(target))?)
+    }
+
     /// Where an earlier attempt at `target` has left the file `kept`: its directory, and the file. Nothing is changed.
     pub(crate) fn left(target: &Path, kept: &str) -> Result<Option<(PathBuf, PathBuf)>, CliError> {
         let target = std::path::absolute(target).map_err(at(target))?;

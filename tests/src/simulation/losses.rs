@@ -190,7 +190,12 @@ impl World {
         let successor = Successor { node: identity, attempts, given_up: BTreeSet::new() };
         let times = (restored.as_of, clock.wall());
         let taken = take_over_at(&fences, &successor, position, times).await;
-        taken.map_err(|error| error.to_string())?;
+        let reached = taken.map_err(|error| error.to_string())?;
+        if reached > position.lsn {
+            return Err(format!(
+                "entries up to lsn {reached} came between two seals: they are restored next time"
+            ));
+        }
         self.restored(host, node, restored, next);
         Ok(())
     }

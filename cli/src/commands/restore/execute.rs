@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - A copy writes nothing into the archives but records: that it reads there, and that its branch reads their packs.
+//! - What an archive has got after another one was sealed is restored too, before anything is published.
 //! - A successor seals after everything else has succeeded, right before it is published. Which epoch it begins was remembered durably
 //!   before; killed at any moment, the same command goes on, as the same node.
 
@@ -19,7 +20,7 @@ use murphy_fs::{
     BlockStore, Fence, FenceError, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin,
     StoreUrl, adopt_prefix,
 };
-use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, NodeId, OsFiles, State, SystemClock};
+use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, Lsn, NodeId, OsFiles, State, SystemClock};
 use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -61,14 +62,37 @@ pub(super) struct Restored {
 }
 
 impl Restore {
-    /// Restores by `plan`, around what turns out to be damaged.
+    /// Restores by `plan`, around what turns out to be damaged; once more if a take-over finds that the old source got more into an archive
+    /// after another one had been sealed.
     pub(super) fn execute(
+        &mut self,
+        mut plan: RestorePlan,
+        unpinned: &[Unwritten],
+        runtime: &Runtime,
+        output: &Output,
+    ) -> Result<Restored, CliError> {
+        for _ in 0..ROUNDS_MAX {
+            match self.execute_once(plan, unpinned, runtime, output)? {
+                Ok(restored) => return Ok(restored),
+                Err(beyond) => {
+                    output.note(&format!(
+                        "The old source got entries up to lsn {beyond} into an archive after another one was sealed: they are restored too"
+                    ));
+                    plan = runtime.block_on(self.plan(&self.excluded))?;
+                }
+            }
+        }
+        Err(CliError::new("the archives go on while they are sealed").hint("run it again with the same DIR"))
+    }
+
+    /// The same; `Err` with up to where the archives hold the history, if that is beyond what was restored.
+    fn execute_once(
         &mut self,
         plan: RestorePlan,
         unpinned: &[Unwritten],
         runtime: &Runtime,
         output: &Output,
-    ) -> Result<Restored, CliError> {
+    ) -> Result<Result<Restored, Lsn>, CliError> {
         let first = self.archives.first().cloned();
         let first = first.ok_or_else(|| CliError::usage("give at least one archive"))?;
         let lineage = first.lineage();
@@ -105,7 +129,10 @@ impl Restore {
         let published = NodeConfig { blocks: self.final_blocks()?, ..config.clone() };
         published.write(&staging.path)?;
         let epoch = match self.take_over {
-            true => runtime.block_on(self.seal(&staging, state, as_of, identity.node()))?,
+            true => match runtime.block_on(self.seal(&staging, state, as_of, identity.node()))? {
+                (epoch, reached) if reached <= state.position.lsn => epoch,
+                (_, beyond) => return Ok(Err(beyond)),
+            },
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
         let copy = CopyOf { state, epoch, is_successor: self.take_over, lacks_packs };
@@ -114,7 +141,7 @@ impl Restore {
         for example in &packs.examples {
             output.note(&format!("Missing: {example}"));
         }
-        Ok(Restored {
+        Ok(Ok(Restored {
             directory: self.directory.clone(),
             volume: lineage.volume.to_string(),
             branch: branch.to_string(),
@@ -128,7 +155,7 @@ impl Restore {
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
             unregistered,
-        })
+        }))
     }
 
     /// Says in every archive whose packs will be read that this branch refers to them. Returns those that did not take it.
@@ -251,25 +278,32 @@ impl Restore {
         Ok((config, copied))
     }
 
-    /// Ends the epoch of the old source in every archive, for an epoch that was remembered before.
+    /// Ends the epoch of the old source in every archive, for an epoch that was remembered before. Says which, and up to where they hold the
+    /// history then.
     async fn seal(
         &self,
         staging: &Staging,
         state: State,
         as_of: LogTime,
         node: NodeId,
-    ) -> Result<Epoch, CliError> {
+    ) -> Result<(Epoch, Lsn), CliError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        check_silence(as_of, clock.wall())
-            .map_err(|error| failed(error).hint("nothing was changed; the old source may still be alive"))?;
         let fence = |archive: &Archive| ArchiveFence::new(archive.clone(), node, Arc::clone(&clock), None);
         let fences: Vec<ArchiveFence> = self.archives.iter().map(fence).collect();
+        let (mut known, mut seals) = (vec![state.position.epoch], Vec::new());
+        for fence in &fences {
+            let held = fence.adopt().await.map_err(failed)?;
+            known.push(held.epoch);
+            seals.extend(held.seals);
+        }
+        // Of an archive that was sealed already the old source has heard.
+        if !seals.iter().any(|seal| seal.by == node) {
+            check_silence(as_of, clock.wall()).map_err(|error| {
+                failed(error).hint("nothing was changed; the old source may still be alive")
+            })?;
+        }
         let path = staging.keep(&remembered(self.archives[0].lineage().branch))?;
         let mut attempts = attempts::load(&path)?;
-        let mut known = vec![state.position.epoch];
-        for fence in &fences {
-            known.push(fence.adopt().await.map_err(failed)?.epoch);
-        }
         let next = Successor::next_epoch(&attempts, &known, EpochId::from_bytes(random()?));
         if attempts.last() != Some(&next) {
             attempts.push(next);
@@ -277,7 +311,7 @@ impl Restore {
         }
         let successor = Successor { node, attempts, given_up: self.given_up.nodes.clone() };
         let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
-        taken.map_err(|error| {
+        let reached = taken.map_err(|error| {
             let unfinished = staging.path.display();
             if let Some(way) = way_past(&error, &successor) {
                 return failed(&error).hint(way);
@@ -286,14 +320,13 @@ impl Restore {
                 TakeOverError::Fence { error: FenceError::Sealed(_), .. } => format!(
                     "if that was an attempt of your own, go on with the DIR that it was given; what this one has is kept in {unfinished}"
                 ),
-                TakeOverError::Behind { .. } => format!(
-                    "run it again with the same DIR, it goes on with {unfinished} and reads that too; if another archive was sealed before that came, only a promotion carries it over: \
-                     leave that URL out and give it up by --assume-lost, or promote a mirror"
-                ),
+                TakeOverError::Behind { .. } => {
+                    format!("run it again with the same DIR: it goes on with {unfinished} and reads that too")
+                }
                 _ => format!("run it again with the same DIR: it goes on with {unfinished}"),
             })
         })?;
-        Ok(next)
+        Ok((next, reached))
     }
 }
 
@@ -314,5 +347,7 @@ fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
     })
 }
 
+/// So often a tree is restored anew because more was archived meanwhile: once, since every archive is sealed then.
+const ROUNDS_MAX: usize = 3;
 /// The block store of a copy, in its own directory, unless another is given.
 const OWN_BLOCKS: &str = "blocks";

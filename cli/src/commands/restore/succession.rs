@@ -253,6 +253,14 @@ impl Succession {
 
     fn check_archives(&self) -> Result<(), CliError> {
         let lsn = self.behind;
+        let refused: Vec<String> =
+            self.archives.iter().filter(|one| one.is_refused()).map(Outlook::why_not).collect();
+        if !refused.is_empty() {
+            return Err(CliError::new(refused.join("; ")).hint(
+                "somebody has taken over, or begun to: go on with that node, or with the DIR that an attempt of your own was given; \
+                 --assume-lost and its id, if that node is gone for good",
+            ));
+        }
         let silent: Vec<&Outlook> = self.archives.iter().filter(|one| one.is_unasked()).collect();
         if silent.is_empty() {
             return Ok(());
@@ -364,6 +372,17 @@ mod tests {
         succession("mirror=1", vec![member(MemberAct::GiveUp)], Vec::new()).check().unwrap();
         succession("local", Vec::new(), Vec::new()).check().unwrap();
         succession("archive", vec![member(MemberAct::NotAsked)], Vec::new()).check().unwrap();
+    }
+
+    /// The fear: a whole region is restored, for hours, before anybody looks whether it may take over at all.
+    #[test]
+    fn an_archive_that_somebody_else_has_sealed_is_refused_before_anything_is_restored() {
+        let sealed =
+            Outlook { lsn: Some(7), ..Outlook::refused("file:///a", "it was sealed at 7".to_owned()) };
+        let away = Outlook::refused("file:///b", "it is away".to_owned());
+        let refused = succession("local", Vec::new(), vec![away, sealed]).check().unwrap_err();
+        assert_eq!(refused.message, "file:///a: it was sealed at 7");
+        assert!(refused.hint.unwrap().contains("--assume-lost"));
     }
 
     #[test]

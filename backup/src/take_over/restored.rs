@@ -1,0 +1,236 @@
+//! Taking over with a tree that was restored, and no log: what one archive lacks only another one can give.
+//!
+//! ```text
+//!   look at every place -> silence -> seal each, lagging ones brought up before -> carry over what came in between two seals
+//! ```
+//!
+//! Invariants:
+//! - Nothing is sealed while an archive holds more than was restored, unless another one was sealed before: then that is where the old epoch
+//!   ends, and what the old source still got into other archives goes on in the new epoch, in every archive.
+//! - What is carried over is final: every archive is sealed before anything is.
+
+use std::{sync::Arc, time::Duration};
+
+use murphy_fs::{BlockStore, BlockStores, Fence, FenceError};
+use murphy_log::{Digest, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, Position, State, Usage};
+
+use super::{PlaceStanding, SEAL_ATTEMPTS, Successor, TakeOverError, TakeOverLog, at, under};
+use crate::{
+    descriptor::ArchiveKind,
+    fence::{ArchiveFence, Supplies},
+    ship::{Losses, LostPacks},
+};
+
+/// Ends the epoch of the source at `base` in every one of `places`, for a successor whose tree was restored up to there; refused while
+/// the source shows life. A place that lacks entries gets them from another one.
+///
+/// Says up to where every place holds the history then. If that is beyond `base`, the source got more into one place after another one had been
+/// sealed: it is in all of them, in the new epoch, and the tree is restored anew before it is used. `as_of` is the log time of the newest
+/// entry known, `now` the wall clock. It may be called again, with the same attempts.
+pub async fn take_over_at(
+    places: &[ArchiveFence],
+    successor: &Successor,
+    base: Position,
+    (as_of, now): (LogTime, LogTime),
+) -> Result<Lsn, TakeOverError> {
+    let mut over = RestoredTakeOver { places: places.iter().collect(), successor, base };
+    over.places.sort_by_key(|place| place.rank());
+    let (mut is_settled, mut ahead) = (false, None);
+    for place in &over.places {
+        let standing = successor.look(*place, &base).await?;
+        is_settled |= standing.is_settled;
+        ahead = ahead.or(standing.is_ahead.then(|| over.behind(place, &standing)));
+    }
+    if !is_settled {
+        check_silence(as_of, now)?;
+        if let Some(behind) = ahead {
+            return Err(behind);
+        }
+    }
+    for place in &over.places {
+        over.seal_one(place, is_settled).await?;
+        is_settled = true;
+    }
+    over.carry_over().await
+}
+
+/// Refuses while the source shows life: its newest entry, of log time `as_of`, is younger than a minute at `now`.
+pub fn check_silence(as_of: LogTime, now: LogTime) -> Result<(), TakeOverError> {
+    let silence = now.since(as_of);
+    if silence < SILENCE {
+        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
+    }
+    Ok(())
+}
+
+/// A take-over by a successor that has a tree and no log.
+struct RestoredTakeOver<'a> {
+    /// In the order in which everybody seals them.
+    places: Vec<&'a ArchiveFence>,
+    successor: &'a Successor,
+    base: Position,
+}
+
+impl RestoredTakeOver<'_> {
+    /// Seals a place, at the base or behind it: it is looked at until it is seen to lead to the seal. A place that loses a slot on
+    /// the way gets it from another one, before its seal and behind it: the successor's log begins at the base, so nobody could later.
+    async fn seal_one(&self, place: &ArchiveFence, is_settled: bool) -> Result<(), TakeOverError> {
+        let (next, base) = (self.successor.next()?, self.base);
+        let mut refused = None;
+        for _ in 0..SEAL_ATTEMPTS {
+            let standing = self.successor.look(place, &base).await?;
+            let end = standing.held.end;
+            if standing.is_ahead && !is_settled {
+                return Err(self.behind(place, &standing));
+            }
+            if end.lsn < base.lsn {
+                self.relay(place, &standing, base.lsn).await?;
+                continue;
+            }
+            if standing.is_sealed {
+                return Ok(());
+            }
+            if standing.is_ahead {
+                self.check_continued(place, end.lsn).await?;
+            }
+            let last = if standing.is_ahead { end } else { Position { epoch: end.epoch, ..base } };
+            match place.seal(last, next).await {
+                Ok(()) => {}
+                // It has changed since it was looked at.
+                Err(error @ FenceError::Unavailable { .. }) => refused = Some(error),
+                Err(error) => return Err(at(place, error)),
+            }
+        }
+        let changes = || FenceError::Unavailable {
+            place: place.place().to_owned(),
+            reason: format!("it does not stay as it was at lsn {}", base.lsn),
+        };
+        Err(at(place, refused.unwrap_or_else(changes)))
+    }
+
+    /// Brings every place, all of which are sealed, up to where the furthest one ends. Says where that is.
+    async fn carry_over(&self) -> Result<Lsn, TakeOverError> {
+        let mut standings = Vec::new();
+        for place in &self.places {
+            standings.push((*place, self.successor.look(*place, &self.base).await?));
+        }
+        // The one that ends first shows the way of the new epoch to whoever restores meanwhile: it is brought up first.
+        standings.sort_by_key(|(_, standing)| standing.held.end.lsn);
+        let Some((furthest, last)) = standings.last().map(|(place, standing)| (*place, standing.held.end))
+        else {
+            return Ok(self.base.lsn);
+        };
+        for (place, standing) in &standings {
+            let end = standing.held.end;
+            let is_other = match end.lsn == last.lsn {
+                true => end.hash != last.hash,
+                false => furthest.entries(end).await.map_err(|error| at(furthest, error))?.is_empty(),
+            };
+            if is_other {
+                let place = place.place().to_owned();
+                return Err(at(furthest, FenceError::Forked { place, lsn: end.lsn }));
+            }
+        }
+        let to = self.base.lsn.max(last.lsn);
+        for (place, standing) in &standings {
+            self.relay(place, standing, to).await?;
+        }
+        Ok(to)
+    }
+
+    /// Refuses what is held behind the base and does not continue it.
+    async fn check_continued(&self, place: &ArchiveFence, last: Lsn) -> Result<(), TakeOverError> {
+        let frames = place.entries(self.base).await.map_err(|error| at(place, error))?;
+        match frames.is_empty() {
+            false => Ok(()),
+            true => Err(TakeOverError::Gap { url: place.place().to_owned(), last, after: self.base.lsn }),
+        }
+    }
+
+    /// Ships to `lagging` what the other places hold behind it, up to `to`: as it is, or in the epoch that it was sealed for.
+    async fn relay(
+        &self,
+        lagging: &ArchiveFence,
+        standing: &PlaceStanding,
+        to: Lsn,
+    ) -> Result<(), TakeOverError> {
+        let epoch = standing.is_settled.then_some(standing.held.epoch);
+        let mut from = standing.held.end;
+        while from.lsn < to {
+            let frames = self.behind_of(lagging, from, to).await?;
+            let log = self.log_of(lagging, from, epoch, frames).await?;
+            let last = log.tail().position.lsn;
+            let lost = LostPacks { after: from.lsn, upto: last };
+            // What only the lost source had, and what is asked of a place that was sealed already, nobody may have any more.
+            let lost = epoch.map(|_| Arc::new(lost) as Arc<dyn Losses>);
+            let supplies = Supplies { log, packs: self.packs(lagging), lost };
+            let supplied = lagging.clone().with_supplies(supplies).known_up_to(from);
+            supplied.ship(last).await.map_err(|error| at(lagging, error))?;
+            // Behind a slot that was lost may be others.
+            from = supplied.adopt().await.map_err(|error| at(lagging, error))?.end;
+        }
+        Ok(())
+    }
+
+    /// The next frames that another place holds behind `from`, up to `to`: what a place has got beyond that meanwhile was not restored.
+    async fn behind_of(
+        &self,
+        lagging: &ArchiveFence,
+        from: Position,
+        to: Lsn,
+    ) -> Result<Vec<Frame>, TakeOverError> {
+        let mut why = None;
+        for place in self.places.iter().filter(|place| !std::ptr::eq(**place, lagging)) {
+            match place.entries(from).await {
+                Ok(mut frames) => {
+                    frames.retain(|frame| frame.last() <= to);
+                    if !frames.is_empty() {
+                        return Ok(frames);
+                    }
+                }
+                Err(error) => why = Some(at(*place, error)),
+            }
+        }
+        let url = lagging.place().to_owned();
+        Err(why.unwrap_or(TakeOverError::Lags { url, last: from.lsn, base: to }))
+    }
+
+    /// A log of these frames, which begin behind `from`, in `epoch` if they are not to stay in theirs.
+    async fn log_of(
+        &self,
+        lagging: &ArchiveFence,
+        from: Position,
+        epoch: Option<Epoch>,
+        frames: Vec<Frame>,
+    ) -> Result<Arc<dyn Log>, TakeOverError> {
+        let begins = State { position: from, digest: Digest::default(), usage: Usage::default() };
+        let keys = lagging.archive().keys();
+        let frames = match epoch {
+            Some(epoch) => under(keys, epoch, begins, &frames)?,
+            None => frames,
+        };
+        let log: Arc<dyn Log> = Arc::new(MemoryLog::new(begins));
+        let memory = TakeOverLog { log: Arc::clone(&log), keys: keys.clone(), places: Vec::new() };
+        memory.append(frames).await?;
+        Ok(log)
+    }
+
+    /// The packs of all other places.
+    fn packs(&self, lagging: &ArchiveFence) -> Arc<dyn BlockStore> {
+        let others = self.places.iter().filter(|place| !std::ptr::eq(**place, lagging));
+        let full = others.filter(|place| place.archive().descriptor().kind == ArchiveKind::Full);
+        let mut stores = full.map(|place| Arc::new(place.archive().packs()) as Arc<dyn BlockStore>);
+        match stores.next() {
+            Some(first) => Arc::new(BlockStores::new(first, stores.collect())),
+            None => Arc::new(lagging.archive().packs()),
+        }
+    }
+
+    fn behind(&self, place: &ArchiveFence, standing: &PlaceStanding) -> TakeOverError {
+        let (url, last) = (place.place().to_owned(), standing.held.end.lsn);
+        TakeOverError::Behind { url, last, base: self.base.lsn }
+    }
+}
+
+/// A source that has been silent for so long may be replaced; it ticks every 20 s.
+const SILENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,172 @@
+//! A source that goes on between two seals, two successors at once, and archives that begin where others end.
+
+use super::*;
+
+impl World {
+    /// The frames of the source's log.
+    fn frames(&self) -> Vec<Frame> {
+        self.log.read(Lsn::FIRST).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// Where each archive ends, and the epoch that comes then.
+    async fn held(&self) -> Vec<(Lsn, murphy_log::ChainHash, Epoch)> {
+        let mut held = Vec::new();
+        for archive in &self.archives {
+            let at = fence(archive, 8).adopt().await.unwrap();
+            held.push((at.end.lsn, at.end.hash, at.epoch));
+        }
+        held
+    }
+
+    /// Where a restore from all archives ends.
+    async fn restorable(&self) -> Position {
+        let (none, zone) = (BTreeSet::new(), jiff::tz::TimeZone::UTC);
+        let plan = plan_restore(&self.archives, Target::Latest, &none, &zone).await.unwrap();
+        assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+        plan.route.end
+    }
+
+    /// Which archives are sealed, and by whom.
+    async fn sealers(&self) -> Vec<(usize, NodeId)> {
+        let mut sealers = Vec::new();
+        for (number, archive) in self.archives.iter().enumerate() {
+            let seals = fence(archive, 8).adopt().await.unwrap().seals;
+            sealers.extend(seals.iter().map(|seal| (number, seal.by)));
+        }
+        sealers
+    }
+}
+
+/// The fear: a restore has sealed one archive, the old source wakes, gets more into the others and acknowledges it; and no restore ever takes
+/// over any more, or one that forgets that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_archived_between_two_seals_of_a_restore_goes_on_in_the_new_epoch() {
+    for sealed in [0, 1, 2] {
+        for requests in 1.. {
+            let context = format!("archive {sealed} was sealed first, dead at request {requests}");
+            let world = World::new(&[6, 6, 6], 0).await;
+            let frames = world.frames();
+            let (base, all) = (frames[5].position(), world.log.tail().position);
+            let (fences, _) = world.restored().await;
+            fences[sealed].seal(base, epoch(2, 80)).await.unwrap();
+            // One of the others gets everything, the last one some of it.
+            let others: Vec<usize> = (0..3).filter(|other| *other != sealed).collect();
+            assert_eq!(ship(&world.archives[others[0]], &world.log, 1).await, ShipEnd::Reached);
+            put(&world.stores[others[1]], &frames[6..9]).await;
+            let life = Life::of(requests, requests % 2 == 0);
+            world.live(Some(&life));
+            let mut taken = world.take_over_restored(&fences, base).await;
+            world.live(None);
+            if life.is_over() {
+                // The command begins with what there is now.
+                taken = world.take_over_restored(&fences, world.restorable().await).await;
+            }
+            assert_eq!(taken, Ok(all.lsn), "{context}");
+            let end = world.restorable().await;
+            assert_eq!((end.lsn, end.hash), (all.lsn, all.hash), "{context}");
+            assert_eq!(world.take_over_restored(&fences, end).await, Ok(all.lsn), "{context}");
+            for held in world.held().await {
+                assert_eq!(held, (all.lsn, all.hash, epoch(2, 80)), "{context}");
+            }
+            // The old source goes no further in any of them.
+            let mut source = World::new(&[], 0).await.source;
+            append(&world.log, &source.frames(2, 1));
+            for archive in &world.archives {
+                let end = ship(archive, &world.log, 1).await;
+                assert!(matches!(end, ShipEnd::Fenced(_) | ShipEnd::Forked { .. }), "{context}: {end}");
+            }
+            if !life.is_over() {
+                break;
+            }
+        }
+    }
+}
+
+/// A copy of the old source's directory may have shipped to one archive, and the old source to another one: nobody decides between them here.
+#[tokio::test]
+async fn of_two_histories_behind_the_first_seal_none_is_carried_over() {
+    let world = World::new(&[6, 6, 6], 0).await;
+    let (fences, _) = world.restored().await;
+    let frames = world.frames();
+    let base = frames[5].position();
+    fences[0].seal(base, epoch(2, 80)).await.unwrap();
+    let mut copy = Source::new();
+    copy.frames(6, 3);
+    copy.wait(77);
+    put(&world.stores[1], &copy.frames(3, 3)).await;
+    put(&world.stores[2], &frames[6..12]).await;
+    let refused = world.take_over_restored(&fences, base).await.unwrap_err();
+    assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Forked { .. }, .. }), "{refused}");
+    assert_eq!(world.held().await[0], (base.lsn, base.hash, epoch(2, 80)), "nothing was carried over");
+}
+
+/// The fear: two take-overs are given the same archives, each seals the first one of its own list, and neither can go on.
+#[tokio::test]
+async fn everybody_seals_the_archives_in_the_same_order() {
+    let mut firsts = BTreeSet::new();
+    for is_reversed in [false, true] {
+        for by_restore in [false, true] {
+            for requests in 1.. {
+                let mut world = World::new(&[12, 12, 12], 12).await;
+                if is_reversed {
+                    world.archives.reverse();
+                    world.stores.reverse();
+                }
+                world.live(Some(&Life::of(requests, true)));
+                let (fences, base) = world.restored().await;
+                let died = match by_restore {
+                    true => world.take_over_restored(&fences, base).await.map(drop),
+                    false => world.promote(&[]).await.map(drop),
+                };
+                world.live(None);
+                let sealed = world.sealers().await;
+                if let Some((number, _)) = sealed.first().filter(|_| sealed.len() == 1) {
+                    firsts.insert(world.archives[*number].descriptor().created.as_nanos());
+                }
+                if died.is_ok() {
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(firsts, BTreeSet::from([0]));
+}
+
+/// The fear: an archive was added later, so that it begins behind the log; once another one has led there it is not asked again, and what only it
+/// holds is lost.
+#[tokio::test]
+async fn an_archive_that_begins_where_another_one_ends_is_asked_again() {
+    for is_settled in [false, true] {
+        let mut world = World::new(&[9, 6], 6).await;
+        let (frames, all) = (world.frames(), world.log.tail().position);
+        let later = FaultyStore::new();
+        let made = Descriptor { base: frames[8].position(), ..descriptor() };
+        // It comes first in every order.
+        world.archives.insert(0, Archive::create(later.archive_store(), made).await.unwrap());
+        put(&later, &frames[9..12]).await;
+        world.stores.insert(0, later);
+        if is_settled {
+            // Where the old epoch ends is settled: the rest is carried over when the new one begins.
+            world.attempts.push(epoch(2, 40));
+            let place = fence(&world.archives[2], MIRROR);
+            place.seal(frames[5].position(), epoch(2, 40)).await.unwrap();
+        }
+        let state = world.promote(&[]).await.unwrap();
+        assert_eq!((state.position.lsn, state.position.hash), (all.lsn, all.hash), "{is_settled}");
+    }
+}
+
+/// Entries between what the log has and what an archive holds are gone: that is said before anything is sealed.
+#[tokio::test]
+async fn an_archive_behind_a_gap_is_not_left_behind_silently() {
+    let mut world = World::new(&[6], 6).await;
+    let frames = world.frames();
+    let later = FaultyStore::new();
+    let made = Descriptor { base: frames[8].position(), ..descriptor() };
+    world.archives.push(Archive::create(later.archive_store(), made).await.unwrap());
+    put(&later, &frames[9..12]).await;
+    world.stores.push(later);
+    let refused = world.promote(&[]).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::Gap { .. }), "{refused}");
+    assert!(world.sealers().await.is_empty());
+}
