@@ -355,16 +355,7 @@ impl Status {
         if self.dirty_bytes > 0 {
             row("not stored", bytes_text(self.dirty_bytes));
         }
-        let every = if self.sync { ", every operation" } else { "" };
-        row(
-            "fsync waits",
-            match &self.ack_before {
-                None => format!("{}{every}", self.ack),
-                Some(before) => {
-                    format!("{before}{every}; {} is set, and not in force yet (murphy ack)", self.ack)
-                }
-            },
-        );
+        row("fsync waits", self.fsync_text());
         row("window", self.window.clone());
         row("blocks", self.blocks.clone());
         self.archives.iter().for_each(|archive| row("archive", archive.text()));
@@ -405,6 +396,17 @@ impl Status {
         }
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")
+    }
+
+    /// What an fsync waits for.
+    fn fsync_text(&self) -> String {
+        let every = if self.sync { ", every operation" } else { "" };
+        match &self.ack_before {
+            None => format!("{}{every}", self.ack),
+            Some(before) => {
+                format!("{before}{every}; {} is set, and not in force yet (murphy ack)", self.ack)
+            }
+        }
     }
 }
 
