@@ -150,9 +150,10 @@ impl TakeOverLog {
         self.durable().await
     }
 
-    /// Appends what these places hold behind the log. One may begin where another one ends: each is asked until none has more.
+    /// Appends what these places hold behind the log. One may begin where another one ends, so they are asked once for each of them; not for as
+    /// long as there is more, since a source that lives goes on for ever.
     async fn fetch_from(&self, places: &[&Arc<dyn Fence>]) -> Result<(), TakeOverError> {
-        loop {
+        for _ in places {
             let before = self.log.tail();
             for place in places {
                 loop {
@@ -165,9 +166,10 @@ impl TakeOverLog {
                 }
             }
             if self.log.tail() == before {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// The places in the order in which everybody seals them: of two successors one then meets the seal of the other at the first of them.
@@ -257,7 +259,7 @@ impl TakeOverLog {
     /// the new epoch: it may have named further places, through which it acknowledges until they are sealed too.
     pub async fn row_beyond(&self, key: &RowKey) -> Result<Option<Bytes>, TakeOverError> {
         let (mut after, mut newest) = (self.log.tail().position, None);
-        loop {
+        for _ in &self.places {
             let before = after;
             for place in &self.places {
                 loop {
@@ -275,9 +277,10 @@ impl TakeOverLog {
                 }
             }
             if after == before {
-                return Ok(newest);
+                break;
             }
         }
+        Ok(newest)
     }
 
     /// Claims the epoch in the log, and appends to it what sealed places hold beyond: the same entries, in the new epoch. Durable when it

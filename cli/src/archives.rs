@@ -60,6 +60,8 @@ struct Context {
 /// One archive.
 struct Shipped {
     shared: SharedArchive,
+    /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
+    is_removed: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// How far it was when this node last noted it: what is known of it until it answers.
@@ -115,7 +117,7 @@ impl Archives {
         let to = (shared.clone(), url.clone());
         let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, url, state, noted, task });
+        self.shipped().push(Shipped { shared, is_removed: false, url, state, noted, task });
         Ok(())
     }
 

@@ -111,7 +111,7 @@ impl Request {
             Request::ArchiveAdd { .. }
                 | Request::ArchiveRemove { .. }
                 | Request::MemberRemove { .. }
-                | Request::Ack(AckOrder { level: Some(_), dry_run: false })
+                | Request::Ack(AckOrder { level: Some(_), dry_run: false, .. })
         )
     }
 
@@ -134,6 +134,8 @@ pub(crate) struct AckOrder {
     pub(crate) level: Option<Ack>,
     /// Only say what it would change.
     pub(crate) dry_run: bool,
+    /// Whether it was said that less is promised then, and people agreed.
+    pub(crate) confirmed: bool,
 }
 
 /// A mount that is wanted.

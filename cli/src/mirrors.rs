@@ -427,7 +427,7 @@ impl Mirroring {
     }
 
     /// Changes the node's own file; durable when it returns.
-    fn change_config(&self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), CliError> {
+    pub(crate) fn change_config(&self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), CliError> {
         let mut config = self.config();
         let mut changed = config.clone();
         change(&mut changed);

@@ -173,6 +173,11 @@ fn a_store_that_answers_with_other_bytes_is_found_out() {
     let found = scratch.run(["fsck", "node", "--data"]).expect_code(3);
     assert!(s3.misdeeds() > 0 && found.stdout().contains("pack "), "{found}");
     scratch.run(["mount", "node", "mnt", "-d", "--cache-size", "0"]).expect_code(0);
+    // The archive has them intact. Once that lies as well there is nothing to read.
+    assert!(fs::read(mount.join("file")).unwrap() == bytes, "other bytes");
+    scratch.umount("mnt");
+    s3.misbehave(Some("GET"), "/home/packs/", Misdeed::ChangeByte);
+    scratch.run(["mount", "node", "mnt", "-d", "--cache-size", "0"]).expect_code(0);
     let error = fs::read(mount.join("file")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
     scratch.umount("mnt");

@@ -69,7 +69,8 @@ impl ByArchives {
         let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
         for shipped in archives.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
-            let may = shipped.shared.may_acknowledge() && !self.domains.contains(&domain);
+            let may =
+                !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);
             let part = if may { &mut holders } else { &mut witnesses };
             part.push(shipped.state().handle.clone());
         }

@@ -37,6 +37,7 @@ impl Archives {
             volume.durable_here().await.map_err(refused)?;
             for shipped in self.shipped().iter_mut() {
                 let listed = archives.iter().find(|archive| archive.url == shipped.shared.url);
+                shipped.is_removed = listed.is_none();
                 shipped.shared.joining = listed.is_some_and(|archive| archive.joining);
             }
         }

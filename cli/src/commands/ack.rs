@@ -42,12 +42,14 @@ pub(crate) struct AckArgs {
 
 pub(crate) fn run(args: &AckArgs, output: &Output) -> Result<Code, CliError> {
     let directory = node_of(&args.directory)?;
-    let ask = |dry_run| {
-        let order = AckOrder { level: args.level, dry_run };
+    let ask = |dry_run, confirmed| {
+        let order = AckOrder { level: args.level, dry_run, confirmed };
         serve::ask(&directory, &Request::Ack(order), output, |_| Ok(()))
     };
+    let mut confirmed = false;
     if args.level.is_some() {
-        let plan = ask(true)?;
+        let plan = ask(true, false)?;
+        confirmed = plan["weakens"] == true;
         if args.dry_run {
             output.data(&plan, plan_text)?;
             return Ok(Code::Done);
@@ -60,7 +62,7 @@ pub(crate) fn run(args: &AckArgs, output: &Output) -> Result<Code, CliError> {
             output.confirm(args.confirm.as_deref(), plan["name"].as_str().unwrap_or_default(), effect)?;
         }
     }
-    let shown = ask(false)?;
+    let shown = ask(false, confirmed)?;
     output.data(&shown, text)?;
     Ok(Code::Done)
 }

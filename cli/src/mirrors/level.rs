@@ -65,6 +65,11 @@ impl Mirroring {
     /// Goes back to what is waited for still.
     pub(crate) async fn stay_with(&self, before: Ack) -> Result<(), CliError> {
         let _turn = self.set_turn.lock().await;
+        if self.pending()?.is_none_or(|pending| pending.before != before) {
+            return Err(
+                CliError::new("the level that was set has come into force meanwhile").hint("run it again")
+            );
+        }
         self.record_level(before).await?;
         self.forget_pending()
     }
@@ -105,7 +110,8 @@ impl Mirroring {
         self.record_level(to).await?;
         drop(turn);
         self.book.touch();
-        self.take_effect(RAISE_MAX).await
+        // What was acknowledged while it was not in force yet has to have it as well.
+        self.confirm_level().await
     }
 
     /// Waits for more mirrors than before: as many have everything before the log says so.
@@ -137,20 +143,25 @@ impl Mirroring {
         changes.borrow_and_update();
         let set = self.candidates(pending.before)?;
         check_enough(wanted, set.len())?;
-        let asked = match pending.before {
-            Ack::Mirrors(old) => (old as usize).min(set.len()),
-            Ack::Local | Ack::Archive => set.len(),
+        let (asked, of) = match pending.before {
+            Ack::Mirrors(old) if set.len() >= old as usize => (old as usize, set.clone()),
+            // Nothing is acknowledged yet, and each that has joined may know too few of the others to ask anybody who has heard of it.
+            Ack::Mirrors(_) => {
+                let all = self.mirrors();
+                (all.len(), all)
+            }
+            Ack::Local | Ack::Archive => (set.len(), set.clone()),
         };
         let lsn = self.durable().await?;
         tokio::select! {
-            held = self.everybody_has(lsn, (asked, &set), at_most) => held?,
+            held = self.everybody_has(lsn, (asked, &of), at_most) => held?,
             _ = changes.changed() => return Err(CliError::new("the members change")),
         }
         let _turn = self.set_turn.lock().await;
         if self.pending()? != Some(pending) {
             return Ok(());
         }
-        if self.candidates(pending.before)? != set {
+        if self.candidates(pending.before)? != set || !of.is_subset(&self.mirrors()) {
             return Err(CliError::new("the members have changed meanwhile"));
         }
         match pending.before {

@@ -44,6 +44,10 @@ pub(super) fn ack(host: &Host, order: &AckOrder) -> Result<Value, CliError> {
     if order.dry_run {
         return change.plan(host);
     }
+    if change.weakens() && !order.confirmed {
+        let meanwhile = "what an fsync waits for was changed meanwhile";
+        return Err(CliError::new(meanwhile).hint("run it again: it says what would be given up now"));
+    }
     change.perform(host)?;
     describe(host)
 }

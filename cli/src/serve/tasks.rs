@@ -124,10 +124,10 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         host.flush(&mut |_| {})?;
     }
     if shared != url.to_string() {
-        let mut config = crate::config::NodeConfig::read(&host.node.directory)?;
-        config.archives.retain(|other| shared_form(other) != shared);
-        config.archives.push(url.clone());
-        config.write(&host.node.directory)?;
+        host.mirroring.change_config(|config| {
+            config.archives.retain(|other| shared_form(other) != shared);
+            config.archives.push(url.clone());
+        })?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
     archive = host.runtime.block_on(host.archives.change(|archives| {
@@ -176,7 +176,7 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     host.runtime.block_on(removing)?;
     if !assume_lost {
         host.flush(&mut |_| {}).map_err(|error| {
-            error.hint("it is not an archive of this volume any more, and is waited for all the same: --assume-lost gives it up")
+            error.hint("it is not an archive of this volume any more and acknowledges nothing; the others do not have everything yet that it may have acknowledged: run it again, or --assume-lost gives that up")
         })?;
     }
     host.archives.stop(&shared);
