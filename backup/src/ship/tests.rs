@@ -220,7 +220,8 @@ async fn of_two_copies_that_are_each_first_at_one_archive_none_is_acknowledged()
     }
     let mut common = Source::new();
     let frames = common.frames(5, 3);
-    let (shared, mut copies) = (common.state().position.lsn, Vec::new());
+    let (shared, mut opened) = (common.state().position.lsn, Vec::new());
+    // Both look before either goes on: whoever came later would see that the archive is ahead of it.
     for (copy, view) in views.iter().enumerate() {
         let mut source = common.taken_over(common.base().position.epoch);
         source.wait(5 * copy as u64);
@@ -228,14 +229,18 @@ async fn of_two_copies_that_are_each_first_at_one_archive_none_is_acknowledged()
         append(&log, &frames);
         let mut handles = Vec::new();
         for store in view {
-            let opened = Archive::open(store.archive_store()).await.unwrap();
-            let (shipper, handle) = Shipper::new(parts(&opened, &common, &log));
+            let archive = Archive::open(store.archive_store()).await.unwrap();
+            let (shipper, handle) = Shipper::new(parts(&archive, &common, &log));
             tokio::spawn(shipper.run());
             // What both have is no proof of which of them it is.
             handle.archived(shared).await.unwrap();
             handles.push(handle);
         }
-        view[1 - copy].fail("log/", Fault::PutFails, usize::MAX);
+        opened.push((source, log, handles));
+    }
+    let mut copies = Vec::new();
+    for (copy, (mut source, log, handles)) in opened.into_iter().enumerate() {
+        views[copy][1 - copy].fail("log/", Fault::PutFails, usize::MAX);
         ArchiveAcknowledger::new(handles.clone()).acknowledged(shared, LONG).await.unwrap();
         append(&log, &source.frames(5, 3));
         copies.push((handles, source.state().position.lsn));
