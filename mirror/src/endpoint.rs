@@ -139,10 +139,22 @@ pub(crate) async fn dial(
     pinned: PublicKey,
     options: &NetworkOptions,
 ) -> Result<Connection, String> {
+    dial_taking(FOLLOWER_WINDOW, identity, sockets, address, pinned, options).await
+}
+
+/// The same for one that takes so many bytes per stream before it has looked at them.
+pub(crate) async fn dial_taking(
+    window: u32,
+    identity: &Identity,
+    sockets: &dyn Sockets,
+    address: SocketAddr,
+    pinned: PublicKey,
+    options: &NetworkOptions,
+) -> Result<Connection, String> {
     let tls = identity.client_config(pinned).map_err(|error| error.to_string())?;
     let tls = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport(options, FOLLOWER_WINDOW)));
+    config.transport_config(Arc::new(transport(options, window)));
     let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let bound = sockets.bind(any).map_err(|error| error.to_string())?;
     let endpoint = endpoint(bound, None).map_err(|error| error.to_string())?;

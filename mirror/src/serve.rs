@@ -301,12 +301,11 @@ async fn serve(services: Arc<Services>, attempt: Attempt) {
 }
 
 async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result<(), SessionError> {
-    let (mut reader, mut writer) = in_time(connection.accept_both()).await?;
+    let (mut reader, writer) = in_time(connection.accept_both()).await?;
     let first = in_time(reader.expect()).await?;
     if let Message::Redeem(redeem) = first {
         let answer = members::admit(services, connection, redeem).await;
-        writer.send(&answer).await?;
-        return part(connection, writer).await;
+        return part(connection, writer, Some(answer)).await;
     }
     let key = connection.peer();
     let role = match authorize(services.book.row(key.node()).as_ref(), key) {
@@ -335,13 +334,11 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
             Message::Hello(hello) => source::serve(services, connection, role, hello, reader, writer).await,
             Message::Seal(seal) => {
                 let answer = members::promise(services, connection, role, seal).await;
-                writer.send(&answer).await?;
-                part(connection, writer).await
+                part(connection, writer, Some(answer)).await
             }
             Message::Announce(announce) => {
                 let answer = members::announced(services, connection, role, announce).await;
-                writer.send(&answer).await?;
-                part(connection, writer).await
+                part(connection, writer, Some(answer)).await
             }
             Message::Ask(ask) => lend::answer(services, connection, ask, reader, writer).await,
             other => {
@@ -363,27 +360,34 @@ async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result
 /// Says why nothing goes on, and lets the peer hear it.
 async fn refuse(
     connection: &Connection,
-    mut writer: MessageWriter,
+    writer: MessageWriter,
     reason: Refusal,
     detail: String,
 ) -> Result<(), SessionError> {
     tracing::info!(node = %connection.peer().node(), %reason, detail, "refused");
-    writer.send(&Message::Refused(Refused { reason, detail })).await?;
-    part(connection, writer).await
+    part(connection, writer, Some(Message::Refused(Refused { reason, detail }))).await
 }
 
-/// Waits until the peer has read the last words and closed, or is gone; not for ever. What has arrived and was not read yet is lost to it once
-/// the connection is closed from here.
-async fn part(connection: &Connection, writer: MessageWriter) -> Result<(), SessionError> {
+/// Says the last words, if they were not said yet, and waits until the peer has read them and closed, or is gone; not for ever, also if it does
+/// not take them. What has arrived and was not read yet is lost to it once the connection is closed from here.
+async fn part(
+    connection: &Connection,
+    mut writer: MessageWriter,
+    last_words: Option<Message>,
+) -> Result<(), SessionError> {
     let heard = async {
+        if let Some(words) = last_words {
+            writer.send(&words).await?;
+        }
         if writer.finish().await.is_ok() {
             connection.closed().await;
         }
+        Ok(())
     };
-    if tokio::time::timeout(FAREWELL_TIMEOUT, heard).await.is_err() {
+    tokio::time::timeout(FAREWELL_TIMEOUT, heard).await.unwrap_or_else(|_| {
         tracing::debug!(node = %connection.peer().node(), "a peer does not close after the last words");
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 async fn in_time<T>(wait: impl Future<Output = Result<T, SessionError>>) -> Result<T, SessionError> {

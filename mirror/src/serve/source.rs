@@ -27,7 +27,7 @@ pub(super) async fn serve(
     connection: &Connection,
     role: MemberRole,
     hello: Hello,
-    reader: MessageReader,
+    mut reader: MessageReader,
     writer: MessageWriter,
 ) -> Result<(), SessionError> {
     let Part::Source(source) = services.part() else {
@@ -63,8 +63,11 @@ pub(super) async fn serve(
         hold: None,
         jobs: FuturesUnordered::new(),
     };
-    session.run(hello, reader).await?;
-    part(connection, session.writer).await
+    session.run(hello, &mut reader).await?;
+    // The reader lives until then: a follower whose words are not taken any more gives up before it has read the last ones.
+    let parted = part(connection, session.writer, None).await;
+    drop(reader);
+    parted
 }
 
 struct SourceSession<'a> {
@@ -101,7 +104,7 @@ enum Done {
 }
 
 impl SourceSession<'_> {
-    async fn run(&mut self, hello: Hello, mut reader: MessageReader) -> Result<(), SessionError> {
+    async fn run(&mut self, hello: Hello, reader: &mut MessageReader) -> Result<(), SessionError> {
         if let (Some(promised), Resume::After(base)) = (hello.promised, hello.resume)
             && self.entry.is_some()
             && is_older(self.source.epoch, promised)

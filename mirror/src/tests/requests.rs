@@ -20,15 +20,16 @@ use tokio::sync::watch;
 use super::{
     BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys,
     lend::alone,
-    log_of, packs,
+    log_of, ms, packs,
     quic::{Node, admit, dialer, follow, follow_with, seal},
     test_frames,
 };
 use crate::{
     Ask, Congestion, Dialer, Durability, ExchangeError, FollowError, Heartbeat, Hello, LendRequest,
     MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, ObserveError, Observer, PackFetchError,
-    PackReply, PackRequest, PackSource, Part, Point, Refusal, Replica, ReplicaError, Resume, Seal,
-    SeedWriter, compare,
+    PackReply, PackRequest, PackSource, Part, Point, Redeem, Refusal, Replica, ReplicaError, Resume, Seal,
+    Secret, SeedWriter, compare,
+    endpoint::dial_taking,
     session::{Connection, MessageReader, MessageWriter},
 };
 
@@ -119,6 +120,46 @@ async fn nonsense_ends_the_connection_that_brought_it_and_no_other() {
     assert_eq!(reason, Refusal::Protocol);
     let visit = Visit::to(visit.node).await;
     assert_eq!(visit.refusal(&visit.hello(), "not the source").await, Refusal::Protocol);
+    visit.node.stop().await;
+}
+
+/// The fear: so many who never take their answer that nobody else is let in any more, the mirrors included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_take_its_last_words_is_let_go() {
+    let node = Node::start(Arc::default(), None).await;
+    let redeem = Redeem {
+        secret: Secret::random().unwrap(),
+        name: "n".to_owned(),
+        addresses: Vec::new(),
+        promised: None,
+    };
+    for first in [Message::Ask(ask()), Message::Redeem(redeem)] {
+        let Dialer { identity, sockets, options } = dialer();
+        let key = node.identity.public_key();
+        let connection = dial_taking(0, &identity, &*sockets, node.address, key, &options).await.unwrap();
+        let (_reader, mut writer) = connection.open_both().await.unwrap();
+        writer.send(&first).await.unwrap();
+        let gone = tokio::time::timeout(ms(30_000), connection.closed()).await;
+        assert!(gone.is_ok(), "it keeps its connection after a {} message", first.name());
+    }
+    node.stop().await;
+}
+
+/// The fear: a follower that is about to say something finds its stream stopped, and never reads why it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_may_go_on_talking_until_it_has_read_why_it_was_refused() {
+    let visit = Visit::asking(Node::start(Arc::default(), None).await).await;
+    let (connection, _) =
+        visit.dialer.dial(&visit.addresses(), visit.node.identity.public_key()).await.unwrap();
+    let (mut reader, mut writer) = connection.open_both().await.unwrap();
+    let Message::Hello(hello) = visit.hello() else { panic!("it is a hello") };
+    let foreign = Hello { volume: VolumeId::from_bytes([9; 16]), ..hello };
+    writer.send(&Message::Hello(foreign)).await.unwrap();
+    let Message::Refused(refused) = reader.expect().await.unwrap() else { panic!("not refused") };
+    assert_eq!(refused.reason, Refusal::ForeignVolume);
+    // Whatever stops the other direction has arrived before the end of this one.
+    assert!(matches!(reader.next().await, Ok(None)));
+    writer.send(&heartbeat()).await.unwrap();
     visit.node.stop().await;
 }
 
