@@ -3,6 +3,7 @@
 //! Invariants:
 //! - An invitation becomes a member in one durable step, once: the row of the invitation is replaced in the same entry that writes the
 //!   member's.
+//! - One who was removed is not admitted again: it comes back with a new key, in a new directory.
 //! - A member is looked up by the key that its connection has proven; a row whose key differs belongs to somebody else.
 
 use std::collections::BTreeMap;
@@ -43,11 +44,13 @@ pub struct Admission {
     pub addresses: Vec<String>,
 }
 
-/// Decides whether an invitation can be redeemed now, given the row at [`SecretHash::row_id`]: the rows to write for it, in one entry.
+/// Decides whether an invitation can be redeemed now, given the row at [`SecretHash::row_id`] and the row at the node of the admission's key:
+/// the rows to write for it, in one entry. A member that joins again stays reachable where it was if it brings no addresses.
 ///
-/// To be called in the critical section that appends the entry.
+/// To be called in the critical section that appends the entry, with what both rows are there.
 pub fn redeem(
     row: Option<&MemberRow>,
+    known: Option<&MemberRow>,
     admission: &Admission,
     now: LogTime,
 ) -> Result<[(NodeId, MemberRow); 2], AdmitError> {
@@ -67,18 +70,20 @@ pub fn redeem(
         }
         MemberState::Joined { .. } | MemberState::Revoked { .. } => return Err(AdmitError::Unknown),
     }
+    if known.is_some_and(|known| matches!(known.state, MemberState::Revoked { .. })) {
+        return Err(AdmitError::Revoked);
+    }
+    let state = MemberState::Joined { public_key: *admission.key.as_bytes() };
+    let before = known.filter(|known| known.state == state).map_or(&[][..], |known| &known.addresses);
+    let addresses = if admission.addresses.is_empty() { before } else { &admission.addresses };
     let used = MemberRow {
         role: row.role,
         state: MemberState::Redeemed { secret_hash: *admission.secret.as_bytes() },
         name: row.name.clone(),
         addresses: Vec::new(),
     };
-    let member = MemberRow {
-        role: row.role,
-        state: MemberState::Joined { public_key: *admission.key.as_bytes() },
-        name: admission.name.clone(),
-        addresses: admission.addresses.clone(),
-    };
+    let member =
+        MemberRow { role: row.role, state, name: admission.name.clone(), addresses: addresses.to_vec() };
     Ok([(admission.secret.row_id(), used), (admission.key.node(), member)])
 }
 
@@ -105,6 +110,9 @@ pub enum AdmitError {
     /// Somebody has used it.
     #[error("the invitation was used: ask for a new one, and find out by whom if it was not you")]
     Used,
+    /// The node was removed.
+    #[error("the node was removed from the volume: join in a new directory; the invitation is still good")]
+    Revoked,
     /// The member could not be recorded.
     #[error("the member could not be recorded: {0}")]
     Storage(String),
@@ -117,6 +125,7 @@ impl AdmitError {
             AdmitError::Unknown => Refusal::BadInvitation,
             AdmitError::Expired => Refusal::ExpiredInvitation,
             AdmitError::Used => Refusal::UsedInvitation,
+            AdmitError::Revoked => Refusal::Revoked,
             AdmitError::Storage(_) => Refusal::Storage,
         }
     }
@@ -164,7 +173,8 @@ impl MemberBook for MemoryBook {
         Box::pin(async move {
             let mut rows = self.rows.lock();
             let now = *self.now.lock();
-            let written = redeem(rows.get(&admission.secret.row_id()), &admission, now)?;
+            let [row, known] = [admission.secret.row_id(), admission.key.node()].map(|id| rows.get(&id));
+            let written = redeem(row, known, &admission, now)?;
             let role = written[1].1.role;
             rows.extend(written);
             Ok(role)
@@ -231,6 +241,39 @@ mod tests {
         assert_eq!(authorize(Some(&row), key), Err(Refusal::Revoked));
     }
 
+    /// The fear: one that was removed, and holds another history or has promised another epoch, is a member again by any invitation.
+    #[tokio::test]
+    async fn one_that_was_removed_is_not_admitted_and_uses_no_invitation_up() {
+        let (book, key) = (MemoryBook::default(), PublicKey::from_bytes([1; 32]));
+        book.invite(admission(1, 0).secret, MemberRole::Mirror, LogTime::from_nanos(1000));
+        let state = MemberState::Revoked { public_key: *key.as_bytes() };
+        let row = MemberRow { role: MemberRole::Mirror, state, name: "m".to_owned(), addresses: Vec::new() };
+        book.put(key.node(), row.clone());
+        assert_eq!(admit(&book, 1, 1).await, Err(AdmitError::Revoked));
+        assert_eq!(AdmitError::Revoked.refusal(), Refusal::Revoked);
+        assert_eq!(book.row(key.node()), Some(row), "it stays removed");
+        assert_eq!(admit(&book, 1, 2).await, Ok(MemberRole::Mirror), "the invitation is still good");
+    }
+
+    /// The fear: a mirror joins again and is not served yet, and nobody knows any more where to ask it for its promise.
+    #[tokio::test]
+    async fn a_member_that_joins_again_is_found_where_it_was() {
+        let book = MemoryBook::default();
+        let (key, other) = (PublicKey::from_bytes([1; 32]), [2; 32]);
+        let listens = |host: &str| vec![format!("{host}:7")];
+        let joins = async |secret: u8, addresses| {
+            book.invite(admission(secret, 0).secret, MemberRole::Mirror, LogTime::from_nanos(1000));
+            book.admit(Admission { addresses, ..admission(secret, 1) }).await.unwrap();
+            book.row(key.node()).unwrap().addresses
+        };
+        assert_eq!(joins(1, listens("one")).await, listens("one"));
+        assert_eq!(joins(2, Vec::new()).await, listens("one"));
+        assert_eq!(joins(3, listens("two")).await, listens("two"));
+        let state = MemberState::Joined { public_key: other };
+        book.put(key.node(), MemberRow { state, ..book.row(key.node()).unwrap() });
+        assert_eq!(joins(4, Vec::new()).await, Vec::<String>::new(), "those were somebody else's");
+    }
+
     /// The row at the hash of a secret may be anything by now; only an open invitation with that very secret lets somebody in.
     #[test]
     fn a_row_that_is_no_invitation_with_this_secret_admits_nobody() {
@@ -244,7 +287,7 @@ mod tests {
             MemberState::Joined { public_key: [1; 32] },
             MemberState::Revoked { public_key: [1; 32] },
         ] {
-            let redeemed = redeem(Some(&row(state)), &wanted, LogTime::from_nanos(1));
+            let redeemed = redeem(Some(&row(state)), None, &wanted, LogTime::from_nanos(1));
             assert_eq!(redeemed, Err(AdmitError::Unknown), "{state:?}");
         }
         assert_eq!(AdmitError::Storage("full".to_owned()).refusal(), Refusal::Storage);

@@ -116,6 +116,9 @@ fn not_joined(error: ExchangeError) -> CliError {
         ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. }) => {
             failed(error).hint(again::PROMISED)
         }
+        ExchangeError::Refused(Refused { reason: Refusal::Revoked, .. }) => {
+            failed(error).hint(again::ELSEWHERE)
+        }
         ExchangeError::Refused(_) => failed(error).hint("ask for a new token: murphy invite at the source"),
         ExchangeError::Unreachable(_) | ExchangeError::NoAnswer => {
             failed(error).hint("is the source served with --listen, and does UDP reach it?")

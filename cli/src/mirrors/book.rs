@@ -69,32 +69,32 @@ impl VolumeBook {
 
     /// Writes a row, if it is not as it should be; durable when it returns.
     pub(super) async fn record(&self, node: NodeId, row: MemberRow) -> Result<(), AdmitError> {
-        let change = move |found: Option<&MemberRow>, _| {
+        let change = move |[found]: [Option<&MemberRow>; 1], _| {
             let same = found == Some(&row);
             Ok::<_, AdmitError>(if same { Vec::new() } else { vec![(node, Some(row.clone()))] })
         };
-        self.change(node, change).await
+        self.change([node], change).await
     }
 
     /// Makes a member one that was removed; durable when it returns.
     pub(super) async fn revoke(&self, node: NodeId) -> Result<(), CliError> {
-        let change = move |found: Option<&MemberRow>, _| match found {
+        let change = move |[found]: [Option<&MemberRow>; 1], _| match found {
             Some(row @ MemberRow { state: MemberState::Joined { public_key }, .. }) => {
                 let state = MemberState::Revoked { public_key: *public_key };
                 Ok(vec![(node, Some(MemberRow { state, addresses: Vec::new(), ..row.clone() }))])
             }
             _ => Err(AdmitError::Unknown),
         };
-        self.change(node, change).await.map_err(|error| match error {
+        self.change([node], change).await.map_err(|error| match error {
             AdmitError::Unknown => CliError::new(format!("{node} is no member any more")),
             error => CliError::new(format!("{node} is not removed: {error}")),
         })
     }
 
-    async fn change<F>(&self, node: NodeId, change: F) -> Result<(), AdmitError>
+    async fn change<F, const N: usize>(&self, nodes: [NodeId; N], change: F) -> Result<(), AdmitError>
     where
         F: Fn(
-                Option<&MemberRow>,
+                [Option<&MemberRow>; N],
                 murphy_log::LogTime,
             ) -> Result<Vec<(NodeId, Option<MemberRow>)>, AdmitError>
             + Send
@@ -106,7 +106,7 @@ impl VolumeBook {
                 errno => format!("{errno:?}"),
             })
         };
-        self.volume.change_members(node, change).wait().await.map_err(storage)??;
+        self.volume.change_members_given(nodes, change).wait().await.map_err(storage)??;
         self.volume.durable_here().await.map_err(storage)?;
         self.touch();
         Ok(())
@@ -134,25 +134,25 @@ impl MemberBook for VolumeBook {
     fn admit(&self, admission: Admission) -> BoxFuture<'_, Result<MemberRole, AdmitError>> {
         Box::pin(async move {
             let (secret, key) = (admission.secret, admission.key.node());
-            let change = move |row: Option<&MemberRow>, now| {
-                let written = redeem(row, &admission, now)?;
+            let change = move |[row, known]: [Option<&MemberRow>; 2], now| {
+                let written = redeem(row, known, &admission, now)?;
                 Ok(written.into_iter().map(|(node, row)| (node, Some(row))).collect())
             };
-            self.change(secret.row_id(), change).await?;
+            self.change([secret.row_id(), key], change).await?;
             Ok(self.row(key).ok_or(AdmitError::Unknown)?.role)
         })
     }
 
     fn announce(&self, node: NodeId, addresses: Vec<String>) -> BoxFuture<'_, Result<(), AdmitError>> {
         Box::pin(async move {
-            let change = move |row: Option<&MemberRow>, _| {
+            let change = move |[row]: [Option<&MemberRow>; 1], _| {
                 let row = row.ok_or(AdmitError::Unknown)?;
                 if row.addresses == addresses {
                     return Ok(Vec::new());
                 }
                 Ok(vec![(node, Some(MemberRow { addresses: addresses.clone(), ..row.clone() }))])
             };
-            self.change(node, change).await
+            self.change([node], change).await
         })
     }
 }

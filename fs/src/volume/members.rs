@@ -37,6 +37,21 @@ impl Volume {
         E: Send + 'static,
         F: Fn(Option<&MemberRow>, LogTime) -> Result<Vec<(NodeId, Option<MemberRow>)>, E> + Send + 'static,
     {
-        self.record(ChangeMembers { key: node, change })
+        self.change_members_given([node], move |[row], time| change(row, time))
+    }
+
+    /// The same, given the rows at `nodes`, all of them as they are when the entry is decided.
+    pub fn change_members_given<E, F, const N: usize>(
+        &self,
+        nodes: [NodeId; N],
+        change: F,
+    ) -> Answer<Result<(), E>>
+    where
+        E: Send + 'static,
+        F: Fn([Option<&MemberRow>; N], LogTime) -> Result<Vec<(NodeId, Option<MemberRow>)>, E>
+            + Send
+            + 'static,
+    {
+        self.record(ChangeMembers { keys: nodes, change })
     }
 }

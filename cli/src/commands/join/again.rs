@@ -84,7 +84,8 @@ fn lost(end: Position) -> CliError {
     .hint("murphy promote here goes on with them; to go on without them, murphy member remove with --assume-lost at the source, and join then")
 }
 
-const ELSEWHERE: &str = "join in a new directory, with the same --blocks: packs that are there are not copied again. This one keeps what it holds; the token is still good";
+/// What to do with a directory that cannot be the mirror.
+pub(super) const ELSEWHERE: &str = "join in a new directory, with the same --blocks: packs that are there are not copied again. This one keeps what it holds; the token is still good";
 
 /// What to do with a mirror that has promised a later epoch than the source leads.
 pub(super) const PROMISED: &str = "somebody has begun to take over from that source, or has done so: join the one who leads the volume now, or run murphy promote again where it was begun; to follow this source all the same, join in a new directory (--blocks may be the same). The token is still good";
