@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - The core decides; this only reads, writes and waits.
+//! - A follower that takes no more of a snapshot is given up: others wait for its place.
 
-use std::{io::Read, sync::Arc};
+use std::{io::Read, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -248,7 +249,7 @@ impl SourceSession<'_> {
     fn stream_snapshot(&mut self) {
         let Some(OpenedSnapshot { seed, permit }) = self.snapshot.take() else { return };
         self.hold = Some((seed.state.position.lsn, seed.hold));
-        let sending = send_snapshot(self.connection.clone(), seed.reader);
+        let sending = send_snapshot(self.connection.clone(), seed.reader, PART_TIMEOUT);
         let sending = sending.map(move |sent| {
             drop(permit);
             Done::Sent(sent)
@@ -278,10 +279,11 @@ pub(super) fn read_run(
     Ok((frames, next, reader))
 }
 
-/// Sends a snapshot part by part, a few at a time.
+/// Sends a snapshot part by part, a few at a time, each within `part_timeout`.
 async fn send_snapshot(
     connection: Connection,
     mut reader: Box<dyn Read + Send>,
+    part_timeout: Duration,
 ) -> Result<(u32, u64), String> {
     let mut sending = FuturesUnordered::new();
     let (mut index, mut total) = (0, 0);
@@ -298,16 +300,17 @@ async fn send_snapshot(
             break;
         }
         total += part.len() as u64;
-        sending.push(send_part(connection.clone(), index, part.into()));
+        let sent = send_part(connection.clone(), index, part.into());
+        sending.push(tokio::time::timeout(part_timeout, sent).map(taken));
         index += 1;
         if sending.len() >= PARTS_AT_ONCE
             && let Some(sent) = sending.next().await
         {
-            sent.map_err(|error| error.to_string())?;
+            sent?;
         }
     }
     while let Some(sent) = sending.next().await {
-        sent.map_err(|error| error.to_string())?;
+        sent?;
     }
     Ok((index, total))
 }
@@ -320,9 +323,44 @@ async fn send_part(connection: Connection, index: u32, bytes: Bytes) -> Result<(
     stream.finish().await
 }
 
+fn taken(sent: Result<Result<(), SessionError>, tokio::time::error::Elapsed>) -> Result<(), String> {
+    let sent = sent.map_err(|_| "the follower does not take it".to_owned())?;
+    sent.map_err(|error| error.to_string())
+}
+
 fn panicked(error: &tokio::task::JoinError) -> ReadError {
     ReadError::Io { place: "the log".to_owned(), message: error.to_string() }
 }
 
 const MAX_FRAMES_PER_READ: usize = crate::MAX_RUN_FRAMES;
 const PARTS_AT_ONCE: usize = 4;
+/// A follower that has not taken a part of a snapshot after so long has a disk that hangs; all that are under way pass a link of 250 kbit/s.
+const PART_TIMEOUT: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        endpoint::{ListeningEndpoint, NetworkOptions, UdpSockets, dial_taking},
+        identity::Identity,
+    };
+
+    /// The fear: mirrors whose disk hangs keep the places of all that are seeded, and no other mirror is ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_follower_that_takes_no_part_is_given_up() {
+        let [source, follower] = [(), ()].map(|()| Identity::generate().unwrap());
+        let options = NetworkOptions::default();
+        let local = ([127, 0, 0, 1], 0).into();
+        let listener = ListeningEndpoint::bind(&source, &UdpSockets, local, &options).unwrap();
+        let (address, key) = (listener.local_addr().unwrap(), source.public_key());
+        let (accepted, dialled) = tokio::join!(
+            async { listener.accept().await.unwrap().complete().await.unwrap() },
+            dial_taking(0, &follower, &UdpSockets, address, key, &options),
+        );
+        let _dialled = dialled.unwrap();
+        let reader = Box::new(std::io::repeat(7).take(3 * SEED_PART_BYTES as u64));
+        let sending = send_snapshot(accepted, reader, Duration::from_millis(50));
+        let sent = tokio::time::timeout(Duration::from_secs(30), sending).await;
+        assert_eq!(sent, Ok(Err("the follower does not take it".to_owned())));
+    }
+}
