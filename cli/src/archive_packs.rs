@@ -4,12 +4,14 @@
 //! - Nothing is made, put or deleted there: a directory whose disk is not mounted stays as it is.
 //! - What is read there because nobody nearer has it is named in the log, each pack once.
 //! - That it does not have a pack an archive says only while it shows that it is an archive of the volume; otherwise it does not answer.
+//! - A directory that hangs holds one thread, not one for each reader, and no reader for longer than [`PATIENCE`].
 
 use std::{
     borrow::Cow,
     collections::BTreeSet,
     ops::Range,
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,6 +25,7 @@ use murphy_fs::{
     BlockStore, BlockStoreError, ObjectBlockStore, PackName, Refusal, StoreUrl, StoredPack, WriterId,
 };
 use murphy_log::VolumeId;
+use tokio::sync::Semaphore;
 
 use crate::{
     error::{CliError, failed},
@@ -37,12 +40,17 @@ pub(crate) struct ArchivePacks {
     volume: VolumeId,
     opened: OnceLock<ObjectBlockStore>,
     told: Option<Arc<Told>>,
+    /// Held by whoever looks at the directory, until the file system has answered.
+    looks: Arc<Semaphore>,
+    /// How long a reader waits to hear whether the archive is there.
+    patience: Duration,
 }
 
 impl ArchivePacks {
     /// The packs of the archive of `volume` at `url`. Makes no request.
     pub(crate) fn new(url: StoreUrl, volume: VolumeId) -> ArchivePacks {
-        ArchivePacks { label: url.to_string(), url, volume, opened: OnceLock::new(), told: None }
+        let (opened, looks) = (OnceLock::new(), Arc::new(Semaphore::new(1)));
+        ArchivePacks { label: url.to_string(), url, volume, opened, told: None, looks, patience: PATIENCE }
     }
 
     /// The same for what should not have to be read there: `told` says of each pack that it was.
@@ -51,18 +59,41 @@ impl ArchivePacks {
     }
 
     /// The store, if it is there; opening one in a directory would make that.
-    async fn store(&self, name: PackName) -> Result<&ObjectBlockStore, BlockStoreError> {
+    async fn store(&self) -> Result<&ObjectBlockStore, CliError> {
         let (url, is_open) = (self.url.clone(), self.opened.get().is_some());
-        let there = murphy_log::aside(move || {
+        let there = self.look(move || {
             check_there(&url)?;
             if is_open { Ok(None) } else { ObjectBlockStore::open(&url).map(Some).map_err(failed) }
         });
-        let opened = there.await.map_err(|error| self.unavailable(name, error))?;
-        match (self.opened.get(), opened) {
+        match (self.opened.get(), there.await?) {
             (Some(store), _) => Ok(store),
             (None, Some(store)) => Ok(self.opened.get_or_init(|| store)),
-            (None, None) => Err(self.unavailable(name, CliError::new("it is not open"))),
+            (None, None) => Err(CliError::new("it is not open")),
         }
+    }
+
+    /// Does `work`, which may hang with the file system, once nobody else is at such work; it goes on if nobody waits for it any more.
+    async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
+    ) -> Result<T, CliError> {
+        let alone = Arc::clone(&self.looks).acquire_owned().await.map_err(failed)?;
+        let looking = murphy_log::aside(move || {
+            let _alone = alone;
+            work()
+        });
+        looking.await
+    }
+
+    /// What becomes of `looking` if that is soon; otherwise the archive does not answer.
+    async fn in_time<T>(
+        &self,
+        name: PackName,
+        looking: impl Future<Output = Result<T, CliError>>,
+    ) -> Result<T, BlockStoreError> {
+        let looked = tokio::time::timeout(self.patience, looking).await;
+        let looked = looked.unwrap_or_else(|_| Err(CliError::new("whether it is there is not said in time")));
+        looked.map_err(|error| self.unavailable(name, error))
     }
 
     async fn ask<T, F, A>(&self, name: PackName, ask: F) -> Result<T, BlockStoreError>
@@ -70,9 +101,10 @@ impl ArchivePacks {
         F: FnOnce(ObjectBlockStore) -> A + Send,
         A: Future<Output = Result<T, BlockStoreError>> + Send,
     {
-        match ask(self.store(name).await?.clone()).await {
+        let store = self.in_time(name, self.store()).await?.clone();
+        match ask(store).await {
             Err(missing @ BlockStoreError::NotFound { .. }) => {
-                self.check().await.map_err(|error| self.unavailable(name, error))?;
+                self.in_time(name, self.check()).await?;
                 Err(missing)
             }
             answer => answer,
@@ -82,7 +114,7 @@ impl ArchivePacks {
     /// Whether what is there is an archive of the volume, and not what a disk left behind that is gone.
     async fn check(&self) -> Result<(), CliError> {
         let url = self.url.clone();
-        let store = murphy_log::aside(move || check_there(&url).and_then(|()| open_store(&url))).await?;
+        let store = self.look(move || check_there(&url).and_then(|()| open_store(&url))).await?;
         let found = Archive::open(store).await.map_err(failed)?.lineage().volume;
         if found != self.volume {
             return Err(CliError::new(format!("{} is an archive of volume {found}", self.label)));
@@ -169,6 +201,9 @@ impl BlockStore for ArchivePacks {
 /// So many packs are named and counted, 16 bytes each.
 const TOLD_MAX: usize = 1 << 16;
 
+/// A disk that sleeps has spun up by then; whoever reads has time left to ask somebody else.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -215,5 +250,30 @@ mod tests {
         fs::rename(&place, folder.path().join("away")).unwrap();
         is_unknown(packs.get(pack.name).await);
         assert!(!place.exists());
+    }
+
+    /// The fear: the server of an archive's directory hangs, and each read of a pack holds one more thread for ever, until none is left for
+    /// anything else.
+    #[tokio::test]
+    async fn an_archive_that_hangs_is_asked_by_one_and_given_up_by_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = StoreUrl::from_directory(folder.path()).unwrap();
+        let packs = ArchivePacks {
+            patience: Duration::from_millis(20),
+            ..ArchivePacks::new(url, VolumeId::from_bytes([1; 16]))
+        };
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let hanging = packs.look(move || hangs.recv().map_err(failed));
+        let name = PackName::new(WriterId::from_u64(5), 1);
+        assert!(packs.in_time(name, hanging).await.is_err());
+        for _ in 0..3 {
+            let asked = packs.get(name).await;
+            assert!(matches!(asked, Err(BlockStoreError::Unavailable { .. })), "{asked:?}");
+            assert!(packs.opened.get().is_none(), "nobody looks while somebody does");
+        }
+        answer.send(()).unwrap();
+        packs.look(|| Ok(())).await.unwrap();
+        let opened = packs.store().await;
+        assert!(opened.is_ok(), "{opened:?}");
     }
 }

@@ -18,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -118,8 +119,10 @@ impl PackFetcher {
         let (shared, meta) = (Arc::clone(&self.shared), *meta);
         handle.spawn(async move {
             let _permit = permit;
-            if let Err(error) = shared.warm(&meta, &plain, until).await {
-                tracing::debug!(%error, "read-ahead failed");
+            match tokio::time::timeout(PREFETCH_TIMEOUT, shared.warm(&meta, &plain, until)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "read-ahead failed"),
+                Err(_) => tracing::debug!(pack = %meta.name, "read-ahead is given up"),
             }
         });
         true
@@ -411,6 +414,9 @@ const SMALL_PIECES: usize = 2;
 
 /// How many reads ahead may be under way.
 const PREFETCHES_MAX: usize = 16;
+
+/// No read ahead goes on for longer: whoever reads has been refused by then, and begins anew.
+const PREFETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests;

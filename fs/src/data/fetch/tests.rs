@@ -348,7 +348,7 @@ async fn settled(cache: &DiskCache, bytes: u64) {
         if cache.bytes() >= bytes {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     panic!("{} of {bytes} bytes were cached", cache.bytes());
 }
