@@ -7,12 +7,12 @@
 
 mod rows;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, HeldPack, Index, IndexError, IndexSnapshot, PackMeta, PackRow, ReadSnapshotError,
-    ReplayBudget, ReplayError, SnapshotReader, check_digest, look_for_pack, replay,
+    BlockStore, BlockStoreError, HeldPack, Index, IndexError, IndexSnapshot, PackMeta, PackRow,
+    ReadSnapshotError, ReplayBudget, ReplayError, SnapshotReader, check_digest, look_for_pack, replay,
 };
 use murphy_log::{BranchId, Digest, Frame, Position, State, VolumeId};
 use tokio::sync::mpsc;
@@ -267,18 +267,26 @@ pub struct PackReport {
     pub replaced: u64,
     /// Packs that no archive has intact.
     pub missing: u64,
-    /// Some of them, and why.
+    /// Packs that no archive has shown, and one that may have them did not answer.
+    pub unanswered: u64,
+    /// Whether the time was up before all were looked for.
+    pub is_cut_short: bool,
+    /// Some of those that are missing or were not answered for, and why.
     pub examples: Vec<String>,
 }
 
 impl PackReport {
-    /// Whether every byte of the tree is there.
+    /// Whether every byte of the tree is known to be there.
     pub fn is_complete(&self) -> bool {
-        self.missing == 0
+        self.missing == 0 && self.unanswered == 0 && !self.is_cut_short
     }
 
     fn miss(&mut self, row: &PackRow, reason: &str) {
         self.missing += 1;
+        self.example(row, reason);
+    }
+
+    fn example(&mut self, row: &PackRow, reason: &str) {
         if self.examples.len() < EXAMPLES_MAX {
             let known =
                 if row.is_missing() { " (the volume knows that it was lost with a source)" } else { "" };
@@ -321,35 +329,64 @@ pub async fn restore_packs(
     Ok(report)
 }
 
-/// Asks which packs of a tree none of `sources` shows; nothing is copied, and no byte of a pack is read.
+/// Asks which packs of a tree none of `sources` shows, until it knows or `patience` is over; nothing is copied, and no byte of a pack is read.
 pub async fn count_packs(
     sources: &[Arc<dyn BlockStore>],
     tree: &Arc<dyn IndexSnapshot>,
+    patience: Duration,
     progress: OnProgress,
 ) -> Result<PackReport, RestoreError> {
     let looks = live_packs(tree).map(|row| async move {
         let row = row?;
-        let mut reasons = Vec::new();
-        for source in sources {
-            match source.size(row.meta().name).await {
-                Ok(size) if size == row.meta().stored_len => return Ok((row, None)),
-                Ok(size) => reasons.push(format!("{size} bytes in {}", source.label())),
-                Err(error) => reasons.push(error.to_string()),
-            }
-        }
-        Ok::<_, PackRowError>((row, Some(reasons.join("; "))))
+        Ok::<_, PackRowError>((row, look_in_all(&row.meta(), sources).await))
     });
     let mut looks = Box::pin(looks.buffer_unordered(LOOKS_AT_ONCE));
     let mut report = PackReport::default();
-    while let Some(look) = looks.next().await {
-        match look? {
-            (_, None) => report.present += 1,
-            (row, Some(reason)) => report.miss(&row, &reason),
+    let looking = async {
+        while let Some(look) = looks.next().await {
+            match look? {
+                (_, Look::Seen) => report.present += 1,
+                (row, Look::Missing(reason)) => report.miss(&row, &reason),
+                (row, Look::Unanswered(reason)) => {
+                    report.unanswered += 1;
+                    report.example(&row, &reason);
+                }
+            }
+            let packs = report.present + report.missing + report.unanswered;
+            progress(RestoreProgress { packs, ..RestoreProgress::default() });
         }
-        let packs = report.present + report.missing;
-        progress(RestoreProgress { packs, ..RestoreProgress::default() });
+        Ok::<_, RestoreError>(())
+    };
+    match tokio::time::timeout(patience, looking).await {
+        Ok(looked) => looked?,
+        Err(_) => report.is_cut_short = true,
     }
     Ok(report)
+}
+
+/// What is seen of a pack in archives.
+enum Look {
+    Seen,
+    /// All have said that they do not have it as it should be; the text says how.
+    Missing(String),
+    /// None that answered has it.
+    Unanswered(String),
+}
+
+async fn look_in_all(meta: &PackMeta, sources: &[Arc<dyn BlockStore>]) -> Look {
+    let (mut reasons, mut all_answered) = (Vec::new(), true);
+    for source in sources {
+        match source.size(meta.name).await {
+            Ok(size) if size == meta.stored_len => return Look::Seen,
+            Ok(size) => reasons.push(format!("{size} bytes in {}", source.label())),
+            Err(error) => {
+                all_answered &= matches!(error, BlockStoreError::NotFound { .. });
+                reasons.push(error.to_string());
+            }
+        }
+    }
+    let reasons = reasons.join("; ");
+    if all_answered { Look::Missing(reasons) } else { Look::Unanswered(reasons) }
 }
 
 enum PackOutcome {

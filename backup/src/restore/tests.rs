@@ -2,9 +2,11 @@
 
 use jiff::tz::TimeZone;
 use murphy_fs::{Index, MemoryIndex, ObjectBlockStore};
-use std::time::Duration;
-
 use murphy_log::{Epoch, EpochId, NodeId};
+use object_store::{
+    memory::InMemory,
+    throttle::{ThrottleConfig, ThrottledStore},
+};
 
 use super::*;
 use crate::{
@@ -213,12 +215,20 @@ async fn packs_that_no_archive_shows_are_counted_without_copying_any() {
     }
     let (_, tree) = restore(&archives, Target::Latest).await.unwrap();
     let sources = archives.each_ref().map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>);
-    let report = count_packs(&sources, &tree, quiet()).await.unwrap();
+    let soon = Duration::from_secs(600);
+    let report = count_packs(&sources, &tree, soon, quiet()).await.unwrap();
     assert_eq!((report.present, report.copied, report.missing), (3, 0, 1), "{report:?}");
     assert!(report.examples[0].contains(&packs[3].0.name.to_string()), "{report:?}");
     two.fail("packs/", Fault::GetFails, usize::MAX);
-    let report = count_packs(&sources, &tree, quiet()).await.unwrap();
-    assert_eq!((report.present, report.missing), (2, 2), "{report:?}");
+    let report = count_packs(&sources, &tree, soon, quiet()).await.unwrap();
+    assert_eq!((report.present, report.missing, report.unanswered), (2, 0, 2), "{report:?}");
+    assert!(!report.is_complete() && !report.is_cut_short, "{report:?}");
+    let hangs = ThrottleConfig { wait_get_per_call: soon, ..ThrottleConfig::default() };
+    let hangs = Arc::new(ThrottledStore::new(InMemory::new(), hangs));
+    let hangs = Arc::new(ObjectBlockStore::new(hangs, Default::default(), "hangs".to_owned()));
+    let sources = [hangs as Arc<dyn BlockStore>];
+    let report = count_packs(&sources, &tree, Duration::from_millis(20), quiet()).await.unwrap();
+    assert!(report.is_cut_short && !report.is_complete() && report.missing == 0, "{report:?}");
 }
 
 fn is_send<T: Send>(future: T) -> T {

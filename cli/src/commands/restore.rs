@@ -113,6 +113,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     output.data(&restored, restored_text)?;
     let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
     let is_sound = is_sound && restored.packs_replaced == 0;
+    let is_sound = is_sound && restored.unanswered_packs == 0 && !restored.packs_cut_short;
     Ok(if is_sound { Code::Done } else { Code::Found })
 }
 
@@ -192,6 +193,13 @@ fn restored_text(restored: &execute::Restored) -> String {
             }
         };
         lines.push(format!("note: {missing} packs are missing; {then}"));
+    }
+    if restored.unanswered_packs > 0 {
+        let unanswered = restored.unanswered_packs;
+        lines.push(format!("note: for {unanswered} packs an archive did not answer, and no other has them"));
+    }
+    if restored.packs_cut_short {
+        lines.push("note: not all packs were looked for: the take-over did not wait for that (murphy fsck DIR --data)".to_owned());
     }
     lines.extend(restored.unpinned.iter().map(|one| {
         format!(

@@ -9,6 +9,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use murphy_backup::{
@@ -50,6 +51,10 @@ pub(super) struct Restored {
     /// Of those, how many replaced something damaged that the store had under their name.
     pub(super) packs_replaced: u64,
     pub(super) missing_packs: u64,
+    /// Packs that no archive has shown, while one did not answer.
+    pub(super) unanswered_packs: u64,
+    /// Whether there are packs that were not looked for, because a take-over does not wait for long.
+    pub(super) packs_cut_short: bool,
     /// Whether the tree says which are missing, so that the node asks whoever may have them.
     #[serde(skip)]
     pub(super) packs_are_asked_for: bool,
@@ -120,7 +125,7 @@ impl Restore {
         drop(index);
         let lacks_packs = self.blocks.is_some() && !packs.is_complete();
         if self.blocks.is_none() && !packs.is_complete() {
-            output.note(&format!("{} packs are in none of these archives", packs.missing));
+            output.note(&shown_text(&packs));
         }
         if lacks_packs && !self.take_over {
             // It reads there what may still come.
@@ -139,7 +144,7 @@ impl Restore {
         drop(begin_copy(&staging.path, &config, &copy, runtime.handle())?);
         staging.publish()?;
         for example in &packs.examples {
-            output.note(&format!("Missing: {example}"));
+            output.note(&format!("Not found: {example}"));
         }
         Ok(Ok(Restored {
             directory: self.directory.clone(),
@@ -151,6 +156,8 @@ impl Restore {
             packs_copied: packs.copied,
             packs_replaced: packs.replaced,
             missing_packs: packs.missing,
+            unanswered_packs: packs.unanswered,
+            packs_cut_short: packs.is_cut_short,
             packs_are_asked_for: lacks_packs,
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
@@ -257,11 +264,12 @@ impl Restore {
             full.iter().map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
         if self.blocks.is_none() {
             config.packs_from = urls();
-            // A copy disturbs nobody; of a successor people must know what it lacks.
+            // A copy disturbs nobody; of a successor people should know what it lacks, but it does not come late because of that.
             let counted = match self.take_over {
                 true => {
                     let tree = index.snapshot();
-                    runtime.block_on(count_packs(&sources, &tree, Arc::clone(progress))).map_err(failed)?
+                    let counting = count_packs(&sources, &tree, COUNT_PATIENCE, Arc::clone(progress));
+                    runtime.block_on(counting).map_err(failed)?
                 }
                 false => PackReport::default(),
             };
@@ -335,6 +343,19 @@ pub(super) fn remembered(branch: BranchId) -> String {
     format!("{branch}.json")
 }
 
+/// What a take-over has seen of the packs that it will read in the archives.
+fn shown_text(packs: &PackReport) -> String {
+    let mut text = format!("{} packs are in none of these archives", packs.missing);
+    if packs.unanswered > 0 {
+        text += &format!("; for {} an archive did not answer", packs.unanswered);
+    }
+    if packs.is_cut_short {
+        let looked = packs.present + packs.missing + packs.unanswered;
+        text += &format!("; not all were looked for: only {looked}, since it would have taken too long");
+    }
+    text
+}
+
 fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
     let line = Arc::clone(line);
     Arc::new(move |done: RestoreProgress| {
@@ -349,5 +370,7 @@ fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
 
 /// So often a tree is restored anew because more was archived meanwhile: once, since every archive is sealed then.
 const ROUNDS_MAX: usize = 3;
+/// How long a take-over looks for packs before it seals; the volume has no source meanwhile.
+const COUNT_PATIENCE: Duration = Duration::from_secs(60);
 /// The block store of a copy, in its own directory, unless another is given.
 const OWN_BLOCKS: &str = "blocks";
