@@ -388,7 +388,9 @@ impl Status {
             let count = self.packs_from_archives;
             row(
                 "packs",
-                format!("{count} read from archives: the block store lacks them (murphy fsck --data)"),
+                format!(
+                    "{count} read from archives: the block store did not give them intact (murphy fsck --data says whether it has them)"
+                ),
             );
         }
         if let Some(lag) = self.lag_ms {
@@ -411,7 +413,7 @@ impl Status {
 }
 
 /// How a mirror comes back that was removed.
-const JOIN_ELSEWHERE: &str = "stop this node, and murphy join in a new directory, with the same --blocks and a token of murphy invite at the source: no pack is copied again. This one keeps what it holds";
+const JOIN_ELSEWHERE: &str = "stop this node, and murphy join in a new directory, with a token of murphy invite at the source and with --blocks as shown here: no pack is copied again. If they lie in this directory, as without --blocks, do not delete it. It keeps what it holds";
 /// How a mirror comes to another source.
 const JOIN_AGAIN: &str = "stop this node, and murphy join DIR with a token of murphy invite at the source";
 

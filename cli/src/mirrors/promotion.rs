@@ -117,7 +117,7 @@ impl Mirroring {
             return Ok(());
         }
         Err(CliError::new("this node was removed from the volume, and takes over from nobody").hint(
-            "murphy join in a new directory, with the same --blocks, makes a mirror anew; murphy dump takes out what this one holds",
+            "murphy join in a new directory, with the same --blocks, makes a mirror anew (if they lie in this directory, keep it); murphy dump takes out what this one holds",
         ))
     }
 

@@ -32,7 +32,8 @@ pub(super) fn run(
     let opening = MirrorOpening::begin(directory)?;
     let held = opening.config.clone();
     if held.role != Role::Mirror {
-        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(ELSEWHERE));
+        let hint = if held.volume == token.volume { ELSEWHERE } else { ANOTHER_VOLUME };
+        return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(hint));
     }
     if (held.volume, held.branch) != (token.volume, token.branch) {
         let (volume, branch) = (held.volume, held.branch);
@@ -42,7 +43,7 @@ pub(super) fn run(
             token.volume,
             token.branch
         ))
-        .hint(ELSEWHERE));
+        .hint(if volume == token.volume { ELSEWHERE } else { ANOTHER_VOLUME }));
     }
     if blocks.is_some_and(|blocks| *blocks != held.blocks) {
         return Err(CliError::usage(format!("this mirror keeps its packs in {}", held.blocks))
@@ -81,11 +82,14 @@ fn lost(end: Position) -> CliError {
         "this mirror holds lsn {} of epoch {}, and the source, which leads it, does not: the source has lost entries",
         end.lsn, end.epoch.number
     ))
-    .hint("murphy promote here goes on with them; to go on without them, murphy member remove with --assume-lost at the source, and join then")
+    .hint("murphy promote here goes on with them; to go on without them, murphy member remove with --assume-lost at the source, and join in a new directory then")
 }
 
 /// What to do with a directory that cannot be the mirror.
-pub(super) const ELSEWHERE: &str = "join in a new directory, with the same --blocks: packs that are there are not copied again. This one keeps what it holds; the token is still good";
+pub(super) const ELSEWHERE: &str = "join in a new directory, with the same --blocks (murphy status shows which): packs that are there are not copied again. If they lie in this directory, as without --blocks, do not delete it. It keeps what it holds; the token is still good";
+
+/// A block store is of one volume.
+const ANOTHER_VOLUME: &str = "join in a new directory, without --blocks or with one that has no packs of another volume; the token is still good";
 
 /// What to do with a mirror that has promised a later epoch than the source leads.
-pub(super) const PROMISED: &str = "somebody has begun to take over from that source, or has done so: join the one who leads the volume now, or run murphy promote again where it was begun; to follow this source all the same, join in a new directory (--blocks may be the same). The token is still good";
+pub(super) const PROMISED: &str = "somebody has begun to take over from that source, or has done so: join the one who leads the volume now, or run murphy promote again where it was begun; to follow this source all the same, join in a new directory (--blocks may be the same; if they lie in this one, keep it). The token is still good";
