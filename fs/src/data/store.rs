@@ -17,8 +17,9 @@ use futures::{
 };
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, memory::InMemory, path::Path,
+    PutMode, PutOptions, client::HttpError, memory::InMemory, path::Path,
 };
+use tokio::time::error::Elapsed;
 
 use super::{
     buffers::Buffers,
@@ -217,8 +218,8 @@ impl ObjectBlockStore {
         }
     }
 
-    /// Stores answer a range beyond the end of an object with an error of any kind; the object's length tells it from a
-    /// store that does not answer.
+    /// Stores answer a range beyond the end of an object with an error of any kind; the object's length tells it from a fault of
+    /// the store. One that has not answered is not asked again: whoever waits has others to ask.
     async fn explain(
         &self,
         name: PackName,
@@ -226,10 +227,12 @@ impl ObjectBlockStore {
         error: BlockStoreError,
     ) -> BlockStoreError {
         match (&error, range) {
-            (BlockStoreError::Unavailable { .. }, Some(range)) => match self.size(name).await {
-                Ok(size) if size < range.end => self.damaged(name, range.end, size),
-                Ok(_) | Err(_) => error,
-            },
+            (BlockStoreError::Unavailable { source, .. }, Some(range)) if !is_silence(&**source) => {
+                match self.size(name).await {
+                    Ok(size) if size < range.end => self.damaged(name, range.end, size),
+                    Ok(_) | Err(_) => error,
+                }
+            }
             _ => error,
         }
     }
@@ -255,6 +258,12 @@ impl ObjectBlockStore {
             }),
         }
     }
+}
+
+/// Whether the error is that no answer came, and not what one says.
+fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.is::<Elapsed>() || cause.is::<HttpError>())
 }
 
 /// As many bytes of the range, which is no longer than a pack, as the file has.

@@ -97,7 +97,10 @@ impl StoreLayer for FaultyPuts {
 
     fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         match self.fault {
-            PutFault::NoAnswer => std::future::pending().boxed(),
+            PutFault::NoAnswer => {
+                self.gets.fetch_add(1, Ordering::SeqCst);
+                std::future::pending().boxed()
+            }
             PutFault::AnswerFlipped if self.gets.fetch_add(1, Ordering::SeqCst) == 0 => async move {
                 let mut bytes = self.inner.get(at).await?.bytes().await?.to_vec();
                 bytes[0] ^= 1;
@@ -258,6 +261,20 @@ async fn a_store_that_never_answers_is_given_up() {
     assert!(unanswered(store.get(name(1)).await.unwrap_err()));
     assert!(unanswered(store.get_range(name(1), 0..1).await.unwrap_err()));
     assert!(unanswered(store.size(name(1)).await.unwrap_err()));
+}
+
+/// The fear: a store that hangs is asked a second time, for a length, and the reader's time is over before the store behind it is asked.
+#[tokio::test]
+async fn a_store_that_did_not_answer_is_not_asked_why() {
+    let (objects, store) = faulty(PutFault::NoAnswer, u32::MAX);
+    let store = ObjectBlockStore { patience: Duration::from_millis(20), ..store };
+    assert!(store.get_range(name(1), 0..1).await.is_err());
+    assert_eq!(objects.0.gets.load(Ordering::SeqCst), 1);
+    let broken = HttpError::new(object_store::client::HttpErrorKind::Connect, io::Error::other("no route"));
+    let broken = ObjectError::Generic { store: "test", source: Box::new(broken) };
+    assert!(is_silence(&broken));
+    let refused = ObjectError::Generic { store: "test", source: "416 Range Not Satisfiable".into() };
+    assert!(!is_silence(&refused), "that is explained");
 }
 
 /// The fear: one bit flipped on the way back makes a pack that is there count as somebody else's, for good.
