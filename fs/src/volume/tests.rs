@@ -293,3 +293,24 @@ async fn an_entry_about_the_volume_itself_waits_for_no_copy() {
     volume.change_members(murphy_log::NodeId::from_bytes([3; 16]), change).wait().await.unwrap().unwrap();
     volume.acknowledge_alone();
 }
+
+/// The fear: one that was removed meanwhile is admitted because only the invitation was looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_members_is_given_every_row_that_it_depends_on() {
+    let (_node, volume) = Node::new();
+    let [invited, member] = [3, 4].map(|byte| murphy_log::NodeId::from_bytes([byte; 16]));
+    let state = crate::MemberState::Revoked { public_key: [4; 32] };
+    let row = crate::MemberRow {
+        role: crate::MemberRole::Mirror,
+        state,
+        name: "m".to_owned(),
+        addresses: Vec::new(),
+    };
+    let written = row.clone();
+    let put =
+        move |_: Option<&crate::MemberRow>, _: LogTime| Ok::<_, ()>(vec![(member, Some(written.clone()))]);
+    volume.change_members(invited, put).wait().await.unwrap().unwrap();
+    let look = |rows: [Option<&crate::MemberRow>; 2], _: LogTime| Err(rows.map(Option::<&_>::cloned));
+    let seen = volume.change_members_given([invited, member], look).wait().await.unwrap();
+    assert_eq!(seen, Err([None, Some(row)]));
+}
