@@ -70,7 +70,7 @@ pub struct Copier {
 impl Copier {
     /// Copies the packs that a snapshot's tree needs; then everything up to `state`, its position, is here. In constant memory.
     ///
-    /// [`CopyError::Lacks`] when all others were copied and some are not at the source: a later tree may say that nobody has them.
+    /// [`CopyError::Lacks`] when all others were copied and some do not come: a later tree may say that nobody has them.
     pub async fn copy_base(
         &self,
         packs: impl Iterator<Item = Result<PackRow, CopyError>> + Send,
@@ -223,10 +223,10 @@ impl Copier {
         Ok(())
     }
 
-    /// Whether the source had it.
+    /// Whether it came. One that does not is asked for again with the tree of then, which may say that nobody has it.
     async fn copy_surely(&self, meta: PackMeta) -> Result<bool, CopyError> {
         let mut wait = Duration::from_millis(200);
-        loop {
+        for _ in 0..BASE_TRIES {
             match self.copy(meta).await {
                 Ok(()) => return Ok(true),
                 Err(error) if error.is_final() => return Err(CopyError::Pack { pack: meta.name, error }),
@@ -239,6 +239,7 @@ impl Copier {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(30));
         }
+        Ok(false)
     }
 
     async fn copy(&self, meta: PackMeta) -> Result<(), PackCopyError> {
@@ -328,8 +329,8 @@ pub enum CopyError {
         /// The oldest LSN in the log.
         first: Lsn,
     },
-    /// The source has not all packs of the snapshot's tree: look at a later tree.
-    #[error("the source lacks {packs} packs of the tree")]
+    /// Not all packs of the snapshot's tree come: look at a later tree.
+    #[error("{packs} packs of the tree do not come from the source")]
     Lacks {
         /// How many.
         packs: u64,
@@ -422,6 +423,8 @@ const FRAMES_AT_ONCE: usize = 64;
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Packs that failed are looked at again so often.
 const IDLE: Duration = Duration::from_millis(100);
+/// So often a pack of a tree is asked for; with the pauses in between about a minute.
+const BASE_TRIES: u32 = if cfg!(test) { 2 } else { 8 };
 const _: () = assert!(murphy_fs::MAX_PACK_STORED <= MAX_PACK_BYTES);
 
 #[cfg(test)]

@@ -232,6 +232,51 @@ async fn a_base_with_packs_that_nobody_has_is_copied_once_its_tree_says_so() {
     assert_eq!(*test.data.borrow(), Lsn::new(5));
 }
 
+/// A source one of whose packs is where nobody answers.
+struct Silent {
+    store: Arc<dyn BlockStore>,
+    pack: PackName,
+}
+
+impl PackSource for Silent {
+    fn fetch(&self, pack: PackName) -> BoxFuture<'_, Result<Bytes, PackFetchError>> {
+        if pack == self.pack {
+            return async { Err(PackFetchError::Failed("an archive does not answer".to_owned())) }.boxed();
+        }
+        self.store.fetch(pack)
+    }
+}
+
+/// The fear: the one archive that had a pack is gone for ever, its source calls the pack missing, and a mirror that began before that asks for
+/// it for ever: it never has a data position, and never acknowledges.
+#[tokio::test]
+async fn a_base_with_a_pack_of_which_nobody_answers_is_copied_once_its_tree_says_so() {
+    let (log, store) = source(3).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) =
+        (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
+    let copier = Copier {
+        log: log.clone(),
+        source: Arc::new(Silent { store, pack: pack(1).meta().name }),
+        store: own.clone(),
+        cursor: CursorFile::new(folder.path().join("copier.cursor")),
+        data: watch::Sender::new(Lsn::new(0)),
+        clock: Arc::new(SystemClock::new()),
+        helpers: 4,
+    };
+    let position = log.tail().position;
+    let base = Point { lsn: position.lsn, hash: position.hash };
+    let rows = |state| {
+        (0..3).map(move |sequence| {
+            let row = PackRow::of(&pack(sequence));
+            Ok(if sequence == 1 { PackRow { state, ..row } } else { row })
+        })
+    };
+    let lacks = copier.copy_base(rows(PackState::Here), base).await;
+    assert_eq!(lacks, Err(CopyError::Lacks { packs: 1 }));
+    copier.copy_base(rows(PackState::Missing), base).await.unwrap();
+    assert_eq!(*copier.data.borrow(), position.lsn);
+}
+
 /// The fear: another whole pack under a pack's name is overwritten, or taken for the pack; it never comes right by itself.
 #[tokio::test]
 async fn another_pack_under_the_name_of_a_pack_ends_copying_and_is_named() {

@@ -13,7 +13,7 @@ use murphy_log::Position;
 use murphy_mirror::{ExchangeError, Identity, Refusal, Refused, Token};
 use tokio::runtime::Runtime;
 
-use super::redeemed;
+use super::{not_joined, redeemed};
 use crate::{
     config::{NodeConfig, Role, Upstream},
     error::{CliError, failed},
@@ -62,6 +62,9 @@ pub(super) fn run(
         }
         Err(ExchangeError::Refused(Refused { reason: Refusal::UnknownMember, .. })) => {
             return Err(CliError::new("the source has never heard of this mirror").hint(ELSEWHERE));
+        }
+        Err(error @ (ExchangeError::Unreachable(_) | ExchangeError::NoAnswer)) => {
+            return Err(not_joined(error));
         }
         Err(error) => return Err(failed(error).hint("the token is still good")),
     }
