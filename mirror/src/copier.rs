@@ -1,11 +1,13 @@
 //! Data follows the log: the packs that entries name are copied into the mirror's own store.
 //!
 //! Invariants:
-//! - A pack counts as copied when its footer and every cell have been verified and the own store has it durably.
+//! - A pack counts as copied when its footer and every cell have been verified and the own store has it durably. What lies there already is
+//!   read whole, once: its length proves nothing. What the saved cursor covers was counted before.
 //! - The saved cursor is a point of a history and is compared with the log before it is believed; without it, or with one of another
 //!   history, everything is looked at again, and what is there is not copied again.
 //! - Several helpers copy at a time; the data position advances in the order of the log.
 
+mod ahead;
 mod plan;
 mod tree;
 
@@ -13,10 +15,14 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, BlockStoreError, PackMeta, PackName, PackReader, PackRow, put_intact};
+use murphy_fs::{
+    BlockStore, BlockStoreError, HeldPack, PackMeta, PackName, PackNumber, PackReader, PackRow,
+    look_for_pack, put_intact,
+};
 use murphy_log::{ChainHash, Clock, Frame, Log, Lsn, OsFiles, ReadError, replace_file};
 use tokio::sync::watch;
 
+use ahead::Ahead;
 pub use plan::{CopyPlan, PackNeed, ScanError};
 
 use crate::{
@@ -68,28 +74,29 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// Copies the packs that a snapshot's tree needs; then everything up to `state`, its position, is here. In constant memory.
+    /// Copies the packs that a snapshot's tree needs, as its rows say; then everything up to `state`, its position, is here. Memory does not
+    /// grow with the number of packs.
     ///
     /// [`CopyError::Lacks`] when all others were copied and some do not come: a later tree may say that nobody has them.
     pub async fn copy_base(
         &self,
-        packs: impl Iterator<Item = Result<PackRow, CopyError>> + Send,
+        packs: impl Iterator<Item = Result<(PackNumber, PackRow), CopyError>> + Send,
         state: Point,
     ) -> Result<(), CopyError> {
+        let ahead = self.ahead();
+        let counted = self.counted()?.map_or(Lsn::new(0), |point| point.lsn);
         let mut copying = FuturesUnordered::new();
         let mut lacking = 0;
         for row in packs {
-            let row = row?;
-            if row.is_missing() {
-                continue;
-            }
+            let (number, row) = row?;
+            let Some(since) = row.needed_since(number) else { continue };
             if copying.len() >= self.helpers.max(1)
                 && let Some(done) = copying.next().await
             {
                 let had: bool = done?;
                 lacking += u64::from(!had);
             }
-            copying.push(self.copy_surely(row.meta()));
+            copying.push(self.copy_surely(row.meta(), since <= counted, &ahead));
         }
         while let Some(done) = copying.next().await {
             lacking += u64::from(!done?);
@@ -98,6 +105,7 @@ impl Copier {
             return Err(CopyError::Lacks { packs: lacking });
         }
         self.cursor.save(state).map_err(CopyError::Cursor)?;
+        ahead.clear();
         self.data.send_replace(state.lsn);
         Ok(())
     }
@@ -105,6 +113,7 @@ impl Copier {
     /// Follows the log until `shutdown` says true.
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) -> Result<(), CopyError> {
         let mut plan = CopyPlan::new(self.begin()?);
+        let ahead = self.ahead();
         self.publish(&plan);
         let mut watch = self.log.durable();
         let mut reader = None;
@@ -119,11 +128,11 @@ impl Copier {
             while copying.len() < self.helpers.max(1)
                 && let Some(need) = plan.start(now)
             {
-                copying.push(self.copy(need.meta).map(move |outcome| (need, outcome)));
+                copying.push(self.copy(need.meta, false, &ahead).map(move |outcome| (need, outcome)));
             }
             self.publish(&plan);
             if plan.data() != saved.1 && now.saturating_sub(saved.0) >= SAVE_INTERVAL {
-                self.cursor.save(plan.data()).map_err(CopyError::Cursor)?;
+                self.save(&plan, &ahead)?;
                 saved = (now, plan.data());
             }
             if more && plan.has_room() {
@@ -142,7 +151,7 @@ impl Copier {
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }
-        self.cursor.save(plan.data()).map_err(CopyError::Cursor)
+        self.save(&plan, &ahead)
     }
 
     /// Follows the log until everything up to `wanted` is here, and says whether it is: it gives up after `patience` without a pack that came.
@@ -168,13 +177,28 @@ impl Copier {
         Ok(has_come)
     }
 
+    fn ahead(&self) -> Ahead {
+        Ahead::load(&self.cursor, &self.store.label())
+    }
+
+    fn save(&self, plan: &CopyPlan, ahead: &Ahead) -> Result<(), CopyError> {
+        self.cursor.save(plan.data()).map_err(CopyError::Cursor)?;
+        if plan.has_all() {
+            ahead.clear();
+        }
+        Ok(())
+    }
+
+    /// The saved cursor, if it is a point of this log: what is needed up to there was put or read whole by this node.
+    fn counted(&self) -> Result<Option<Point>, CopyError> {
+        let Some(saved) = self.cursor.load().map_err(CopyError::Cursor)? else { return Ok(None) };
+        Ok((look_up(&*self.log, saved.lsn)? == Lookup::End(saved)).then_some(saved))
+    }
+
     /// Where to begin: after the saved cursor, if it is a point of this log, else with the oldest entry.
     fn begin(&self) -> Result<Point, CopyError> {
-        let saved = self.cursor.load().map_err(CopyError::Cursor)?;
-        if let Some(saved) = saved
-            && look_up(&*self.log, saved.lsn)? == Lookup::End(saved)
-        {
-            return Ok(saved);
+        if let Some(counted) = self.counted()? {
+            return Ok(counted);
         }
         match look_up(&*self.log, self.log.first().previous())? {
             // Below it are only entries that a base snapshot holds, whose packs somebody has to copy.
@@ -224,10 +248,10 @@ impl Copier {
     }
 
     /// Whether it came. One that does not is asked for again with the tree of then, which may say that nobody has it.
-    async fn copy_surely(&self, meta: PackMeta) -> Result<bool, CopyError> {
+    async fn copy_surely(&self, meta: PackMeta, is_counted: bool, ahead: &Ahead) -> Result<bool, CopyError> {
         let mut wait = Duration::from_millis(200);
         for _ in 0..BASE_TRIES {
-            match self.copy(meta).await {
+            match self.copy(meta, is_counted, ahead).await {
                 Ok(()) => return Ok(true),
                 Err(error) if error.is_final() => return Err(CopyError::Pack { pack: meta.name, error }),
                 Err(PackCopyError::Fetch(error @ PackFetchError::Missing(_))) => {
@@ -242,11 +266,17 @@ impl Copier {
         Ok(false)
     }
 
-    async fn copy(&self, meta: PackMeta) -> Result<(), PackCopyError> {
-        if is_there(&meta, &*self.store).await? {
-            return Ok(());
+    /// Returns when the own store has the pack. Of one that was counted before only the length is looked at.
+    async fn copy(&self, meta: PackMeta, is_counted: bool, ahead: &Ahead) -> Result<(), PackCopyError> {
+        let is_there = match is_counted || ahead.has(&meta) {
+            true => is_there(&meta, &*self.store).await?,
+            false => is_intact(&meta, &*self.store).await?,
+        };
+        if !is_there {
+            copy_verified(&meta, &*self.source, &*self.store).await?;
         }
-        copy_verified(&meta, &*self.source, &*self.store).await
+        ahead.add(&meta);
+        Ok(())
     }
 
     fn publish(&self, plan: &CopyPlan) {
@@ -260,6 +290,15 @@ async fn is_there(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, PackC
     match store.size(meta.name).await {
         Ok(size) => Ok(size == meta.stored_len),
         Err(BlockStoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(PackCopyError::Store(error.to_string())),
+    }
+}
+
+/// Whether a store has a pack: whatever it has under the name is read whole.
+async fn is_intact(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, PackCopyError> {
+    match look_for_pack(store, meta).await {
+        Ok(HeldPack::Intact) => Ok(true),
+        Ok(HeldPack::Damaged(_) | HeldPack::Nothing) => Ok(false),
         Err(error) => Err(PackCopyError::Store(error.to_string())),
     }
 }

@@ -156,6 +156,11 @@ impl CopyPlan {
         }
     }
 
+    /// Whether the data position covers everything that was scanned.
+    pub fn has_all(&self) -> bool {
+        self.data == self.scanned
+    }
+
     /// How many packs are known to be missing.
     pub fn missing(&self) -> usize {
         self.needs.len()

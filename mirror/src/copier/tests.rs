@@ -1,6 +1,15 @@
 //! The copier against stores that fail, lag and lie.
 
-use murphy_fs::{ObjectBlockStore, PackBuilder, PackName, PackState, RowKey, SealedPack, Table, WriterId};
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use futures::stream::BoxStream;
+use murphy_fs::{
+    ObjectBlockStore, PackBuilder, PackName, PackState, RowKey, SealedPack, StoredPack, Table, WriterId,
+};
 use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
 
 use super::*;
@@ -194,7 +203,7 @@ async fn the_packs_of_a_base_are_copied_before_the_log_goes_on() {
     let test = start(&log, &source, &own, &folder);
     assert!(matches!(test.task.await.unwrap(), Err(CopyError::NoBase { .. })));
     let Lookup::End(base) = look_up(&*log, Lsn::new(7)).unwrap() else { panic!("no frame end") };
-    let rows = (0..6).map(|sequence| Ok(PackRow::of(&pack(sequence))));
+    let rows = (0..6).map(|sequence| Ok((PackNumber(sequence + 2), PackRow::of(&pack(sequence)))));
     test.copier.copy_base(rows, base).await.unwrap();
     assert_eq!(*test.data.borrow(), Lsn::new(7));
     let mut test = start(&log, &source, &own, &folder);
@@ -215,11 +224,9 @@ async fn a_base_with_packs_that_nobody_has_is_copied_once_its_tree_says_so() {
     let Lookup::End(base) = look_up(&*log, Lsn::new(5)).unwrap() else { panic!("no frame end") };
     let rows = |state| {
         (0..4).map(move |sequence| {
-            Ok(if sequence == 2 {
-                PackRow { state, ..PackRow::of(&pack(2)) }
-            } else {
-                PackRow::of(&pack(sequence))
-            })
+            let row = PackRow::of(&pack(sequence));
+            let row = if sequence == 2 { PackRow { state, ..row } } else { row };
+            Ok((PackNumber(sequence + 2), row))
         })
     };
     let lacks = test.copier.copy_base(rows(PackState::Here), base).await;
@@ -268,7 +275,8 @@ async fn a_base_with_a_pack_of_which_nobody_answers_is_copied_once_its_tree_says
     let rows = |state| {
         (0..3).map(move |sequence| {
             let row = PackRow::of(&pack(sequence));
-            Ok(if sequence == 1 { PackRow { state, ..row } } else { row })
+            let row = if sequence == 1 { PackRow { state, ..row } } else { row };
+            Ok((PackNumber(sequence + 2), row))
         })
     };
     let lacks = copier.copy_base(rows(PackState::Here), base).await;
@@ -309,4 +317,150 @@ async fn a_cursor_that_cannot_be_read_or_saved_is_named() {
     let test = start(&log, &source, &source, &folder);
     let ended = test.task.await.unwrap().unwrap_err().to_string();
     assert!(ended.contains("copier.cursor"), "{ended}");
+}
+
+/// A store that counts the packs that were read in it.
+#[derive(Debug)]
+struct Counted {
+    below: ObjectBlockStore,
+    reads: AtomicU64,
+}
+
+impl Counted {
+    fn new() -> Arc<Counted> {
+        Arc::new(Counted { below: ObjectBlockStore::in_memory(), reads: AtomicU64::new(0) })
+    }
+
+    fn reads(&self) -> u64 {
+        self.reads.swap(0, Ordering::SeqCst)
+    }
+}
+
+impl BlockStore for Counted {
+    fn label(&self) -> Cow<'_, str> {
+        self.below.label()
+    }
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.put(name, bytes)
+    }
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.mend(name, bytes)
+    }
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.below.get_range(name, range)
+    }
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.below.get(name)
+    }
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.below.size(name)
+    }
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.delete(name)
+    }
+    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        self.below.list(writer)
+    }
+}
+
+fn rotten(pack: &SealedPack) -> Bytes {
+    let mut bytes = pack.bytes.to_vec();
+    bytes[7] ^= 0x20;
+    bytes.into()
+}
+
+/// The fear: a mirror that joins over a store that was used before says that it holds bytes which have rotted there, and acknowledges them; the
+/// source is lost, and nobody has them.
+#[tokio::test]
+async fn a_pack_that_somebody_else_put_is_read_before_it_counts() {
+    let (log, source) = source(6).await;
+    let (own, folder): (Arc<dyn BlockStore>, _) = (Counted::new(), tempfile::tempdir().unwrap());
+    for sequence in 0..6 {
+        own.put(pack(sequence).name, pack(sequence).bytes).await.unwrap();
+    }
+    let (mended, only) = (pack(1), pack(4));
+    for bad in [&mended, &only] {
+        own.mend(bad.name, rotten(bad)).await.unwrap();
+    }
+    source.delete(only.name).await.unwrap();
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(5)).await;
+    assert_eq!(own.get(mended.name).await.unwrap(), mended.bytes);
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!(*test.data.borrow(), Lsn::new(5), "nobody has the next pack intact");
+    source.put(only.name, only.bytes.clone()).await.unwrap();
+    test.reach(Lsn::new(7)).await;
+    assert_eq!(own.get(only.name).await.unwrap(), only.bytes);
+    test.stop().await;
+}
+
+/// The same for the tree of a snapshot: what the saved cursor covers was counted before, and only that it is there is asked.
+#[tokio::test]
+async fn the_packs_of_a_base_that_somebody_else_put_are_read_before_they_count() {
+    let (log, source) = source(6).await;
+    let (watched, folder) = (Counted::new(), tempfile::tempdir().unwrap());
+    let own: Arc<dyn BlockStore> = watched.clone();
+    let mut test = start(&log, &source, &own, &folder);
+    test.reach(Lsn::new(7)).await;
+    let copier = Arc::clone(&test.copier);
+    test.stop().await;
+    let rows = |packs: Range<u64>| {
+        packs.map(|sequence| Ok((PackNumber(sequence + 2), PackRow::of(&pack(sequence)))))
+    };
+    let position = log.tail().position;
+    let base = Point { lsn: position.lsn, hash: position.hash };
+    assert_eq!(watched.reads(), 0);
+    copier.copy_base(rows(0..6), base).await.unwrap();
+    assert_eq!(watched.reads(), 0, "the cursor covers them");
+    let later = pack(6);
+    own.put(later.name, rotten(&later)).await.unwrap();
+    name_pack(&log, &later);
+    let position = log.tail().position;
+    let behind = Point { lsn: position.lsn, hash: position.hash };
+    assert_eq!(copier.copy_base(rows(0..7), behind).await, Err(CopyError::Lacks { packs: 1 }));
+    assert_eq!(*copier.data.borrow(), base.lsn);
+    source.put(later.name, later.bytes.clone()).await.unwrap();
+    copier.copy_base(rows(0..7), behind).await.unwrap();
+    assert_eq!((*copier.data.borrow(), own.get(later.name).await.unwrap()), (behind.lsn, later.bytes));
+}
+
+/// The fear: a mirror that is started anew while one pack holds its data position reads everything that it has copied behind it once more, and
+/// has no data position for hours.
+#[tokio::test]
+async fn what_was_copied_ahead_of_the_data_position_is_not_read_again_after_a_restart() {
+    let (log, source) = source(20).await;
+    let late = pack(0);
+    source.delete(late.name).await.unwrap();
+    let (watched, folder) = (Counted::new(), tempfile::tempdir().unwrap());
+    let own: Arc<dyn BlockStore> = watched.clone();
+    // One of them was there before, and is read once.
+    own.put(pack(7).name, pack(7).bytes).await.unwrap();
+    let all_copied = async || {
+        for sequence in 1..20 {
+            while own.size(pack(sequence).name).await.is_err() {
+                tokio::time::sleep(ms(5)).await;
+            }
+        }
+    };
+    let test = start(&log, &source, &own, &folder);
+    all_copied().await;
+    // Two rounds of the loop: what came was taken note of.
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!((*test.data.borrow(), watched.reads()), (Lsn::ROOT, 1));
+    test.stop().await;
+    let remembered = folder.path().join("copier.cursor.ahead");
+    let mut bytes = std::fs::read(&remembered).unwrap();
+    assert_eq!(bytes.len(), 19 * 16);
+    // A power cut has taken the end of the last record, and another one was changed.
+    bytes.truncate(bytes.len() - 3);
+    bytes[20] ^= 1;
+    std::fs::write(&remembered, bytes).unwrap();
+    let mut test = start(&log, &source, &own, &folder);
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!((*test.data.borrow(), watched.reads()), (Lsn::ROOT, 2));
+    source.put(late.name, late.bytes.clone()).await.unwrap();
+    test.reach(Lsn::new(21)).await;
+    test.stop().await;
+    assert_eq!(std::fs::metadata(&remembered).unwrap().len(), 0, "the cursor covers them");
 }

@@ -41,7 +41,7 @@ impl Copier {
                     return Ok(());
                 }
                 let packs = volume.packs();
-                let packs = packs.map(|row| Ok(row.map_err(|error| CopyError::Tree(error.to_string()))?.1));
+                let packs = packs.map(|row| row.map_err(|error| CopyError::Tree(error.to_string())));
                 match self.copy_base(packs, at).await {
                     Err(error @ CopyError::Lacks { .. }) => {
                         tracing::warn!(%error, "they are asked for again");

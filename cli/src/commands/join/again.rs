@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Only a member comes back with what it holds. One that was removed may lack what was acknowledged since, hold what was given up, and have
-//!   promised and sealed what binds it: a new directory has nothing of that. Over the same block store no pack is copied again.
+//!   promised and sealed what binds it: a new directory has nothing of that. Over the same block store no whole pack is copied again.
 //! - It ends no source with its first word: what it has promised and which epoch it follows is told before it is admitted, and what it holds of
 //!   the source's own epoch is compared before that.
 
