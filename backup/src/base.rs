@@ -15,10 +15,10 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use murphy_fs::{
-    BlockStore, BlockStoreError, IndexError, IndexSnapshot, PackRow, RowError, RowKey, SnapshotOrigin,
-    SnapshotSummary, Table, WriteSnapshotError, write_snapshot,
+    BlockStore, BlockStoreError, HeldPack, IndexError, IndexSnapshot, PackNumber, PackRow, RowError, RowKey,
+    SnapshotOrigin, SnapshotSummary, Table, WriteSnapshotError, look_for_pack, write_snapshot,
 };
-use murphy_log::{LogTime, NodeId, Position, State};
+use murphy_log::{LogTime, Lsn, NodeId, Position, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -147,10 +147,13 @@ pub async fn write_base(archive: &Archive, base: NewBase) -> Result<BaseManifest
     if archived.lsn < wanted.lsn || (archived.lsn == wanted.lsn && archived.hash != wanted.hash) {
         return Err(WriteBaseError::NotArchived { wanted, archived });
     }
+    let mut registry = Registry::new(archive.clone());
+    let is_first = registry.refresh().await?.snapshots.is_empty();
+    let vouched = if is_first { Vouched::Behind(archive.descriptor().base.lsn) } else { Vouched::All };
     if let Some(packs) = &base.packs
         && archive.descriptor().kind == ArchiveKind::Full
     {
-        copy_all_packs(archive, &base.source, packs).await?;
+        copy_all_packs(archive, &base.source, packs, &vouched).await?;
     }
     let folder = layout::snapshot_folder(state.position.epoch.number, state.position.lsn);
     let (parts, summary) = upload(archive, &base, &folder).await?;
@@ -180,7 +183,6 @@ pub async fn write_base(archive: &Archive, base: NewBase) -> Result<BaseManifest
     };
     let position = state.position;
     let record = Record::Snapshot { epoch: position.epoch.number, lsn: position.lsn.get() };
-    let mut registry = Registry::new(archive.clone());
     if !registry.refresh().await?.snapshots.contains_key(&position.lsn) {
         registry.append(base.node, base.now, record).await?;
     }
@@ -343,20 +345,41 @@ impl Write for PartWriter {
     }
 }
 
+/// Which packs were brought into an archive, verified, before a snapshot is written: of others an object of the right length proves nothing.
+enum Vouched {
+    /// Those of the slots: what the tree needs since an entry behind the archive's base. The first snapshot brings the others.
+    Behind(Lsn),
+    /// All: a snapshot that was written before has brought the others.
+    All,
+}
+
+impl Vouched {
+    fn covers(&self, number: PackNumber, row: &PackRow) -> bool {
+        match self {
+            Vouched::Behind(base) => row.needed_since(number).is_some_and(|since| since > *base),
+            Vouched::All => !row.is_missing(),
+        }
+    }
+}
+
 /// Brings every pack that the tree refers to into the archive, unless it is there.
 async fn copy_all_packs(
     archive: &Archive,
     source: &Arc<dyn IndexSnapshot>,
     from: &Arc<dyn BlockStore>,
+    vouched: &Vouched,
 ) -> Result<(), WriteBaseError> {
-    let target = archive.packs();
+    let target = &archive.packs();
     let rows = live_packs(source);
-    let copies = rows.map(|row| {
-        let (target, from) = (&target, from);
-        async move {
-            let row = row?;
+    let copies =
+        rows.map(|row| async move {
+            let (number, row) = row?;
             let meta = row.meta();
-            if has_pack(&meta, target).await.map_err(CopyPackError::Store)? {
+            let is_there = match vouched.covers(number, &row) {
+                true => has_pack(&meta, target).await,
+                false => look_for_pack(target, &meta).await.map(|held| held == HeldPack::Intact),
+            };
+            if is_there.map_err(CopyPackError::Store)? {
                 return Ok::<(), WriteBaseError>(());
             }
             match copy_pack(&meta, &**from, target).await {
@@ -365,8 +388,7 @@ async fn copy_all_packs(
                 ) if row.is_missing() => Ok(()),
                 copied => copied.map(drop).map_err(WriteBaseError::from),
             }
-        }
-    });
+        });
     let mut copies = Box::pin(copies.buffer_unordered(PACKS_AT_ONCE));
     while let Some(copied) = copies.next().await {
         copied?;
@@ -374,20 +396,21 @@ async fn copy_all_packs(
     Ok(())
 }
 
-/// The packs that the rows of a tree refer to, read on a thread of its own.
+/// The packs that the rows of a tree refer to, by number, read on a thread of its own.
 pub(crate) fn live_packs(
     source: &Arc<dyn IndexSnapshot>,
-) -> impl futures::Stream<Item = Result<PackRow, PackRowError>> + use<> {
+) -> impl futures::Stream<Item = Result<(PackNumber, PackRow), PackRowError>> + use<> {
     let (sender, receiver) = mpsc::channel(ROWS_AHEAD);
     let source = Arc::clone(source);
     murphy_log::spawn_blocking(move || {
         let end = RowKey::from_parts(Table::Pack.number() + 1, &[]);
         for row in source.scan(RowKey::range_start(Table::Pack, 0)..end) {
             let row = row.map_err(PackRowError::from).and_then(|(key, value)| {
-                PackRow::decode(&value)
-                    .map_err(|source| PackRowError::Row { key: format!("{key:?}"), source })
+                let row = PackRow::decode(&value)
+                    .map_err(|source| PackRowError::Row { key: format!("{key:?}"), source })?;
+                Ok((PackNumber(key.number().unwrap_or_default()), row))
             });
-            let is_live = row.as_ref().map_or(true, |row| row.live_bytes > 0);
+            let is_live = row.as_ref().map_or(true, |(_, row)| row.live_bytes > 0);
             // Nobody waits for more.
             if is_live && hand_over(&sender, row).is_err() {
                 return;

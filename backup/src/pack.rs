@@ -20,7 +20,7 @@ pub(crate) struct NamedPack {
     pub(crate) meta: PackMeta,
     /// The entry that referred to it first.
     pub(crate) since: Lsn,
-    /// Whether these entries are the first that refer to it.
+    /// Whether these entries are the first that refer to it, or say that it was found: before them nobody has brought it.
     pub(crate) is_new: bool,
     /// Whether the last of them to speak of it calls it missing.
     pub(crate) is_missing: bool,
@@ -29,8 +29,7 @@ pub(crate) struct NamedPack {
 impl Archive {
     /// The packs of the archive.
     pub fn packs(&self) -> ObjectBlockStore {
-        let (store, prefix) = self.store().parts();
-        ObjectBlockStore::new(store, prefix, self.url().to_owned())
+        self.store().packs()
     }
 }
 
@@ -52,8 +51,8 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
                 continue;
             }
             let (meta, is_missing) = (row.meta(), row.is_missing());
-            let pack = packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new, is_missing });
-            pack.is_new |= is_new;
+            let pack = packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new: false, is_missing });
+            pack.is_new |= is_new || is_told;
             pack.is_missing = is_missing;
         }
     }
@@ -90,7 +89,7 @@ pub(crate) async fn copy_pack(
     Ok(length)
 }
 
-/// Whether a pack's object is there with the right length.
+/// Whether the object of a pack that was brought there, verified, before is still there: that is all that its length tells.
 pub(crate) async fn has_pack(meta: &PackMeta, store: &dyn BlockStore) -> Result<bool, BlockStoreError> {
     match store.size(meta.name).await {
         Ok(size) => Ok(size == meta.stored_len),

@@ -306,7 +306,7 @@ pub async fn restore_packs(
     let copies = live_packs(tree).map(|row| {
         let target = &target;
         async move {
-            let row = row?;
+            let (_, row) = row?;
             Ok::<_, PackRowError>((row, restore_pack(&row.meta(), sources, target).await))
         }
     });
@@ -337,7 +337,7 @@ pub async fn count_packs(
     progress: OnProgress,
 ) -> Result<PackReport, RestoreError> {
     let looks = live_packs(tree).map(|row| async move {
-        let row = row?;
+        let (_, row) = row?;
         Ok::<_, PackRowError>((row, look_in_all(&row.meta(), sources).await))
     });
     let mut looks = Box::pin(looks.buffer_unordered(LOOKS_AT_ONCE));

@@ -307,8 +307,15 @@ impl Shipper {
         }
     }
 
-    /// Compares what the archive holds with this log.
+    /// Compares what the archive holds with this log, and makes sure that it stays there: an earlier process may have been killed between a slot
+    /// and the sync of its folder.
     async fn check(&self, walked: &Walk) -> Result<(), Outcome> {
+        let folder = |name: &String| name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+        let lasts = walked.names.chunk_by(|a, b| folder(a) == folder(b)).filter_map(|names| names.last());
+        for name in lasts {
+            let durable = self.parts.archive.store().make_durable(name).await;
+            durable.map_err(|error| Outcome::Failed(error.to_string()))?;
+        }
         self.check_end(&walked.end, walked.seals.last()).await?;
         if !self.minds_strays {
             return Ok(());

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - [`Creation::Created`] and [`Creation::SameContent`] mean: the object is durable under its name with exactly these bytes.
-//! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back.
+//! - `AlreadyExists`, time-outs and broken connections prove nothing: they are settled by reading back; in a directory, where what can be read
+//!   need not be durable, by writing the same bytes once more.
 //! - No answer larger than the caller's limit is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 //! - A listing is a hint: that an object is missing in it proves nothing.
 
@@ -10,6 +11,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use murphy_fs::ObjectBlockStore;
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
     path::Path,
@@ -21,6 +23,16 @@ pub struct ArchiveStore {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     label: Arc<str>,
+    kind: StoreKind,
+}
+
+/// What an object that can be read is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum StoreKind {
+    /// A service that shows an object keeps it.
+    Service,
+    /// A file system shows names whose folder could not be synced, or was not.
+    Directory,
 }
 
 /// An object in a listing.
@@ -44,9 +56,15 @@ pub enum Creation {
 }
 
 impl ArchiveStore {
-    /// The objects below `prefix` of `store`; `label` is the URL that messages name, without any secret.
+    /// The objects below `prefix` of `store`, which is not a directory; `label` is the URL that messages name, without any secret.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: &str) -> ArchiveStore {
-        ArchiveStore { store, prefix, label: label.into() }
+        ArchiveStore { store, prefix, label: label.into(), kind: StoreKind::Service }
+    }
+
+    /// The same for a store in a directory, which syncs the folder of an object when it is asked for its length: what can be read there may
+    /// still be lost.
+    pub fn in_directory(store: Arc<dyn ObjectStore>, prefix: Path, label: &str) -> ArchiveStore {
+        ArchiveStore { kind: StoreKind::Directory, ..ArchiveStore::new(store, prefix, label) }
     }
 
     /// What messages call the store.
@@ -54,9 +72,13 @@ impl ArchiveStore {
         &self.label
     }
 
-    /// The store itself and the prefix, for those who keep packs in it.
-    pub fn parts(&self) -> (Arc<dyn ObjectStore>, Path) {
-        (Arc::clone(&self.store), self.prefix.clone())
+    /// The packs below the prefix.
+    pub fn packs(&self) -> ObjectBlockStore {
+        let (store, prefix, label) = (Arc::clone(&self.store), self.prefix.clone(), self.label.to_string());
+        match self.kind {
+            StoreKind::Service => ObjectBlockStore::new(store, prefix, label),
+            StoreKind::Directory => ObjectBlockStore::in_directory(store, prefix, label),
+        }
     }
 
     /// Creates `name` with `bytes` unless it exists, and finds out which of the two happened.
@@ -75,8 +97,14 @@ impl ArchiveStore {
             };
             // Ambiguous: an earlier attempt of ours, nothing at all, or the bytes of somebody else.
             match self.get(name, bytes.len().max(COMPARE_BYTES_MAX) as u64).await {
-                Ok(found) if found == bytes => return Ok(Creation::SameContent),
-                Ok(found) => return Ok(Creation::Other(found)),
+                Ok(found) if found == bytes => {
+                    self.settle(name, bytes).await?;
+                    return Ok(Creation::SameContent);
+                }
+                Ok(found) => {
+                    self.make_durable(name).await?;
+                    return Ok(Creation::Other(found));
+                }
                 Err(StoreError::NotFound { .. }) if attempt < CREATE_ATTEMPTS => {}
                 Err(StoreError::NotFound { .. }) => return Err(error.unsettled()),
                 Err(unreadable) => return Err(unreadable),
@@ -84,6 +112,23 @@ impl ArchiveStore {
             tokio::time::sleep(CREATE_PAUSE * attempt).await;
             attempt += 1;
         }
+    }
+
+    /// Makes sure that the object, which has exactly `bytes`, is durable. No service replaces anything.
+    async fn settle(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        if self.kind == StoreKind::Directory {
+            let path = self.path(name);
+            self.timed(name, self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into())).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes an object that could be read durable: before somebody counts on what another process has put.
+    pub async fn make_durable(&self, name: &str) -> Result<(), StoreError> {
+        if self.kind == StoreKind::Directory {
+            self.size(name).await?;
+        }
+        Ok(())
     }
 
     /// The whole object; refused if it is longer than `limit` bytes.
@@ -268,3 +313,40 @@ const CREATE_ATTEMPTS: u32 = 3;
 const CREATE_PAUSE: Duration = Duration::from_millis(50);
 /// Whatever is found under a name is read up to this length, in bytes, to see what it is.
 const COMPARE_BYTES_MAX: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fault, FaultyStore};
+
+    /// The fear: in a directory a slot got its name and the folder was not synced, it is read back and counts, and a power cut takes it with what
+    /// was acknowledged.
+    #[tokio::test]
+    async fn what_is_read_back_in_a_directory_is_written_once_more_before_it_counts() {
+        let bytes = Bytes::from_static(b"a slot");
+        for fault in [Fault::PutAnswersError, Fault::PutConflict] {
+            let faulty = FaultyStore::new();
+            let store = faulty.directory_store();
+            if fault == Fault::PutConflict {
+                faulty.overwrite("log/1/2.seg", bytes.clone()).await;
+            }
+            faulty.fail("2.seg", fault, 1);
+            assert_eq!(store.create("log/1/2.seg", bytes.clone()).await, Ok(Creation::SameContent));
+            let verbs: Vec<String> = faulty.log().iter().map(|line| line[..3].to_owned()).collect();
+            assert_eq!(verbs, ["put", "get", "put"]);
+            faulty.fail("2.seg", Fault::PutConflict, 1);
+            faulty.fail("2.seg", Fault::PutFails, 1);
+            let unknown = store.create("log/1/2.seg", bytes.clone()).await;
+            assert!(matches!(unknown, Err(StoreError::Unavailable { .. })), "{unknown:?}");
+        }
+    }
+
+    /// No service is asked to replace anything: what it shows it keeps.
+    #[tokio::test]
+    async fn what_a_service_shows_is_not_written_again() {
+        let faulty = FaultyStore::new();
+        faulty.fail("2.seg", Fault::PutAnswersError, 1);
+        let created = faulty.archive_store().create("log/1/2.seg", Bytes::from_static(b"a slot")).await;
+        assert_eq!((created, faulty.log().len()), (Ok(Creation::SameContent), 2));
+    }
+}

@@ -58,7 +58,8 @@ pub(crate) fn check_there(url: &StoreUrl) -> Result<(), CliError> {
 /// The store of an archive.
 pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
     let opened = url.open().map_err(failed)?;
-    Ok(ArchiveStore::new(opened.store, opened.prefix, &shared_form(url)))
+    let open = if url.is_file() { ArchiveStore::in_directory } else { ArchiveStore::new };
+    Ok(open(opened.store, opened.prefix, &shared_form(url)))
 }
 
 /// Opens the archive at `url`, which must be one of this volume's branch.

@@ -1,9 +1,10 @@
 //! Snapshots in an archive: parts, manifests, damage.
 
-use murphy_fs::{Index, MemoryIndex, SnapshotReader, verify_snapshot};
+use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, SnapshotReader, verify_snapshot};
 
 use super::*;
-use crate::testing::{Fault, new_base, scene};
+use crate::descriptor::Descriptor;
+use crate::testing::{Fault, FaultyStore, Source, descriptor, new_base, pack, scene};
 
 async fn load(archive: &Archive, manifest: &BaseManifest) -> Result<(State, MemoryIndex), String> {
     let reader = read_base(archive, manifest);
@@ -87,4 +88,40 @@ async fn a_snapshot_that_no_list_shows_is_found() {
 fn a_snapshot_is_due_by_the_length_of_a_replay_not_by_the_clock() {
     assert!(!snapshot_due(1000, 1 << 20));
     assert!(snapshot_due(REPLAY_ENTRIES_MAX, 0) && snapshot_due(0, REPLAY_BYTES_MAX));
+}
+
+/// The fear: an archive that begins with a snapshot takes whatever lies under the names of its packs for them, and every moment behind it restores
+/// without those bytes. Later snapshots do not read everything again.
+#[tokio::test]
+async fn the_first_snapshot_reads_the_packs_that_it_finds_and_later_ones_do_not() {
+    let store = FaultyStore::new();
+    let mut source = Source::new();
+    let packs = [pack(1, b"what has rotted"), pack(2, b"what is whole"), pack(3, b"what is not there")];
+    for (_, row) in &packs {
+        source.frame_with_pack(row);
+    }
+    let base = source.state().position;
+    let archive = Archive::create(store.archive_store(), Descriptor { base, ..descriptor() }).await.unwrap();
+    let own = ObjectBlockStore::in_memory();
+    for (sealed, _) in &packs {
+        BlockStore::put(&own, sealed.name, sealed.bytes.clone()).await.unwrap();
+    }
+    let mut rotten = packs[0].0.bytes.to_vec();
+    rotten[2] ^= 4;
+    BlockStore::put(&archive.packs(), packs[0].0.name, rotten.into()).await.unwrap();
+    BlockStore::put(&archive.packs(), packs[1].0.name, packs[1].0.bytes.clone()).await.unwrap();
+    let from: Arc<dyn BlockStore> = Arc::new(own);
+    let snapshot = async |source: &Source| {
+        write_base(&archive, NewBase { packs: Some(Arc::clone(&from)), ..new_base(source) }).await.unwrap()
+    };
+    snapshot(&source).await;
+    for (sealed, _) in &packs {
+        assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
+    }
+    source.frames(1, 1);
+    let before = store.log().len();
+    snapshot(&source).await;
+    let asked = store.log();
+    let asked = asked[before..].iter().filter(|line| line.contains("packs/")).count();
+    assert_eq!(asked, packs.len(), "each is asked for its length");
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt, TryStreamExt};
-use murphy_fs::{BlockStoreError, PackName, Refusal};
+use murphy_fs::{BlockStoreError, HeldPack, PackName, Refusal, look_for_pack};
 use murphy_log::{Frame, Position};
 use tokio::sync::{Mutex, Semaphore};
 
@@ -179,14 +179,15 @@ impl SlotTask {
         let _permit = self.copies.acquire().await.map_err(|error| Outcome::Failed(error.to_string()))?;
         let target = self.parts.archive.packs();
         let failed = |error: BlockStoreError| Outcome::Failed(error.to_string());
-        // A pack that older entries named is there, unless it was made anew under this number.
+        // A pack that older entries named was brought by their slot, or by the first snapshot. What is new is put, whatever is there: a put is
+        // compared with what has the name.
         if pack.is_new || !has_pack(&pack.meta, &target).await.map_err(failed)? {
             match copy_pack(&pack.meta, &*self.parts.packs, &target).await {
                 Ok(_) => {}
                 Err(
                     CopyPackError::Store(BlockStoreError::NotFound { .. }) | CopyPackError::Damaged { .. },
                 ) if self.may_be_lost(&pack) => {
-                    if !has_pack(&pack.meta, &target).await.map_err(failed)? {
+                    if look_for_pack(&target, &pack.meta).await.map_err(failed)? != HeldPack::Intact {
                         let (url, name) = (self.parts.archive.url(), pack.meta.name);
                         tracing::warn!(url, %name, "a pack was lost with the source before; its slot goes without");
                         // Should it be found, the entry that says so brings it.

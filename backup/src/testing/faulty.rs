@@ -131,6 +131,12 @@ impl FaultyStore {
         ArchiveStore::new(Arc::new(LayeredStore(self.clone())), Path::from("bucket/prefix"), "test://store")
     }
 
+    /// The same as if it were a directory.
+    pub(crate) fn directory_store(&self) -> ArchiveStore {
+        let prefix = Path::from("bucket/prefix");
+        ArchiveStore::in_directory(Arc::new(LayeredStore(self.clone())), prefix, "test://directory")
+    }
+
     /// The same store for packs.
     pub(crate) fn block_store(&self) -> ObjectBlockStore {
         ObjectBlockStore::new(

@@ -11,7 +11,7 @@ async fn a_slot_waits_for_every_pack_that_it_names() {
     let (sealed, row) = pack(1);
     let frame = source.frame_with_pack(&row);
     append(&log, std::slice::from_ref(&frame));
-    let packs = ObjectBlockStore::new(blocks.archive_store().parts().0, "blocks".into(), "source".to_owned());
+    let packs = blocks.block_store();
     let parts = ShipperParts { packs: Arc::new(packs.clone()), ..parts(&archive, &source, &log) };
     let (shipper, handle) = Shipper::new(parts);
     let running = tokio::spawn(shipper.run());
@@ -40,7 +40,7 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
     source.frames(1, 1).iter().for_each(|frame| append(&log, std::slice::from_ref(frame)));
     let frame = source.frame_with_pack(&pack(1).1);
     append(&log, std::slice::from_ref(&frame));
-    let packs = ObjectBlockStore::new(blocks.archive_store().parts().0, "blocks".into(), "source".to_owned());
+    let packs = blocks.block_store();
     let with = |after: u64, upto: u64| {
         let lost = LostPacks { after: Lsn::new(after), upto: Lsn::new(upto) };
         let lost = Some(Arc::new(lost) as Arc<dyn Losses>);
@@ -90,6 +90,40 @@ async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_
     handle.archived(said.last()).await.unwrap();
     assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
     running.abort();
+}
+
+/// The fear: the archive's own copy of a pack has rotted, nobody else has it, its slot counts as one that has its bytes; and when somebody else
+/// turns out to have it, the archive keeps the rotten one.
+#[tokio::test]
+async fn what_an_archive_has_rotten_of_a_pack_that_was_lost_is_replaced_once_it_is_found() {
+    let (_, archive, mut source) = scene().await;
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    let mut rotten = sealed.bytes.to_vec();
+    rotten[3] ^= 1;
+    BlockStore::put(&archive.packs(), sealed.name, rotten.into()).await.unwrap();
+    let frame = source.frame_with_pack(&row);
+    append(&log, std::slice::from_ref(&frame));
+    let packs = Arc::new(ObjectBlockStore::in_memory());
+    let lost: Arc<dyn Losses> = Arc::new(LostPacks { after: Lsn::new(0), upto: frame.last() });
+    let limits = ShipLimits { slot_bytes: 1, ..ShipLimits::default() };
+    let own = Arc::clone(&packs) as Arc<dyn BlockStore>;
+    let parts = ShipperParts { packs: own, lost: Some(lost), limits, ..parts(&archive, &source, &log) };
+    for restarts in [false, true] {
+        let (shipper, handle) = Shipper::new(parts.clone());
+        let running = tokio::spawn(shipper.run());
+        handle.archived(log.tail().position.lsn).await.unwrap();
+        if restarts {
+            BlockStore::put(&*packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+        }
+        let lsn = source.state().position.lsn.next();
+        let state = if restarts { PackState::Found { at: lsn } } else { PackState::Missing };
+        let said = source.frame_releasing_pack(frame.last(), &PackRow { state, ..row });
+        append(&log, std::slice::from_ref(&said));
+        handle.archived(said.last()).await.unwrap();
+        running.abort();
+    }
+    assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
 }
 
 /// An archive that is added later gets the whole log; what nobody has must not hold it for ever.
