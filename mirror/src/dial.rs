@@ -104,8 +104,9 @@ impl Dialer {
     }
 
     async fn dial_name(&self, address: &str, key: PublicKey) -> Result<Connection, String> {
-        let resolved: Vec<SocketAddr> =
-            tokio::net::lookup_host(address).await.map_err(|error| error.to_string())?.collect();
+        let resolving = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(address)).await;
+        let resolved = resolving.map_err(|_| "the name is not resolved in time".to_owned())?;
+        let resolved: Vec<SocketAddr> = resolved.map_err(|error| error.to_string())?.collect();
         let mut last = "the name has no address".to_owned();
         for address in resolved.into_iter().take(MAX_RESOLVED) {
             match endpoint::dial(&self.identity, &*self.sockets, address, key, &self.options).await {
@@ -217,6 +218,7 @@ impl From<SessionError> for ExchangeError {
     fn from(error: SessionError) -> ExchangeError {
         match error {
             SessionError::Lost(why) => ExchangeError::Unreachable(why),
+            SessionError::Stuck { .. } => ExchangeError::NoAnswer,
             SessionError::Message(error) => ExchangeError::Protocol(error.to_string()),
         }
     }
@@ -228,5 +230,7 @@ fn unexpected(message: &Message) -> ExchangeError {
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// A name server that does not answer is not waited for longer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the addresses of one name so many are tried.
 const MAX_RESOLVED: usize = 4;

@@ -55,11 +55,13 @@ pub struct NetworkOptions {
     pub congestion: Congestion,
     /// A connection without an answer for so long is dead.
     pub idle_timeout: Duration,
+    /// One that answers and takes nothing that it is sent for so long is given up.
+    pub patience: Duration,
 }
 
 impl Default for NetworkOptions {
     fn default() -> NetworkOptions {
-        NetworkOptions { congestion: Congestion::Cubic, idle_timeout: Duration::from_secs(10) }
+        NetworkOptions { congestion: Congestion::Cubic, idle_timeout: IDLE_TIMEOUT, patience: PATIENCE }
     }
 }
 
@@ -72,10 +74,30 @@ pub enum Congestion {
     Bbr,
 }
 
+/// What a node allows its peers on one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grants {
+    /// What it takes before it has looked at it, per stream, in bytes.
+    pub(crate) window: u32,
+    /// How many requests it answers at a time.
+    pub(crate) requests: u32,
+    /// How many streams of frames and parts may be open to it.
+    pub(crate) parts: u32,
+}
+
+impl Grants {
+    /// What one allows who listens.
+    pub(crate) const LISTENER: Grants =
+        Grants { window: LISTENER_WINDOW, requests: MAX_REQUESTS, parts: MAX_PARTS };
+    /// What one allows who dials.
+    pub(crate) const FOLLOWER: Grants = Grants { window: FOLLOWER_WINDOW, ..Grants::LISTENER };
+}
+
 /// Accepts connections.
 #[derive(Debug)]
 pub(crate) struct ListeningEndpoint {
     endpoint: quinn::Endpoint,
+    patience: Duration,
 }
 
 impl ListeningEndpoint {
@@ -85,14 +107,25 @@ impl ListeningEndpoint {
         local: SocketAddr,
         options: &NetworkOptions,
     ) -> Result<ListeningEndpoint, ListenError> {
+        ListeningEndpoint::bind_granting(Grants::LISTENER, identity, sockets, local, options)
+    }
+
+    /// The same for one that allows its peers something else.
+    pub(crate) fn bind_granting(
+        grants: Grants,
+        identity: &Identity,
+        sockets: &dyn Sockets,
+        local: SocketAddr,
+        options: &NetworkOptions,
+    ) -> Result<ListeningEndpoint, ListenError> {
         let failed = |error: &dyn fmt::Display| ListenError { address: local, message: error.to_string() };
         let tls = identity.server_config().map_err(|error| failed(&error))?;
         let tls = QuicServerConfig::try_from(tls).map_err(|error| failed(&error))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        config.transport_config(Arc::new(transport(options, LISTENER_WINDOW)));
+        config.transport_config(Arc::new(transport(options, grants)));
         let bound = sockets.bind(local).map_err(|error| failed(&error))?;
         let endpoint = endpoint(bound, Some(config)).map_err(|error| failed(&error))?;
-        Ok(ListeningEndpoint { endpoint })
+        Ok(ListeningEndpoint { endpoint, patience: options.patience })
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -104,7 +137,7 @@ impl ListeningEndpoint {
         loop {
             let incoming = self.endpoint.accept().await?;
             if self.endpoint.open_connections() < MAX_CONNECTIONS {
-                return Some(Attempt(incoming));
+                return Some(Attempt { incoming, patience: self.patience });
             }
             incoming.refuse();
         }
@@ -117,16 +150,19 @@ impl ListeningEndpoint {
 
 /// Somebody who wants to connect.
 #[derive(Debug)]
-pub(crate) struct Attempt(quinn::Incoming);
+pub(crate) struct Attempt {
+    incoming: quinn::Incoming,
+    patience: Duration,
+}
 
 impl Attempt {
     /// Does the handshake.
     pub(crate) async fn complete(self) -> Result<Connection, String> {
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.0);
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.incoming);
         let connection = handshake.await.map_err(|_| "no handshake in time".to_owned())?;
         let connection = connection.map_err(|error| error.to_string())?;
         let peer = peer_key(&connection).ok_or_else(|| "the peer has no usable key".to_owned())?;
-        Ok(Connection::new(connection, None, peer))
+        Ok(Connection::new(connection, None, peer, self.patience))
     }
 }
 
@@ -139,12 +175,12 @@ pub(crate) async fn dial(
     pinned: PublicKey,
     options: &NetworkOptions,
 ) -> Result<Connection, String> {
-    dial_taking(FOLLOWER_WINDOW, identity, sockets, address, pinned, options).await
+    dial_granting(Grants::FOLLOWER, identity, sockets, address, pinned, options).await
 }
 
-/// The same for one that takes so many bytes per stream before it has looked at them.
-pub(crate) async fn dial_taking(
-    window: u32,
+/// The same for one that allows its peer something else.
+pub(crate) async fn dial_granting(
+    grants: Grants,
     identity: &Identity,
     sockets: &dyn Sockets,
     address: SocketAddr,
@@ -154,7 +190,7 @@ pub(crate) async fn dial_taking(
     let tls = identity.client_config(pinned).map_err(|error| error.to_string())?;
     let tls = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport(options, window)));
+    config.transport_config(Arc::new(transport(options, grants)));
     let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let bound = sockets.bind(any).map_err(|error| error.to_string())?;
     let endpoint = endpoint(bound, None).map_err(|error| error.to_string())?;
@@ -162,7 +198,7 @@ pub(crate) async fn dial_taking(
         endpoint.connect_with(config, address, SERVER_NAME).map_err(|error| error.to_string())?;
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await;
     let connection = connection.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
-    Ok(Connection::new(connection, Some(endpoint), pinned))
+    Ok(Connection::new(connection, Some(endpoint), pinned, options.patience))
 }
 
 fn endpoint(bound: BoundSocket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
@@ -176,14 +212,15 @@ fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     PublicKey::of_certificate(chain.first()?)
 }
 
-fn transport(options: &NetworkOptions, window: u32) -> TransportConfig {
+fn transport(options: &NetworkOptions, grants: Grants) -> TransportConfig {
+    let Grants { window, requests, parts } = grants;
     let mut config = TransportConfig::default();
     config
         .stream_receive_window(VarInt::from_u32(window))
         .receive_window(VarInt::from_u32(window.saturating_mul(2)))
         .send_window(SEND_WINDOW)
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_REQUESTS))
-        .max_concurrent_uni_streams(VarInt::from_u32(MAX_PARTS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(requests))
+        .max_concurrent_uni_streams(VarInt::from_u32(parts))
         .max_idle_timeout(options.idle_timeout.try_into().ok())
         .keep_alive_interval(Some(options.idle_timeout / 4));
     match options.congestion {
@@ -209,6 +246,9 @@ pub struct ListenError {
     pub message: String,
 }
 
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// All that is ever on its way to one peer fits into what it takes unread, so that an honest one makes room at once.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A handshake takes at most so long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More connections than this are refused at once.

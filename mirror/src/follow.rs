@@ -178,7 +178,7 @@ impl Following {
             self.publish();
         }
         // The source should hear why; it may be gone as well.
-        tokio::time::timeout(FAREWELL, io.writer.finish()).await.unwrap_or(Ok(())).unwrap_or_default();
+        io.writer.finish(FAREWELL).await.unwrap_or_default();
         Ok(())
     }
 
@@ -221,7 +221,9 @@ impl Following {
                 FollowerAction::BeginSeed { state } => {
                     let (done, parts) = oneshot::channel();
                     let replica = Arc::clone(&self.setup.replica);
-                    let task = seed::receive(io.connection.clone(), replica, state, parts).boxed();
+                    let receiving =
+                        seed::receive(io.connection.clone(), replica, state, parts, seed::PART_TIMEOUT);
+                    let task = receiving.boxed();
                     io.seed = Some(Seeding { task, done: Some(done) });
                 }
                 FollowerAction::FinishSeed { parts, bytes } => {

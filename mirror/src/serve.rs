@@ -292,12 +292,14 @@ async fn serve(services: Arc<Services>, attempt: Attempt) {
         }
     };
     let node = connection.peer().node();
-    match serve_peer(&services, &connection).await {
+    let ended = serve_peer(&services, &connection).await;
+    match &ended {
         Ok(()) => tracing::debug!(%node, "a connection has ended"),
         Err(SessionError::Message(error)) => tracing::warn!(%node, %error, "a peer sent nonsense"),
         Err(SessionError::Lost(error)) => tracing::info!(%node, error, "a connection was lost"),
+        Err(stuck @ SessionError::Stuck { .. }) => tracing::warn!(%node, %stuck, "a peer was given up"),
     }
-    connection.close("done");
+    connection.close(&ended.map_or_else(|error| error.to_string(), |()| "done".to_owned()));
 }
 
 async fn serve_peer(services: &Arc<Services>, connection: &Connection) -> Result<(), SessionError> {
@@ -379,7 +381,7 @@ async fn part(
         if let Some(words) = last_words {
             writer.send(&words).await?;
         }
-        if writer.finish().await.is_ok() {
+        if writer.finish(FAREWELL_TIMEOUT).await.is_ok() {
             connection.closed().await;
         }
         Ok(())

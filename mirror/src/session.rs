@@ -3,8 +3,9 @@
 //! Invariants:
 //! - Reading the next message can be cancelled and taken up again: what has arrived stays in the reader.
 //! - No more than one message and one chunk are buffered per reader.
+//! - Nobody waits for ever for a peer to take what it is sent, or to allow a stream.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
@@ -21,6 +22,8 @@ pub(crate) struct Connection {
     /// The endpoint of a connection that was dialled lives as long as the connection.
     _endpoint: Option<Arc<quinn::Endpoint>>,
     peer: PublicKey,
+    /// How long the peer may take nothing.
+    patience: Duration,
 }
 
 impl Connection {
@@ -28,8 +31,9 @@ impl Connection {
         connection: quinn::Connection,
         endpoint: Option<quinn::Endpoint>,
         peer: PublicKey,
+        patience: Duration,
     ) -> Connection {
-        Connection { connection, _endpoint: endpoint.map(Arc::new), peer }
+        Connection { connection, _endpoint: endpoint.map(Arc::new), peer, patience }
     }
 
     /// The key that the other end has proven.
@@ -44,19 +48,21 @@ impl Connection {
 
     /// Opens a stream in both directions; the peer sees it with the first message.
     pub(crate) async fn open_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
-        let (send, receive) = self.connection.open_bi().await.map_err(lost)?;
-        Ok((MessageReader::new(receive), MessageWriter(send)))
+        let opened = within(self.patience, "allows no stream", self.connection.open_bi()).await?;
+        let (send, receive) = opened.map_err(lost)?;
+        Ok((MessageReader::new(receive), self.writer(send)))
     }
 
     /// The next stream in both directions that the peer opens. Cancel safe.
     pub(crate) async fn accept_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
         let (send, receive) = self.connection.accept_bi().await.map_err(lost)?;
-        Ok((MessageReader::new(receive), MessageWriter(send)))
+        Ok((MessageReader::new(receive), self.writer(send)))
     }
 
     /// Opens a stream to the peer.
     pub(crate) async fn open_one(&self) -> Result<MessageWriter, SessionError> {
-        self.connection.open_uni().await.map(MessageWriter).map_err(lost)
+        let opened = within(self.patience, "allows no stream", self.connection.open_uni()).await?;
+        opened.map(|stream| self.writer(stream)).map_err(lost)
     }
 
     /// The next stream that the peer opens to us. Cancel safe.
@@ -69,9 +75,13 @@ impl Connection {
         self.connection.close(VarInt::from_u32(0), reason.as_bytes());
     }
 
-    /// Waits until the connection is gone.
-    pub(crate) async fn closed(&self) {
-        self.connection.closed().await;
+    /// Waits until the connection is gone, and says why it is.
+    pub(crate) async fn closed(&self) -> String {
+        self.connection.closed().await.to_string()
+    }
+
+    fn writer(&self, stream: quinn::SendStream) -> MessageWriter {
+        MessageWriter { stream, patience: self.patience }
     }
 }
 
@@ -147,24 +157,39 @@ impl MessageReader {
 
 /// Writes messages to one stream. Dropped, it ends the stream.
 #[derive(Debug)]
-pub(crate) struct MessageWriter(quinn::SendStream);
+pub(crate) struct MessageWriter {
+    stream: quinn::SendStream,
+    patience: Duration,
+}
 
 impl MessageWriter {
-    /// Hands a message to the network. Not cancel safe: a message that was cut off ends the stream's use.
+    /// Hands a message to the network; fails if the peer has not made room for it in time. Not cancel safe: a message that was cut off ends
+    /// the stream's use.
     pub(crate) async fn send(&mut self, message: &Message) -> Result<(), SessionError> {
-        self.send_raw(message.encode().into()).await
+        self.send_raw(message.encode().into(), self.patience).await
     }
 
-    /// Hands bytes to the network that follow the last message.
-    pub(crate) async fn send_raw(&mut self, bytes: Bytes) -> Result<(), SessionError> {
-        self.0.write_chunk(bytes).await.map_err(|error| SessionError::Lost(error.to_string()))
+    /// Hands bytes to the network that follow the last message; the peer has `at_most` so long to make room for them.
+    pub(crate) async fn send_raw(&mut self, bytes: Bytes, at_most: Duration) -> Result<(), SessionError> {
+        let written = within(at_most, "takes nothing", self.stream.write_chunk(bytes)).await?;
+        written.map_err(|error| SessionError::Lost(error.to_string()))
     }
 
-    /// Ends the stream and waits until the peer has everything.
-    pub(crate) async fn finish(mut self) -> Result<(), SessionError> {
-        self.0.finish().map_err(|error| SessionError::Lost(error.to_string()))?;
-        self.0.stopped().await.map(drop).map_err(|error| SessionError::Lost(error.to_string()))
+    /// Ends the stream and waits until the peer has everything, `at_most` so long.
+    pub(crate) async fn finish(mut self, at_most: Duration) -> Result<(), SessionError> {
+        self.stream.finish().map_err(|error| SessionError::Lost(error.to_string()))?;
+        let stopped = within(at_most, "takes nothing", self.stream.stopped()).await?;
+        stopped.map(drop).map_err(|error| SessionError::Lost(error.to_string()))
     }
+}
+
+/// Waits for what the peer has to allow; `what` it does not do if it is late.
+async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    wait: impl Future<Output = T>,
+) -> Result<T, SessionError> {
+    tokio::time::timeout(limit, wait).await.map_err(|_| SessionError::Stuck { what, limit })
 }
 
 /// Why no message came, or none could be sent.
@@ -173,6 +198,14 @@ pub(crate) enum SessionError {
     /// The connection or the stream is gone.
     #[error("connection lost: {0}")]
     Lost(String),
+    /// The peer is there, and takes nothing.
+    #[error("the peer {what} for {limit:?}")]
+    Stuck {
+        /// What it does instead.
+        what: &'static str,
+        /// For how long it was waited for.
+        limit: Duration,
+    },
     /// What came is no message.
     #[error(transparent)]
     Message(#[from] MessageError),

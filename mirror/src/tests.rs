@@ -17,6 +17,7 @@ mod quic;
 mod requests;
 mod sealed;
 mod simulation;
+mod stuck;
 mod world;
 
 pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([0xaa; 16]);

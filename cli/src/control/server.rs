@@ -3,6 +3,7 @@
 //! Invariants:
 //! - An answer is one last line, after any number of others; a request that is not understood gets one too.
 //! - A connection that breaks ends its own thread and nothing else.
+//! - One that takes no answer, or asks nothing, is given up: what was asked for is done all the same, and its place is free for others.
 
 use std::{
     fs,
@@ -112,8 +113,12 @@ fn accept(listener: &UnixListener, handler: &Weak<dyn Handler>, state: &Arc<Stat
         let shared = Arc::clone(state);
         let spawned = thread::Builder::new().name("murphy-command".to_owned()).spawn(move || {
             let _active = Active(shared);
-            if let Err(error) = serve(&stream, &*handler) {
-                tracing::debug!(%error, "a command went away before it was answered");
+            match serve(&stream, &*handler, Patience::default()) {
+                Err(error) if is_late(&error) => {
+                    tracing::warn!("a command that takes no answer was given up")
+                }
+                Err(error) => tracing::debug!(%error, "a command went away before it was answered"),
+                Ok(()) => {}
             }
         });
         if let Err(error) = spawned {
@@ -132,7 +137,29 @@ impl Drop for Active {
     }
 }
 
-fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
+/// How long a command is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// To take what it is answered.
+    reply: Duration,
+    /// To ask, or to ask again.
+    request: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { reply: REPLY_MAX, request: REQUEST_MAX }
+    }
+}
+
+/// Whether the system has given up waiting.
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn serve(stream: &UnixStream, handler: &dyn Handler, patience: Patience) -> io::Result<()> {
+    stream.set_write_timeout(Some(patience.reply))?;
+    stream.set_read_timeout(Some(patience.request))?;
     let mut greeting = serde_json::to_string(&Greeting { murphy: VERSION })?;
     greeting.push('\n');
     let mut to_client = stream;
@@ -140,10 +167,16 @@ fn serve(stream: &UnixStream, handler: &dyn Handler) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
-        if reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)? == 0 {
-            return Ok(());
-        }
         let mut replies = Sent { stream, broken: None };
+        match reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if is_late(&error) => {
+                let late = format!("nothing was asked for {:?}", patience.request);
+                return replies.send(&Line::Failed(CliError::new(late)));
+            }
+            Err(error) => return Err(error),
+        }
         let answer = match serde_json::from_str(&line) {
             Ok(request) => handler.handle(request, &mut replies),
             Err(error) => {
@@ -192,6 +225,10 @@ impl Sent<'_> {
 }
 
 const CONNECTIONS_MAX: usize = 64;
+/// A command that was stopped with a full pipe takes nothing.
+const REPLY_MAX: Duration = Duration::from_secs(30);
+/// People may be asked in between whether they are sure.
+const REQUEST_MAX: Duration = Duration::from_secs(3600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Five seconds in all.
 const DRAIN_STEPS: u32 = 250;
@@ -214,6 +251,43 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Says so much that no pipe has room for it, and when it is through.
+    struct Talker(std::sync::mpsc::SyncSender<()>);
+
+    impl Handler for Talker {
+        fn handle(&self, _: Request, replies: &mut dyn Replies) -> Result<Value, CliError> {
+            for _ in 0..4096 {
+                replies.item(Value::String("x".repeat(4096)));
+            }
+            self.0.send(()).map_err(CliError::new)?;
+            Ok(Value::Null)
+        }
+    }
+
+    /// The fear: somebody stops a command with Ctrl-Z, and the promotion or the removal that it asked for stands still with it.
+    #[test]
+    fn a_command_that_takes_no_answer_holds_up_nothing() {
+        let (mut command, node) = UnixStream::pair().unwrap();
+        let patience = Patience { reply: Duration::from_millis(100), request: REQUEST_MAX };
+        let (done, is_done) = std::sync::mpsc::sync_channel(1);
+        let serving = thread::spawn(move || serve(&node, &Talker(done), patience));
+        command.write_all(b"{\"request\":\"flush\"}\n").unwrap();
+        is_done.recv_timeout(Duration::from_secs(30)).expect("it is done");
+        assert!(is_late(&serving.join().unwrap().unwrap_err()));
+    }
+
+    /// The fear: commands that were forgotten take all places, and the node can be asked nothing any more.
+    #[test]
+    fn a_command_that_asks_nothing_is_told_so_and_let_go() {
+        let (command, node) = UnixStream::pair().unwrap();
+        let patience = Patience { reply: REPLY_MAX, request: Duration::from_millis(50) };
+        let serving = thread::spawn(move || serve(&node, &Echo, patience));
+        let mut said = String::new();
+        (&command).read_to_string(&mut said).unwrap();
+        assert!(said.contains("nothing was asked for 50ms"), "{said}");
+        serving.join().unwrap().unwrap();
     }
 
     /// A node deep in a tree must be as reachable as any other.

@@ -5,7 +5,7 @@
 //! - No frame is lent to one whose epoch has ended here: a later one, or another of its number, is promised or held. That is looked at anew
 //!   before every run.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use murphy_log::{Epoch, FrameReader, Log, Lsn, ReadError};
 
@@ -74,7 +74,7 @@ pub(super) async fn lend(
             }
         }
     }
-    writer.finish().await
+    writer.finish(LENT_TIMEOUT).await
 }
 
 /// Where lending goes on.
@@ -167,5 +167,7 @@ fn refusal<T>(reason: Refusal, detail: impl ToString) -> Result<T, Refused> {
     Err(Refused { reason, detail: detail.to_string() })
 }
 
+/// What was lent last has so much time to arrive.
+const LENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// One message carries about so many bytes of frames.
 const RUN_BYTES: usize = 1 << 20;

@@ -35,7 +35,7 @@ pub(super) async fn answer(
     let reply = if is_whole { whole(services, request).await } else { part(services, request).await };
     let sent = async {
         writer.send(&Message::PackReply(reply)).await?;
-        writer.finish().await
+        writer.finish(SEND_TIMEOUT).await
     };
     let late = |_| SessionError::Lost("the peer does not take the pack that it asked for".to_owned());
     tokio::time::timeout(SEND_TIMEOUT, sent).await.map_err(late)?

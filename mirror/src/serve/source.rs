@@ -300,8 +300,7 @@ async fn send_snapshot(
             break;
         }
         total += part.len() as u64;
-        let sent = send_part(connection.clone(), index, part.into());
-        sending.push(tokio::time::timeout(part_timeout, sent).map(taken));
+        sending.push(send_part(connection.clone(), index, part.into(), part_timeout));
         index += 1;
         if sending.len() >= PARTS_AT_ONCE
             && let Some(sent) = sending.next().await
@@ -315,17 +314,22 @@ async fn send_snapshot(
     Ok((index, total))
 }
 
-async fn send_part(connection: Connection, index: u32, bytes: Bytes) -> Result<(), SessionError> {
-    let mut stream = connection.open_one().await?;
-    let length = u32::try_from(bytes.len()).expect("a part is below its limit");
-    stream.send(&Message::SeedPart(SeedPart { index, length })).await?;
-    stream.send_raw(bytes).await?;
-    stream.finish().await
-}
-
-fn taken(sent: Result<Result<(), SessionError>, tokio::time::error::Elapsed>) -> Result<(), String> {
-    let sent = sent.map_err(|_| "the follower does not take it".to_owned())?;
-    sent.map_err(|error| error.to_string())
+async fn send_part(
+    connection: Connection,
+    index: u32,
+    bytes: Bytes,
+    at_most: Duration,
+) -> Result<(), String> {
+    let sent = async {
+        let mut stream = connection.open_one().await?;
+        let length = u32::try_from(bytes.len()).expect("a part is below its limit");
+        stream.send(&Message::SeedPart(SeedPart { index, length })).await?;
+        stream.send_raw(bytes, at_most).await?;
+        stream.finish(at_most).await
+    };
+    let late = |_| "the follower does not take it".to_owned();
+    let sent = tokio::time::timeout(at_most, sent).await.map_err(late)?;
+    sent.map_err(|error: SessionError| error.to_string())
 }
 
 fn panicked(error: &tokio::task::JoinError) -> ReadError {
@@ -341,7 +345,7 @@ const PART_TIMEOUT: Duration = Duration::from_secs(600);
 mod tests {
     use super::*;
     use crate::{
-        endpoint::{ListeningEndpoint, NetworkOptions, UdpSockets, dial_taking},
+        endpoint::{Grants, ListeningEndpoint, NetworkOptions, UdpSockets, dial_granting},
         identity::Identity,
     };
 
@@ -355,7 +359,14 @@ mod tests {
         let (address, key) = (listener.local_addr().unwrap(), source.public_key());
         let (accepted, dialled) = tokio::join!(
             async { listener.accept().await.unwrap().complete().await.unwrap() },
-            dial_taking(0, &follower, &UdpSockets, address, key, &options),
+            dial_granting(
+                Grants { window: 0, ..Grants::FOLLOWER },
+                &follower,
+                &UdpSockets,
+                address,
+                key,
+                &options
+            ),
         );
         let _dialled = dialled.unwrap();
         let reader = Box::new(std::io::repeat(7).take(3 * SEED_PART_BYTES as u64));

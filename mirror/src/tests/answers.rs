@@ -8,15 +8,16 @@ use murphy_log::{Epoch, Log, LogTime, Lsn, NodeId, State};
 use tokio::task::JoinHandle;
 
 use super::{
-    BRANCH, VOLUME, base_state, epoch, keys, log_of,
+    BRANCH, VOLUME, base_state, epoch, keys, log_of, ms,
     quic::{dialer, follow_as, seal},
     test_frames,
 };
 use crate::{
-    Ask, BorrowError, Durability, ExchangeError, Frames, Heartbeat, Identity, Lender, MemoryReplica, Message,
-    NetworkOptions, ObserveError, Observer, PackFetchError, PackReply, PublicKey, Refusal, Refused, Replica,
-    Sealed, Secret, SeedPart, SeedReason, Stands, Token, UdpSockets, Verdict, Welcome, compare,
-    endpoint::ListeningEndpoint, session::MessageWriter,
+    Ask, BorrowError, Dialer, Durability, ExchangeError, Frames, Heartbeat, Identity, Lender, MemoryReplica,
+    Message, NetworkOptions, ObserveError, Observer, PackFetchError, PackReply, PublicKey, Refusal, Refused,
+    Replica, Sealed, Secret, SeedPart, SeedReason, Stands, Token, UdpSockets, Verdict, Welcome, compare,
+    endpoint::{Grants, ListeningEndpoint},
+    session::MessageWriter,
 };
 
 /// What a node says on one stream that it accepts: after it has heard a message, these bytes; then the stream ends, or stays.
@@ -54,10 +55,14 @@ struct Scripted {
 
 impl Scripted {
     async fn start(control: Line, further: Line, parts: Vec<Vec<u8>>) -> Scripted {
+        Scripted::granting(Grants::LISTENER, control, further, parts).await
+    }
+
+    async fn granting(grants: Grants, control: Line, further: Line, parts: Vec<Vec<u8>>) -> Scripted {
         let identity = Identity::generate().unwrap();
-        let local = ([127, 0, 0, 1], 0).into();
+        let (local, options) = (([127, 0, 0, 1], 0).into(), NetworkOptions::default());
         let endpoint =
-            ListeningEndpoint::bind(&identity, &UdpSockets, local, &NetworkOptions::default()).unwrap();
+            ListeningEndpoint::bind_granting(grants, &identity, &UdpSockets, local, &options).unwrap();
         let (key, address) = (identity.public_key(), endpoint.local_addr().unwrap());
         let task = tokio::spawn(async move {
             while let Some(attempt) = endpoint.accept().await {
@@ -69,12 +74,12 @@ impl Scripted {
                     while let Ok((mut reader, mut writer)) = connection.accept_both().await {
                         reader.expect().await.unwrap();
                         let Line { bytes, then } = lines.next().unwrap();
-                        writer.send_raw(bytes.into()).await.unwrap();
+                        writer.send_raw(bytes.into(), ms(5000)).await.unwrap();
                         open.push(reader);
                         say(writer, then);
                         for part in &parts {
                             let mut stream = connection.open_one().await.unwrap();
-                            stream.send_raw(part.clone().into()).await.unwrap();
+                            stream.send_raw(part.clone().into(), ms(5000)).await.unwrap();
                             say(stream, Then::End);
                         }
                     }
@@ -93,19 +98,31 @@ impl Scripted {
     }
 
     async fn lender(&self) -> Result<Lender, ExchangeError> {
+        self.lender_of(&dialer()).await
+    }
+
+    async fn lender_of(&self, dialer: &Dialer) -> Result<Lender, ExchangeError> {
         let ask = Ask { volume: VOLUME, branch: BRANCH, epoch: None };
-        dialer().lender(&self.addresses(), self.key, ask).await
+        dialer.lender(&self.addresses(), self.key, ask).await
     }
 
     async fn observer(&self) -> Result<Observer, ObserveError> {
+        self.observer_of(&dialer()).await
+    }
+
+    async fn observer_of(&self, dialer: &Dialer) -> Result<Observer, ObserveError> {
         let volume = (keys(), BRANCH);
-        Observer::connect(&dialer(), &self.addresses(), self.key, volume, Lsn::FIRST, None).await
+        Observer::connect(dialer, &self.addresses(), self.key, volume, Lsn::FIRST, None).await
     }
 
     /// What a mirror that follows this node says of it.
     async fn complaint(&self, base: Option<State>, text: &str) -> Arc<MemoryReplica> {
+        self.complaint_of(dialer(), base, text).await
+    }
+
+    async fn complaint_of(&self, dialer: Dialer, base: Option<State>, text: &str) -> Arc<MemoryReplica> {
         let replica = Arc::new(MemoryReplica::new(keys(), base, Durability::Immediate));
-        let mut mirror = follow_as(dialer(), replica.clone(), self.address, self.key);
+        let mut mirror = follow_as(dialer, replica.clone(), self.address, self.key);
         mirror.complains(text).await;
         mirror.stop().await;
         replica
@@ -125,7 +142,7 @@ fn say(writer: MessageWriter, then: Then) {
             return std::future::pending().await;
         }
         // Whoever asked may be gone by then.
-        writer.finish().await.unwrap_or_default();
+        writer.finish(ms(5000)).await.unwrap_or_default();
     });
 }
 
@@ -352,4 +369,31 @@ async fn an_address_where_nobody_is_is_named_and_the_next_one_is_tried() {
     assert!(matches!(&error, ExchangeError::Unreachable(why) if why.contains(&nowhere)), "{error}");
     let addresses = [nowhere, node.address.to_string()];
     assert_eq!(dialer.lender(&addresses, node.key, ask).await.unwrap().stands, stands);
+}
+
+/// The fear: a source that answers the network and does nothing else holds a mirror, a borrower or a subscriber for ever, and none of them
+/// says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_allows_no_stream_or_takes_nothing_is_left_and_that_is_said() {
+    let impatient = || {
+        let mut dialer = dialer();
+        dialer.options.patience = ms(100);
+        dialer
+    };
+    let granting = async |grants: Grants, control: &[Message]| {
+        Scripted::granting(grants, says(control), says(&[]), Vec::new()).await
+    };
+    let closed = granting(Grants { requests: 0, ..Grants::LISTENER }, &[]).await;
+    closed.complaint_of(impatient(), Some(base_state()), "the peer allows no stream for 100ms").await;
+    assert!(matches!(
+        closed.observer_of(&impatient()).await.err(),
+        Some(ObserveError::Exchange(ExchangeError::NoAnswer))
+    ));
+    let deaf = granting(Grants { window: 0, ..Grants::LISTENER }, &[]).await;
+    deaf.complaint_of(impatient(), Some(base_state()), "the peer takes nothing for 100ms").await;
+    let stands = Stands { state: None, data_lsn: Lsn::ROOT, heard_lsn: Lsn::ROOT, promised: None };
+    let mean = granting(Grants { requests: 1, ..Grants::LISTENER }, &[Message::Stands(stands)]).await;
+    let lender = mean.lender_of(&impatient()).await.unwrap();
+    let lent = lender.frames(&keys(), base_state().position, Lsn::new(9)).await;
+    assert_eq!(lent.err(), Some(ExchangeError::NoAnswer));
 }

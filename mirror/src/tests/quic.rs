@@ -38,12 +38,29 @@ impl Node {
         branch: BranchId,
         local: SocketAddr,
     ) -> Node {
+        Node::start_with(NetworkOptions::default(), identity, book, packs, (branch, local)).await
+    }
+
+    /// One that gives those up who take nothing for so long.
+    pub(super) async fn start_patient(patience: Duration) -> Node {
+        let identity = Arc::new(Identity::generate().unwrap());
+        let options = NetworkOptions { patience, ..NetworkOptions::default() };
+        let place = (BRANCH, ([127, 0, 0, 1], 0).into());
+        Node::start_with(options, identity, Arc::default(), None, place).await
+    }
+
+    async fn start_with(
+        options: NetworkOptions,
+        identity: Arc<Identity>,
+        book: Arc<MemoryBook>,
+        packs: Option<Arc<dyn BlockStore>>,
+        (branch, local): (BranchId, SocketAddr),
+    ) -> Node {
         let clock = Arc::new(SystemClock::new());
         let mut services = Services::new(keys(), branch, identity.node(), clock, book.clone());
         services.packs = packs;
         services.identity = Some(Arc::clone(&identity));
         let services = Arc::new(services);
-        let options = NetworkOptions::default();
         // The socket of a node that has just stopped is closed by its endpoint's own task, a moment later.
         let bound = async {
             loop {

@@ -29,7 +29,7 @@ use crate::{
     MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, ObserveError, Observer, PackFetchError,
     PackReply, PackRequest, PackSource, Part, Point, Redeem, Refusal, Replica, ReplicaError, Resume, Seal,
     Secret, SeedWriter, compare,
-    endpoint::dial_taking,
+    endpoint::{Grants, dial_granting},
     session::{Connection, MessageReader, MessageWriter},
 };
 
@@ -112,7 +112,7 @@ fn heartbeat() -> Message {
 async fn nonsense_ends_the_connection_that_brought_it_and_no_other() {
     let visit = neither().await;
     let (mut reader, mut writer) = visit.connection.open_both().await.unwrap();
-    writer.send_raw(Bytes::from_static(&[0xff; 64])).await.unwrap();
+    writer.send_raw(Bytes::from_static(&[0xff; 64]), ms(5000)).await.unwrap();
     assert!(reader.expect().await.is_err());
     visit.connection.closed().await;
     let visit = Visit::to(visit.node).await;
@@ -136,7 +136,9 @@ async fn a_peer_that_does_not_take_its_last_words_is_let_go() {
     for first in [Message::Ask(ask()), Message::Redeem(redeem)] {
         let Dialer { identity, sockets, options } = dialer();
         let key = node.identity.public_key();
-        let connection = dial_taking(0, &identity, &*sockets, node.address, key, &options).await.unwrap();
+        let none = Grants { window: 0, ..Grants::FOLLOWER };
+        let connection = dial_granting(none, &identity, &*sockets, node.address, key, &options).await;
+        let connection = connection.unwrap();
         let (_reader, mut writer) = connection.open_both().await.unwrap();
         writer.send(&first).await.unwrap();
         let gone = tokio::time::timeout(ms(30_000), connection.closed()).await;
