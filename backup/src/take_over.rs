@@ -10,7 +10,8 @@
 //!   meanwhile may have been acknowledged: that place is sealed behind it, and the entries go on in the new epoch.
 //! - What is carried over may name further places: they are sealed before the epoch begins ([`TakeOverLog::row_beyond`]).
 //! - Everybody seals places in one order, by whatever URLs and in whatever order they were given.
-//! - A seal of anybody else stops everything, unless that node was given up by name and this log has nothing beyond its base.
+//! - A seal of anybody else stops everything, unless that node was given up by name and this log has nothing beyond its base, or nothing that
+//!   the place does not hold behind the seal.
 
 mod restored;
 
@@ -69,11 +70,9 @@ impl Successor {
         seal.by == self.node && self.attempts.contains(&seal.next)
     }
 
-    /// What `held` means for a successor that holds everything up to `tail`.
-    pub fn judge(&self, held: Held, tail: &Position) -> Result<PlaceStanding, FenceError> {
-        let last = held.seals.last().cloned();
-        let is_settled = held.seals.iter().any(|seal| self.is_own(seal));
-        if let Some(seal) = last.as_ref().filter(|seal| !self.is_own(seal)) {
+    /// What `held` means for a successor that holds everything up to `tail`, as far as it shows by itself.
+    fn judge(&self, held: Held, tail: &Position) -> Result<PlaceStanding, FenceError> {
+        if let Some(seal) = held.seals.last().filter(|seal| !self.is_own(seal)) {
             let is_history = seal.next.number < tail.epoch.number || seal.next == tail.epoch;
             // What this log has beyond a seal that it does not know has lost.
             let may_pass = self.given_up.contains(&seal.by) && tail.lsn <= seal.base.lsn;
@@ -81,15 +80,45 @@ impl Successor {
                 return Err(FenceError::Sealed(seal.clone()));
             }
         }
-        let next = self.attempts.last();
-        let is_sealed = last.is_some_and(|seal| self.is_own(&seal) && Some(&seal.next) == next);
+        Ok(self.standing(held, tail))
+    }
+
+    fn standing(&self, held: Held, tail: &Position) -> PlaceStanding {
+        let is_settled = held.seals.iter().any(|seal| self.is_own(seal));
+        let last = held.seals.last().filter(|seal| self.is_own(seal));
+        let is_sealed = last.is_some_and(|seal| Some(&seal.next) == self.attempts.last());
         let is_ahead = held.end.lsn > tail.lsn;
-        Ok(PlaceStanding { held, is_sealed, is_settled, is_ahead })
+        PlaceStanding { held, is_sealed, is_settled, is_ahead }
+    }
+
+    /// What `held`, which `place` holds, means for a successor that holds everything up to `tail`. A place that somebody who was given up has
+    /// sealed before `tail` is asked whether it goes on from there: whoever takes over carries over the entries that this log has, too.
+    pub async fn judge_at(
+        &self,
+        place: &dyn Fence,
+        held: Held,
+        tail: &Position,
+    ) -> Result<PlaceStanding, FenceError> {
+        match self.judge(held.clone(), tail) {
+            Err(FenceError::Sealed(seal)) if self.given_up.contains(&seal.by) => {
+                let is_end = (held.end.lsn, held.end.hash) == (tail.lsn, tail.hash);
+                let goes_on = async || match place.entries(*tail).await {
+                    Ok(frames) => Ok(!frames.is_empty()),
+                    Err(FenceError::Forked { .. }) => Ok(false),
+                    Err(error) => Err(error),
+                };
+                match is_end || (held.end.lsn > tail.lsn && goes_on().await?) {
+                    true => Ok(self.standing(held, tail)),
+                    false => Err(FenceError::Sealed(seal)),
+                }
+            }
+            judged => judged,
+        }
     }
 
     async fn look(&self, place: &dyn Fence, tail: &Position) -> Result<PlaceStanding, TakeOverError> {
-        let standing = place.adopt().await.and_then(|held| self.judge(held, tail));
-        standing.map_err(|error| at(place, error))
+        let held = place.adopt().await.map_err(|error| at(place, error))?;
+        self.judge_at(place, held, tail).await.map_err(|error| at(place, error))
     }
 }
 

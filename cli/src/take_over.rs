@@ -151,7 +151,8 @@ impl Outlook {
             }
             match taker.open(archive).await {
                 Ok(opened) => {
-                    let judged = Outlook::judged(&archive.url, opened.held, &tail, successor);
+                    let at = (&opened.fence as &dyn Fence, opened.held);
+                    let judged = Outlook::judged(&archive.url, at, &tail, successor).await;
                     let reach = reach(opened.fence.archive(), None, tail.epoch, log).await;
                     let unled = reach.map(|reach| reach.furthest().map(ToString::to_string));
                     let unled = unled
@@ -179,9 +180,14 @@ impl Outlook {
     }
 
     /// One that answers.
-    pub(crate) fn judged(url: &str, held: Held, tail: &Position, successor: &Successor) -> Outlook {
+    pub(crate) async fn judged(
+        url: &str,
+        (place, held): (&dyn Fence, Held),
+        tail: &Position,
+        successor: &Successor,
+    ) -> Outlook {
         let (end, lsn) = (held.end, Some(held.end.lsn.get()));
-        let (act, error) = match successor.judge(held, tail) {
+        let (act, error) = match successor.judge_at(place, held, tail).await {
             Ok(standing) if standing.is_sealed => (SEALED, None),
             Ok(standing) if standing.is_ahead => (FETCH, None),
             Ok(_) if end.lsn < tail.lsn => (SHIP, None),

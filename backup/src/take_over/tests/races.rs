@@ -170,3 +170,51 @@ async fn an_archive_behind_a_gap_is_not_left_behind_silently() {
     assert!(matches!(refused, TakeOverError::Gap { .. }), "{refused}");
     assert!(world.sealers().await.is_empty());
 }
+
+/// What somebody carried over behind its seal is what this mirror has from the source before: there is nothing that has lost. Nothing of the
+/// new epoch had reached it when that somebody was lost.
+#[tokio::test]
+async fn a_log_whose_end_an_archive_has_behind_a_seal_passes_it() {
+    for (more, given_up) in [(3, &[9][..]), (0, &[9]), (3, &[])] {
+        let mut world = World::new(&[6, 12], 12).await;
+        let ends = [world.places().places[0].adopt().await.unwrap().end, world.log.tail().position];
+        for (archive, end) in world.archives.iter().zip(ends) {
+            fence(archive, 9).seal(end, epoch(2, 90)).await.unwrap();
+        }
+        let frames: Vec<Frame> = world.log.read(ends[0].lsn.next()).unwrap().map(Result::unwrap).collect();
+        let tail = world.log.read(ends[0].lsn).unwrap().next().unwrap().unwrap().state();
+        let mut carried = under(world.source.keys(), epoch(2, 90), tail, &frames).unwrap();
+        carried.extend(world.source.taken_over(epoch(2, 90)).frames(more, 2));
+        let end = put(&world.stores[0], &carried).await;
+        let promoted = world.promote(given_up).await;
+        if given_up.is_empty() {
+            let refused = promoted.unwrap_err();
+            assert!(
+                matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }),
+                "{refused}"
+            );
+            continue;
+        }
+        let state = promoted.unwrap();
+        assert_eq!((state.position.lsn, state.position.hash), (end.lsn, end.hash));
+        world.assert_good(state, end, &format!("{more} more")).await;
+    }
+}
+
+/// The same LSNs with other entries have lost.
+#[tokio::test]
+async fn a_log_whose_end_an_archive_has_otherwise_behind_a_seal_does_not_pass_it() {
+    let mut world = World::new(&[6], 6).await;
+    let base = world.log.read(Lsn::FIRST).unwrap().map(Result::unwrap).nth(5).unwrap().position();
+    fence(&world.archives[0], 9).seal(base, epoch(2, 90)).await.unwrap();
+    let mut other = Source::new();
+    other.frames(6, 3);
+    let mut other = other.taken_over(epoch(2, 90));
+    other.wait(1);
+    put(&world.stores[0], &other.frames(9, 2)).await;
+    world.mirror = Arc::clone(&world.log);
+    for given_up in [&[][..], &[9]] {
+        let refused = world.promote(given_up).await.unwrap_err();
+        assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }), "{refused}");
+    }
+}

@@ -155,9 +155,9 @@ impl Restore {
         };
         let mut outlooks = Vec::new();
         for (url, archive) in self.urls.iter().zip(&self.archives) {
-            let held = taker.fence(archive).adopt().await;
-            outlooks.push(match held {
-                Ok(held) => Outlook::judged(&shared_form(url), held, &position, &successor),
+            let fence = taker.fence(archive);
+            outlooks.push(match fence.adopt().await {
+                Ok(held) => Outlook::judged(&shared_form(url), (&fence, held), &position, &successor).await,
                 Err(error) => Outlook::refused(&shared_form(url), error.to_string()),
             });
         }
