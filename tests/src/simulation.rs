@@ -18,6 +18,7 @@
 //! - Nothing here sleeps in real time.
 
 mod account;
+mod archives;
 mod client;
 mod disasters;
 mod disk;

@@ -57,11 +57,15 @@ fn a_seed_is_the_same_world_twice() {
 /// - 7042: the loss of a source beside which only one was left that had been replaced;
 /// - 5960: an archive that was sealed by a mirror which was lost before it led, below what the other mirror holds;
 /// - 301: a promotion that asked archives for as long as a source that lived went on writing;
-/// - 4212: a mirror that asked for ever for a pack whose archive was gone, although its source had called it missing.
+/// - 4212: a mirror that asked for ever for a pack whose archive was gone, although its source had called it missing;
+/// - 876, 4226: an archive that ended before the logs of all mirrors that were left began;
+/// - 10681: a mirror that had gone over to a new source, and was refused by an archive that had been sealed below what was carried over;
+/// - 17939: a mirror that had joined a source which was replaced and did not know it yet.
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
     let seeds = [
-        7299, 4051, 3637, 4160, 5499, 6747, 9217, 10284, 11878, 12958, 229, 4110, 5067, 7042, 5960, 301, 4212,
+        7299, 4051, 3637, 4160, 5499, 6747, 9217, 10284, 11878, 12958, 229, 4110, 5067, 7042, 5960, 301,
+        4212, 876, 4226, 10681, 17939,
     ];
     for seed in seeds.map(|seed: u64| seed.to_string()) {
         let (output, said) = simulate(&["--first-seed", &seed, "--seeds", "1"]);

@@ -81,7 +81,9 @@ fn work_on_archives(world: &Arc<World>) {
         None => drop(process.tasks.run(shipping.snapshot_all())),
         Some(late) => {
             let (world, late) = (Arc::clone(world), Arc::clone(late));
-            process.tasks.run(async move { world.add_archive(leader, &shipping, &late).await });
+            process.tasks.run(async move {
+                world.add_archive(leader, &shipping, &late).await;
+            });
         }
     }
 }

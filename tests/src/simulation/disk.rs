@@ -18,7 +18,7 @@ use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey, SnapshotReader};
 use murphy_log::{
     AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
-    ReadError, State, Terminal, TrimError,
+    ReadError, State, Terminal, TrimError, append_copy,
 };
 use murphy_mirror::{AcknowledgingSet, Point, Proof, PublicKey};
 use parking_lot::Mutex;
@@ -192,23 +192,10 @@ impl Disk {
 pub(super) fn log_of(origin: State, frames: &[Frame]) -> MemoryLog {
     let log = MemoryLog::held(origin);
     for frame in frames {
-        append_any(&log, frame).expect("frames of a log continue each other");
+        append_copy(&log, frame.clone()).expect("frames of a log continue each other");
     }
     log.sync();
     log
-}
-
-/// Appends a frame of whatever epoch.
-pub(super) fn append_any(log: &dyn Log, frame: &Frame) -> Result<(), AppendError> {
-    let tail = log.tail().position;
-    match log.append(&tail, frame.clone()) {
-        Err(AppendError::NotClaimed | AppendError::WrongEpoch { .. }) => {
-            let claimed = log.claim(frame.epoch());
-            claimed.map_err(|_| AppendError::WrongEpoch { lsn: frame.first(), claimed: frame.epoch() })?;
-            log.append(&tail, frame.clone())
-        }
-        other => other,
-    }
 }
 
 /// The log of a running node.

@@ -119,7 +119,8 @@ impl Everybody {
 
 impl PackPlaces for Everybody {
     fn places(&self) -> Vec<PackPlace> {
-        let archives = self.ground.archives.iter().filter(|account| !account.is_gone()).map(|account| {
+        let archives = self.ground.every_archive().into_iter().filter(|account| !account.is_gone());
+        let archives = archives.map(|account| {
             let packs = account.through(&self.gate);
             let store = ObjectBlockStore::new(packs, Path::from("archive"), account.name.clone());
             let source = Arc::new(Arc::new(store) as Arc<dyn BlockStore>);

@@ -21,7 +21,7 @@ pub(super) struct Refused {
     /// Archives that cannot be brought up: given up by name.
     pub(super) spoiled: BTreeSet<String>,
     /// Hosts that came too late to take over: their logs do not reach back to what archives lack, another member lags behind the entry that
-    /// admitted them, and does not know them, or somebody else has taken over before them.
+    /// admitted them, and does not know them, or holds more and cannot lend what comes first of that, or somebody else has taken over before them.
     too_late: BTreeSet<usize>,
 }
 
@@ -96,7 +96,10 @@ impl World {
         let is_out_of_reach = error.contains("no other archive has what comes then");
         let lags = error.contains("is not a member of volume");
         let is_overtaken = error.contains(", which began epoch");
-        if is_out_of_reach || lags || is_overtaken {
+        // Another mirror holds more, and its log does not reach back to where this one ends.
+        let is_left_behind =
+            error.contains("which holds more") && error.contains("no longer reaches back so far");
+        if is_out_of_reach || lags || is_overtaken || is_left_behind {
             self.refused.lock().too_late.insert(host);
             let is_other_left = (0..self.hosts.len()).any(|other| self.was_in_time(other));
             let is_sealer_gone =
@@ -118,8 +121,9 @@ impl World {
             // One that somebody has sealed who is gone ends there, below what is left.
             error.contains(&account.name) && (is_changed || is_out_of_reach || is_overtaken)
         };
-        let spoiled = self.ground.archives.iter().filter(is_spoiled);
-        let spoiled: Vec<String> = spoiled.map(|account| account.name.clone()).collect();
+        let every = self.ground.every_archive();
+        let spoiled: Vec<String> =
+            every.iter().filter(is_spoiled).map(|account| account.name.clone()).collect();
         if spoiled.is_empty() {
             return;
         }

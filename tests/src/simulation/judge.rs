@@ -23,8 +23,8 @@ pub(super) struct Judge {
     files: BTreeMap<String, Certain>,
     /// The epochs that began, and after which frame.
     begun: Vec<(Epoch, Position)>,
-    /// The end of what became durable last at a source.
-    newest: Option<Position>,
+    /// The end of what became durable last at each host that decided.
+    newest: BTreeMap<usize, Lsn>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,10 +63,7 @@ impl Judge {
         let before = frame.previous_hash();
         let known = Known { position: state.position, before, digest: state.digest };
         self.frames.insert(state.position.hash, known);
-        // An old source that goes on is not the one that mirrors follow.
-        if self.newest.is_none_or(|newest| state.position.epoch >= newest.epoch) {
-            self.newest = Some(state.position);
-        }
+        self.newest.insert(host, state.position.lsn);
         Ok(())
     }
 
@@ -210,9 +207,9 @@ impl Judge {
         }
     }
 
-    /// The last entry of the latest epoch that is durable at its source.
-    pub(super) fn newest(&self) -> Lsn {
-        self.newest.map_or(Lsn::default(), |newest| newest.lsn)
+    /// The last entry that is durable at `host`, which decides; the first one if it never did.
+    pub(super) fn newest(&self, host: usize) -> Lsn {
+        self.newest.get(&host).copied().unwrap_or_default()
     }
 
     /// Whether a log that ends at `tip` has everything up to the beginning of the latest epoch that anybody took over in, and nothing behind

@@ -159,8 +159,8 @@ impl World {
         if let Some(followed) = &among.followed {
             let copying = self.copying(&process, followed, home.disk.node);
             self.ground.begin_copying(host, &process, followed, &copying);
-            process.tasks.run(watch_following(self.stage(), host, &process, followed));
             if let Some(source) = home.disk.follows {
+                process.tasks.run(watch_following(self.stage(), (host, source), &process, followed));
                 let kept = (Arc::clone(&among.services), Arc::clone(&home.disk.proof));
                 process.tasks.run(announcing((host, source), dialer, followed, kept));
             }

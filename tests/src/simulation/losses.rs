@@ -141,7 +141,11 @@ impl World {
                         world.stage().note(format!("host {host}: is not restored: {why}"));
                         // What it lacks is nowhere any more: the next order does not name it.
                         let lacks = why.contains("cannot be brought up");
-                        let lagging = world.ground.archives.iter().find(|known| why.starts_with(&known.name));
+                        let lagging = world
+                            .ground
+                            .every_archive()
+                            .into_iter()
+                            .find(|known| why.starts_with(&known.name));
                         left_out.extend(lagging.filter(|_| lacks).map(|account| account.name.clone()));
                     }
                 }
@@ -158,8 +162,8 @@ impl World {
         left_out: &BTreeSet<String>,
     ) -> Result<(), String> {
         let ground = &self.ground;
-        let is_left = |account: &&Arc<Account>| !account.is_gone() && !left_out.contains(&account.name);
-        let left: Vec<_> = ground.archives.iter().filter(is_left).cloned().collect();
+        let mut left = ground.every_archive();
+        left.retain(|account| !account.is_gone() && !left_out.contains(&account.name));
         let objects: Vec<_> = left.iter().map(|account| (account.name.clone(), account.objects())).collect();
         let (target, lineage) = (ground.store(host).objects(), ground.lineage);
         let restored =
@@ -217,7 +221,7 @@ impl World {
         let stage = self.stage();
         let base = restored.base.state.position;
         let harmed = |account: &Arc<Account>| account.is_gone() || account.is_damaged();
-        let complete = !self.ground.archives.iter().any(harmed);
+        let complete = !self.ground.every_archive().iter().any(harmed);
         stage.count("restores that took over");
         stage.note(format!(
             "host {host}: epoch {} begins after lsn {}, {} packs copied, {} missing",

@@ -232,10 +232,10 @@ impl Ground {
     }
 }
 
-/// A mirror that does not go on has to say so.
+/// A mirror that does not go on has to say so, if its source does; of one that goes on elsewhere it may not have heard yet.
 pub(super) fn watch_following(
     stage: &Arc<Stage>,
-    host: usize,
+    (host, source): (usize, Upstream),
     process: &Process,
     followed: &Followed,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -247,7 +247,7 @@ pub(super) fn watch_following(
         loop {
             gate.pass().await;
             tokio::time::sleep(STALL_LOOK).await;
-            marks.extend(stage.judge(|judge, _| Ok(judge.newest())));
+            marks.extend(stage.judge(|judge, _| Ok(judge.newest(source.host))));
             let Some(goal) = (marks.len() > UNREPORTED_LOOKS).then(|| marks.pop_front()).flatten() else {
                 continue;
             };

@@ -38,8 +38,10 @@ pub(super) struct Ground {
     pub(super) origin: State,
     pub(super) keys: VolumeKeys,
     pub(super) lineage: Lineage,
-    /// The accounts of the archives.
+    /// The accounts of the archives that the world began with: those that disasters befall.
     pub(super) archives: Vec<Arc<Account>>,
+    /// Those of archives that were begun in the place of others.
+    pub(super) replacements: Mutex<Vec<Arc<Account>>>,
     /// The account of each host's own store.
     pub(super) stores: Vec<Mutex<Arc<Account>>>,
     /// Who each node is that there ever was.
@@ -156,12 +158,19 @@ impl Ground {
     /// The archives of the volume, as its log names them.
     pub(super) fn archives_of(&self, volume: &Volume) -> Result<Vec<Arc<Account>>, String> {
         let text = volume.setting(ARCHIVES).map_err(|error| error.to_string())?.unwrap_or_default();
-        Ok(self.named(&text).cloned().collect())
+        Ok(self.named(&text))
     }
 
     /// Those that the setting with this text names.
-    pub(super) fn named<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a Arc<Account>> {
-        self.archives.iter().filter(move |account| text.split(',').any(|name| name == account.name))
+    pub(super) fn named(&self, text: &str) -> Vec<Arc<Account>> {
+        let mut named = self.every_archive();
+        named.retain(|account| text.split(',').any(|name| name == account.name));
+        named
+    }
+
+    /// Every archive that there ever was.
+    pub(super) fn every_archive(&self) -> Vec<Arc<Account>> {
+        self.archives.iter().cloned().chain(self.replacements.lock().iter().cloned()).collect()
     }
 
     /// The packs of `host`'s own store.
@@ -182,8 +191,8 @@ impl Ground {
         gate: &Arc<Gate>,
         given_up: &BTreeSet<String>,
     ) -> Arc<dyn BlockStore> {
-        let is_left = |account: &&Arc<Account>| !account.is_gone() && !given_up.contains(&account.name);
-        let others = self.archives.iter().filter(is_left).map(|account| {
+        let is_left = |account: &Arc<Account>| !account.is_gone() && !given_up.contains(&account.name);
+        let others = self.every_archive().into_iter().filter(is_left).map(|account| {
             let store =
                 ObjectBlockStore::new(account.through(gate), Path::from("archive"), account.name.clone());
             Arc::new(store) as Arc<dyn BlockStore>

@@ -416,8 +416,8 @@ impl Acts<'_> {
             let row = SettingRow::decode(&row).map_err(|error| error.to_string())?;
             let text = String::from_utf8_lossy(&row.text).into_owned();
             let is_new = |name: &str| !known.iter().any(|known| known == name);
-            let named: Vec<&Arc<Account>> =
-                self.ground.named(&text).filter(|one| is_new(&one.name)).collect();
+            let mut named = self.ground.named(&text);
+            named.retain(|one| is_new(&one.name));
             if named.is_empty() {
                 return Ok(places);
             }

@@ -15,16 +15,16 @@ use std::{
 use bytes::Bytes;
 use murphy_backup::Lineage;
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, Volume, verify_snapshot, write_snapshot};
-use murphy_log::{AppendError, Clock, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys};
+use murphy_log::{Clock, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy};
 use murphy_mirror::{
-    Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, forbidding_promise,
+    Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, check_append, check_promise,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
     Canary,
-    disk::{Base, Disk, NodeLog, Orders, append_any},
+    disk::{Base, Disk, NodeLog, Orders},
     node::Ground,
     stage::{NodeClock, Stage},
 };
@@ -99,17 +99,11 @@ impl Replica for NodeReplica {
 
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let promised = self.promised.lock();
-        if let Some(promised) = forbidding_promise(*promised, frame.epoch(), told) {
-            return Err(ReplicaError::Promised { promised });
-        }
+        check_append(*promised, frame.epoch(), told)?;
         let log = self.log().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
         let place = format!("mirror {}", self.held.host);
         self.held.stage.judge(|judge, _| judge.copied(&place, &frame));
-        append_any(&*log, &frame).map_err(|error| match error {
-            AppendError::Ended(end) => ReplicaError::Ended(end.to_string()),
-            AppendError::NoSpace { message } => ReplicaError::NoSpace(message),
-            other => ReplicaError::Storage(other.to_string()),
-        })
+        Ok(append_copy(&*log, frame)?)
     }
 
     fn data(&self) -> watch::Receiver<Lsn> {
@@ -126,9 +120,8 @@ impl Replica for NodeReplica {
 
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         let mut promised = self.promised.lock();
-        if let Some(promised) = forbidding_promise(*promised, epoch, None) {
-            return Err(ReplicaError::Promised { promised });
-        }
+        let held = self.log().map(|log| log.tail().position.epoch);
+        check_promise(*promised, held, epoch)?;
         let Held { stage, host, .. } = &*self.held;
         if !stage.has(Canary::ForgottenPromise) {
             *promised = Some(epoch);

@@ -20,7 +20,7 @@ use murphy_log::{Clock, Epoch, Log, LogTime, Lsn, NodeId, Position};
 use parking_lot::Mutex;
 
 use super::{
-    Canary,
+    Canary, Level,
     account::Account,
     disk::{Disk, DiskCursor, NodeLog},
     gate::Gate,
@@ -58,6 +58,12 @@ impl Shipped {
     pub(super) fn shows_another_source(&self) -> bool {
         let end = self.handle.lock().as_ref().and_then(|handle| handle.status().end);
         end.is_some_and(|end| end.shows_another_source())
+    }
+
+    /// Whether it cannot be continued with the log of this source.
+    pub(super) fn is_stranded(&self) -> bool {
+        let end = self.handle.lock().as_ref().and_then(|handle| handle.status().end);
+        matches!(end, Some(ShipEnd::Gap { .. }))
     }
 
     /// Whether somebody has sealed it who never led: what this source holds beyond the seal cannot get into it.
@@ -191,7 +197,11 @@ impl Shipping {
             let flushed = self.volume.sync_all().wait().await;
             flushed.map_err(|errno| format!("not everything is durable: {errno:?}"))
         };
-        flush().await?;
+        // Without another one an fsync waits for this one.
+        let others = !self.ground.archives_of(&self.volume)?.is_empty();
+        if others || self.ground.level != Level::Archive {
+            flush().await?;
+        }
         let view = self.volume.view_with_state();
         let position = view.state().ok_or("the volume has no state yet")?.position;
         let descriptor = self.ground.descriptor(account, self.clock.wall(), position);
@@ -212,7 +222,11 @@ impl Shipping {
         }
         let changed = self.volume.change_settings(vec![(ARCHIVES.to_owned(), Some(names.join(",")))]);
         changed.wait().await.map_err(|errno| format!("the setting cannot be changed: {errno:?}"))?;
-        flush().await
+        if others {
+            return flush().await;
+        }
+        let durable = self.volume.durable_here().await;
+        durable.map(drop).map_err(|errno| format!("the setting is not durable: {errno:?}"))
     }
 
     /// `murphy archive remove --assume-lost`: of an archive to which nothing is shipped any more.

@@ -77,6 +77,9 @@ impl World {
         let Some(leader) = self.leader() else {
             return (!self.is_over()).then(|| "nobody leads".to_owned());
         };
+        if let Some(what) = self.archive_to_see_to() {
+            return Some(what);
+        }
         let (volume, log, shipped) = {
             let home = self.hosts[leader].lock();
             let process = home.process.as_ref()?;
@@ -150,8 +153,9 @@ impl World {
         let status = handle.status();
         let held = status.archived.map_or(Lsn::default(), |held| held.position.lsn);
         // What has ended has said so; and so has what waits for a pack that a disaster took from the only place it can read.
-        let lacks_pack = self.ground.archives.iter().any(|account| account.is_damaged() || account.is_gone())
-            && status.error.as_ref().is_some_and(|error| error.starts_with("pack "));
+        let lacks_pack =
+            self.ground.every_archive().iter().any(|account| account.is_damaged() || account.is_gone())
+                && status.error.as_ref().is_some_and(|error| error.starts_with("pack "));
         let is_behind = held < tip && !lacks_pack;
         is_behind.then(|| format!("{name} is at lsn {held} of {tip}: {:?}", status.error))
     }

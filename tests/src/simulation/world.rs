@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,7 +27,6 @@ use super::{
     mirrors::Waiting,
     network::Network,
     node::{Ground, Process},
-    shipping::{Shipped, Shipping},
     stage::Stage,
 };
 
@@ -48,6 +46,8 @@ pub(super) struct World {
     pub(super) refused: Mutex<Refused>,
     /// Archives that were given up by name when somebody took over.
     pub(super) given_up: Mutex<BTreeSet<String>>,
+    /// An archive was taken out, and another one is to take its place.
+    pub(super) lacks_archive: AtomicBool,
     /// Whether bytes were lost with a source, as its level allows.
     pub(super) bytes_lost: AtomicBool,
     /// A restore took over without all bytes: nobody looks for those.
@@ -101,6 +101,7 @@ impl World {
             lineage: Lineage { volume: VOLUME, branch: BRANCH },
             stores: (0..hosts).map(store).collect(),
             archives: archives.to_vec(),
+            replacements: Mutex::default(),
             identities: Mutex::new(BTreeMap::new()),
             gone: Mutex::new(BTreeSet::new()),
         });
@@ -116,6 +117,7 @@ impl World {
             candidate: Mutex::default(),
             refused: Mutex::default(),
             given_up: Mutex::default(),
+            lacks_archive: AtomicBool::new(false),
             bytes_lost: AtomicBool::new(false),
             restore_lacks: AtomicBool::new(false),
             folder: in_memory()?,
@@ -172,48 +174,6 @@ impl World {
         self.ground.level == Level::Archive && self.known_archives().len() == 2 && is_first
     }
 
-    /// Adds an archive to the volume, and ships to it.
-    pub(super) async fn add_archive(&self, leader: usize, shipping: &Arc<Shipping>, account: &Arc<Account>) {
-        if let Err(error) = shipping.add(account).await {
-            return self.stage().note(format!("{} is not added: {error}", account.name));
-        }
-        let home = self.hosts[leader].lock();
-        if let Some(process) = &home.process {
-            self.stage().count("archives that were added");
-            self.stage().note(format!("{} is added", account.name));
-            shipping.begin(account, &process.tasks);
-        }
-    }
-
-    /// Takes archives out of the volume that were given up when somebody took over and hold what the new source does not: it acknowledges
-    /// nothing while they are of the volume.
-    pub(super) async fn look_after_archives(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(ARCHIVES_LOOK).await;
-            let Some((shipping, account)) = self.archive_in_the_way() else { continue };
-            match shipping.remove(&account).await {
-                Ok(()) => {
-                    self.stage().count("archives that were taken out of the volume");
-                    self.stage().note(format!("{} is taken out of the volume", account.name));
-                }
-                Err(error) => self.stage().note(format!("{} is not taken out: {error}", account.name)),
-            }
-        }
-    }
-
-    /// One that was given up and shows another source, if it is not the only one.
-    fn archive_in_the_way(&self) -> Option<(Arc<Shipping>, Arc<Account>)> {
-        let home = self.hosts[self.leader()?].lock();
-        let shipping = home.process.as_ref()?.shipping.clone()?;
-        let archives = shipping.archives();
-        let given_up = self.given_up.lock();
-        let is_in_the_way = |one: &&Arc<Shipped>| {
-            given_up.contains(&one.account.name) && (one.shows_another_source() || one.is_shut())
-        };
-        let found = archives.iter().filter(|_| archives.len() > 1).find(is_in_the_way)?;
-        Some((shipping, Arc::clone(&found.account)))
-    }
-
     /// Tells clients where file systems can be used.
     pub(super) fn publish(&self) {
         let places = self.hosts.iter().enumerate().filter_map(|(host, home)| {
@@ -255,7 +215,7 @@ impl World {
             network.heal();
         }
         let stores = (0..self.ground.stores.len()).map(|host| self.ground.store(host));
-        for account in self.ground.archives.iter().cloned().chain(stores) {
+        for account in self.ground.every_archive().into_iter().chain(stores) {
             account.change_weather(|weather| *weather = Weather { gone: weather.gone, ..Weather::FAIR });
         }
         for host in 0..self.hosts.len() {
@@ -291,7 +251,7 @@ impl World {
 }
 
 /// Sees every object of an archive before anybody else does.
-fn witness(stage: &Arc<Stage>, name: &str, keys: &VolumeKeys) -> super::account::Witness {
+pub(super) fn witness(stage: &Arc<Stage>, name: &str, keys: &VolumeKeys) -> super::account::Witness {
     let (stage, name, keys) = (Arc::clone(stage), name.to_owned(), keys.clone());
     Arc::new(move |at: &Path, bytes: &Bytes| {
         if !at.as_ref().starts_with("archive/log/") {
@@ -340,8 +300,6 @@ pub(super) fn epoch_of(number: u32, node: NodeName) -> Epoch {
     Epoch { number, id: EpochId::from_bytes(id) }
 }
 
-/// People look at archives so often.
-const ARCHIVES_LOOK: Duration = Duration::from_secs(3);
 /// The node on which the volume is formatted.
 const FIRST: NodeName = NodeName { host: 0, life: 0 };
 pub(super) const VOLUME: VolumeId = VolumeId::from_bytes([1; 16]);
