@@ -11,9 +11,9 @@ use bytes::Bytes;
 
 use crate::{
     ChainHash, Digest, EncodeError, Entry, Epoch, FEATURE_LEVEL, FRAME_BYTES, FRAME_HEADER_BYTES, Frame,
-    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, Requester, State, Usage, VolumeKeys, WrittenRow,
+    FrameHeader, LogTime, Lsn, MAX_FRAME_BYTES, Position, State, Usage, VolumeKeys, WrittenRow,
     chain::{LINK_START_BYTES, start_link},
-    entry::{EncodedBody, encode_body},
+    entry::{EncodedBody, Said},
 };
 
 /// Builds the frames of one epoch.
@@ -31,6 +31,10 @@ pub struct Appender {
     last_time: LogTime,
     /// The input of the chain hash; kept for its memory.
     link: Vec<u8>,
+    /// What is known of the last entry's body; kept for its memory.
+    encoded: EncodedBody,
+    /// What the open frame has said.
+    said: Said,
     /// The memory of a frame that was closed, for the next one.
     spare: Vec<u8>,
 }
@@ -49,6 +53,8 @@ impl Appender {
             wanted: false,
             last_time,
             link,
+            encoded: EncodedBody::default(),
+            said: Said::default(),
             spare: Vec::new(),
         }
     }
@@ -68,7 +74,7 @@ impl Appender {
             return Err(PushError::TimeBackwards { lsn: entry.lsn });
         }
         start_link(&mut self.link, &previous.hash, entry.lsn, entry.time, entry.kind);
-        let encoded = encode_body(entry, &mut self.link)?;
+        self.encoded.encode(entry, &mut self.link)?;
         let hash = self.keys.chained(&self.link);
 
         let body = &self.link[LINK_START_BYTES..];
@@ -76,10 +82,12 @@ impl Appender {
         if !self.open.as_ref().is_none_or(fits) {
             self.full.extend(self.open.take());
         }
-        let spare = &mut self.spare;
-        let open =
-            self.open.get_or_insert_with(|| OpenFrame::new(std::mem::take(spare), entry, previous.hash));
-        open.add(entry, &encoded, body);
+        let (spare, said) = (&mut self.spare, &mut self.said);
+        let open = self.open.get_or_insert_with(|| {
+            said.clear();
+            OpenFrame::new(std::mem::take(spare), entry, previous.hash)
+        });
+        open.add(entry, &self.encoded, body, said);
         open.hash_after = hash;
         let position = Position { epoch: self.epoch, lsn: entry.lsn, hash };
         self.state = State { position, digest: digest_after, usage: usage_after };
@@ -146,8 +154,6 @@ struct OpenFrame {
     first: Lsn,
     count: u32,
     base_time: LogTime,
-    /// The last caller named in it.
-    caller: Option<Requester>,
     hash_before: ChainHash,
     hash_after: ChainHash,
     digest_after: Digest,
@@ -163,7 +169,6 @@ impl OpenFrame {
             first: entry.lsn,
             count: 0,
             base_time: entry.time,
-            caller: None,
             hash_before,
             hash_after: hash_before,
             digest_after: Digest::default(),
@@ -179,10 +184,9 @@ impl OpenFrame {
         u32::try_from(time.as_nanos().checked_sub(self.base_time.as_nanos())?).ok()
     }
 
-    fn add<R>(&mut self, entry: &Entry<R>, encoded: &EncodedBody, body: &[u8]) {
+    fn add<R: WrittenRow>(&mut self, entry: &Entry<R>, encoded: &EncodedBody, body: &[u8], said: &mut Said) {
         let delta = self.delta(entry.time).expect("push begins a new frame when the time does not fit");
-        encoded.push_stored(body, delta, self.caller, &mut self.bytes);
-        self.caller = entry.caller.or(self.caller);
+        encoded.push_stored(entry, body, delta, said, &mut self.bytes);
         self.count += 1;
     }
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::{LogTime, Lsn};
 
 pub use codec::{DecodeError, EncodeError, decode_entry, encode_entry};
-pub(crate) use codec::{EncodedBody, StoredEntries, encode_body};
+pub(crate) use codec::{EncodedBody, Said, StoredEntries};
 
 /// One metadata mutation. `R` is what its changes are held in; whoever writes entries may use a type of their own ([`WrittenRow`]).
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -10,10 +10,7 @@ mod header;
 
 use bytes::Bytes;
 
-use crate::{
-    ChainHash, DecodeError, Entry, Epoch, Lsn, Position, State, VolumeKeys, chain::start_link,
-    entry::StoredEntries,
-};
+use crate::{ChainHash, DecodeError, Entry, Epoch, Lsn, Position, State, VolumeKeys, entry::StoredEntries};
 
 use header::{BODY_LEN_AT, CHECKSUM_AT};
 pub use header::{FEATURE_LEVEL, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader};
@@ -71,9 +68,7 @@ impl UnverifiedFrame {
             StoredEntries::new(&self.bytes[FRAME_HEADER_BYTES..], header.first, header.base_time);
         let (mut hash, mut link) = (header.hash_before, Vec::new());
         for _ in 0..header.count {
-            let entry = entries.next_entry()?;
-            start_link(&mut link, &hash, entry.lsn, entry.time, entry.kind);
-            entry.push_body(&mut link);
+            entries.next_link(&hash, &mut link)?;
             hash = keys.chained(&link);
         }
         entries.finish()?;
@@ -192,7 +187,7 @@ impl Entries<'_> {
             let level = header.feature_level;
             return Err(DecodeError::FeatureLevel { lsn: header.first, level, known: FEATURE_LEVEL });
         }
-        self.stored.next_entry()?.decode()
+        self.stored.next_entry()
     }
 }
 
@@ -278,7 +273,9 @@ pub enum FrameError {
 pub const FRAME_BYTES: usize = 64 << 10;
 /// No frame is larger, header included: room for a nearly full frame and one entry of the largest size.
 pub const MAX_FRAME_BYTES: usize = 2 << 20;
-const _: () = assert!(FRAME_HEADER_BYTES + FRAME_BYTES + crate::MAX_ENTRY_BYTES + 16 <= MAX_FRAME_BYTES);
+const _: () = assert!(
+    FRAME_HEADER_BYTES + FRAME_BYTES + crate::MAX_ENTRY_BYTES + crate::MAX_CHANGES + 16 <= MAX_FRAME_BYTES
+);
 
 #[cfg(test)]
 mod tests;

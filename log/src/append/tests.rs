@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::{
-    Change, MAX_ENTRY_BYTES, UnverifiedFrame,
+    Change, MAX_ENTRY_BYTES, Requester, UnverifiedFrame,
     conformance::{History, VOLUME, epoch},
 };
 

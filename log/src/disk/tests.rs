@@ -95,7 +95,7 @@ fn the_log_on_disk_conforms() {
 fn a_log_of_real_files_survives_restarts_and_rolls() {
     let directory = tempfile::tempdir().unwrap();
     let options = || DiskOptions {
-        segment_bytes: 32 << 10,
+        segment_bytes: 16 << 10,
         recent_bytes: 0,
         ..DiskOptions::new(directory.path().join("log"), VOLUME, BRANCH)
     };

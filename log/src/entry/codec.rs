@@ -2,16 +2,20 @@
 //!
 //! An entry is a varint length, a packed body, and an rkyv archive of the head (kind and time) at the end, where rkyv
 //! expects the root. The LSN is implied by the frame. The two things that every row repeats, the entry's own LSN and its
-//! own time, are cut out of the values and leave a mark; a caller who was already named in the frame is not named again.
+//! own time, are cut out of the values and leave a mark. What entries before it in the frame have said is not said again: the
+//! caller, and of a row what is as in a row that was written a little earlier.
 //!
 //! Invariants:
 //! - `decode(encode(e)) == e` for every entry within the limits, whatever bytes its keys, values and names hold.
 //! - The body depends on the entry alone, not on the frame: the chain hash is over LSN, time, kind and body.
 //! - Decoding never allocates more than the limits of an entry, whatever it is given.
 
+mod change;
 mod cursor;
 mod decode;
 mod encode;
+mod patch;
+mod recent;
 mod token;
 
 use super::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, WrittenRow};
@@ -19,7 +23,7 @@ use crate::{LogTime, Lsn};
 
 use cursor::Cursor;
 pub(crate) use decode::StoredEntries;
-pub(crate) use encode::{EncodedBody, encode_body};
+pub(crate) use encode::{EncodedBody, Said};
 
 /// Appends the stored form of `entry` to `out`, as the first entry of a frame with this base time; on error `out` is as it
 /// was.
@@ -32,8 +36,9 @@ pub fn encode_entry<R: WrittenRow>(
         entry.time.as_nanos().checked_sub(base.as_nanos()).and_then(|delta| u32::try_from(delta).ok());
     let delta = delta.ok_or(EncodeError::TimeOutOfFrame { lsn: entry.lsn })?;
     let mut body = Vec::with_capacity(TYPICAL_BODY_BYTES);
-    let encoded = encode_body(entry, &mut body)?;
-    encoded.push_stored(&body, delta, None, out);
+    let mut encoded = EncodedBody::default();
+    encoded.encode(entry, &mut body)?;
+    encoded.push_stored(entry, &body, delta, &mut Said::default(), out);
     Ok(())
 }
 
@@ -42,7 +47,7 @@ pub fn decode_entry(bytes: &[u8], lsn: Lsn, base: LogTime) -> Result<Entry, Deco
     let mut entries = StoredEntries::new(bytes, lsn, base);
     let entry = entries.next_entry()?;
     entries.finish()?;
-    entry.decode()
+    Ok(entry)
 }
 
 /// The head of a stored entry.
@@ -145,6 +150,8 @@ const KEY_NUMBER_BYTES: usize = 8;
 /// The archived head.
 const HEAD_BYTES: usize = size_of::<ArchivedHead>();
 const _: () = assert!(HEAD_BYTES == 5);
+/// What a frame stores of an entry is at most this long: each change of a high table takes a byte more than in the body.
+const MAX_STORED_BYTES: usize = MAX_ENTRY_BYTES + MAX_CHANGES;
 /// At most this many runs of tokens are cut out of one value.
 const MAX_MARKS: usize = 64;
 /// At most this many equal tokens, one after the other, share a mark.

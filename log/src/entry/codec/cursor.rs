@@ -32,6 +32,16 @@ impl<'a> Cursor<'a> {
         DecodeError::Malformed { lsn: self.lsn, offset: self.base + self.offset, what }
     }
 
+    /// The same place, with nothing behind the place of `end`, which is a later one in the same bytes.
+    pub(super) fn up_to(&self, end: &Cursor<'a>) -> Cursor<'a> {
+        Cursor { bytes: &self.bytes[..end.offset], ..self.clone() }
+    }
+
+    /// What was read between `start`, an earlier place in the same bytes, and here.
+    pub(super) fn since(&self, start: usize) -> &'a [u8] {
+        &self.bytes[start..self.offset]
+    }
+
     /// What is left.
     pub(super) fn rest(&self) -> &'a [u8] {
         &self.bytes[self.offset..]

@@ -1,7 +1,11 @@
 //! Decoding entries.
 //!
+//! A frame is read from its beginning: what an entry leaves out because an entry before it has said it is put back here.
+//!
 //! Invariants:
 //! - Everything is checked: limits, marks and references within what they refer to, nothing left over.
+//! - Every change of a frame passes [`StoredChange::read`] once and in order, so that what is remembered is what the writer
+//!   remembered.
 
 use std::ops::Range;
 
@@ -10,12 +14,12 @@ use rkyv::rancor;
 
 use super::{
     ArchivedHead, CHANGES_SHIFT, Cursor, DecodeError, FEW_CHANGES, FEW_NAMES, FLAG_CALLER, FLAG_REQUEST,
-    FLAG_SAME_CALLER, HEAD_BYTES, MAX_MARKS, NAMES_SHIFT, SEARCHED_BYTES, TAG_BITS, TAG_DISTANCE, TAG_REST,
-    TAG_VALUE,
-    token::{StoredMark, Tokens},
+    FLAG_SAME_CALLER, HEAD_BYTES, MAX_STORED_BYTES, NAMES_SHIFT, change::StoredChange, recent::Recent,
+    token::Tokens,
 };
 use crate::{
-    LogTime, Lsn,
+    ChainHash, LogTime, Lsn,
+    chain::start_link,
     entry::{Change, Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, Requester},
 };
 
@@ -27,19 +31,37 @@ pub(crate) struct StoredEntries<'a> {
     base: LogTime,
     /// The last caller named in the frame, and how it was written.
     caller: Option<(Requester, &'a [u8])>,
+    recent: Recent,
 }
 
 impl<'a> StoredEntries<'a> {
     /// The entries in the body of a frame with this first LSN and base time.
     pub(crate) fn new(body: &'a [u8], first: Lsn, base: LogTime) -> StoredEntries<'a> {
-        StoredEntries { cursor: Cursor::new(body, 0, first), next: first, base, caller: None }
+        let cursor = Cursor::new(body, 0, first);
+        StoredEntries { cursor, next: first, base, caller: None, recent: Recent::default() }
     }
 
     /// The next entry.
-    pub(crate) fn next_entry(&mut self) -> Result<StoredEntry<'a>, DecodeError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Entry, DecodeError> {
+        self.next_stored()?.decode(&mut self.recent)
+    }
+
+    /// The input of the chain hash after the next entry, which is put in the place of what `link` holds.
+    pub(crate) fn next_link(&mut self, before: &ChainHash, link: &mut Vec<u8>) -> Result<(), DecodeError> {
+        let entry = self.next_stored()?;
+        start_link(link, before, entry.lsn, entry.time, entry.kind);
+        entry.push_body(&mut self.recent, link)
+    }
+
+    /// Checks that nothing is left.
+    pub(crate) fn finish(&self) -> Result<(), DecodeError> {
+        if self.cursor.is_empty() { Ok(()) } else { Err(self.cursor.malformed("bytes after the last entry")) }
+    }
+
+    fn next_stored(&mut self) -> Result<StoredEntry<'a>, DecodeError> {
         let lsn = self.next;
         self.cursor.lsn = lsn;
-        let length = self.cursor.count(MAX_ENTRY_BYTES, "an entry longer than the limit")?;
+        let length = self.cursor.count(MAX_STORED_BYTES, "an entry longer than the limit")?;
         let offset = self.cursor.offset;
         let stored = self.cursor.take(length)?;
         let Some(split) = length.checked_sub(HEAD_BYTES) else {
@@ -59,11 +81,6 @@ impl<'a> StoredEntries<'a> {
         Ok(StoredEntry { lsn, time: LogTime::from_nanos(time), kind: head.kind, flags, caller, rest: body })
     }
 
-    /// Checks that nothing is left.
-    pub(crate) fn finish(&self) -> Result<(), DecodeError> {
-        if self.cursor.is_empty() { Ok(()) } else { Err(self.cursor.malformed("bytes after the last entry")) }
-    }
-
     fn read_caller(
         &self,
         flags: u8,
@@ -72,10 +89,9 @@ impl<'a> StoredEntries<'a> {
         match (flags & FLAG_CALLER != 0, flags & FLAG_SAME_CALLER != 0) {
             (false, false) => Ok(None),
             (true, false) => {
-                let written = body.rest();
                 let start = body.offset;
                 let caller = body.requester()?;
-                Ok(Some((caller, &written[..body.offset - start])))
+                Ok(Some((caller, body.since(start))))
             }
             (true, true) if self.caller.is_some() => Ok(self.caller),
             (_, true) => Err(body.malformed("the same caller as nobody's")),
@@ -84,11 +100,10 @@ impl<'a> StoredEntries<'a> {
 }
 
 /// One entry of a frame body, taken apart but not decoded.
-#[derive(Clone, Debug)]
-pub(crate) struct StoredEntry<'a> {
-    pub(crate) lsn: Lsn,
-    pub(crate) time: LogTime,
-    pub(crate) kind: u8,
+struct StoredEntry<'a> {
+    lsn: Lsn,
+    time: LogTime,
+    kind: u8,
     flags: u8,
     caller: Option<(Requester, &'a [u8])>,
     /// The body behind the caller.
@@ -96,26 +111,39 @@ pub(crate) struct StoredEntry<'a> {
 }
 
 impl StoredEntry<'_> {
-    /// Appends the body to `out`, with the caller that the stored form may have left out.
-    pub(crate) fn push_body(&self, out: &mut Vec<u8>) {
+    /// Appends the body to `out`, with what the stored form has left out.
+    fn push_body(self, recent: &mut Recent, out: &mut Vec<u8>) -> Result<(), DecodeError> {
+        let (start, mut cursor) = (out.len(), self.rest);
         out.push(self.flags);
         out.extend_from_slice(self.caller.map_or(&[], |(_, written)| written));
-        out.extend_from_slice(self.rest.rest());
+        let before = cursor.offset;
+        if self.flags & FLAG_REQUEST != 0 {
+            cursor.request()?;
+        }
+        let count = changes(self.flags, &mut cursor)?;
+        out.extend_from_slice(cursor.since(before));
+        let tokens = Tokens::of(self.lsn, self.time);
+        for _ in 0..count {
+            StoredChange::read(&mut cursor, &tokens, recent)?.push_body(&tokens, out);
+            if out.len() - start > MAX_ENTRY_BYTES {
+                return Err(cursor.malformed("an entry longer than the limit"));
+            }
+        }
+        out.extend_from_slice(cursor.rest());
+        Ok(())
     }
 
     /// The entry itself.
-    pub(crate) fn decode(self) -> Result<Entry, DecodeError> {
+    fn decode(self, recent: &mut Recent) -> Result<Entry, DecodeError> {
         let mut cursor = self.rest;
         let request = (self.flags & FLAG_REQUEST != 0).then(|| cursor.request()).transpose()?;
         let mut plain = Plain { bytes: Vec::with_capacity(cursor.rest().len() * 2), rows: Vec::new() };
-        let count = match self.flags >> CHANGES_SHIFT & FEW_CHANGES {
-            FEW_CHANGES => cursor.count(MAX_CHANGES, "more changes than the limit")?,
-            few => usize::from(few),
-        };
+        let count = changes(self.flags, &mut cursor)?;
         plain.rows.reserve_exact(count.min(cursor.rest().len()));
         let tokens = Tokens::of(self.lsn, self.time);
         for _ in 0..count {
-            plain.read_change(&mut cursor, &tokens)?;
+            let change = StoredChange::read(&mut cursor, &tokens, recent)?;
+            plain.push_change(&change, &tokens).ok_or_else(|| cursor.malformed(TOO_LARGE))?;
         }
         let count = match self.flags >> NAMES_SHIFT & FEW_NAMES {
             FEW_NAMES => cursor.count(MAX_NAMES, "more names than the limit")?,
@@ -143,6 +171,14 @@ impl StoredEntry<'_> {
     }
 }
 
+/// How many changes follow.
+fn changes(flags: u8, cursor: &mut Cursor<'_>) -> Result<usize, DecodeError> {
+    match flags >> CHANGES_SHIFT & FEW_CHANGES {
+        FEW_CHANGES => cursor.count(MAX_CHANGES, "more changes than the limit"),
+        few => Ok(usize::from(few)),
+    }
+}
+
 /// The plain bytes of an entry that is being decoded: one allocation for all its rows and names.
 struct Plain {
     bytes: Vec<u8>,
@@ -158,58 +194,21 @@ struct RowRange {
 }
 
 impl Plain {
-    fn read_change(&mut self, cursor: &mut Cursor<'_>, tokens: &Tokens) -> Result<(), DecodeError> {
+    /// Adds a row; `None` if that is more than the limit.
+    fn push_change(&mut self, change: &StoredChange<'_>, tokens: &Tokens) -> Option<()> {
         let start = self.bytes.len();
-        let tag = cursor.varint()?;
-        let table = u8::try_from(tag >> TAG_BITS).map_err(|_| cursor.malformed("a table beyond 255"))?;
-        let mut number = cursor.varint()?;
-        if tag & TAG_DISTANCE != 0 {
-            let absolute = tokens.at_distance(number);
-            number = absolute.ok_or_else(|| cursor.malformed("a key below zero"))?;
+        if start + change.plain_length() > MAX_ENTRY_BYTES {
+            return None;
         }
-        self.push(cursor, &number.to_be_bytes())?;
-        if tag & TAG_REST != 0 {
-            let rest = cursor.count(MAX_ENTRY_BYTES, "a key longer than the limit")?;
-            let rest = cursor.take(rest)?;
-            self.push(cursor, rest)?;
-        }
+        self.bytes.extend_from_slice(&change.number.to_be_bytes());
+        self.bytes.extend_from_slice(change.rest());
         let key_end = self.bytes.len();
-        let has_value = tag & TAG_VALUE != 0;
-        if has_value {
-            self.read_value(cursor, tokens)?;
+        if let Some(value) = &change.value {
+            value.push_plain(tokens, &mut self.bytes);
         }
-        self.rows.push(RowRange { table, start, key_end, end: self.bytes.len(), has_value });
-        Ok(())
-    }
-
-    fn read_value(&mut self, cursor: &mut Cursor<'_>, tokens: &Tokens) -> Result<(), DecodeError> {
-        let length_and_marked = cursor.count(MAX_ENTRY_BYTES * 2 + 1, "a value longer than the limit")?;
-        let mut left = length_and_marked >> 1;
-        if length_and_marked & 1 == 0 {
-            let value = cursor.take(left)?;
-            return self.push(cursor, value);
-        }
-        let mut marks = [StoredMark::default(); MAX_MARKS];
-        let mut count = 0;
-        loop {
-            let number = cursor.count(SEARCHED_BYTES << 4 | 15, "a mark beyond its value")?;
-            let mark = marks.get_mut(count).ok_or_else(|| cursor.malformed("more marks than the limit"))?;
-            *mark = StoredMark::parse(number);
-            count += 1;
-            if !mark.more {
-                break;
-            }
-        }
-        for mark in &marks[..count] {
-            left = left.checked_sub(mark.gap).ok_or_else(|| cursor.malformed("a mark beyond its value"))?;
-            let piece = cursor.take(mark.gap)?;
-            self.push(cursor, piece)?;
-            for _ in 0..mark.run {
-                self.push(cursor, tokens.bytes(mark.what))?;
-            }
-        }
-        let piece = cursor.take(left)?;
-        self.push(cursor, piece)
+        let (table, end, has_value) = (change.table, self.bytes.len(), change.value.is_some());
+        self.rows.push(RowRange { table, start, key_end, end, has_value });
+        Some(())
     }
 
     fn read_names(
@@ -225,7 +224,7 @@ impl Plain {
             let length = length_and_reference >> 1;
             total += length;
             if total > MAX_ENTRY_BYTES {
-                return Err(cursor.malformed("more plain bytes than the limit"));
+                return Err(cursor.malformed(TOO_LARGE));
             }
             let start = if length_and_reference & 1 == 0 {
                 let start = self.bytes.len();
@@ -252,12 +251,6 @@ impl Plain {
         }
         Ok(start)
     }
-
-    fn push(&mut self, cursor: &Cursor<'_>, bytes: &[u8]) -> Result<(), DecodeError> {
-        if self.bytes.len() + bytes.len() > MAX_ENTRY_BYTES {
-            return Err(cursor.malformed("more plain bytes than the limit"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
 }
+
+const TOO_LARGE: &str = "more plain bytes than the limit";

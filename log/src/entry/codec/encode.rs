@@ -1,86 +1,187 @@
 //! Encoding entries.
 //!
+//! An entry becomes a body, which depends on nothing but the entry and which the chain is computed over, and then what a frame
+//! stores of it, which leaves out what entries before it in the frame have said.
+//!
 //! Invariants:
 //! - A refused entry leaves nothing behind in the output.
+//! - What is stored is at most a byte a change longer than the body.
 
 use bytes::Bytes;
 
 use super::{
-    CHANGES_SHIFT, EncodeError, FEW_CHANGES, FEW_NAMES, FLAG_CALLER, FLAG_REQUEST, FLAG_SAME_CALLER,
+    CHANGES_SHIFT, Cursor, EncodeError, FEW_CHANGES, FEW_NAMES, FLAG_CALLER, FLAG_REQUEST, FLAG_SAME_CALLER,
     HEAD_BYTES, KEY_NUMBER_BYTES, MAX_MARKS, NAME_SEARCH_CHANGES, NAMES_SHIFT, SEARCHED_BYTES,
-    SHORTEST_NAME_REFERENCE, TAG_BITS, TAG_DISTANCE, TAG_REST, TAG_VALUE,
+    SHORTEST_NAME_REFERENCE,
+    change::{OTHER_KEY, SAID_BY_ANOTHER, SHIFT_BACK, SHIFT_WRITTEN, Tag, read_head},
+    patch::Guess,
+    recent::{Found, Recent},
     token::{Mark, Tokens, be_u64},
 };
-use crate::entry::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, Requester, WrittenRow};
+use crate::{
+    Lsn,
+    entry::{Entry, MAX_CHANGES, MAX_ENTRY_BYTES, MAX_NAMES, Requester, WrittenRow},
+};
+
+/// What the entries of a frame so far leave to be left out by the next one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said {
+    /// The last caller.
+    caller: Option<Requester>,
+    recent: Recent,
+}
+
+impl Said {
+    /// Begins a new frame.
+    pub(crate) fn clear(&mut self) {
+        self.caller = None;
+        self.recent.clear();
+    }
+}
 
 /// What has been learned of an entry while its body was encoded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct EncodedBody {
-    kind: u8,
-    caller: Option<Requester>,
     /// How many bytes behind the flags name the caller.
     caller_bytes: usize,
+    /// The changes, as places in the body.
+    changes: Vec<EncodedChange>,
+}
+
+/// Where a change stands in its body.
+#[derive(Clone, Copy, Debug)]
+struct EncodedChange {
+    tag: u64,
+    /// Where its tag begins.
+    start: usize,
+    /// Where its key begins, behind the tag.
+    key: usize,
+    /// Where its key ends.
+    value: usize,
+    /// Where the length and the marks of its value end.
+    left: usize,
+    end: usize,
 }
 
 impl EncodedBody {
-    /// Appends the stored form of the entry with this body; `before` is the last caller named in the frame.
-    pub(crate) fn push_stored(
+    /// Appends the body of `entry` to `out`; on error `out` is as it was.
+    pub(crate) fn encode<R: WrittenRow>(
+        &mut self,
+        entry: &Entry<R>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        check_limits(entry)?;
+        let start = out.len();
+        let (names, changes) = (few(entry.names.len(), FEW_NAMES), few(entry.changes.len(), FEW_CHANGES));
+        let mut flags = names << NAMES_SHIFT | changes << CHANGES_SHIFT;
+        flags |=
+            u8::from(entry.caller.is_some()) * FLAG_CALLER + u8::from(entry.request.is_some()) * FLAG_REQUEST;
+        out.push(flags);
+        if let Some(caller) = entry.caller {
+            push_varint(out, u64::from(caller.uid));
+            push_varint(out, u64::from(caller.gid));
+            push_varint(out, u64::from(caller.pid));
+        }
+        self.caller_bytes = out.len() - start - 1;
+        if let Some(request) = entry.request {
+            out.extend_from_slice(&request.session.to_le_bytes());
+            push_varint(out, request.sequence);
+        }
+        if changes == FEW_CHANGES {
+            push_varint(out, entry.changes.len() as u64);
+        }
+        let tokens = Tokens::of(entry.lsn, entry.time);
+        self.changes.clear();
+        for change in &entry.changes {
+            self.changes.push(push_change(out, start, change, &tokens));
+        }
+        if names == FEW_NAMES {
+            push_varint(out, entry.names.len() as u64);
+        }
+        for name in &entry.names {
+            push_name(out, name, &entry.changes);
+        }
+        let length = out.len() - start + HEAD_BYTES;
+        if length > MAX_ENTRY_BYTES {
+            out.truncate(start);
+            return Err(EncodeError::TooLarge { lsn: entry.lsn, length });
+        }
+        Ok(())
+    }
+
+    /// Appends what a frame stores of `entry`, of which this is the `body`.
+    pub(crate) fn push_stored<R: WrittenRow>(
         &self,
+        entry: &Entry<R>,
         body: &[u8],
         time_delta: u32,
-        before: Option<Requester>,
+        said: &mut Said,
         out: &mut Vec<u8>,
     ) {
-        let same = self.caller.is_some() && self.caller == before;
+        let start = out.len();
+        let same = entry.caller.is_some() && entry.caller == said.caller;
+        said.caller = entry.caller.or(said.caller);
         let left_out = if same { self.caller_bytes } else { 0 };
-        push_varint(out, (body.len() - left_out + HEAD_BYTES) as u64);
         out.push(body[0] | if same { FLAG_SAME_CALLER } else { 0 });
-        out.extend_from_slice(&body[1 + left_out..]);
-        push_head(out, time_delta, self.kind);
+        let mut end = self.changes.first().map_or(body.len(), |change| change.start);
+        out.extend_from_slice(&body[1 + left_out..end]);
+        for (change, encoded) in entry.changes.iter().zip(&self.changes) {
+            encoded.push_stored(change, body, &mut said.recent, out);
+            end = encoded.end;
+        }
+        out.extend_from_slice(&body[end..]);
+        push_head(out, time_delta, entry.kind);
+
+        let length = out.len() - start;
+        insert_varint(out, start, length as u64);
     }
 }
 
-/// Appends the body of `entry` to `out`; on error `out` is as it was.
-pub(crate) fn encode_body<R: WrittenRow>(
-    entry: &Entry<R>,
-    out: &mut Vec<u8>,
-) -> Result<EncodedBody, EncodeError> {
-    check_limits(entry)?;
-    let start = out.len();
-    let (names, changes) = (few(entry.names.len(), FEW_NAMES), few(entry.changes.len(), FEW_CHANGES));
-    let mut flags = names << NAMES_SHIFT | changes << CHANGES_SHIFT;
-    flags |=
-        u8::from(entry.caller.is_some()) * FLAG_CALLER + u8::from(entry.request.is_some()) * FLAG_REQUEST;
-    out.push(flags);
-    if let Some(caller) = entry.caller {
-        push_varint(out, u64::from(caller.uid));
-        push_varint(out, u64::from(caller.gid));
-        push_varint(out, u64::from(caller.pid));
+impl EncodedChange {
+    /// Appends what a frame stores of `change`: the shorter one of the change itself and what differs from a row before.
+    fn push_stored(&self, change: &impl WrittenRow, body: &[u8], recent: &mut Recent, out: &mut Vec<u8>) {
+        let start = out.len();
+        if let Some(value) = change.value() {
+            let before = recent.find(change.table(), change.key());
+            if !before.is_some_and(|before| self.push_patched(&before, body, out)) {
+                out.truncate(start);
+                self.push_written(body, out);
+            }
+            let (number, rest) = change.key().split_at(KEY_NUMBER_BYTES);
+            if let Some(slot) = recent.remember(change.table(), be_u64(number), rest, value.len()) {
+                slot.copy_from_slice(value);
+            }
+        } else {
+            self.push_written(body, out);
+        }
     }
-    let caller_bytes = out.len() - start - 1;
-    if let Some(request) = entry.request {
-        out.extend_from_slice(&request.session.to_le_bytes());
-        push_varint(out, request.sequence);
+
+    fn push_written(&self, body: &[u8], out: &mut Vec<u8>) {
+        push_varint(out, self.tag << SHIFT_WRITTEN);
+        out.extend_from_slice(&body[self.key..self.end]);
     }
-    if changes == FEW_CHANGES {
-        push_varint(out, entry.changes.len() as u64);
+
+    /// Whether the change was appended as what differs from `before`, and is shorter so.
+    fn push_patched(&self, before: &Found<'_>, body: &[u8], out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        let left = &body[self.left..self.end];
+        let mut head = Cursor::new(&body[self.value..self.left], 0, Lsn::FIRST);
+        let Ok((head, marks, _)) = read_head(&mut head) else {
+            return false;
+        };
+        let Some(guess) = Guess::of(before.row.value(), marks, left.len()) else {
+            return false;
+        };
+        let other = if before.same_key { 0 } else { OTHER_KEY };
+        push_varint(out, (before.back as u64) << SHIFT_BACK | other | SAID_BY_ANOTHER);
+        if !before.same_key {
+            push_varint(out, self.tag);
+            out.extend_from_slice(&body[self.key..self.value]);
+        }
+        out.extend_from_slice(head);
+        guess.push_patch(left, out);
+        out.len() - start < self.end - self.key + 1
     }
-    let tokens = Tokens::of(entry.lsn, entry.time);
-    for change in &entry.changes {
-        push_change(out, change, &tokens);
-    }
-    if names == FEW_NAMES {
-        push_varint(out, entry.names.len() as u64);
-    }
-    for name in &entry.names {
-        push_name(out, name, &entry.changes);
-    }
-    let length = out.len() - start + HEAD_BYTES;
-    if length > MAX_ENTRY_BYTES {
-        out.truncate(start);
-        return Err(EncodeError::TooLarge { lsn: entry.lsn, length });
-    }
-    Ok(EncodedBody { kind: entry.kind, caller: entry.caller, caller_bytes })
 }
 
 /// A count as the flags hold it.
@@ -109,27 +210,21 @@ fn check_limits<R: WrittenRow>(entry: &Entry<R>) -> Result<(), EncodeError> {
     Ok(())
 }
 
-fn push_change(out: &mut Vec<u8>, change: &impl WrittenRow, tokens: &Tokens) {
+/// Appends a change to the body that begins at `body`, and says where it is.
+fn push_change(out: &mut Vec<u8>, body: usize, change: &impl WrittenRow, tokens: &Tokens) -> EncodedChange {
+    let start = out.len() - body;
     let (number, rest) = change.key().split_at(KEY_NUMBER_BYTES);
-    let number = be_u64(number);
-    let distance = tokens.distance(number);
-    let mut tag = u64::from(change.table()) << TAG_BITS;
-    tag |= u64::from(!rest.is_empty()) * TAG_REST;
-    tag |= u64::from(distance.is_some()) * TAG_DISTANCE;
-    tag |= u64::from(change.value().is_some()) * TAG_VALUE;
-    push_varint(out, tag);
-    push_varint(out, distance.unwrap_or(number));
-    if !rest.is_empty() {
-        push_varint(out, rest.len() as u64);
-        out.extend_from_slice(rest);
-    }
-    if let Some(value) = change.value() {
-        push_value(out, value, tokens);
-    }
+    let tag = Tag::of(change.table(), be_u64(number), rest, change.value().is_some(), tokens);
+    push_varint(out, tag.bits());
+    let key = out.len() - body;
+    tag.push_key(out, rest);
+    let value = out.len() - body;
+    let left = change.value().map_or(value, |value| push_value(out, value, tokens) - body);
+    EncodedChange { tag: tag.bits(), start, key, value, left, end: out.len() - body }
 }
 
-/// Appends a value: its length without what is cut out, the marks, and what is left.
-fn push_value(out: &mut Vec<u8>, value: &[u8], tokens: &Tokens) {
+/// Appends a value: its length without what is cut out, the marks, and what is left, of which it says the beginning.
+fn push_value(out: &mut Vec<u8>, value: &[u8], tokens: &Tokens) -> usize {
     let mut marks = [Mark::default(); MAX_MARKS];
     let count = tokens.find(value, &mut marks);
     let marks = &marks[..count];
@@ -140,12 +235,14 @@ fn push_value(out: &mut Vec<u8>, value: &[u8], tokens: &Tokens) {
         push_varint(out, mark.stored(end, index + 1 < count));
         end = mark.offset + mark.length();
     }
+    let left = out.len();
     end = 0;
     for mark in marks {
         out.extend_from_slice(&value[end..mark.offset]);
         end = mark.offset + mark.length();
     }
     out.extend_from_slice(&value[end..]);
+    left
 }
 
 /// Appends a name: where it stands in a value, if it does, else its bytes.
@@ -198,4 +295,12 @@ pub(super) fn push_varint(out: &mut Vec<u8>, mut number: u64) {
         number >>= 7;
     }
     out.push(number as u8);
+}
+
+/// Puts `number` before the bytes of `out` that begin at `at`.
+fn insert_varint(out: &mut Vec<u8>, at: usize, number: u64) {
+    let end = out.len();
+    push_varint(out, number);
+    let length = out.len() - end;
+    out[at..].rotate_right(length);
 }

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A mark says exactly which bytes were cut and where; finding none, or not all, is never wrong.
 
-use super::{KEY_NUMBER_BYTES, MAX_MARKS, MAX_RUN, SEARCHED_BYTES};
+use super::{Cursor, DecodeError, KEY_NUMBER_BYTES, MAX_MARKS, MAX_RUN, SEARCHED_BYTES};
 use crate::{LogTime, Lsn};
 
 /// What is cut out of the values of one entry.
@@ -108,20 +108,68 @@ impl Mark {
 }
 
 /// A mark as it is read back.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct StoredMark {
     /// How many bytes of the value stand between the tokens before it and its own.
     pub(super) gap: usize,
     pub(super) what: Token,
     pub(super) run: usize,
     /// Whether another mark follows.
-    pub(super) more: bool,
+    more: bool,
 }
 
 impl StoredMark {
-    pub(super) fn parse(number: usize) -> StoredMark {
+    /// Reads a mark; a gap is at most as long as the beginning of a value in which tokens are looked for.
+    fn read(cursor: &mut Cursor<'_>) -> Result<StoredMark, DecodeError> {
+        let number = cursor.count(SEARCHED_BYTES << 4 | 15, "a mark beyond its value")?;
         let what = if number & 1 == 0 { Token::Lsn } else { Token::Time };
-        StoredMark { gap: number >> 4, what, run: (number >> 1 & 3) + 1, more: number & 8 != 0 }
+        Ok(StoredMark { gap: number >> 4, what, run: (number >> 1 & 3) + 1, more: number & 8 != 0 })
+    }
+
+    /// How many bytes it stands for.
+    pub(super) fn length(&self) -> usize {
+        self.run * self.what.length()
+    }
+}
+
+/// The marks of a value, one after the other; they have been read before, so nothing is wrong with them.
+#[derive(Clone, Debug)]
+pub(super) struct Marks<'a> {
+    stored: Cursor<'a>,
+}
+
+impl<'a> Marks<'a> {
+    /// Reads the marks of a value of which `left` bytes are left.
+    pub(super) fn read(cursor: &mut Cursor<'a>, mut left: usize) -> Result<Marks<'a>, DecodeError> {
+        let (start, mut count, mut more) = (cursor.clone(), 0, true);
+        while more {
+            let mark = StoredMark::read(cursor)?;
+            left = left.checked_sub(mark.gap).ok_or_else(|| cursor.malformed("a mark beyond its value"))?;
+            count += 1;
+            if count > MAX_MARKS {
+                return Err(cursor.malformed("more marks than the limit"));
+            }
+            more = mark.more;
+        }
+        Ok(Marks { stored: start.up_to(cursor) })
+    }
+
+    /// No marks.
+    pub(super) fn none(cursor: &Cursor<'a>) -> Marks<'a> {
+        Marks { stored: cursor.up_to(cursor) }
+    }
+
+    /// How many bytes they stand for.
+    pub(super) fn cut(&self) -> usize {
+        self.clone().map(|mark| mark.length()).sum()
+    }
+}
+
+impl Iterator for Marks<'_> {
+    type Item = StoredMark;
+
+    fn next(&mut self) -> Option<StoredMark> {
+        if self.stored.is_empty() { None } else { StoredMark::read(&mut self.stored).ok() }
     }
 }
 
