@@ -4,12 +4,12 @@
 //! Invariants:
 //! - An epoch is on the disk before any archive hears of it.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
-use murphy_log::{Epoch, OsFiles, ParseIdError, replace_file};
+use murphy_log::{Epoch, ParseIdError};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CliError, at, failed};
+use crate::{error::CliError, summed};
 
 /// An epoch in a file of a node.
 #[derive(Serialize, Deserialize)]
@@ -34,24 +34,19 @@ impl From<&Epoch> for StoredEpoch {
 
 /// The epochs in the file at `path`, oldest first; none if there is no file.
 pub(crate) fn load(path: &Path) -> Result<Vec<Epoch>, CliError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(at(path)(error)),
-    };
-    let damaged = |error: &dyn std::fmt::Display| {
-        CliError::new(format!("{} is damaged: {error}", path.display()))
-            .hint("it names the epochs that this node may have sealed archives for; restore it from a copy")
-    };
-    let attempts: Vec<StoredEpoch> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-    attempts.iter().map(|attempt| attempt.epoch().map_err(|error| damaged(&error))).collect()
+    let attempts: Vec<StoredEpoch> = summed::read(path, WAY_OUT)?.unwrap_or_default();
+    let damaged =
+        |error: ParseIdError| CliError::new(format!("{} is damaged: {error}", path.display())).hint(WAY_OUT);
+    attempts.iter().map(|attempt| attempt.epoch().map_err(damaged)).collect()
 }
 
 /// Remembers `epochs` in the file at `path`; durable when it returns.
 pub(crate) fn remember(path: &Path, epochs: &[Epoch]) -> Result<(), CliError> {
-    let attempts: Vec<StoredEpoch> = epochs.iter().map(StoredEpoch::from).collect();
-    replace_file(&OsFiles, path, &serde_json::to_vec(&attempts).map_err(failed)?).map_err(at(path))
+    summed::write(path, &epochs.iter().map(StoredEpoch::from).collect::<Vec<_>>())
 }
+
+const WAY_OUT: &str =
+    "it names the epochs that this node may have sealed archives for; restore it from a copy";
 
 #[cfg(test)]
 mod tests {
@@ -68,9 +63,9 @@ mod tests {
             (2..4).map(|number| Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }).collect();
         remember(&path, &epochs).unwrap();
         assert_eq!(load(&path), Ok(epochs));
-        for text in ["", "[{\"number\":2}]", "[{\"number\":2,\"id\":\"x\"}]"] {
-            fs::write(&path, text).unwrap();
-            assert!(load(&path).unwrap_err().to_string().contains("promoting.json is damaged"), "{text}");
+        for value in [serde_json::json!([{"number": 2}]), serde_json::json!([{"number": 2, "id": "x"}])] {
+            summed::write(&path, &value).unwrap();
+            assert!(load(&path).unwrap_err().to_string().contains("promoting.json is damaged"), "{value}");
         }
     }
 }

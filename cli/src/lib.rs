@@ -27,6 +27,7 @@ mod progress;
 mod serve;
 mod settings;
 mod status;
+mod summed;
 mod take_over;
 mod tree;
 mod units;

@@ -10,10 +10,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_log::{ChainHash, Epoch, EpochId, Lsn, NodeId, OsFiles, Position, replace_file};
+use murphy_log::{ChainHash, Epoch, EpochId, Lsn, NodeId, ParseIdError, Position};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CliError, at, failed};
+use crate::{
+    error::{CliError, at},
+    summed,
+};
 
 /// What a mirror is known to hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,15 +41,12 @@ impl MirrorNote {
 /// The note in a node's directory, if there is one.
 pub(crate) fn load(directory: &Path) -> Option<MirrorNote> {
     let path = path(directory);
-    let read = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => Err(error.to_string()),
-        Ok(text) => parse(&text).ok_or_else(|| "it is damaged".to_owned()),
-    };
-    read.inspect_err(|error| {
-        tracing::warn!("{}: {error}; what mirrors hold is not known until they are asked", path.display());
+    let said =
+        summed::read::<NoteText>(&path, "").and_then(|text| text.map(|text| text.note(&path)).transpose());
+    said.unwrap_or_else(|error| {
+        tracing::warn!("{error}; what mirrors hold is not known until they are asked");
+        None
     })
-    .ok()
 }
 
 /// Replaces the note by one that goes further; durable when it returns.
@@ -62,9 +62,7 @@ pub(crate) fn save(directory: &Path, note: &MirrorNote) -> Result<(), CliError> 
         lsn: position.lsn.get(),
         hash: position.hash.to_string(),
     };
-    let line = serde_json::to_string(&text).map_err(failed)?;
-    let path = path(directory);
-    replace_file(&OsFiles, &path, format!("{line}\n{}\n", sum(&line)).as_bytes()).map_err(at(&path))
+    summed::write(&path(directory), &text)
 }
 
 /// Removes the note, for a log that was put aside. Durable when the directory is synced.
@@ -86,23 +84,17 @@ struct NoteText {
     hash: String,
 }
 
-fn parse(text: &str) -> Option<MirrorNote> {
-    let (line, found) = text.strip_suffix('\n')?.split_once('\n')?;
-    if found != sum(line) {
-        return None;
+impl NoteText {
+    fn note(&self, path: &Path) -> Result<MirrorNote, CliError> {
+        let damaged = |error: ParseIdError| CliError::new(format!("{} is damaged: {error}", path.display()));
+        let id: EpochId = self.epoch_id.parse().map_err(damaged)?;
+        let hash: ChainHash = self.hash.parse().map_err(damaged)?;
+        let epoch = Epoch { number: self.epoch, id };
+        Ok(MirrorNote {
+            node: self.node.parse().map_err(damaged)?,
+            position: Position { epoch, lsn: Lsn::new(self.lsn), hash },
+        })
     }
-    let text: NoteText = serde_json::from_str(line).ok()?;
-    let id: EpochId = text.epoch_id.parse().ok()?;
-    let hash: ChainHash = text.hash.parse().ok()?;
-    let epoch = Epoch { number: text.epoch, id };
-    Some(MirrorNote {
-        node: text.node.parse().ok()?,
-        position: Position { epoch, lsn: Lsn::new(text.lsn), hash },
-    })
-}
-
-fn sum(line: &str) -> String {
-    blake3::hash(line.as_bytes()).to_hex()[..SUM_CHARS].to_owned()
 }
 
 fn path(directory: &Path) -> PathBuf {
@@ -110,7 +102,6 @@ fn path(directory: &Path) -> PathBuf {
 }
 
 const FILE: &str = "mirrored";
-const SUM_CHARS: usize = 32;
 
 #[cfg(test)]
 mod tests {

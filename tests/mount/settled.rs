@@ -6,7 +6,7 @@ use murphy_backup::{Archive, ArchiveFence, ArchiveStore};
 use murphy_fs::{Fence, StoreUrl};
 use murphy_log::{Clock, Epoch, EpochId, Position, SystemClock};
 use murphy_mirror::Identity;
-use murphy_tests::can_mount;
+use murphy_tests::{can_mount, write_summed};
 use serde_json::{Value, json};
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -15,7 +15,7 @@ use super::mirrors::{Pair, wait_for, write_safely};
 fn seal_as_b(pair: &Pair, url: &str) -> Position {
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
     let remembered = json!([{ "number": next.number, "id": next.id.to_string() }]);
-    fs::write(pair.scratch.path("b/promoting.json"), remembered.to_string()).unwrap();
+    write_summed(&pair.scratch.path("b/promoting.json"), &remembered);
     let identity = Identity::load_existing(&pair.scratch.path("b")).unwrap().unwrap();
     let opened = url.parse::<StoreUrl>().unwrap().open().unwrap();
     let store = ArchiveStore::new(opened.store, opened.prefix, url);

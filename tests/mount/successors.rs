@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use murphy_tests::{Misdeed, S3Endpoint, Scratch, can_mount};
+use murphy_tests::{Misdeed, S3Endpoint, Scratch, can_mount, read_summed};
 use serde_json::Value;
 
 use super::{
@@ -13,9 +13,8 @@ use super::{
 
 /// The members through which `node` acknowledges, as it remembers them.
 fn acknowledging(pair: &Pair, node: &str) -> BTreeSet<String> {
-    let set =
-        fs::read_to_string(pair.scratch.path(&format!("{node}/acknowledging.json"))).unwrap_or_default();
-    serde_json::from_str(&set).unwrap_or_default()
+    let set = read_summed(&pair.scratch.path(&format!("{node}/acknowledging.json")));
+    set.and_then(|set| serde_json::from_value(set).ok()).unwrap_or_default()
 }
 
 /// Writes `bytes` until an fsync has been acknowledged, and then they are.

@@ -21,6 +21,7 @@ mod reference;
 mod s3;
 mod simulation;
 mod sound;
+mod summed;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -47,4 +48,5 @@ pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
 pub use sound::check_sound;
+pub use summed::{read_summed, write_summed};
 pub use wait::{PATIENCE, pause, pause_task, stays, until, wait_for, wait_for_ok, wait_until};

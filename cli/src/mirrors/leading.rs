@@ -13,13 +13,14 @@ use std::{
 };
 
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
-use murphy_log::{Epoch, Log, Lsn, NodeId, OsFiles, replace_file};
+use murphy_log::{Epoch, Log, Lsn, NodeId, ParseIdError};
 use murphy_mirror::{AcknowledgingSet, MemberBook, MirrorAcknowledger, Part, SetStep, SourcePart};
 
 use super::{Mirroring, changed, lock, snapshots::VolumeSnapshots};
 use crate::{
     error::{CliError, failed},
     settings::Ack,
+    summed,
 };
 
 impl Mirroring {
@@ -221,25 +222,17 @@ impl Mirroring {
 /// The set that acknowledged last.
 pub(super) fn read_set(directory: &Path) -> Result<Option<BTreeSet<NodeId>>, CliError> {
     let path = directory.join(SET);
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(crate::error::at(&path)(error)),
-    };
-    let damaged = |error: &dyn std::fmt::Display| {
-        CliError::new(format!("{} is damaged: {error}", path.display()))
-            .hint("delete it: no fsync is acknowledged then before every mirror has caught up")
-    };
-    let names: Vec<String> = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-    let nodes = names.iter().map(|name| name.parse().map_err(|error| damaged(&error)));
+    let way_out = "delete it: no fsync is acknowledged then before every mirror has caught up";
+    let Some(names) = summed::read::<Vec<String>>(&path, way_out)? else { return Ok(None) };
+    let damaged =
+        |error: ParseIdError| CliError::new(format!("{} is damaged: {error}", path.display())).hint(way_out);
+    let nodes = names.iter().map(|name| name.parse().map_err(damaged));
     nodes.collect::<Result<BTreeSet<NodeId>, CliError>>().map(Some)
 }
 
 pub(super) fn write_set(directory: &Path, members: &BTreeSet<NodeId>) -> Result<(), CliError> {
     let names: Vec<String> = members.iter().map(ToString::to_string).collect();
-    let path = directory.join(SET);
-    replace_file(&OsFiles, &path, &serde_json::to_vec(&names).map_err(failed)?)
-        .map_err(crate::error::at(&path))
+    summed::write(&directory.join(SET), &names)
 }
 
 /// Whether the volume's fsync waits for mirrors.

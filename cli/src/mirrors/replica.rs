@@ -13,7 +13,7 @@
 //! - While a volume is open above the log, the log is replaced only by a process that begins anew.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, BufReader},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ use std::{
 use murphy_fs::verify_snapshot;
 use murphy_log::{
     BranchId, DiskLog, Epoch, Files, Frame, Log, Lsn, OsFiles, Position, State, VolumeKeys, append_copy,
-    rename_durably, replace_file,
+    rename_durably,
 };
 use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, check_append, check_promise};
 use tokio::sync::watch;
@@ -32,8 +32,9 @@ use tokio::sync::watch;
 use crate::{
     attempts::StoredEpoch,
     config::NodeConfig,
-    error::{CliError, at},
+    error::CliError,
     node::{SEED_READY, keep_aside, log_directory, open_log, seed_file, settle},
+    summed,
 };
 
 /// A mirror's node on disk.
@@ -248,22 +249,13 @@ impl SeedWriter for Seed {
 
 fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
     let path = directory.join(PROMISED);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(at(&path)(error)),
-    };
-    let damaged = |error: &dyn std::fmt::Display| {
-        CliError::new(format!("{} is damaged: {error}", path.display()))
-            .hint("it keeps this mirror from acknowledging to a source that was replaced: put the file back, or join in a new directory (--blocks may be the same)")
-    };
-    let promise: StoredEpoch = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-    promise.epoch().map(Some).map_err(|error| damaged(&error))
+    let Some(promise) = summed::read::<StoredEpoch>(&path, PROMISE_LOST)? else { return Ok(None) };
+    let damaged = |error| CliError::new(format!("{} is damaged: {error}", path.display())).hint(PROMISE_LOST);
+    promise.epoch().map(Some).map_err(damaged)
 }
 
-fn write_promise(directory: &Path, epoch: Epoch) -> io::Result<()> {
-    let promise = serde_json::to_vec(&StoredEpoch::from(&epoch))?;
-    replace_file(&OsFiles, &directory.join(PROMISED), &promise)
+fn write_promise(directory: &Path, epoch: Epoch) -> Result<(), CliError> {
+    summed::write(&directory.join(PROMISED), &StoredEpoch::from(&epoch))
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -277,6 +269,7 @@ fn storage(error: &dyn std::fmt::Display) -> ReplicaError {
 
 const PARTIAL: &str = "seed.partial";
 const PROMISED: &str = "promised.json";
+const PROMISE_LOST: &str = "it keeps this mirror from acknowledging to a source that was replaced: put the file back, or join in a new directory (--blocks may be the same)";
 const DURABLE_MAX: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 1 << 20;
 

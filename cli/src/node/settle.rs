@@ -12,7 +12,7 @@ use std::{
 };
 
 use murphy_fs::SnapshotReader;
-use murphy_log::{DiskLog, DiskOptions, Files, OsFiles, Position, rename_durably, replace_file};
+use murphy_log::{DiskLog, DiskOptions, Files, OsFiles, Position, rename_durably};
 use murphy_mirror::Point;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,7 @@ use crate::{
     archive_notes::forget_durable,
     config::{KeptBranch, NodeConfig},
     error::{CliError, at, failed},
+    summed,
 };
 
 /// Finishes what an earlier process has begun: puts a log aside, puts a snapshot in place. The caller holds the node's lock, and its log is
@@ -53,13 +54,7 @@ pub(super) fn has_begun(directory: &Path) -> bool {
 
 fn settle_aside(directory: &Path) -> Result<(), CliError> {
     let order = directory.join(SET_ASIDE);
-    let text = match fs::read(&order) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(at(&order)(error)),
-    };
-    let SetAside { kept } = serde_json::from_slice(&text)
-        .map_err(|error| CliError::new(format!("{}: {error}", order.display())))?;
+    let Some(SetAside { kept }) = summed::read(&order, ORDER_LOST)? else { return Ok(()) };
     let place = directory.join(&kept.place);
     OsFiles.create_dir(&place).map_err(at(&place))?;
     for held in [log_directory(directory), base_file(directory)] {
@@ -91,10 +86,9 @@ pub(crate) fn keep_aside(
     directory: &Path,
     ancestor: Option<Point>,
     tail: Position,
-) -> io::Result<KeptBranch> {
+) -> Result<KeptBranch, CliError> {
     let kept = kept_branch(ancestor, tail);
-    let order = SetAside { kept: kept.clone() };
-    replace_file(&OsFiles, &directory.join(SET_ASIDE), &serde_json::to_vec(&order)?)?;
+    summed::write(&directory.join(SET_ASIDE), &SetAside { kept: kept.clone() })?;
     Ok(kept)
 }
 
@@ -123,6 +117,8 @@ pub(crate) fn seed_file(directory: &Path, name: &str) -> PathBuf {
 /// A snapshot that is complete and verified.
 pub(crate) const SEED_READY: &str = "seed.ready";
 const NEW_LOG: &str = "log.new";
+const ORDER_LOST: &str =
+    "it says which log is to be put aside, and nothing is touched until that is known: put the file back";
 const SET_ASIDE: &str = "set-aside.json";
 
 #[cfg(test)]
