@@ -374,6 +374,7 @@ impl Mirroring {
                 let seen = followed.status.borrow().clone();
                 status.metadata_lsn = Some(seen.metadata_lsn.get());
                 status.data_lsn = Some(seen.data_lsn.get());
+                status.data_error = followed.not_copying();
                 status.lag_ms = Some(seen.lag_ms);
                 let (address, connected, error) = (seen.address, seen.connected, seen.error);
                 status.source = Some(SourceStatus { address, connected, lsn: seen.source_lsn.get(), error });

@@ -72,6 +72,9 @@ pub(crate) struct Status {
     /// Up to where the node has every byte too.
     #[serde(default)]
     pub(crate) data_lsn: Option<u64>,
+    /// Why a mirror does not copy packs, if that is so.
+    #[serde(default)]
+    pub(crate) data_error: Option<String>,
     /// For how long a mirror has been behind its source, or has heard nothing.
     #[serde(default)]
     pub(crate) lag_ms: Option<u64>,
@@ -238,6 +241,7 @@ pub(crate) fn of(
         advice: None,
         metadata_lsn: None,
         data_lsn: None,
+        data_error: None,
         lag_ms: None,
         packs: None,
         packs_from_archives: 0,
@@ -379,7 +383,8 @@ impl Status {
             row("source", format!("{}: lsn {}, {state}", source.address, source.lsn));
         }
         if let Some(data) = self.data_lsn {
-            row("data", format!("lsn {data}"));
+            let trouble = self.data_error.as_ref().map(|error| format!(", not copied further: {error}"));
+            row("data", format!("lsn {data}{}", trouble.unwrap_or_default()));
         }
         if let Some(PackStatus { found, wanted, missing }) = self.packs {
             row("lost packs", format!("{missing} missing, {wanted} asked for, {found} found"));

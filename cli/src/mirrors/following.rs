@@ -29,6 +29,8 @@ pub(crate) struct Followed {
     pub(super) packs: RemotePacks,
     stop: watch::Sender<bool>,
     broken: Arc<Mutex<Option<String>>>,
+    /// Why packs are not copied, if that is so.
+    copying: watch::Sender<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -71,6 +73,7 @@ impl Followed {
             packs: handle.packs,
             stop,
             broken,
+            copying: watch::Sender::new(None),
             tasks: Mutex::new(vec![task]),
         })
     }
@@ -110,6 +113,11 @@ impl Followed {
         lock(&self.broken).clone()
     }
 
+    /// Why packs are not copied, if that is so.
+    pub(super) fn not_copying(&self) -> Option<String> {
+        self.copying.borrow().clone()
+    }
+
     /// Says when following ends.
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
@@ -141,11 +149,8 @@ impl Mirroring {
         let (Some(followed), Some(replica)) = (followed.as_ref(), &self.replica) else { return Ok(()) };
         let copier = self.copier(replica, followed.packs.clone());
         let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
-        followed.run(self.runtime.spawn(async move {
-            if let Err(error) = copier.keep_up(&volume, stopping).await {
-                tracing::error!(%error, "packs are not copied any more; reads go on from the source");
-            }
-        }));
+        let copying = followed.copying.clone();
+        followed.run(self.runtime.spawn(async move { copier.keep_up(&volume, stopping, &copying).await }));
         Ok(())
     }
 

@@ -319,6 +319,29 @@ async fn a_cursor_that_cannot_be_read_or_saved_is_named() {
     assert!(ended.contains("copier.cursor"), "{ended}");
 }
 
+/// The fear: one error that passes ends copying for good, and the node says nothing of it while fsync waits for its bytes.
+#[tokio::test]
+async fn copying_that_fails_is_told_and_goes_on_once_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copier.cursor");
+    std::fs::create_dir(&path).unwrap();
+    let (log, source) = source(2).await;
+    let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::in_memory());
+    let Test { copier, mut data, task, .. } = start(&log, &source, &own, &folder);
+    assert!(task.await.unwrap().is_err());
+    let ((stop, stopped), (trouble, mut told)) = (watch::channel(false), watch::channel(None::<String>));
+    let going = tokio::spawn(async move {
+        copier.persist(|| copier.run(stopped.clone()).boxed(), stopped.clone(), &trouble).await;
+    });
+    let said = told.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(said.contains("copier.cursor"), "{said}");
+    std::fs::remove_dir(&path).unwrap();
+    data.wait_for(|data| *data == log.tail().position.lsn).await.unwrap();
+    told.wait_for(Option::is_none).await.unwrap();
+    stop.send_replace(true);
+    going.await.unwrap();
+}
+
 /// A store that counts the packs that were read in it.
 #[derive(Debug)]
 struct Counted {
