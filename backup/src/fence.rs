@@ -1,8 +1,7 @@
 //! The fence: an archive as the place that decides who is the source.
 //!
 //! Invariants:
-//! - Of several promoters, and the source itself, exactly one creates the next slot name. Whoever lost finds out by reading it.
-//! - A seal counts only if the registry, read after it was created, has no floor above it.
+//! - It is shipped to as a source ships, and sealed as [`crate::sealing`] says.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,12 +11,10 @@ use parking_lot::Mutex;
 
 use crate::{
     descriptor::Archive,
-    registry::Registry,
-    seal::{Occupant, Seal},
+    seal::Seal,
+    sealing::{Sealing, refused, unavailable},
     ship::{Losses, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     slot::SlotHeader,
-    store::Creation,
-    strays::{Stray, StrayKind, successor_behind},
     survey::read_slot,
     walk::{Boundary, Walk, WalkError, walk},
 };
@@ -188,80 +185,12 @@ impl ArchiveFence {
         Ok(end)
     }
 
-    async fn create_seal(&self, base: Position, next: Epoch) -> Result<(), FenceError> {
-        let walk = self.walk().await.map_err(|error| self.refused(error))?;
-        let lineage = self.archive.lineage();
-        if let Some(sealed) = walk.seals.last().filter(|seal| seal.next.number >= next.number) {
-            let mine = Seal { next, base, node: self.node, ..*sealed };
-            return if sealed.is_same_decision(&mine) {
-                Ok(())
-            } else {
-                Err(FenceError::Sealed(sealed.sealed()))
-            };
-        }
-        let end = walk.end;
-        if (end.position.lsn, end.position.hash) != (base.lsn, base.hash) {
-            let reason =
-                format!("it ends at {}, not at {base}: adopt what it has, ship what it lacks", end.position);
-            return Err(self.unavailable(reason));
-        }
-        if next.number <= end.epoch.number {
-            return Err(self.unavailable(format!("epoch {next} does not come after epoch {}", end.epoch)));
-        }
-        let successor = successor_behind(&self.archive, &walk, next).await;
-        match successor.map_err(|error| self.refused(error))? {
-            None => {}
-            Some(Stray { kind: StrayKind::Seal(seal), .. }) => return Err(FenceError::Sealed(seal.sealed())),
-            Some(stray) => {
-                return Err(
-                    self.unavailable(format!("{stray}: somebody has taken over, and the seal is lost"))
-                );
-            }
-        }
-        let time = self.clock.wall();
-        let seal = Seal { lineage, epoch: end.epoch, base: end.position, next, node: self.node, time };
-        let created = self.archive.store().create(&end.slot_name(), seal.encode()).await;
-        match created.map_err(|error| self.unavailable(error.to_string()))? {
-            Creation::Created | Creation::SameContent => self.check_counts(&end).await,
-            Creation::Other(bytes) => match Occupant::decode(&bytes) {
-                Ok(Occupant::Seal(other)) if other.is_same_decision(&seal) => self.check_counts(&end).await,
-                Ok(Occupant::Seal(other)) => Err(FenceError::Sealed(other.sealed())),
-                Ok(Occupant::Slot(slot)) => {
-                    let (first, last) = (slot.header.first, slot.header.last);
-                    Err(self.unavailable(format!(
-                        "lsn {first} to {last} were shipped meanwhile: adopt them first"
-                    )))
-                }
-                Err(error) => Err(self.unavailable(format!("{} is damaged: {error}", end.slot_name()))),
-            },
-        }
-    }
-
-    /// Whether the seal counts. A stale promoter can win a name whose slot was deleted; the floor tells. And a name is not won while something
-    /// lies under the next one of its place: a dead slot was there and is lost.
-    async fn check_counts(&self, end: &Boundary) -> Result<(), FenceError> {
-        let behind = Boundary { turn: end.turn + 1, ..*end }.slot_name();
-        let taken = self.archive.store().size(&behind).await;
-        if taken.map_err(|error| self.unavailable(error.to_string()))?.is_some() {
-            return Err(FenceError::Forked { place: self.archive.url().to_owned(), lsn: end.next() });
-        }
-        let mut registry = Registry::new(self.archive.clone());
-        let view = registry.refresh().await.map_err(|error| self.unavailable(error.to_string()))?;
-        if view.is_below_floor(end.next()) {
-            return Err(self.unavailable(format!("lsn {} is below its floor", end.next())));
-        }
-        Ok(())
-    }
-
     fn refused(&self, error: WalkError) -> FenceError {
-        match error {
-            WalkError::Fork { lsn, .. } => FenceError::Forked { place: self.archive.url().to_owned(), lsn },
-            error => self.unavailable(error.to_string()),
-        }
+        refused(&self.archive, error)
     }
 
     fn unavailable(&self, reason: String) -> FenceError {
-        FenceError::Unavailable { place: self.archive.url().to_owned(), reason }
+        unavailable(&self.archive, reason)
     }
 }
 
@@ -292,7 +221,9 @@ impl Fence for ArchiveFence {
     }
 
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()> {
-        Box::pin(self.create_seal(base, next))
+        let (node, known) = (self.node, self.known);
+        let sealing = Sealing { archive: &self.archive, node, clock: &*self.clock, known };
+        Box::pin(sealing.seal(base, next))
     }
 }
 

@@ -17,6 +17,7 @@ mod registry;
 mod rejoin;
 mod restore;
 mod seal;
+mod sealing;
 mod ship;
 mod slot;
 mod store;

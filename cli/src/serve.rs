@@ -5,6 +5,7 @@
 //!   then the mounts, then whatever was written in between.
 //! - When the volume has ended (the log is poisoned, another source took over) it says why, exits with 1, and its mounts go with it.
 
+mod answer;
 mod host;
 mod level;
 mod tasks;

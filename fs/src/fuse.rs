@@ -28,6 +28,7 @@ mod followed;
 mod growth;
 mod invalidate;
 mod kernel;
+mod lane;
 mod mount;
 mod mount_table;
 mod notify;

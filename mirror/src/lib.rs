@@ -65,10 +65,10 @@ pub use identity::{Identity, IdentityError, PublicKey};
 pub use lend::{BorrowError, Borrowing, GiveError, Lender};
 pub use memory::{Durability, KeptBranch, MemoryReplica, MemorySnapshots};
 pub use message::{
-    Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_ADDRESSES, MAX_DETAIL_BYTES,
-    MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault,
-    MessageHeader, PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed,
-    SeedPart, SeedReason, Stands, Verdict, WIRE_VERSION, Welcome,
+    Ack, Admitted, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_DETAIL_BYTES,
+    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, MessageHeader,
+    PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart,
+    SeedReason, Stands, Verdict, WIRE_VERSION, Welcome,
 };
 pub use promote::{
     AckPolicy, Missing, PlanError, PromoteError, PromotePlan, PromoteRequest, Standing, TakeOver, Unsealed,
@@ -83,5 +83,8 @@ pub use source::{Peer, Source, SourceAction, SourceConfig, SourceReport};
 pub use source_store::SourceStore;
 pub use status::{FollowerStatus, MirrorStatus};
 pub use subscribe::{CallerLine, ChangeLine, EntryLine, ObserveError, Observer, RequestLine, Text};
-pub use token::{MAX_TOKEN_CHARS, SECRET_BYTES, Secret, SecretHash, TOKEN_PREFIX, Token, TokenError};
+pub use token::{
+    MAX_ADDRESSES, MAX_NAME_BYTES, MAX_TOKEN_CHARS, SECRET_BYTES, Secret, SecretHash, TOKEN_PREFIX, Token,
+    TokenError,
+};
 pub use vouch::{Proof, ProofError, Trust, Vouched, Voucher};

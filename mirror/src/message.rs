@@ -10,6 +10,7 @@
 
 mod codec;
 mod fields;
+mod proof;
 
 use bytes::Bytes;
 use murphy_fs::{MemberRole, PackName};
@@ -25,7 +26,6 @@ use crate::{
 };
 
 pub use codec::MessageHeader;
-pub(crate) use codec::{decode_proof, encode_proof};
 
 /// One message.
 #[derive(Clone, Debug)]
@@ -459,10 +459,6 @@ pub const MAX_RUN_FRAMES: usize = 8192;
 pub const SEED_PART_BYTES: usize = 4 << 20;
 /// No pack object, and no answer about one, is larger, in bytes.
 pub const MAX_PACK_BYTES: usize = 8 << 20;
-/// A node has at most so many addresses, and a copy as many failure domains.
-pub const MAX_ADDRESSES: usize = 8;
-/// Names of nodes and addresses are at most so long, in bytes.
-pub const MAX_NAME_BYTES: usize = 255;
 /// What people are told is at most so long, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 1024;
 const _: () = assert!(MAX_RUN_BYTES >= MAX_FRAME_BYTES);

@@ -11,10 +11,7 @@ use std::fmt;
 use murphy_fs::MemberRole;
 use murphy_log::{BranchId, LogTime, NodeId, VolumeId, VolumeKeys};
 
-use crate::{
-    identity::PublicKey,
-    message::{MAX_ADDRESSES, MAX_NAME_BYTES},
-};
+use crate::identity::PublicKey;
 
 /// What proves an invitation.
 #[derive(Clone)]
@@ -278,6 +275,10 @@ const TOKEN_VERSION: u8 = 0;
 const CHECKSUM_BYTES: usize = 4;
 const PURPOSE_SECRET: &str = "murphy 2026 invitation secret v0";
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// A node has at most so many addresses, and a copy as many failure domains.
+pub const MAX_ADDRESSES: usize = 8;
+/// Names of nodes and addresses are at most so long, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
 
 #[cfg(test)]
 mod tests {

@@ -16,10 +16,7 @@
 use murphy_fs::MemberRole;
 use murphy_log::{BranchId, Epoch, Lsn, Position, VolumeId};
 
-use crate::{
-    identity::{Identity, PublicKey},
-    message::{MessageError, decode_proof, encode_proof},
-};
+use crate::identity::{Identity, PublicKey};
 
 /// What a source signs: that a node is a member that holds a copy.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,16 +95,6 @@ impl Proof {
     pub fn new(mut vouchers: Vec<Voucher>) -> Proof {
         vouchers.drain(..vouchers.len().saturating_sub(MAX_VOUCHERS));
         Proof(vouchers)
-    }
-
-    /// Reads the bytes of [`Proof::encode`].
-    pub fn decode(bytes: &[u8]) -> Result<Proof, MessageError> {
-        decode_proof(bytes)
-    }
-
-    /// The proof as it stands in messages.
-    pub fn encode(&self) -> Vec<u8> {
-        encode_proof(self)
     }
 
     /// Its vouchers, oldest first.

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     layout,
     plan::{RestorePlan, plan_restore},
-    registry::Record,
+    registry::{Record, Registry},
     target::Target,
     testing::{Fault, FaultyStore, Source, append, archive, put, scene},
     verify::verify,

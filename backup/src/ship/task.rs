@@ -13,13 +13,13 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
     descriptor::ArchiveKind,
-    fence::ArchiveFence,
     pack::{CopyPackError, NamedPack, copy_pack, has_pack, named_packs},
     registry::Registry,
     seal::{Occupant, Seal},
+    sealing::Sealing,
     slot::{SlotHeader, encode_slot},
     store::{Creation, StoreError},
-    walk::{Boundary, Head, TURNS_MAX, read_head},
+    walk::{Boundary, Head, TURNS_MAX, read_head, walk},
 };
 
 use super::{
@@ -147,9 +147,8 @@ impl SlotTask {
 
     async fn seal(&self, at: &Boundary, next: murphy_log::Epoch) -> Result<Outcome, Outcome> {
         let parts = &self.parts;
-        let clock = std::sync::Arc::clone(&parts.clock);
-        let fence = ArchiveFence::new(parts.archive.clone(), parts.node, clock, Some(*at));
-        let walk = fence.walk().await.map_err(|error| Outcome::Failed(error.to_string()))?;
+        let known = Some(*at);
+        let walk = walk(&parts.archive, known).await.map_err(|error| Outcome::Failed(error.to_string()))?;
         // A promoter on another node, which this log was copied from, may have sealed for the same epoch.
         match walk.seals.first() {
             Some(seal) if seal.next == next => return Ok(Outcome::Done),
@@ -158,7 +157,8 @@ impl SlotTask {
             // The epoch went on here with entries that this log does not have.
             None => return Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
         }
-        match murphy_fs::Fence::seal(&fence, at.position, next).await {
+        let sealing = Sealing { archive: &parts.archive, node: parts.node, clock: &*parts.clock, known };
+        match sealing.seal(at.position, next).await {
             Ok(()) => Ok(Outcome::Done),
             Err(murphy_fs::FenceError::Sealed(sealed)) if sealed.next == next => Ok(Outcome::Done),
             Err(murphy_fs::FenceError::Sealed(sealed)) => Err(Outcome::Ended(ShipEnd::Fenced(sealed))),

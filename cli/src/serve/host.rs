@@ -1,7 +1,6 @@
-//! The open node as commands see it: what answers requests, whether they come through the control socket or from the same process.
+//! The open node and everything that runs with it.
 //!
 //! Invariants:
-//! - A request is answered the same way whoever has the node open.
 //! - One mount a node.
 
 use std::{
@@ -16,11 +15,10 @@ use murphy_log::NodeId;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
-use super::{level, tasks};
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
-    control::{Handler, MountRequest, Replies, Request},
+    control::{MountRequest, Replies},
     error::{CliError, failed},
     mirrors::{Mirroring, PromoteOrder},
     node::Node,
@@ -191,7 +189,7 @@ impl Host {
     }
 
     /// Makes a mirror the source; it ships to its archives from then on.
-    fn promote(&self, order: &PromoteOrder) -> Result<Value, CliError> {
+    pub(super) fn promote(&self, order: &PromoteOrder) -> Result<Value, CliError> {
         let outside = outside(&self.node)?;
         let answer = self.mirroring.promote(order, &|ack| {
             acknowledge_as_set(self.volume(), ack, &self.archives, outside.clone());
@@ -209,7 +207,7 @@ impl Host {
         Ok(answer)
     }
 
-    fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
+    pub(super) fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
         let mount = self.mounts().iter().find(|mount| mount.path() == path).cloned();
         let Some(mount) = mount else {
             return Err(CliError::new(format!("{} is not a mount of this node", path.display())));
@@ -225,7 +223,7 @@ impl Host {
         Ok(serde_json::json!({ "unmounted": path }))
     }
 
-    fn status(&self) -> Result<Value, CliError> {
+    pub(super) fn status(&self) -> Result<Value, CliError> {
         let running = self.ships().then(|| Running {
             pid: std::process::id(),
             mounts: self.mounts().iter().map(|mount| mount.path().to_owned()).collect(),
@@ -239,47 +237,6 @@ impl Host {
         self.mirroring.describe(&mut status);
         status::judge_again(&mut status);
         serde_json::to_value(status).map_err(failed)
-    }
-}
-
-impl Handler for Host {
-    fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError> {
-        match request {
-            Request::Status => self.status(),
-            Request::Flush => {
-                self.flush(&mut |progress| replies.progress(progress))?;
-                Ok(serde_json::json!({ "durable_lsn": self.volume().durable().lsn.get() }))
-            }
-            Request::Mount(request) => {
-                self.mount(&request)?;
-                Ok(serde_json::json!({ "mounted": request.path, "pid": std::process::id() }))
-            }
-            Request::Unmount { path } => self.unmount(&path, replies),
-            Request::Fsck { data } => tasks::fsck(self, data, replies),
-            Request::Tree(request) => {
-                let left_out = request.perform(self.volume(), &self.runtime)?;
-                Ok(serde_json::json!({ "left_out": left_out }))
-            }
-            Request::Dump { path } => tasks::dump(self, &path, replies),
-            Request::Invite { role, addresses, expires_secs } => {
-                let role = role.parse().map_err(CliError::usage)?;
-                let token = self.mirroring.invite(role, &addresses, Duration::from_secs(expires_secs))?;
-                Ok(serde_json::json!({ "token": token }))
-            }
-            Request::Members => serde_json::to_value(self.mirroring.list_members()).map_err(failed),
-            Request::MemberRemove { nodes, assume_lost } => {
-                self.mirroring.check_source()?;
-                let mut removed = |member| replies.item(member);
-                self.mirroring.remove_members(&nodes, assume_lost, &mut removed)?;
-                Ok(Value::Null)
-            }
-            Request::Ack(order) => level::ack(self, &order),
-            Request::Promote(order) => self.promote(&order),
-            Request::Entries { from } => tasks::entries(self, from, replies),
-            Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
-            Request::ArchiveRemove { url, assume_lost } => tasks::remove_archive(self, &url, assume_lost),
-            Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
-        }
     }
 }
 

@@ -47,8 +47,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{
     growth::{Growth, Length, PageCache},
-    invalidate::Lane,
     kernel::Lifetimes,
+    lane::Lane,
     notify::{Notice, has_ended},
 };
 use crate::{Answer, Attr, ChangeObserver, FileSystem, Handle, Ino, Kind, OpenFlags, Opened, Table};

@@ -19,7 +19,6 @@
 //! - Once the node is about to decide, everything that was followed has been sent before it does, repetitions included: see
 //!   [`super::followed`].
 
-mod lane;
 mod notices;
 
 use std::{
@@ -30,10 +29,10 @@ use std::{
     time::Duration,
 };
 
-pub(super) use self::lane::Lane;
-use self::{lane::Ended, notices::Notices};
+use self::notices::Notices;
 use super::{
     followed::{Followed, Progress},
+    lane::Ended,
     notify::Notice,
 };
 use crate::{Ino, NameHasher, Observation};

@@ -1,23 +1,22 @@
 //! The bytes of every message.
 
 use bytes::Bytes;
-use murphy_fs::{MemberRole, PackName, WriterId};
+use murphy_fs::{PackName, WriterId};
 use murphy_log::{
     BranchId, FRAME_HEADER_BYTES, Frame, FrameHeader, LogTime, NodeId, UnverifiedFrame, VolumeId,
 };
 
 use super::{
-    Ack, Admitted, Announce, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_ADDRESSES,
-    MAX_DETAIL_BYTES, MAX_NAME_BYTES, MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError,
-    MessageFault, PackReply, PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed,
-    SeedPart, SeedReason, Stands, Verdict, WIRE_VERSION, Welcome,
+    Ack, Admitted, Announce, Ask, Frames, HEADER_BYTES, Heartbeat, Hello, LendRequest, MAX_DETAIL_BYTES,
+    MAX_PACK_BYTES, MAX_RUN_BYTES, MAX_RUN_FRAMES, Message, MessageError, MessageFault, PackReply,
+    PackRequest, Redeem, Refusal, Refused, Resume, SEED_PART_BYTES, Seal, Sealed, SeedPart, SeedReason,
+    Stands, Verdict, WIRE_VERSION, Welcome,
     fields::{FieldReader, FieldWriter},
+    proof::{PROOF, read_proof, write_proof},
 };
 use crate::{
     history::Lookup,
-    identity::PublicKey,
-    token::{SECRET_BYTES, Secret},
-    vouch::{MAX_VOUCHERS, Proof, VOUCHER_BYTES, Voucher},
+    token::{MAX_ADDRESSES, MAX_NAME_BYTES, SECRET_BYTES, Secret},
 };
 
 /// What the header of a message says.
@@ -257,22 +256,6 @@ fn encode_seal(seal: &Seal, out: &mut FieldWriter<'_>) {
     encode_addresses(&seal.leads, out);
 }
 
-/// The bytes of a proof.
-pub(crate) fn encode_proof(proof: &Proof) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    write_proof(proof, &mut FieldWriter(&mut bytes));
-    bytes
-}
-
-fn write_proof(proof: &Proof, out: &mut FieldWriter<'_>) {
-    let vouchers = proof.vouchers();
-    out.byte(vouchers.len() as u8);
-    for voucher in vouchers {
-        out.bytes(voucher.by.as_bytes()).bytes(voucher.member.as_bytes()).byte(voucher.role.code());
-        out.epoch(voucher.epoch).lsn(voucher.lsn).bytes(&voucher.signature);
-    }
-}
-
 fn encode_hello(hello: &Hello, out: &mut FieldWriter<'_>) {
     out.bytes(hello.volume.as_bytes()).bytes(hello.branch.as_bytes()).bytes(hello.node.as_bytes());
     match &hello.resume {
@@ -363,7 +346,7 @@ fn decode_body(kind: Kind, r: &mut FieldReader<'_>) -> Result<Message, MessageEr
         Kind::Redeem => Message::Redeem(decode_redeem(r)?),
         Kind::Admitted => {
             let (volume, branch) = (VolumeId::from_bytes(r.array()?), BranchId::from_bytes(r.array()?));
-            let role = read_role(r)?;
+            let role = r.role()?;
             Message::Admitted(Admitted { volume, branch, role, proof: read_proof(r)? })
         }
         Kind::Seal => Message::Seal(Seal {
@@ -460,37 +443,6 @@ fn decode_redeem(r: &mut FieldReader<'_>) -> Result<Redeem, MessageError> {
     Ok(Redeem { secret, name, addresses, promised: r.optional(FieldReader::epoch)? })
 }
 
-/// Reads exactly one proof.
-pub(crate) fn decode_proof(bytes: &[u8]) -> Result<Proof, MessageError> {
-    let bytes = Bytes::copy_from_slice(&bytes[..bytes.len().min(PROOF + 1)]);
-    let mut reader = FieldReader::new("proof", &bytes);
-    let proof = read_proof(&mut reader)?;
-    reader.finish()?;
-    Ok(proof)
-}
-
-fn read_proof(r: &mut FieldReader<'_>) -> Result<Proof, MessageError> {
-    let good = |count: &u8| usize::from(*count) <= MAX_VOUCHERS;
-    let count = r.checked("number of vouchers", FieldReader::byte, good)?;
-    let voucher = |_| {
-        let (by, member) = (PublicKey::from_bytes(r.array()?), PublicKey::from_bytes(r.array()?));
-        Ok(Voucher {
-            by,
-            member,
-            role: read_role(r)?,
-            epoch: r.epoch()?,
-            lsn: r.lsn()?,
-            signature: r.array()?,
-        })
-    };
-    Ok(Proof::new((0..count).map(voucher).collect::<Result<_, _>>()?))
-}
-
-fn read_role(r: &mut FieldReader<'_>) -> Result<MemberRole, MessageError> {
-    let role = r.checked("role", FieldReader::byte, |code| MemberRole::from_code(*code).is_some())?;
-    MemberRole::from_code(role).ok_or_else(|| r.error(MessageFault::Field("role")))
-}
-
 fn decode_addresses(r: &mut FieldReader<'_>) -> Result<Vec<String>, MessageError> {
     let good = |count: &u8| usize::from(*count) <= MAX_ADDRESSES;
     let count = r.checked("number of addresses", FieldReader::byte, good)?;
@@ -556,7 +508,6 @@ const NAMES: usize = 1 + MAX_ADDRESSES * (2 + MAX_NAME_BYTES);
 /// An epoch that may be there, in bytes.
 const MAYBE_EPOCH: usize = 1 + 4 + 16;
 /// The largest proof, in bytes.
-const PROOF: usize = 1 + MAX_VOUCHERS * VOUCHER_BYTES;
 /// Runs of at least so many bytes are compressed.
 const COMPRESSED_FROM_BYTES: usize = 16 << 10;
 const COMPRESSION_LEVEL: i32 = 1;

@@ -4,6 +4,7 @@
 //! - A reader never reads past the body, and every error knows where it was.
 
 use bytes::Bytes;
+use murphy_fs::MemberRole;
 use murphy_log::{ChainHash, Digest, Epoch, EpochId, Lsn, Position, State, Usage};
 
 use super::{MessageError, MessageFault};
@@ -163,6 +164,11 @@ impl<'a> FieldReader<'a> {
     /// An LSN below the limit under which LSNs can be added to.
     pub(super) fn lsn(&mut self) -> Result<Lsn, MessageError> {
         self.checked("lsn", |r| r.u64(), |number| *number <= LSN_LIMIT).map(Lsn::new)
+    }
+
+    pub(super) fn role(&mut self) -> Result<MemberRole, MessageError> {
+        let role = self.checked("role", FieldReader::byte, |code| MemberRole::from_code(*code).is_some())?;
+        MemberRole::from_code(role).ok_or_else(|| self.error(MessageFault::Field("role")))
     }
 
     pub(super) fn epoch(&mut self) -> Result<Epoch, MessageError> {

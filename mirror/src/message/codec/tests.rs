@@ -1,13 +1,16 @@
 //! Messages on the wire: golden bytes, damage, hostile lengths.
 
+use murphy_fs::MemberRole;
 use murphy_log::{ChainHash, Digest, Epoch, EpochId, Frame, FrameError, Lsn, Position, State, Usage};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     history::Point,
+    identity::PublicKey,
     message::Message,
     tests::{base_state, test_frames},
+    vouch::{Proof, Voucher},
 };
 
 fn epoch() -> Epoch {

@@ -12,15 +12,15 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::fuse::notify::{Notice, has_ended};
+use super::notify::{Notice, has_ended};
 
 /// The mount has ended, or the lane was closed.
 #[derive(Debug)]
-pub(crate) struct Ended;
+pub(super) struct Ended;
 
 /// Notices on their way.
 #[derive(Debug, Default)]
-pub(crate) struct Lane {
+pub(super) struct Lane {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -39,14 +39,14 @@ struct State {
 
 impl Lane {
     /// Adds a notice, waiting while too many are on their way.
-    pub(crate) fn push(&self, notice: Notice) -> Result<(), Ended> {
+    pub(super) fn push(&self, notice: Notice) -> Result<(), Ended> {
         let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| state.order.len() >= LANE_MAX && !state.ended);
         self.add(&mut state, notice)
     }
 
     /// Adds a notice even if the lane is full. For those who must not wait, and of whom there are few: each waits until it was sent.
-    pub(crate) fn push_now(&self, notice: Notice) -> Result<(), Ended> {
+    pub(super) fn push_now(&self, notice: Notice) -> Result<(), Ended> {
         self.add(&mut self.state.lock(), notice)
     }
 
@@ -63,29 +63,29 @@ impl Lane {
     }
 
     /// How many have been added.
-    pub(crate) fn added(&self) -> u64 {
+    pub(super) fn added(&self) -> u64 {
         self.state.lock().added
     }
 
     /// Whether as many have been sent, or the lane has ended.
-    pub(crate) fn has_sent(&self, count: u64) -> bool {
+    pub(super) fn has_sent(&self, count: u64) -> bool {
         let state = self.state.lock();
         state.sent >= count || state.ended
     }
 
     /// Whether this notice has been added and not been sent.
-    pub(crate) fn owes(&self, notice: &Notice) -> bool {
+    pub(super) fn owes(&self, notice: &Notice) -> bool {
         let state = self.state.lock();
         state.sending.as_ref() == Some(notice) || state.waiting.contains(notice)
     }
 
     /// Takes nothing more; what waits is sent.
-    pub(crate) fn close(&self) {
+    pub(super) fn close(&self) {
         self.state.lock().closed = true;
     }
 
     /// Ends the lane: what waits is not sent.
-    pub(crate) fn end(&self) {
+    pub(super) fn end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
         (state.order, state.waiting) = (VecDeque::new(), HashSet::new());
@@ -93,7 +93,7 @@ impl Lane {
     }
 
     /// Waits at most `timeout` until everything that has been added has been sent, or the lane has ended.
-    pub(crate) fn wait_sent(&self, timeout: Duration) -> bool {
+    pub(super) fn wait_sent(&self, timeout: Duration) -> bool {
         let mut state = self.state.lock();
         let goal = state.added;
         self.changed.wait_while_for(&mut state, |state| state.sent < goal && !state.ended, timeout);
@@ -101,7 +101,7 @@ impl Lane {
     }
 
     /// Sends with `send` until the end of the lane or of the mount, and tells `refused` what the kernel does not take.
-    pub(crate) fn deliver(
+    pub(super) fn deliver(
         &self,
         send: impl Fn(&Notice) -> io::Result<()>,
         refused: impl Fn(&Notice, &io::Error),
