@@ -1,12 +1,15 @@
 //! Histories to test with, and the suites that need both ends of the protocol.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use murphy_log::{
     Appender, BranchId, Change, Digest, Entry, Epoch, EpochId, Frame, Log, LogTime, Lsn, MemoryLog, Position,
     State, Usage, VolumeId, VolumeKeys,
 };
+use tokio::sync::watch;
+
+use crate::{MemoryReplica, Point, Replica, ReplicaError, SeedWriter};
 
 mod answers;
 mod lend;
@@ -87,4 +90,67 @@ pub(crate) fn extend(log: &MemoryLog, frames: &[Frame]) {
 
 pub(crate) const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+/// A mirror's node that does what the one below does, but for what a test changes.
+pub(crate) trait ReplicaLayer: Send + Sync {
+    fn below(&self) -> &MemoryReplica;
+
+    /// Called for [`Replica::append`].
+    fn on_append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+        self.below().append(frame, told)
+    }
+
+    /// Called for [`Replica::promised`].
+    fn on_promised(&self) -> Option<Epoch> {
+        self.below().promised()
+    }
+
+    /// Called for [`Replica::promise`].
+    fn on_promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+        self.below().promise(epoch)
+    }
+
+    /// Called for [`Replica::set_aside`].
+    fn on_set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        self.below().set_aside(ancestor, tail)
+    }
+}
+
+impl<L: ReplicaLayer> Replica for L {
+    fn state(&self) -> Option<State> {
+        self.below().state()
+    }
+
+    fn keys(&self) -> &VolumeKeys {
+        self.below().keys()
+    }
+
+    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+        self.on_append(frame, told)
+    }
+
+    fn data(&self) -> watch::Receiver<Lsn> {
+        self.below().data()
+    }
+
+    fn history(&self) -> Option<Arc<dyn Log>> {
+        self.below().history()
+    }
+
+    fn promised(&self) -> Option<Epoch> {
+        self.on_promised()
+    }
+
+    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+        self.on_promise(epoch)
+    }
+
+    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
+        self.below().begin_seed(state)
+    }
+
+    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+        self.on_set_aside(ancestor, tail)
+    }
 }

@@ -8,20 +8,20 @@ use std::{
 
 use futures::future::BoxFuture;
 use murphy_fs::{MemberRole, MemberRow, MemberState};
-use murphy_log::{Epoch, EpochId, Frame, Log, LogTime, Lsn, NodeId, Position, State, VolumeKeys};
+use murphy_log::{Epoch, EpochId, Log, LogTime, Lsn, NodeId, Position, State};
 use tokio::sync::watch;
 
 use super::{
-    base_state, epoch, keys,
+    ReplicaLayer, base_state, epoch, keys,
     lend::{Mirror, alone},
     log_of, ms,
     quic::{Node, admit, dialer, follow, seal},
     test_frames,
 };
 use crate::{
-    AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, MemoryReplica, Part, PlanError, Point,
+    AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, MemoryReplica, Part, PlanError,
     PromoteError, PromoteRequest, Proof, PublicKey, Refusal, Refused, Replica, ReplicaError, Seal, Sealed,
-    Secret, SeedWriter, Services, Standing, TakeOver, promote,
+    Secret, Services, Standing, TakeOver, promote,
 };
 
 fn revoke(book: &MemoryBook, key: PublicKey) {
@@ -245,43 +245,15 @@ struct Claiming {
     services: Arc<Services>,
 }
 
-impl Replica for Claiming {
-    fn state(&self) -> Option<State> {
-        self.replica.state()
+impl ReplicaLayer for Claiming {
+    fn below(&self) -> &MemoryReplica {
+        &self.replica
     }
 
-    fn keys(&self) -> &VolumeKeys {
-        self.replica.keys()
-    }
-
-    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
-        self.replica.append(frame, told)
-    }
-
-    fn data(&self) -> watch::Receiver<Lsn> {
-        self.replica.data()
-    }
-
-    fn history(&self) -> Option<Arc<dyn Log>> {
-        self.replica.history()
-    }
-
-    fn promised(&self) -> Option<Epoch> {
-        self.replica.promised()
-    }
-
-    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+    fn on_promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         self.services.become_part(Part::Neither);
         assert_eq!(self.promised(), None, "nothing keeps it from beginning its epoch");
         self.replica.promise(epoch)
-    }
-
-    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
-        self.replica.begin_seed(state)
-    }
-
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
-        self.replica.set_aside(ancestor, tail)
     }
 }
 

@@ -12,13 +12,11 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use murphy_fs::{BlockStore, BlockStoreError, MemberRole, ObjectBlockStore, PackName, StoredPack, WriterId};
-use murphy_log::{
-    BranchId, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, Terminal, VolumeId, VolumeKeys,
-};
+use murphy_log::{BranchId, Epoch, Frame, Log, Lsn, MemoryLog, Position, Terminal, VolumeId};
 use tokio::sync::watch;
 
 use super::{
-    BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys,
+    BRANCH, ReplicaLayer, VOLUME, base_state, epoch, extend, frames_in, keys,
     lend::alone,
     log_of, ms, packs,
     quic::{Node, admit, dialer, follow, follow_with, seal},
@@ -28,7 +26,7 @@ use crate::{
     Ask, Congestion, Dialer, Durability, ExchangeError, FollowError, Heartbeat, Hello, LendRequest,
     MemberBook, MemberPacks, MemoryBook, MemoryReplica, Message, ObserveError, Observer, PackFetchError,
     PackReply, PackRequest, PackSource, Part, Point, Redeem, Refusal, Replica, ReplicaError, Resume, Seal,
-    Secret, SeedWriter, compare,
+    Secret, compare,
     endpoint::{Grants, dial_granting},
     session::{Connection, MessageReader, MessageWriter},
 };
@@ -457,43 +455,19 @@ struct Full {
     is_full: AtomicBool,
 }
 
-impl Replica for Full {
-    fn state(&self) -> Option<State> {
-        self.replica.state()
+impl ReplicaLayer for Full {
+    fn below(&self) -> &MemoryReplica {
+        &self.replica
     }
 
-    fn keys(&self) -> &VolumeKeys {
-        self.replica.keys()
-    }
-
-    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+    fn on_append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         if self.is_full.load(Ordering::SeqCst) {
             return Err(ReplicaError::NoSpace("the disk is full".to_owned()));
         }
         self.replica.append(frame, told)
     }
 
-    fn data(&self) -> watch::Receiver<Lsn> {
-        self.replica.data()
-    }
-
-    fn history(&self) -> Option<Arc<dyn Log>> {
-        self.replica.history()
-    }
-
-    fn promised(&self) -> Option<Epoch> {
-        self.replica.promised()
-    }
-
-    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
-        self.replica.promise(epoch)
-    }
-
-    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
-        self.replica.begin_seed(state)
-    }
-
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn on_set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
         if self.is_full.load(Ordering::SeqCst) {
             return Err(ReplicaError::NoSpace("the disk is full".to_owned()));
         }

@@ -3,19 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::MemberRole;
-use murphy_log::{Epoch, Frame, Log, Lsn, NodeId, Position, State, VolumeKeys};
+use murphy_log::{Epoch, Frame, Log, Lsn, NodeId, State};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::{
-    BRANCH, base_state, epoch, extend, keys, log_of, ms,
+    BRANCH, ReplicaLayer, base_state, epoch, extend, keys, log_of, ms,
     quic::{Node, admit, dialer, follow, follow_with},
     test_frames,
 };
-use crate::{
-    Durability, MemoryBook, MemoryReplica, Point, Replica, ReplicaError, SeedWriter, check_append,
-    check_promise,
-};
+use crate::{Durability, MemoryBook, MemoryReplica, Replica, ReplicaError, check_append, check_promise};
 
 async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
     let waiting = async {
@@ -92,43 +88,23 @@ struct Quiet {
     promised: Mutex<Option<Epoch>>,
 }
 
-impl Replica for Quiet {
-    fn state(&self) -> Option<State> {
-        self.replica.state()
+impl ReplicaLayer for Quiet {
+    fn below(&self) -> &MemoryReplica {
+        &self.replica
     }
 
-    fn keys(&self) -> &VolumeKeys {
-        self.replica.keys()
-    }
-
-    fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
+    fn on_append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         check_append(self.promised(), frame.epoch(), told)?;
         self.replica.append(frame, told)
     }
 
-    fn data(&self) -> watch::Receiver<Lsn> {
-        self.replica.data()
-    }
-
-    fn history(&self) -> Option<Arc<dyn Log>> {
-        self.replica.history()
-    }
-
-    fn promised(&self) -> Option<Epoch> {
+    fn on_promised(&self) -> Option<Epoch> {
         *self.promised.lock()
     }
 
-    fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
+    fn on_promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError> {
         *self.promised.lock() = Some(epoch);
         Ok(self.state())
-    }
-
-    fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
-        self.replica.begin_seed(state)
-    }
-
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
-        self.replica.set_aside(ancestor, tail)
     }
 }
 
