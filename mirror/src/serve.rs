@@ -272,9 +272,14 @@ impl Listener {
                     Some(attempt) => {
                         connections.spawn(serve(Arc::clone(&self.services), attempt));
                     }
-                    None => break,
+                    None => {
+                        tracing::error!("the listener has ended: nobody can connect to this node any more");
+                        break;
+                    }
                 },
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => if let Err(error) = ended {
+                    tracing::error!(%error, "what served a connection has failed");
+                },
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }

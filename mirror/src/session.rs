@@ -112,7 +112,7 @@ impl MessageReader {
     /// The next message; `None` at the end of the stream. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Message>, SessionError> {
         loop {
-            if let Some(message) = self.take()? {
+            if let Some(message) = take(&mut self.buffer)? {
                 return Ok(Some(message));
             }
             match self.stream.read_chunk(CHUNK_BYTES, true).await {
@@ -141,18 +141,18 @@ impl MessageReader {
         }
         Ok(self.buffer.split_to(count).freeze())
     }
+}
 
-    fn take(&mut self) -> Result<Option<Message>, MessageError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-        let header = MessageHeader::parse(header)?;
-        let length = HEADER_BYTES + header.body_len;
-        if self.buffer.len() < length {
-            self.buffer.reserve(length - self.buffer.len());
-            return Ok(None);
-        }
-        let body = self.buffer.split_to(length).freeze().slice(HEADER_BYTES..);
-        header.decode(&body).map(Some)
+/// Takes the first message out of what has arrived, if it is whole.
+fn take(buffer: &mut BytesMut) -> Result<Option<Message>, MessageError> {
+    let Some(header) = buffer.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+    let header = MessageHeader::parse(header)?;
+    let length = HEADER_BYTES + header.body_len;
+    if buffer.len() < length {
+        return Ok(None);
     }
+    let body = buffer.split_to(length).freeze().slice(HEADER_BYTES..);
+    header.decode(&body).map(Some)
 }
 
 /// Writes messages to one stream. Dropped, it ends the stream.
@@ -217,3 +217,23 @@ fn lost(error: quinn::ConnectionError) -> SessionError {
 }
 
 const CHUNK_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{MAX_PACK_BYTES, PackReply};
+
+    /// The fear: a peer that only says that much will come makes a node set as much memory aside, on every stream that it may open.
+    #[test]
+    fn a_message_takes_no_more_memory_than_what_has_come_of_it() {
+        let whole = Message::PackReply(PackReply::Found(Bytes::from(vec![7; MAX_PACK_BYTES]))).encode();
+        let mut buffer = BytesMut::from(&whole[..HEADER_BYTES + 1]);
+        assert!(take(&mut buffer).unwrap().is_none());
+        assert!(buffer.capacity() < CHUNK_BYTES, "{} bytes for 9", buffer.capacity());
+        for chunk in whole[HEADER_BYTES + 1..].chunks(CHUNK_BYTES) {
+            buffer.extend_from_slice(chunk);
+        }
+        assert!(matches!(take(&mut buffer), Ok(Some(Message::PackReply(PackReply::Found(_))))));
+        assert!(buffer.is_empty());
+    }
+}

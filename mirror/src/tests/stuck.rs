@@ -1,17 +1,26 @@
 //! Peers that answer the network and take nothing that they are sent: they are given up, with a reason, and hold nobody's place.
 
-use std::sync::Arc;
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use murphy_fs::MemberRole;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
+use murphy_fs::{BlockStore, BlockStoreError, MemberRole, ObjectBlockStore, PackName, StoredPack, WriterId};
 use murphy_log::{Log, Lsn};
 
 use super::{
-    BRANCH, VOLUME, base_state, log_of, ms,
+    BRANCH, VOLUME, base_state, log_of, ms, packs,
     quic::{Node, admit, dialer, follow},
     test_frames,
 };
 use crate::{
-    Ask, Dialer, Hello, LendRequest, Message, Point, Resume,
+    Ask, Dialer, Hello, LendRequest, Message, PackFetchError, Point, RemotePacks, Resume,
     endpoint::{Grants, dial_granting},
     session::{Connection, MessageReader, MessageWriter},
 };
@@ -100,5 +109,97 @@ async fn one_that_asks_and_takes_no_answer_is_given_up() {
         writer.send(&Message::LendRequest(request)).await.unwrap();
         unread.push(reader);
     }
+    node.stop().await;
+}
+
+/// A store that never answers for one pack, and counts what it is asked for at a time.
+#[derive(Debug)]
+struct Hanging {
+    below: ObjectBlockStore,
+    hangs: PackName,
+    asked: AtomicUsize,
+}
+
+impl Hanging {
+    async fn read<T>(&self, name: PackName, read: BoxFuture<'_, T>) -> T {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if name == self.hangs {
+            std::future::pending::<()>().await;
+        }
+        read.await
+    }
+}
+
+impl BlockStore for Hanging {
+    fn label(&self) -> Cow<'_, str> {
+        "hanging".into()
+    }
+
+    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.put(name, bytes)
+    }
+
+    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.mend(name, bytes)
+    }
+
+    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.read(name, self.below.get_range(name, range)).boxed()
+    }
+
+    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
+        self.read(name, self.below.get(name)).boxed()
+    }
+
+    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.below.size(name)
+    }
+
+    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
+        self.below.delete(name)
+    }
+
+    fn list(&self, of: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
+        self.below.list(of)
+    }
+}
+
+/// The fear: reads of a store that hangs keep every place of those who are lent a pack, and long parts, which have no place, fill the memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packs_are_lent_although_a_store_hangs_and_long_parts_wait_for_a_place() {
+    let (hangs, good) = (packs::pack(1), packs::pack(2));
+    let below = ObjectBlockStore::in_memory();
+    below.put(good.name, good.bytes.clone()).await.unwrap();
+    let store = Arc::new(Hanging { below, hangs: hangs.name, asked: AtomicUsize::new(0) });
+    let node = Node::start(Arc::default(), Some(store.clone())).await;
+    node.lead(&Arc::new(log_of(base_state(), &[])), 1000);
+    let mut guest = Guest::says(&node, Grants::FOLLOWER, ask).await;
+    assert!(matches!(guest.reader.expect().await, Ok(Message::Stands(_))));
+    let packs = RemotePacks::over(guest.connection.clone());
+    let mut asking: Vec<_> = (0..20).map(|_| Box::pin(packs.read(hangs.name, 0..1 << 20))).collect();
+    let small = async {
+        // It takes no place; and by then all who come before it have been let in, or wait.
+        while packs.read(good.name, 0..1000).await.is_err() {}
+    };
+    tokio::select! {
+        _ = futures::future::join_all(asking.iter_mut()) => panic!("a store that hangs has answered"),
+        () = small => {}
+    }
+    let most = store.asked.load(Ordering::SeqCst);
+    assert!(most <= 9, "{most} were read at a time, by one peer");
+    let whole = async {
+        // While those who hang are given up, somebody waits too long as well.
+        loop {
+            match packs.read(good.name, 0..0).await {
+                Ok(bytes) => return bytes,
+                Err(error) => assert!(matches!(error, PackFetchError::Failed(_)), "{error}"),
+            }
+        }
+    };
+    let hanging = futures::future::join_all(asking);
+    let (whole, hanging) =
+        tokio::time::timeout(ms(60_000), async { tokio::join!(whole, hanging) }).await.unwrap();
+    assert_eq!(whole, good.bytes);
+    assert!(hanging.iter().all(Result::is_err));
     node.stop().await;
 }
