@@ -52,7 +52,7 @@ use crate::{
     config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
     givers::dialer,
-    node::{MirrorOpening, Node, NodeOptions, failure_domain},
+    node::{Node, NodeOpening, NodeOptions, failure_domain},
     settings::Settings,
     status::{MirrorStatus, PackStatus, SourceStatus, Status},
 };
@@ -127,7 +127,7 @@ pub(crate) fn open(
         let node = Node::open(directory, options, runtime)?;
         return Ok(Some(Opened { node, replica: None, followed: None }));
     }
-    let opening = MirrorOpening::begin(directory)?;
+    let opening = NodeOpening::begin(directory)?;
     let replica = Arc::new(DiskReplica::open(directory, &opening.config)?);
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
     let followed =

@@ -62,16 +62,18 @@ pub(crate) struct Node {
     _lock: DirectoryLock,
 }
 
-/// A mirror's node whose lock is held, and whose volume is not open yet.
-pub(crate) struct MirrorOpening {
+/// A node whose lock is held, and whose volume is not open yet.
+pub(crate) struct NodeOpening {
     pub(crate) directory: PathBuf,
     pub(crate) config: NodeConfig,
     lock: DirectoryLock,
 }
 
-impl MirrorOpening {
+impl NodeOpening {
     /// Takes the lock of the node in `directory`, and finishes what an earlier process has begun there if it is a mirror's.
-    pub(crate) fn begin(directory: &Path) -> Result<MirrorOpening, CliError> {
+    pub(crate) fn begin(directory: &Path) -> Result<NodeOpening, CliError> {
+        // In what is no node nothing is locked.
+        NodeConfig::read(directory)?;
         let lock = lock(directory)?;
         let mut config = NodeConfig::read(directory)?;
         if config.role == Role::Mirror {
@@ -79,7 +81,7 @@ impl MirrorOpening {
             // A branch that was put aside by that is in the file now; one that is not in memory would be gone with the next change of it.
             config = NodeConfig::read(directory)?;
         }
-        Ok(MirrorOpening { directory: directory.to_owned(), config, lock })
+        Ok(NodeOpening { directory: directory.to_owned(), config, lock })
     }
 }
 
@@ -97,13 +99,13 @@ pub(crate) struct NodeOptions {
 impl Node {
     /// Opens the node of a mirror above a log that somebody else fills; packs that are not in its own store are read from `packs`.
     pub(crate) fn open_mirror(
-        opening: MirrorOpening,
+        opening: NodeOpening,
         log: Arc<DiskLog>,
         packs: RemotePacks,
         options: &NodeOptions,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Node, CliError> {
-        let MirrorOpening { directory, config, lock } = opening;
+        let NodeOpening { directory, config, lock } = opening;
         open::assemble_above(&directory, config, lock, (log, Some(packs)), options, runtime)
     }
 
@@ -113,9 +115,7 @@ impl Node {
         options: &NodeOptions,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Node, CliError> {
-        let config = NodeConfig::read(directory)?;
-        let lock = lock(directory)?;
-        open::open(directory, config, lock, options, runtime)
+        open::open(NodeOpening::begin(directory)?, options, runtime)
     }
 
     /// Gets back what its log has lost and these hold; fails if it does not reach `wanted` then. The node does not lead yet.

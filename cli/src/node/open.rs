@@ -18,10 +18,10 @@ use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
 
 use super::{
-    Node, NodeOptions,
+    Node, NodeOpening, NodeOptions,
     index::{open_index, open_index_in},
     log_directory, lost_tail,
-    settle::{has_begun, settle},
+    settle::has_begun,
 };
 use crate::{
     archive_notes::known_durable,
@@ -34,21 +34,12 @@ use crate::{
     units::{parse_bytes, parse_duration},
 };
 
-pub(super) fn open(
-    directory: &Path,
-    mut config: NodeConfig,
-    lock: DirectoryLock,
-    options: &NodeOptions,
-    runtime: &Handle,
-) -> Result<Node, CliError> {
-    if config.role == Role::Mirror {
-        settle(directory, &config)?;
-        // A branch that was put aside by that is in the file now.
-        config = NodeConfig::read(directory)?;
-        if !log_directory(directory).exists() {
-            return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
-                .hint("murphy serve or murphy mount lets its source seed it"));
-        }
+pub(super) fn open(opening: NodeOpening, options: &NodeOptions, runtime: &Handle) -> Result<Node, CliError> {
+    let NodeOpening { directory, config, lock } = opening;
+    let directory = &*directory;
+    if config.role == Role::Mirror && !log_directory(directory).exists() {
+        return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
+            .hint("murphy serve or murphy mount lets its source seed it"));
     }
     // A source whose log ends in something that is not whole asks the others before it is cut.
     let access = if config.role == Role::Source { Access::WriteWhole } else { Access::Write };

@@ -19,7 +19,7 @@ use crate::{
     error::{CliError, failed},
     givers::dialer,
     mirrors::{Rejoining, keep_proof},
-    node::MirrorOpening,
+    node::NodeOpening,
 };
 
 /// Lets the mirror in `directory` join anew: with what it holds it follows the source that the token is of.
@@ -29,7 +29,7 @@ pub(super) fn run(
     blocks: Option<&StoreUrl>,
     runtime: &Runtime,
 ) -> Result<(NodeConfig, MemberRole), CliError> {
-    let opening = MirrorOpening::begin(directory)?;
+    let opening = NodeOpening::begin(directory)?;
     let held = opening.config.clone();
     if held.role != Role::Mirror {
         let hint = if held.volume == token.volume { ELSEWHERE } else { ANOTHER_VOLUME };
