@@ -12,6 +12,7 @@ mod packs;
 mod source;
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use std::{
 
 use murphy_fs::{BlockStore, MemberRole};
 use murphy_log::{BranchId, Clock, Epoch, Log, Lsn, NodeId, VolumeKeys};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
@@ -64,6 +65,8 @@ pub struct Services {
     members: watch::Sender<u64>,
     /// How many followers are connected.
     followers: AtomicUsize,
+    /// How many connections each node has.
+    connections: Mutex<HashMap<NodeId, usize>>,
     seeds: Arc<Semaphore>,
     /// Whole packs that may be lent at a time.
     lending: Semaphore,
@@ -151,6 +154,7 @@ impl Services {
             upstream: RwLock::new(None),
             members: watch::Sender::new(0),
             followers: AtomicUsize::new(0),
+            connections: Mutex::default(),
             seeds: Arc::new(Semaphore::new(MAX_SEEDS)),
             lending: Semaphore::new(packs::MAX_LENT),
         }
@@ -208,6 +212,17 @@ impl Services {
         self.part.read().clone()
     }
 
+    /// Counts a connection of `node`; `None` if it has as many as one may have.
+    fn count_connection(&self, node: NodeId) -> Option<ConnectionCount<'_>> {
+        let mut connections = self.connections.lock();
+        let count = connections.entry(node).or_default();
+        if *count >= MAX_CONNECTIONS_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(ConnectionCount { connections: &self.connections, node })
+    }
+
     /// Counts a follower, and says how much may be sent to it before it acknowledges: all of them together stay within a budget.
     fn count_follower(&self) -> (FollowerCount<'_>, usize) {
         let count = self.followers.fetch_add(1, Ordering::Relaxed) + 1;
@@ -234,6 +249,24 @@ struct FollowerCount<'a>(&'a AtomicUsize);
 impl Drop for FollowerCount<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that is open.
+struct ConnectionCount<'a> {
+    connections: &'a Mutex<HashMap<NodeId, usize>>,
+    node: NodeId,
+}
+
+impl Drop for ConnectionCount<'_> {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock();
+        if let Entry::Occupied(mut count) = connections.entry(self.node) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -297,6 +330,10 @@ async fn serve(services: Arc<Services>, attempt: Attempt) {
         }
     };
     let node = connection.peer().node();
+    let Some(_counted) = services.count_connection(node) else {
+        tracing::warn!(%node, "a node has as many connections as one may have; another one was refused");
+        return connection.close("this node has too many connections of yours");
+    };
     let ended = serve_peer(&services, &connection).await;
     match &ended {
         Ok(()) => tracing::debug!(%node, "a connection has ended"),
@@ -451,6 +488,8 @@ const JOIN_ANEW: &str =
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The last words are given so much time to arrive.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+/// One node gets so many connections at a time; those of a process that was killed count until they are silent for too long.
+const MAX_CONNECTIONS_OF_ONE: usize = if cfg!(test) { 16 } else { 128 };
 /// So many mirrors are seeded at a time; the others wait, and hear heartbeats.
 const MAX_SEEDS: usize = 2;
 /// What may be sent to one follower and not acknowledged, in bytes: 100 ms at 1 Gbit/s.

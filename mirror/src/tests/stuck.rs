@@ -203,3 +203,32 @@ async fn packs_are_lent_although_a_store_hangs_and_long_parts_wait_for_a_place()
     assert!(hanging.iter().all(Result::is_err));
     node.stop().await;
 }
+
+/// The fear: one member that connects again and again, and leaves nothing, takes every place that there is, and no mirror follows any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_does_not_take_all_connections() {
+    let node = Node::start(Arc::default(), None).await;
+    let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 3, 3)));
+    node.lead(&log, 1000);
+    let greedy = dialer();
+    admit(&node.book, greedy.identity.public_key(), MemberRole::Mirror);
+    let (addresses, key) = ([node.address.to_string()], node.identity.public_key());
+    let asked = Ask { volume: VOLUME, branch: BRANCH, epoch: None };
+    let mut lenders = Vec::new();
+    let refused = loop {
+        match greedy.lender(&addresses, key, asked).await {
+            Ok(lender) => lenders.push(lender),
+            Err(error) => break error.to_string(),
+        }
+        assert!(lenders.len() <= 16, "it has as many as it likes");
+    };
+    assert!(refused.contains("too many connections"), "{refused}");
+    let mirror = follow(&node, Some(base_state()));
+    mirror.reach(log.tail()).await;
+    // It is let in again once it has left.
+    lenders.clear();
+    let again = async { while greedy.lender(&addresses, key, asked).await.is_err() {} };
+    tokio::time::timeout(ms(20_000), again).await.expect("its places are free");
+    mirror.stop().await;
+    node.stop().await;
+}
