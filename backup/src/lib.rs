@@ -45,8 +45,8 @@ pub use proof::{Proof, ProofError};
 pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRecord};
 pub use rejoin::{NotContinued, check_continued_by};
 pub use restore::{
-    OnProgress, PackReport, RestoreError, RestoreProgress, count_packs, planned_rows, restore_packs,
-    restore_tree,
+    OnProgress, PackReport, RestoreError, RestoreProgress, count_packs, planned_rows, planned_usage,
+    restore_packs, restore_tree,
 };
 pub use seal::{Occupant, OccupantError, SEAL_BYTES, SEAL_MAGIC, Seal, SealError};
 pub use ship::{

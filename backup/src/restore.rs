@@ -26,7 +26,7 @@ use crate::{
     surveyed::{Step, next_step},
     walk::Boundary,
 };
-pub use rows::planned_rows;
+pub use rows::{planned_rows, planned_usage};
 
 /// How far a restore has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -83,6 +83,8 @@ impl fmt::Display for Finding {
 pub struct VerifyReport {
     /// The archive.
     pub url: String,
+    /// What it holds: a log archive is restored with the block store.
+    pub kind: ArchiveKind,
     /// Up to where it was verified: everything up to here can be restored if there are no findings.
     pub position: PositionText,
     /// How many slots were read.
@@ -136,6 +138,7 @@ pub async fn verify(archive: &Archive, data_percent: u8, seed: u64) -> VerifyRep
     let base = archive.descriptor().base;
     let report = VerifyReport {
         url: archive.url().to_owned(),
+        kind: archive.descriptor().kind,
         position: base.into(),
         slots: 0,
         entries: 0,

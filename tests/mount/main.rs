@@ -14,6 +14,7 @@ mod gather;
 mod growing;
 mod huge;
 mod lost;
+mod log_archive;
 mod members;
 mod mirror_cache;
 mod mirrors;

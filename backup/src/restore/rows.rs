@@ -1,4 +1,5 @@
-//! Single tables of a planned moment: what a volume has set and who its members are, known before anything is restored.
+//! Single tables of a planned moment, and its size: what a volume has set, who its members are, whether it has any bytes, known before
+//! anything is restored.
 //!
 //! Invariants:
 //! - Snapshot and slots are verified as for a restore, each to its end; only the digest of the whole tree, which needs all of it, is not.
@@ -8,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use murphy_fs::{ReadSnapshotError, RowKey, SnapshotReader, Table};
-use murphy_log::Frame;
+use murphy_log::{Frame, Usage};
 use tokio::sync::mpsc;
 
 use super::{Frames, OnProgress, RestoreError, SLOTS_AHEAD, check_header};
@@ -51,6 +52,34 @@ pub async fn planned_rows(
         Err(RestoreError::Stopped) | Ok(()) => collected,
         Err(error) => Err(error),
     }
+}
+
+/// How large the tree is that `plan` leads to. `archives` are those that the plan was made of, in the same order. Only the last slot is read.
+pub async fn planned_usage(archives: &[Archive], plan: &RestorePlan) -> Result<Usage, RestoreError> {
+    let steps = &plan.route.steps;
+    // Behind the last slot there may be a seal.
+    let Some(last) = steps.iter().rposition(|step| step.slot.is_some()) else {
+        return Ok(plan.route.start.usage);
+    };
+    let at = match last.checked_sub(1).and_then(|before| steps.get(before)) {
+        Some(before) => before.end,
+        None => Boundary::after(plan.route.start.position),
+    };
+    let mut plan = plan.clone();
+    plan.route.steps.drain(..last);
+    let (sender, mut receiver) = mpsc::channel(SLOTS_AHEAD);
+    let progress: OnProgress = Arc::new(|_| {});
+    let producer = Frames { archives, plan: &plan, at, sender, progress: &progress };
+    let collecting = async move {
+        let mut usage = None;
+        while let Some(frames) = receiver.recv().await {
+            usage = frames.last().map(|frame| frame.header().usage).or(usage);
+        }
+        usage
+    };
+    let (produced, usage) = tokio::join!(producer.run(), collecting);
+    produced?;
+    Ok(usage.unwrap_or(plan.route.start.usage))
 }
 
 fn change(rows: &mut BTreeMap<RowKey, Bytes>, frame: &Frame, tables: &[u8]) -> Result<(), RestoreError> {

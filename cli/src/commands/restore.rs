@@ -4,6 +4,7 @@
 //! - `--dry-run` writes nothing, not even a pin.
 //! - Taking over asks for the volume's name; a copy does not, because it disturbs nobody.
 //! - Who is neither sealed nor given up stops a take-over before anything is changed.
+//! - A tree with bytes is not restored where nothing could be read of them.
 
 mod execute;
 mod pins;
@@ -12,9 +13,9 @@ mod succession;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, RestoreError, RestorePlan, Target, plan_restore};
+use murphy_backup::{Archive, ArchiveKind, RestoreError, RestorePlan, Target, plan_restore, planned_usage};
 use murphy_fs::StoreUrl;
-use murphy_log::{Clock, Lsn, SystemClock};
+use murphy_log::{Clock, Lsn, SystemClock, Usage};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -89,16 +90,27 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     if !args.dry_run {
         Staging::check(&restore.directory)?;
     }
+    if restore.lacks_packs() && !args.take_over && !args.dry_run {
+        // Before a pin is left in archives that are of no use alone.
+        let plan = runtime.block_on(restore.plan(&restore.excluded))?;
+        restore.check_bytes(restore.usage(&plan, &runtime)?)?;
+    }
     // Before anything is planned: what a plan has seen must not be deleted before it is read.
     let mut pins = (!args.dry_run).then(|| pins::Pins::take(&restore, &runtime));
-    let (plan, succession) = match args.take_over {
+    let (mut plan, succession) = match args.take_over {
         true => restore.plan_succession(pins.as_mut(), &runtime).map(|(plan, taken)| (plan, Some(taken)))?,
         false => (runtime.block_on(restore.plan(&restore.excluded))?, None),
     };
+    let has_bytes = restore.check_bytes(restore.usage(&plan, &runtime)?);
     if args.dry_run {
+        plan.problems.extend(has_bytes.err().map(|error| match &error.hint {
+            Some(hint) => format!("{error}: {hint}"),
+            None => error.to_string(),
+        }));
         output.data(&Printed { plan: &plan, take_over: succession.as_ref() }, Printed::text)?;
         return Ok(Code::Done);
     }
+    has_bytes?;
     output.note(&Printed { plan: &plan, take_over: succession.as_ref() }.text());
     if let Some(succession) = succession {
         succession.check()?;
@@ -144,6 +156,38 @@ impl Restore {
     async fn plan(&self, excluded: &BTreeSet<String>) -> Result<RestorePlan, CliError> {
         let planned = plan_restore(&self.archives, self.target, excluded, &TimeZone::system()).await;
         planned.map_err(failed)
+    }
+
+    /// The archives that hold packs.
+    fn full(&self) -> impl Iterator<Item = &Archive> {
+        self.archives.iter().filter(|archive| archive.descriptor().kind == ArchiveKind::Full)
+    }
+
+    /// Whether no place is given from which a byte of a file could be read.
+    fn lacks_packs(&self) -> bool {
+        self.blocks.is_none() && self.full().next().is_none()
+    }
+
+    /// The size of the tree that `plan` leads to, where it matters.
+    fn usage(&self, plan: &RestorePlan, runtime: &Runtime) -> Result<Usage, CliError> {
+        if !self.lacks_packs() {
+            return Ok(plan.route.start.usage);
+        }
+        runtime.block_on(planned_usage(&self.archives, plan)).map_err(failed)
+    }
+
+    /// Refuses a tree of that size if nothing could be read of its bytes.
+    fn check_bytes(&self, usage: Usage) -> Result<(), CliError> {
+        if usage.bytes == 0 || !self.lacks_packs() {
+            return Ok(());
+        }
+        let named: Vec<&str> = self.archives.iter().map(Archive::url).collect();
+        Err(CliError::new(format!(
+            "none of these archives holds packs ({}), and there are {} in files: nothing of it could be read",
+            named.join(", "),
+            bytes_text(usage.bytes)
+        ))
+        .hint("give the volume's block store with --blocks (packs that are there are not copied), or an archive that holds packs"))
     }
 
     /// Leaves a damaged snapshot out of the plans to come. Any other error is given back.

@@ -5,7 +5,7 @@
 //! - Whatever is wrong ends with exit code 3.
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, Finding, OpenArchiveError, VerifyReport, show_time, verify};
+use murphy_backup::{Archive, ArchiveKind, Finding, OpenArchiveError, VerifyReport, show_time, verify};
 use murphy_log::{Clock, LogTime, NodeId, SystemClock};
 use tokio::runtime::Runtime;
 
@@ -22,7 +22,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Check that everything in an archive can be restored\n\nEvery slot and snapshot is read; of packs as \
-                  many as --data says, none by default: of the others it is only seen that they are there. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
+                  many as --data says, none by default: of the others it is only seen that they are there. A log archive has none: it is restored with the block store. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
     after_help = "Example:\n  murphy verify s3://other-account/home --data 100"
 )]
 pub(crate) struct VerifyArgs {
@@ -64,7 +64,8 @@ pub(crate) fn run(args: &VerifyArgs, output: &Output) -> Result<Code, CliError> 
 
 fn text(report: &VerifyReport) -> String {
     let mut lines: Vec<String> = report.findings.iter().map(Finding::to_string).collect();
-    let verdict = verdict(report.findings.len(), report.packs.saturating_sub(report.packs_read));
+    let unread = report.packs.saturating_sub(report.packs_read);
+    let verdict = verdict(report.findings.len(), unread, report.kind);
     if report.horizon > 0 {
         lines.push(format!(
             "states before lsn {} are not verified: their bytes may be gone; {} packs of theirs are passed over",
@@ -88,9 +89,13 @@ fn text(report: &VerifyReport) -> String {
     lines.join("\n")
 }
 
-/// What so many findings mean, with so many packs that are there and were not read.
-fn verdict(findings: usize, unread: u64) -> String {
+/// What so many findings mean in an archive of that kind, with so many packs that are there and were not read.
+fn verdict(findings: usize, unread: u64, kind: ArchiveKind) -> String {
     match (findings, unread) {
+        (0, _) if kind == ArchiveKind::Log => {
+            "everything was read, and can be restored with the block store (restore --blocks): a log archive holds no packs"
+                .to_owned()
+        }
         (0, 0) => "everything was read, and can be restored".to_owned(),
         (0, _) => format!(
             "nothing wrong was found, but {unread} packs were not read, only seen to be there (--data 100 reads them)"
@@ -107,10 +112,13 @@ mod tests {
     /// The fear: an operator trusts an archive of which no byte of data was read.
     #[test]
     fn what_was_not_read_is_not_called_good() {
-        let unread = verdict(0, 5);
+        let (full, log) = (ArchiveKind::Full, ArchiveKind::Log);
+        let unread = verdict(0, 5, full);
         assert!(unread.contains("5 packs were not read") && unread.contains("--data 100"), "{unread}");
         assert!(!unread.contains("can be restored"), "{unread}");
-        assert!(verdict(0, 0).contains("everything was read, and can be restored"));
-        assert!(verdict(2, 5).contains("2 findings") && verdict(2, 5).contains("5 packs were not read"));
+        assert_eq!(verdict(0, 0, full), "everything was read, and can be restored");
+        let found = verdict(2, 5, full);
+        assert!(found.contains("2 findings") && found.contains("5 packs were not read"), "{found}");
+        assert!(verdict(0, 0, log).contains("with the block store") && verdict(2, 0, log) == "2 findings");
     }
 }

@@ -116,6 +116,7 @@ impl Restore {
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of, damaged_snapshots) =
             self.restore_tree(&staging, plan, runtime, &progress)?;
+        self.check_bytes(state.usage)?;
         if self.take_over {
             self.check_named(&*index.snapshot())?;
         }
@@ -177,10 +178,6 @@ impl Restore {
             }
         }
         unregistered
-    }
-
-    fn full(&self) -> impl Iterator<Item = &Archive> {
-        self.archives.iter().filter(|archive| archive.descriptor().kind == ArchiveKind::Full)
     }
 
     /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan, and counted.
