@@ -316,7 +316,9 @@ impl Shipper {
             let durable = self.parts.archive.store().make_durable(name).await;
             durable.map_err(|error| Outcome::Failed(error.to_string()))?;
         }
-        self.check_end(&walked.end, walked.seals.last()).await?;
+        // Several may have taken over since: the first of them has ended this epoch.
+        let ended = walked.seals.iter().find(|seal| seal.epoch == self.parts.epoch);
+        self.check_end(&walked.end, ended.or(walked.seals.last())).await?;
         if !self.minds_strays {
             return Ok(());
         }

@@ -20,7 +20,7 @@ use std::{
 use murphy_backup::{
     Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
 };
-use murphy_fs::{IndexSnapshot, StoreUrl, Volume};
+use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
 
@@ -193,15 +193,15 @@ impl Archives {
         self.shipped().iter().map(Shipped::status).collect()
     }
 
-    /// Who has taken over, if an archive says that somebody has.
-    pub(crate) fn fenced(&self) -> Option<String> {
+    /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
+    pub(crate) fn fenced(&self) -> Option<(Sealed, String)> {
         self.shipped().iter().find_map(|shipped| {
             let state = shipped.state();
             match state.handle.as_ref()?.status().end {
-                Some(ShipEnd::Fenced(sealed)) => Some(format!(
-                    "{} was sealed at {} by node {}, which began epoch {}",
-                    shipped.shared.url, sealed.base, sealed.by, sealed.next
-                )),
+                Some(ShipEnd::Fenced(sealed)) => {
+                    let reason = fence::sealed(&shipped.shared, &sealed);
+                    Some((sealed, reason))
+                }
                 _ => None,
             }
         })

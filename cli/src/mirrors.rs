@@ -38,7 +38,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::{BlockStores, MemberRole, Volume};
+use murphy_fs::{BlockStores, MemberRole, Sealed, Volume};
 use murphy_log::{Clock, DiskLog, Epoch, Log, Lsn, SystemClock, VolumeKeys};
 use murphy_mirror::{
     Dialer, GatherStatus, Identity, Leader, Listener, MemberBook, MirrorAcknowledger, NetworkOptions, Part,
@@ -64,6 +64,7 @@ pub(crate) use promotion::PromoteOrder;
 pub(crate) use rejoin::Rejoining;
 pub(crate) use removal::MemberStatus;
 use replica::DiskReplica;
+pub(crate) use stale::{list_behind, way_on};
 
 /// A node's part among others.
 pub(crate) struct Mirroring {
@@ -302,6 +303,16 @@ impl Mirroring {
     }
 
     /// Why the mirror cannot go on, if that is so.
+    /// Lists what only this source holds, once an archive says that it was `sealed`.
+    pub(crate) fn note_sealed(&self, sealed: &Sealed) {
+        let mut listed = self.config().clone();
+        let noted = list_behind(&mut listed, &self.log, sealed);
+        let noted = noted.and_then(|()| self.change_config(|config| config.branches = listed.branches));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "what only this node holds is not listed");
+        }
+    }
+
     pub(crate) fn broken(&self) -> Option<String> {
         lock(&self.followed).as_ref().and_then(Followed::broken)
     }

@@ -231,17 +231,17 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
     if let Over::Ended(reason) = why {
         // The mounts are detached: nothing that is written there could be kept.
         drop(mounts);
-        host.mirroring.find_branch();
         let hint = match host.mirroring.lost() {
             Some(_) => {
-                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost, of every mirror that holds it, gives that up"
+                "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost, of every mirror that holds it, gives that up".to_owned()
             }
             None if host.archives.lost().is_some() => {
-                "start again while that archive answers: what is lost is fetched from there, or what stands in the way is said"
+                "start again while that archive answers: what is lost is fetched from there, or what stands in the way is said".to_owned()
             }
-            None => "everything acknowledged is in the log; start again once the cause is gone",
+            None => "everything acknowledged is in the log; start again once the cause is gone".to_owned(),
         };
         return Err(CliError::new(format!("the volume has ended: {reason}")).hint(hint));
+            _ if host.is_replaced() => mirrors::way_on(host.directory()),
     }
     if let Over::BeginAnew(reason) = why {
         tracing::warn!(reason, "this mirror begins anew");

@@ -3,20 +3,25 @@
 //! Invariants:
 //! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
 //! - What an archive holds in this source's epoch and nothing leads to is this log's, was given up by people, or keeps the source from deciding.
+//! - A seal tells where the history of the others begins: what this node has beyond it is listed as a branch before the node says that it was
+//!   replaced.
 //! - An archive that does not answer in time does not keep a source from starting; its shipper asks on.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use murphy_backup::{
     Archive, Boundary, Objection, Reach, ShipEnd, Walk, WalkError, strays, strays_behind, walk,
 };
+use murphy_fs::Sealed;
 use murphy_log::Log;
 use tokio::runtime::Handle;
 
 use crate::{
     archive_notes::{cursor, fenced_before, remember_fence},
+    config::NodeConfig,
     error::{CliError, failed},
     givers::ArchiveGiver,
+    mirrors::{list_behind, way_on},
     node::Node,
     places::{local_url, open_archive},
     settings::SharedArchive,
@@ -37,9 +42,7 @@ pub(crate) fn check_fences(
     archives: &[SharedArchive],
     runtime: &Handle,
 ) -> Result<(), CliError> {
-    if let Some(reason) = fenced_before(&node.directory)? {
-        return Err(refused(&reason));
-    }
+    refuse_fenced(&node.directory)?;
     let looks = archives.iter().map(|shared| async move {
         let asked = tokio::time::timeout(ANSWER_MAX, Asked::ask(node, shared)).await;
         (shared, asked.unwrap_or_else(|_| Err(CliError::new("it does not answer in time"))))
@@ -72,6 +75,11 @@ pub(crate) fn check_fences(
     Ok(())
 }
 
+/// Refuses a node whose directory remembers that another source has taken over.
+pub(crate) fn refuse_fenced(directory: &Path) -> Result<(), CliError> {
+    fenced_before(directory)?.map_or(Ok(()), |reason| Err(refused(directory, &reason)))
+}
+
 impl<'a> Asked<'a> {
     async fn ask(node: &Node, shared: &'a SharedArchive) -> Result<Asked<'a>, CliError> {
         let archive = open_archive(&node.config, &local_url(&node.config, shared)?).await.map_err(failed)?;
@@ -96,12 +104,15 @@ impl<'a> Asked<'a> {
         match walked.objection(own, tail.lsn) {
             None => {}
             Some(Objection::Replaced) => {
-                let reason = match walked.seals.last() {
-                    Some(seal) => sealed(shared, seal),
-                    None => format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch),
+                // Several may have taken over since: the first of them has ended this epoch.
+                let ended = walked.seals.iter().find(|seal| seal.epoch == own);
+                let Some(seal) = ended.or(walked.seals.last()) else {
+                    let reason =
+                        format!("{} is in epoch {}, this node in {own}", shared.url, walked.end.epoch);
+                    remember_fence(&node.directory, &reason);
+                    return Err(refused(&node.directory, &reason));
                 };
-                remember_fence(&node.directory, &reason);
-                return Err(refused(&reason));
+                return Err(self.replaced(node, seal));
             }
             Some(Objection::Lost { held }) => {
                 let giver =
@@ -118,6 +129,21 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
+    /// Notes who has taken over, and what only this node holds; says that it is no source any more.
+    fn replaced(&self, node: &Node, seal: &murphy_backup::Seal) -> CliError {
+        let by = seal.sealed();
+        let listed = NodeConfig::read(&node.directory).and_then(|mut config| {
+            list_behind(&mut config, &node.log, &by)?;
+            config.write(&node.directory)
+        });
+        if let Err(error) = listed {
+            tracing::warn!(%error, "what only this node holds is not listed");
+        }
+        let reason = sealed(self.shared, &by);
+        remember_fence(&node.directory, &reason);
+        refused(&node.directory, &reason)
+    }
+
     async fn reach(&self, node: &Node) -> Result<Reach, CliError> {
         let (own, log) = (node.log.recovery().epoch, Arc::clone(&node.log) as Arc<dyn Log>);
         let reach = match &self.walked {
@@ -132,9 +158,7 @@ impl<'a> Asked<'a> {
 
     fn judge_strays(&self, node: &Node, reach: &Reach) -> Result<(), CliError> {
         if let Some(seal) = reach.seal() {
-            let reason = sealed(self.shared, seal);
-            remember_fence(&node.directory, &reason);
-            return Err(refused(&reason));
+            return Err(self.replaced(node, seal));
         }
         if let Some((object, reason)) = reach.broken_seal() {
             return Err(failed(ShipEnd::BrokenSeal { object, reason }).hint(format!(
@@ -147,7 +171,8 @@ impl<'a> Asked<'a> {
         }
         let own = node.log.recovery().epoch;
         if let Some(stray) = reach.strays.iter().find(|stray| stray.key.0 > own.number) {
-            return Err(refused(&format!("{stray}, and the seal that began it is lost")));
+            let reason = format!("{stray}, and the seal that began it is lost");
+            return Err(refused(&node.directory, &reason));
         }
         if !reach.is_continued {
             let (url, lsn) = (&self.shared.url, reach.end.position.lsn);
@@ -170,16 +195,14 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn sealed(shared: &SharedArchive, seal: &murphy_backup::Seal) -> String {
-    format!(
-        "{} was sealed at {} by node {}, which began epoch {}",
-        shared.url, seal.base, seal.node, seal.next
-    )
+/// Who has taken over, for people.
+pub(super) fn sealed(shared: &SharedArchive, sealed: &Sealed) -> String {
+    let Sealed { base, by, next } = sealed;
+    format!("{} was sealed at {base} by node {by}, which began epoch {next}", shared.url)
 }
 
-fn refused(reason: &str) -> CliError {
-    CliError::new(format!("another source has taken over: {reason}"))
-        .hint("what this node has beyond that point is kept; make a new node of the successor's archive")
+fn refused(directory: &Path, reason: &str) -> CliError {
+    CliError::new(format!("another source has taken over: {reason}")).hint(way_on(directory))
 }
 
 const ANSWER_MAX: Duration = Duration::from_secs(10);

@@ -91,6 +91,10 @@ impl Host {
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, level_turn, options })
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.node.directory
+    }
+
     pub(super) fn volume(&self) -> &Volume {
         &self.node.volume
     }
@@ -113,13 +117,26 @@ impl Host {
 
     /// Why nothing can be decided any more, if that is so.
     pub(super) fn ended(&self) -> Option<String> {
-        let archived = || {
-            let fenced = self.archives.fenced();
-            fenced.inspect(|reason| remember_fence(&self.node.directory, reason))
-        };
+        let archived = || self.sealed();
         let among_nodes =
             || self.mirroring.fenced().or_else(|| self.mirroring.lost()).or_else(|| self.mirroring.broken());
         self.volume().ended().or_else(archived).or_else(among_nodes).or_else(|| self.archives.lost())
+    }
+
+    /// Who has taken over, if an archive says that somebody has. It is noted, and what only this node holds is listed.
+    fn sealed(&self) -> Option<String> {
+        let (sealed, reason) = self.archives.fenced()?;
+        self.mirroring.note_sealed(&sealed);
+        remember_fence(&self.node.directory, &reason);
+        Some(reason)
+    }
+
+    /// Whether another source has taken over, for good, whatever else has ended the volume. What only this node holds is listed if anybody
+    /// says where the histories part. Blocks.
+    pub(super) fn is_replaced(&self) -> bool {
+        let is_sealed = self.sealed().is_some();
+        self.mirroring.find_branch();
+        is_sealed || self.mirroring.fenced().is_some()
     }
 
     /// Whether it was to end with its last mount, and that is gone.
