@@ -57,8 +57,23 @@ impl Archive {
     ///
     /// The store is tested first: it must honour put-if-absent.
     pub async fn create(store: ArchiveStore, descriptor: Descriptor) -> Result<Archive, OpenArchiveError> {
-        if let Some(found) = read(&store).await? {
-            return Archive::matching(store, found, descriptor.lineage);
+        if let Some(found) = Archive::find(&store, descriptor.lineage).await? {
+            return Ok(found);
+        }
+        probe(&store).await?;
+        match store.create(layout::DESCRIPTOR, descriptor.encode(&store)?).await? {
+            Creation::Created | Creation::SameContent => Ok(Archive::new(store, descriptor)),
+            Creation::Other(bytes) => {
+                let found = Descriptor::decode(&store, &bytes)?;
+                Archive::matching(store, found, descriptor.lineage)
+            }
+        }
+    }
+
+    /// The archive of this branch that is at `store` already; `None` if nothing is there that keeps one from being made. Changes nothing.
+    pub async fn find(store: &ArchiveStore, lineage: Lineage) -> Result<Option<Archive>, OpenArchiveError> {
+        if let Some(found) = read(store).await? {
+            return Archive::matching(store.clone(), found, lineage).map(Some);
         }
         let mut listed = store.list("");
         while let Some(object) = listed.next().await {
@@ -68,15 +83,7 @@ impl Archive {
                 return Err(OpenArchiveError::NotEmpty { url: store.label().to_owned(), object });
             }
         }
-        drop(listed);
-        probe(&store).await?;
-        match store.create(layout::DESCRIPTOR, descriptor.encode(&store)?).await? {
-            Creation::Created | Creation::SameContent => Ok(Archive::new(store, descriptor)),
-            Creation::Other(bytes) => {
-                let found = Descriptor::decode(&store, &bytes)?;
-                Archive::matching(store, found, descriptor.lineage)
-            }
-        }
+        Ok(None)
     }
 
     /// Opens the archive at `store`, of whatever branch.

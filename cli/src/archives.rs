@@ -29,13 +29,13 @@ use crate::{
     config::NodeConfig,
     error::{CliError, at, failed},
     node::Node,
-    places::{create_archive, local_url, open_archive},
+    places::{create_archive, find_archive, local_url, open_archive},
     settings::{Settings, SharedArchive, shared_form},
     status::ArchiveStatus,
 };
 pub(crate) use abandon::Abandoning;
 pub(crate) use acknowledge::{acknowledge_as_set, by_archives, check_outlives};
-pub(crate) use fence::check_fences;
+pub(crate) use fence::{check_fences, refuse_fenced};
 
 /// The archives that a node ships to.
 pub(crate) struct Archives {
@@ -155,15 +155,22 @@ impl Archives {
                 let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             } else {
-                check_continued_by(&archive, &context.log).await.map_err(|error| {
-                    failed(error).hint(
-                        "it belongs to a history that lost, or to a copy: give the archive another prefix",
-                    )
-                })?;
+                check_continued(&archive, &context.log).await?;
             }
             Ok::<_, CliError>(())
         })?;
         Ok(SharedArchive { url: shared_form(url), log_only, joining: false })
+    }
+
+    /// Refuses what [`Archives::create`] would find there and refuse, and writes nothing.
+    pub(crate) fn check_new(&self, url: &StoreUrl, log_only: bool) -> Result<(), CliError> {
+        let context = &self.context;
+        context.runtime.block_on(async {
+            match find_archive(&context.config, url, log_only).await? {
+                Some(archive) => check_continued(&archive, &context.log).await,
+                None => Ok(()),
+            }
+        })
     }
 
     /// Writes a snapshot of now into an archive; returns its position.
@@ -276,6 +283,13 @@ impl Archives {
             futures::future::join_all(waits).await.into_iter().flatten().collect()
         })
     }
+}
+
+/// Refuses an archive that is there already and holds what this log does not lead on from.
+async fn check_continued(archive: &Archive, log: &Arc<dyn Log>) -> Result<(), CliError> {
+    check_continued_by(archive, log).await.map_err(|error| {
+        failed(error).hint("it belongs to a history that lost, or to a copy: give the archive another prefix")
+    })
 }
 
 impl Drop for Archives {

@@ -115,6 +115,17 @@ impl Request {
         )
     }
 
+    /// Whether it shows the node, and neither changes it nor passes on what it holds.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Request::Status
+                | Request::Members
+                | Request::Invite { .. }
+                | Request::Ack(AckOrder { level: None, .. } | AckOrder { dry_run: true, .. })
+        )
+    }
+
     /// The members that it gives up, with what only they hold.
     pub(crate) fn given_up(&self) -> BTreeSet<NodeId> {
         match self {

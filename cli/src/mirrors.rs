@@ -48,7 +48,7 @@ use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     archive_reads::ArchiveReads,
-    archives::{Archives, check_fences},
+    archives::{Archives, check_fences, refuse_fenced},
     config::{NodeConfig, Promoted, Role},
     error::{CliError, failed},
     givers::dialer,
@@ -125,6 +125,8 @@ pub(crate) fn open(
     let config = NodeConfig::read(directory)?;
     stale::refuse(directory, &config)?;
     if config.role == Role::Source {
+        // What only its log holds is not written to any more.
+        refuse_fenced(directory)?;
         let node = Node::open(directory, options, runtime)?;
         return Ok(Some(Opened { node, replica: None, followed: None }));
     }
@@ -197,7 +199,11 @@ impl Mirroring {
         listen: Option<(SocketAddr, NetworkOptions)>,
         runtime: &Handle,
     ) -> Result<Mirroring, CliError> {
-        let identity = Arc::new(Identity::load_or_create(&node.directory).map_err(failed)?);
+        // Only a node that is looked at may have none, and gets none by that.
+        let identity = match Identity::load_existing(&node.directory).map_err(failed)? {
+            Some(identity) => Arc::new(identity),
+            None => Arc::new(Identity::generate().map_err(failed)?),
+        };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let book = Arc::new(VolumeBook::new(node.volume.clone()));
         let (keys, branch) = (node.keys.clone(), node.config.branch);
@@ -297,12 +303,6 @@ impl Mirroring {
         }
     }
 
-    /// Why the process has to begin anew, if it has to.
-    pub(crate) fn restart(&self) -> Option<String> {
-        self.replica.as_ref().and_then(|replica| replica.restart().borrow().clone())
-    }
-
-    /// Why the mirror cannot go on, if that is so.
     /// Lists what only this source holds, once an archive says that it was `sealed`.
     pub(crate) fn note_sealed(&self, sealed: &Sealed) {
         let mut listed = self.config().clone();
@@ -313,6 +313,12 @@ impl Mirroring {
         }
     }
 
+    /// Why the process has to begin anew, if it has to.
+    pub(crate) fn restart(&self) -> Option<String> {
+        self.replica.as_ref().and_then(|replica| replica.restart().borrow().clone())
+    }
+
+    /// Why the mirror cannot go on, if that is so.
     pub(crate) fn broken(&self) -> Option<String> {
         lock(&self.followed).as_ref().and_then(Followed::broken)
     }

@@ -39,11 +39,32 @@ pub(crate) async fn create_archive(
         base,
     };
     let archive = Archive::create(open_store(url)?, descriptor).await.map_err(failed)?;
-    let kind = if log_only { ArchiveKind::Log } else { ArchiveKind::Full };
-    if archive.descriptor().kind != kind {
-        return Err(CliError::new(format!("{url} is an archive of the other kind already")));
-    }
+    check_kind(&archive, log_only)?;
     Ok(archive)
+}
+
+/// The archive that [`create_archive`] would find at `url`, which is refused if it holds anything else. Nothing is written.
+pub(crate) async fn find_archive(
+    config: &NodeConfig,
+    url: &StoreUrl,
+    log_only: bool,
+) -> Result<Option<Archive>, CliError> {
+    // Opening the store would make the directory.
+    if url.directory().is_some_and(|directory| !directory.exists()) {
+        return Ok(None);
+    }
+    let lineage = Lineage { volume: config.volume, branch: config.branch };
+    let found = Archive::find(&open_store(url)?, lineage).await.map_err(failed)?;
+    found.iter().try_for_each(|archive| check_kind(archive, log_only))?;
+    Ok(found)
+}
+
+fn check_kind(archive: &Archive, log_only: bool) -> Result<(), CliError> {
+    let kind = if log_only { ArchiveKind::Log } else { ArchiveKind::Full };
+    match archive.descriptor().kind == kind {
+        true => Ok(()),
+        false => Err(CliError::new(format!("{} is an archive of the other kind already", archive.url()))),
+    }
 }
 
 /// Refuses a file store whose directory is not there: opening it would make an empty one, in place of a disk that is not mounted.

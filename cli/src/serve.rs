@@ -6,6 +6,7 @@
 //! - When the volume has ended (the log is poisoned, another source took over) it says why, exits with 1, and its mounts go with it.
 
 mod answer;
+mod beforehand;
 mod host;
 mod level;
 mod tasks;
@@ -27,7 +28,7 @@ use crate::{
     error::{CliError, Code, failed},
     mirror_notes,
     mirrors::{self, Mirroring},
-    node::{Node, NodeOptions},
+    node::{Looked, Node, NodeOptions},
     output::Output,
     progress::{Progress, ProgressLine},
 };
@@ -132,15 +133,22 @@ pub(crate) fn ask(
     answer
 }
 
-/// Opens a node that nobody serves, for one answer.
+/// Opens a node that nobody serves, for one answer. No file of it is changed if the answer only shows something, or is a refusal.
 fn answer_at_rest(
     directory: &std::path::Path,
     request: &Request,
     output: &Output,
     item: &mut dyn FnMut(Value) -> Result<(), CliError>,
 ) -> Result<Value, CliError> {
+    beforehand::check(directory, request)?;
     let runtime = Runtime::new().map_err(failed)?;
-    let node = Node::open(directory, &NodeOptions::default(), runtime.handle())?;
+    let (node, scratch) = match request.only_looks() && Looked::is_possible(directory)? {
+        true => {
+            let Looked { node, scratch } = Looked::open(directory, runtime.handle())?;
+            (node, Some(scratch))
+        }
+        false => (Node::open(directory, &NodeOptions::default(), runtime.handle())?, None),
+    };
     let purpose = if request.changes() { Purpose::Change } else { Purpose::Look };
     let given_up = request.given_up();
     let options = HostOptions { purpose, io_timeout: None, ends_with_mounts: false, given_up };
@@ -156,6 +164,7 @@ fn answer_at_rest(
     }
     drop(host);
     runtime.shutdown_timeout(SHUTDOWN);
+    drop(scratch);
     match unprinted {
         Some(error) => Err(error),
         None => answer,
@@ -232,6 +241,7 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
         // The mounts are detached: nothing that is written there could be kept.
         drop(mounts);
         let hint = match host.mirroring.lost() {
+            _ if host.is_replaced() => mirrors::way_on(host.directory()),
             Some(_) => {
                 "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost, of every mirror that holds it, gives that up".to_owned()
             }
@@ -241,7 +251,6 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
             None => "everything acknowledged is in the log; start again once the cause is gone".to_owned(),
         };
         return Err(CliError::new(format!("the volume has ended: {reason}")).hint(hint));
-            _ if host.is_replaced() => mirrors::way_on(host.directory()),
     }
     if let Over::BeginAnew(reason) = why {
         tracing::warn!(reason, "this mirror begins anew");

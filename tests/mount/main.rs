@@ -5,6 +5,7 @@
 
 mod ack;
 mod archives;
+mod at_rest;
 mod bad_archive;
 mod bad_input;
 mod cli;
@@ -14,8 +15,8 @@ mod gather;
 mod growing;
 mod huge;
 mod log_archive;
-mod members;
 mod lost;
+mod members;
 mod mirror_cache;
 mod mirrors;
 mod model;
@@ -23,8 +24,8 @@ mod moments;
 mod rot;
 mod s3;
 mod settled;
-mod stranded;
 mod stale;
+mod stranded;
 mod successors;
 mod take_over;
 mod tree;

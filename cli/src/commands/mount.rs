@@ -1,16 +1,20 @@
 //! `murphy mount`: serving a node through the kernel.
 //!
 //! Invariants:
+//! - A mount point where nothing can be mounted is refused before the node is opened.
 //! - With `-d` it returns when the mount answers, or says why it does not.
 //! - An option that the process which serves the node already does not take from here is refused, never ignored.
 
 use std::path::PathBuf;
 
+use murphy_fs::{Mount, MountOptions};
+
 use super::serve::{ServeOptions, parse_listen};
 use crate::{
     background,
+    config::NodeConfig,
     control::{Control, MountRequest, Request},
-    error::{CliError, Code, at},
+    error::{CliError, Code, at, failed},
     output::Output,
     serve::{self, Plan},
 };
@@ -63,6 +67,9 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
         output.note("Mounted by the process that serves the node already");
         return Ok(Code::Done);
     }
+    // Before the node is opened: that begins a session in its log.
+    let volume = NodeConfig::read(&directory)?.volume.to_string();
+    Mount::check(&request.path, &MountOptions::new(volume)).map_err(failed)?;
     if args.detach && !background::is_child() {
         let pid = background::start(&directory)?;
         output.data(&serde_json::json!({ "mounted": request.path, "pid": pid }), |_| String::new())?;

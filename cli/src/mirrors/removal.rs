@@ -94,6 +94,11 @@ impl Mirroring {
         Ok(())
     }
 
+    /// Refuses ids that are not those of members that can be removed.
+    pub(crate) fn check_removable(&self, nodes: &[String]) -> Result<(), CliError> {
+        nodes.iter().try_for_each(|node| self.removable(node).map(drop))
+    }
+
     fn remove_member(&self, node: NodeId, row: &MemberRow, assume_lost: bool) -> Result<Value, CliError> {
         let removing = self.remove(node, row, assume_lost);
         let (lsn, waits) = self.runtime.block_on(removing)?;

@@ -11,9 +11,9 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{Node, index_directory, lock, open};
+use super::{Node, index_directory, lock, log_directory, open, settle::has_begun};
 use crate::{
-    config::NodeConfig,
+    config::{NodeConfig, Role},
     error::{CliError, at},
 };
 
@@ -22,7 +22,7 @@ pub(crate) struct Looked {
     /// The node; it decides nothing, and cannot.
     pub(crate) node: Node,
     /// Removed after the node is closed.
-    _scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Looked {
@@ -33,12 +33,18 @@ impl Looked {
         let lock = lock(directory)?;
         let scratch = Scratch::of_index(directory)?;
         let node = open::open_to_look(directory, &scratch.path, lock, runtime)?;
-        Ok(Looked { node, _scratch: scratch })
+        Ok(Looked { node, scratch })
+    }
+
+    /// Whether it can be looked at as it is: a mirror in which an earlier process has begun something is finished first.
+    pub(crate) fn is_possible(directory: &Path) -> Result<bool, CliError> {
+        let is_mirror = NodeConfig::read(directory)?.role == Role::Mirror;
+        Ok(!is_mirror || (!has_begun(directory) && log_directory(directory).exists()))
     }
 }
 
 /// A copy of the index. Dropping it removes it.
-struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
 }
 

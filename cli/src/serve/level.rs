@@ -44,12 +44,14 @@ pub(super) fn ack(host: &Host, order: &AckOrder) -> Result<Value, CliError> {
     if order.dry_run {
         return change.plan(host);
     }
-    if change.weakens() && !order.confirmed {
-        let meanwhile = "what an fsync waits for was changed meanwhile";
-        return Err(CliError::new(meanwhile).hint("run it again: it says what would be given up now"));
-    }
+    change.check(host, order)?;
     change.perform(host)?;
     describe(host)
+}
+
+/// Refuses a change that would be refused without anything having been tried.
+pub(super) fn check(host: &Host, order: &AckOrder) -> Result<(), CliError> {
+    order.level.map_or(Ok(()), |to| Change::of(host, to)?.check(host, order))
 }
 
 /// A change of the level.
@@ -78,6 +80,21 @@ impl Change {
     /// Whether it gives up what is promised now.
     fn weakens(&self) -> bool {
         self.to != self.set && !self.waits.is_kept_by(self.to)
+    }
+
+    fn check(&self, host: &Host, order: &AckOrder) -> Result<(), CliError> {
+        if self.weakens() && !order.confirmed {
+            let meanwhile = "what an fsync waits for was changed meanwhile";
+            return Err(CliError::new(meanwhile).hint("run it again: it says what would be given up now"));
+        }
+        if self.to == Ack::Local || host.ships() {
+            return Ok(());
+        }
+        Err(CliError::new(format!(
+            "nobody serves this node, so nobody can say who has what {} promises",
+            self.to
+        ))
+        .hint("murphy serve or murphy mount starts it; murphy ack DIR local waits for nobody, here too"))
     }
 
     fn plan(&self, host: &Host) -> Result<Value, CliError> {
@@ -117,15 +134,6 @@ impl Change {
                 return Ok(());
             }
             return host.runtime.block_on(host.mirroring.wait_for_nobody());
-        }
-        if !host.ships() {
-            return Err(CliError::new(format!(
-                "nobody serves this node, so nobody can say who has what {} promises",
-                self.to
-            ))
-            .hint(
-                "murphy serve or murphy mount starts it; murphy ack DIR local waits for nobody, here too",
-            ));
         }
         if self.to != self.set && self.to == self.waits {
             return host.runtime.block_on(host.mirroring.stay_with(self.to));

@@ -106,18 +106,25 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
     }))
 }
 
-pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
+/// Refuses what cannot become an archive of this volume, as far as reading tells. Nothing is written.
+pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Result<StoreUrl, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
-    let settings = Settings::of(host.volume())?;
     let shared = shared_form(&url);
     if shared == shared_form(&host.node.config.blocks) {
         return Err(CliError::new(format!(
             "{shared} is the block store: an archive has a prefix of its own"
         )));
     }
-    if settings.archives.iter().any(|archive| archive.url == shared) {
+    if Settings::of(host.volume())?.archives.iter().any(|archive| archive.url == shared) {
         return Err(CliError::new(format!("{shared} is an archive of this volume already")));
     }
+    host.archives.check_new(&url, log_only)?;
+    Ok(url)
+}
+
+pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
+    let url = check_new_archive(host, url, log_only)?;
+    let (settings, shared) = (Settings::of(host.volume())?, shared_form(&url));
     let waits = host.waits_for_archives()?;
     let others = settings.archives.iter().any(SharedArchive::may_acknowledge);
     if !waits || others {
@@ -150,29 +157,44 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     serde_json::to_value(archive).map_err(failed)
 }
 
+/// Refuses to remove what [`remove_archive`] would refuse. Nothing is written.
+pub(super) fn check_removal(host: &Host, url: &str, assume_lost: bool) -> Result<(), CliError> {
+    let url: StoreUrl = url.parse().map_err(failed)?;
+    let mut archives = Settings::of(host.volume())?.archives;
+    take_out(host, &mut archives, &shared_form(&url), assume_lost)
+}
+
+/// Takes the archive `shared` out of the list, if fsync can do without it.
+fn take_out(
+    host: &Host,
+    archives: &mut Vec<SharedArchive>,
+    shared: &str,
+    assume_lost: bool,
+) -> Result<(), CliError> {
+    let before = archives.len();
+    archives.retain(|archive| archive.url != shared);
+    // One that could not be waited for is not on the list any more, and is still shipped to.
+    if archives.len() == before && !host.archives.ships_to(shared) {
+        return Err(CliError::new(format!("{shared} is not an archive of this volume")));
+    }
+    if !host.waits_for_archives()? || archives.iter().any(SharedArchive::may_acknowledge) {
+        return Ok(());
+    }
+    if !assume_lost {
+        return Err(CliError::new(format!(
+            "fsync waits for {shared}: it is the last archive that holds data"
+        ))
+        .hint("add another archive first; if this one is gone for good, --assume-lost gives it up"));
+    }
+    // Nobody is left whom those that are joining could wait for.
+    archives.iter_mut().for_each(|archive| archive.joining = false);
+    Ok(())
+}
+
 pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    let removing = host.archives.change(|archives| {
-        let before = archives.len();
-        archives.retain(|archive| archive.url != shared);
-        // One that could not be waited for is not on the list any more, and is still shipped to.
-        if archives.len() == before && !host.archives.ships_to(&shared) {
-            return Err(CliError::new(format!("{shared} is not an archive of this volume")));
-        }
-        if !host.waits_for_archives()? || archives.iter().any(SharedArchive::may_acknowledge) {
-            return Ok(());
-        }
-        if !assume_lost {
-            return Err(CliError::new(format!(
-                "fsync waits for {shared}: it is the last archive that holds data"
-            ))
-            .hint("add another archive first; if this one is gone for good, --assume-lost gives it up"));
-        }
-        // Nobody is left whom those that are joining could wait for.
-        archives.iter_mut().for_each(|archive| archive.joining = false);
-        Ok(())
-    });
+    let removing = host.archives.change(|archives| take_out(host, archives, &shared, assume_lost));
     host.runtime.block_on(removing)?;
     if !assume_lost {
         host.flush(&mut |_| {}).map_err(|error| {
@@ -183,15 +205,12 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     Ok(json!({ "removed": shared }))
 }
 
-pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, CliError> {
-    let settings = Settings::of(host.volume())?;
+/// The archives of the volume, or the one that is meant; an error if there is none.
+pub(super) fn chosen_archives(host: &Host, url: Option<&str>) -> Result<Vec<SharedArchive>, CliError> {
     let wanted = url.map(|url| url.parse::<StoreUrl>().map_err(failed)).transpose()?;
     let wanted = wanted.as_ref().map(shared_form);
-    let chosen: Vec<&SharedArchive> = settings
-        .archives
-        .iter()
-        .filter(|archive| wanted.as_ref().is_none_or(|wanted| archive.url == *wanted))
-        .collect();
+    let mut chosen = Settings::of(host.volume())?.archives;
+    chosen.retain(|archive| wanted.as_ref().is_none_or(|wanted| archive.url == *wanted));
     if chosen.is_empty() {
         let text = match &wanted {
             Some(url) => format!("{url} is not an archive of this volume"),
@@ -201,6 +220,11 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
             CliError::new(text).hint("murphy archive list shows those it has, murphy archive add makes one")
         );
     }
+    Ok(chosen)
+}
+
+pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, CliError> {
+    let chosen = chosen_archives(host, url)?;
     host.flush(&mut |_| {})?;
     let mut taken = Vec::new();
     for archive in chosen {

@@ -18,7 +18,7 @@ use super::{
     followed::Followed,
     invalidate::{Invalidator, ToKernel},
     kernel::Lifetimes,
-    mount_table::MountError,
+    mount_table::{self, MountError},
     notify::{self, Notice, Notifier},
     options::MountOptions,
     session::{Session, UnmountError},
@@ -44,6 +44,11 @@ impl Mount {
         runtime: Runtime,
     ) -> Result<Mount, MountError> {
         Mount::serve(fs, mount_point, options, runtime, None)
+    }
+
+    /// Refuses a `mount_point` that would be refused, and changes nothing.
+    pub fn check(mount_point: &Path, options: &MountOptions) -> Result<(), MountError> {
+        mount_table::check(mount_point, &options.source()?)
     }
 
     /// Mounts a volume that follows a source, or may do so later: the kernel is told of every entry that is followed, so that lifetimes

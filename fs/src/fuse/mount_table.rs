@@ -70,20 +70,42 @@ pub(super) fn prepare(path: &Path, source: &str) -> Result<PathBuf, MountError> 
     let failed = |step, source| MountError::Io { path: path.to_owned(), step, source };
     let resolved = resolve(path)?;
     for _ in 0..DEAD_MOUNTS_MAX {
-        let table = mounted_at(&resolved).map_err(|error| failed("reading the mount table", error))?;
-        let Some(line) = table else { break };
-        match answers(&resolved) {
-            Err(error) if is_dead(&error) && line.source == source => {
-                tracing::warn!(path = %resolved.display(), source, "detaching a dead mount of this volume");
-                unmount(&resolved, UnmountFlags::DETACH)
-                    .map_err(|error| failed("detaching a dead mount", error.into()))?;
-            }
-            Err(error) if is_dead(&error) => {
-                return Err(MountError::DeadMount { path: resolved, by: line.source });
-            }
-            Ok(()) | Err(_) => return Err(MountError::AlreadyMounted { path: resolved, by: line.source }),
+        if !holds_dead_mount(&resolved, source)? {
+            break;
         }
+        tracing::warn!(path = %resolved.display(), source, "detaching a dead mount of this volume");
+        unmount(&resolved, UnmountFlags::DETACH)
+            .map_err(|error| failed("detaching a dead mount", error.into()))?;
     }
+    check_empty(resolved)
+}
+
+/// Refuses what [`prepare`] would refuse, and changes nothing. What lies below a dead mount of the same `source` is not seen.
+pub(super) fn check(path: &Path, source: &str) -> Result<(), MountError> {
+    let resolved = resolve(path)?;
+    match holds_dead_mount(&resolved, source)? {
+        true => Ok(()),
+        false => check_empty(resolved).map(drop),
+    }
+}
+
+/// Whether the process behind a mount of `source` at `resolved` is gone; refuses any other mount there.
+fn holds_dead_mount(resolved: &Path, source: &str) -> Result<bool, MountError> {
+    let path = resolved.to_owned();
+    let table = match mounted_at(resolved) {
+        Ok(table) => table,
+        Err(source) => return Err(MountError::Io { path, step: "reading the mount table", source }),
+    };
+    let Some(line) = table else { return Ok(false) };
+    match answers(resolved) {
+        Err(error) if is_dead(&error) && line.source == source => Ok(true),
+        Err(error) if is_dead(&error) => Err(MountError::DeadMount { path, by: line.source }),
+        Ok(()) | Err(_) => Err(MountError::AlreadyMounted { path, by: line.source }),
+    }
+}
+
+fn check_empty(resolved: PathBuf) -> Result<PathBuf, MountError> {
+    let failed = |step, source| MountError::Io { path: resolved.clone(), step, source };
     let metadata = fs::metadata(&resolved).map_err(|error| failed("reading the mount point", error))?;
     if !metadata.is_dir() {
         return Err(MountError::NotADirectory { path: resolved });
@@ -196,6 +218,10 @@ mod tests {
         assert!(matches!(prepare(&file, "murphy:t"), Err(MountError::NotADirectory { .. })));
         assert!(matches!(prepare(&file.join("below"), "murphy:t"), Err(MountError::NotADirectory { .. })));
         assert!(matches!(prepare(root.path(), "murphy:t"), Err(MountError::NotEmpty { .. })));
+        assert!(matches!(check(root.path(), "murphy:t"), Err(MountError::NotEmpty { .. })));
+        assert!(matches!(check(&file, "murphy:t"), Err(MountError::NotADirectory { .. })));
+        let empty = tempfile::tempdir().unwrap();
+        check(empty.path(), "murphy:t").unwrap();
         let proc = prepare(Path::new("/proc"), "murphy:t").unwrap_err();
         assert!(matches!(&proc, MountError::AlreadyMounted { by, .. } if by == "proc"), "{proc}");
     }
