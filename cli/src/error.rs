@@ -16,13 +16,25 @@ pub(crate) struct CliError {
     pub(crate) hint: Option<String>,
     code: u8,
     #[serde(skip)]
-    is_damage: bool,
+    harm: Harm,
+}
+
+/// What an error tells of the things that it names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Harm {
+    /// Nothing.
+    #[default]
+    None,
+    /// What is there is not what belongs there: of another volume, of a later version, or beyond what others could give back.
+    Wrong,
+    /// Something that was whole is not any more, and others may have it.
+    Damage,
 }
 
 impl CliError {
     /// What was tried and did not work.
     pub(crate) fn new(message: impl Display) -> CliError {
-        CliError { message: message.to_string(), hint: None, code: FAILED, is_damage: false }
+        CliError { message: message.to_string(), hint: None, code: FAILED, harm: Harm::None }
     }
 
     /// Arguments that do not fit together, or a confirmation that nobody can give.
@@ -30,15 +42,22 @@ impl CliError {
         CliError { code: USAGE, ..CliError::new(message) }
     }
 
-    /// Something that should be whole is not. Whoever looks for damage has found it; for everybody else it is a failure.
+    /// Something that should be whole is not, and others may have it. Whoever looks for damage has found it; for everybody else it is a
+    /// failure.
     #[must_use]
     pub(crate) fn damage(self) -> CliError {
-        CliError { is_damage: true, ..self }
+        CliError { harm: Harm::Damage, ..self }
     }
 
-    /// Whether something that should be whole is not.
+    /// The same of what is not what belongs there, and cannot be fetched from anybody.
+    #[must_use]
+    pub(crate) fn wrong(self) -> CliError {
+        CliError { harm: Harm::Wrong, ..self }
+    }
+
+    /// Whether something that should be whole is not, and others may have it.
     pub(crate) fn is_damage(&self) -> bool {
-        self.is_damage
+        self.harm == Harm::Damage
     }
 
     /// The same, and why it could not be mended.
@@ -50,7 +69,7 @@ impl CliError {
     /// The same, from a command that looks for damage.
     #[must_use]
     pub(crate) fn found(self) -> CliError {
-        let code = if self.is_damage { FOUND } else { self.code };
+        let code = if self.harm == Harm::None { self.code } else { FOUND };
         CliError { code, ..self }
     }
 

@@ -78,6 +78,7 @@ pub(super) fn load_base_file(
     let bad = |error: &dyn std::fmt::Display| {
         CliError::new(format!("{}: {error}", path.display()))
             .hint("restore the node from an archive, or seed it from a mirror")
+            .wrong()
     };
     let reader = SnapshotReader::open(BufReader::new(file)).map_err(|error| bad(&error))?;
     let base = reader.header().state.position;

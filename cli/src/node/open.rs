@@ -7,8 +7,8 @@
 use std::{path::Path, sync::Arc};
 
 use murphy_fs::{
-    BlockStore, BlockStores, CellCache, DiskCache, FjallIndex, Index, ObjectBlockStore, PackFetcher, RowKey,
-    SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
+    BlockStore, BlockStores, CellCache, ClaimPrefixError, DiskCache, FjallIndex, Index, ObjectBlockStore,
+    PackFetcher, RowKey, SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
     Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State,
@@ -196,25 +196,27 @@ fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result
             }
         };
         let refused = failed(&error).hint(hint);
-        let is_damage = match &error {
+        match &error {
             OpenError::DamagedMiddle { .. }
             | OpenError::Diverged { .. }
             | OpenError::Torn { .. }
-            | OpenError::Empty { .. } => true,
-            OpenError::Header { source, .. } => matches!(
-                source,
+            | OpenError::Empty { .. } => refused.damage(),
+            OpenError::Header { source, .. } => match source {
                 HeaderError::Truncated { .. }
-                    | HeaderError::NotASegment
-                    | HeaderError::Checksum
-                    | HeaderError::Reserved { .. }
-                    | HeaderError::FirstLsn { .. }
-            ),
+                | HeaderError::NotASegment
+                | HeaderError::Checksum
+                | HeaderError::Reserved { .. }
+                | HeaderError::FirstLsn { .. } => refused.damage(),
+                HeaderError::Version { .. }
+                | HeaderError::Name { .. }
+                | HeaderError::Volume { .. }
+                | HeaderError::Branch { .. } => refused.wrong(),
+            },
             OpenError::Locked { .. }
             | OpenError::NotEmpty { .. }
             | OpenError::SegmentTooSmall { .. }
-            | OpenError::Io { .. } => false,
-        };
-        if is_damage { refused.damage() } else { refused }
+            | OpenError::Io { .. } => refused,
+        }
     })
 }
 
@@ -237,7 +239,10 @@ fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>
     if url.is_file() {
         check_there(url)?;
         let opened = url.open().map_err(failed)?;
-        runtime.block_on(check_prefix(&opened, config.volume)).map_err(failed)?;
+        runtime.block_on(check_prefix(&opened, config.volume)).map_err(|error| match error {
+            ClaimPrefixError::Store { .. } => failed(error),
+            error => failed(error).wrong(),
+        })?;
     }
     let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(url).map_err(failed)?);
     let others = config.packs_from.iter().map(|url| {

@@ -53,14 +53,18 @@ impl SnapshotHeader {
             return Err(HeaderFault::Magic);
         }
         let (fields, checksum) = bytes.split_at(HEADER_BYTES - CHECKSUM_BYTES);
+        let mut rest = &fields[8..];
+        // The version comes before the checksum: another version may have its checksum elsewhere.
+        let version = u16::from_le_bytes(taken(&mut rest));
+        if version != VERSION {
+            return Err(HeaderFault::Version(version));
+        }
         if blake3::hash(fields).as_bytes()[..CHECKSUM_BYTES] != *checksum {
             return Err(HeaderFault::Checksum);
         }
-        let mut rest = &fields[8..];
-        let version = u16::from_le_bytes(taken(&mut rest));
         let reserved: [u8; 2] = taken(&mut rest);
-        if version != VERSION || reserved != [0; 2] {
-            return Err(HeaderFault::Version(version));
+        if reserved != [0; 2] {
+            return Err(HeaderFault::Reserved);
         }
         let number = u32::from_le_bytes(taken(&mut rest));
         let epoch = Epoch { number, id: EpochId::from_bytes(taken(&mut rest)) };
@@ -86,6 +90,7 @@ pub(super) enum HeaderFault {
     Magic,
     Version(u16),
     Checksum,
+    Reserved,
     Position,
 }
 

@@ -91,6 +91,10 @@ impl<R: Read> SnapshotReader<R> {
                 block: 0,
                 fault: BlockFault("the header's checksum does not match"),
             },
+            HeaderFault::Reserved => ReadSnapshotError::Damaged {
+                block: 0,
+                fault: BlockFault("the header's reserved bytes are not zero"),
+            },
             HeaderFault::Position => {
                 ReadSnapshotError::Damaged { block: 0, fault: BlockFault("the header has an impossible lsn") }
             }

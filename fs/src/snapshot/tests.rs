@@ -414,11 +414,25 @@ fn every_missing_end_and_every_further_byte_is_noticed() {
 fn what_is_no_snapshot_is_told_apart_from_a_damaged_one() {
     let garbage = [b'x'; 4096];
     assert!(matches!(SnapshotReader::open(&garbage[..]), Err(ReadSnapshotError::NotASnapshot)));
+    // A later version may have its checksum elsewhere.
     let mut later = header_bytes();
     later[8] = 9;
-    let checksum = blake3::hash(&later[..144]);
-    later[144..].copy_from_slice(&checksum.as_bytes()[..16]);
     assert!(matches!(SnapshotReader::open(&later[..]), Err(ReadSnapshotError::Version(9))));
+    summed(&mut later);
+    assert!(matches!(SnapshotReader::open(&later[..]), Err(ReadSnapshotError::Version(9))));
+    let mut reserved = header_bytes();
+    reserved[10] = 1;
+    summed(&mut reserved);
+    assert!(matches!(SnapshotReader::open(&reserved[..]), Err(ReadSnapshotError::Damaged { block: 0, .. })));
+    let mut damaged = header_bytes();
+    damaged[12] ^= 1;
+    assert!(matches!(SnapshotReader::open(&damaged[..]), Err(ReadSnapshotError::Damaged { block: 0, .. })));
+}
+
+/// Puts the checksum of a header right.
+fn summed(header: &mut [u8]) {
+    let checksum = blake3::hash(&header[..144]);
+    header[144..].copy_from_slice(&checksum.as_bytes()[..16]);
 }
 
 fn header_bytes() -> Vec<u8> {
