@@ -4,7 +4,7 @@
 //! - A token proves nothing until its secret has been redeemed; the member book keeps only a keyed hash of the secret, and
 //!   compares it in constant time.
 //! - Neither a token nor a secret appears in `Debug` or in any error.
-//! - A damaged or cut token is refused by its checksum before a field of it is believed.
+//! - A damaged or cut token is refused by its checksum before a field of it is believed, apart from its version.
 
 use std::fmt;
 
@@ -126,15 +126,15 @@ impl Token {
         let text: String = text.split_whitespace().collect();
         let digits = text.strip_prefix(TOKEN_PREFIX).ok_or(TokenError::NotAToken)?;
         let bytes = from_base64(digits)?;
+        // The version comes before the checksum: another version may have its checksum elsewhere.
+        if let Some(version) = bytes.first().filter(|version| **version != TOKEN_VERSION) {
+            return Err(TokenError::Version(*version));
+        }
         let (bytes, sum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(damaged(bytes.len()))?;
         if checksum(bytes) != *sum {
             return Err(damaged(bytes.len()));
         }
-        let mut fields = Fields { bytes, at: 0 };
-        match fields.array()? {
-            [TOKEN_VERSION] => {}
-            [version] => return Err(TokenError::Version(version)),
-        }
+        let mut fields = Fields { bytes, at: VERSION_BYTES };
         let [role] = fields.array()?;
         Ok(Token {
             role: MemberRole::from_code(role).ok_or(damaged(1))?,
@@ -272,6 +272,7 @@ pub const TOKEN_PREFIX: &str = "murphy-invite.";
 /// No token is longer, white space included.
 pub const MAX_TOKEN_CHARS: usize = 8192;
 const TOKEN_VERSION: u8 = 0;
+const VERSION_BYTES: usize = 1;
 const CHECKSUM_BYTES: usize = 4;
 const PURPOSE_SECRET: &str = "murphy 2026 invitation secret v0";
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";

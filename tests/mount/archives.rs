@@ -208,12 +208,29 @@ fn a_dump_is_loaded_where_its_packs_are() {
     scratch.run(["load", "tree.murphy", "copy", "--blocks", &scratch.url("none")]).expect_error(1, "lacks");
     assert!(!scratch.path("copy").exists());
     let whole = fs::read(scratch.path("tree.murphy")).unwrap();
-    for (name, bytes) in
-        [("cut", &whole[..whole.len() / 2]), ("junk", &b"not a dump at all"[..]), ("nothing", &[])]
-    {
+    let (mut later, mut flipped, mut longer) = (whole.clone(), whole.clone(), whole.clone());
+    later[8] = 9;
+    flipped[whole.len() / 2] ^= 0x10;
+    longer.push(0);
+    let store = scratch.bytes_of("blocks");
+    for (name, bytes, part) in [
+        ("cut", &whole[..whole.len() / 2], "cut short"),
+        ("of its header only half", &whole[..80], "cut short"),
+        ("junk", &b"This is not a dump. ".repeat(40), "not a snapshot"),
+        ("nothing", &[], "cut short"),
+        ("later", &later, "format version 9"),
+        ("flipped", &flipped, "block"),
+        ("longer", &longer, "block"),
+    ] {
         fs::write(scratch.path(name), bytes).unwrap();
-        scratch.run(["load", name, "copy", "--blocks", &scratch.url("blocks")]).expect_code(1).stdout();
-        assert!(!scratch.path("copy").exists());
+        let load = ["load", name, "copy", "--blocks", &scratch.url("blocks")];
+        let refused = scratch.run(load).expect_error(1, part);
+        assert!(refused.stderr().contains(&format!("{name}: ")), "the file is not named: {refused}");
+        assert!(fs::read(scratch.path(name)).unwrap() == bytes, "{refused}");
+        assert!(scratch.bytes_of("blocks") == store, "something in the store was changed: {refused}");
+        let left = fs::read_dir(scratch.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = left.filter(|left| left.to_string_lossy().contains("copy")).collect();
+        assert!(left.is_empty(), "{left:?} is left of {name}");
     }
     scratch.run(["load", "tree.murphy", "copy", "--blocks", &scratch.url("blocks")]).expect_code(0).stdout();
     fs::remove_dir_all(scratch.path("copy/index")).unwrap();

@@ -200,13 +200,29 @@ fn is_exempt(kind: &str, damage: Damage) -> bool {
     )
 }
 
+/// Findings that name it, or a single error that does; never both.
 fn assert_found(verified: &Ran, name: &str, what: &str) {
-    let said = verified.stdout() + &verified.stderr();
-    assert!(verified.code() == Some(3) && names_it(&said, name), "{what}: {verified}");
+    let (found, said) = (verified.stdout(), verified.stderr());
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("Error: ")).collect();
+    assert_eq!(verified.code(), Some(3), "{what}: {verified}");
+    match &errors[..] {
+        [] => assert!(found.lines().any(|line| names_it(line, name)), "{what}: {verified}"),
+        [error] => assert!(names_it(error, name) && found.is_empty(), "{what}: {verified}"),
+        _ => panic!("{what}: more than one error: {verified}"),
+    }
 }
 
-/// Everything is there, or the object is named and the exit code says that something is wrong.
+/// The errors that were said as JSON, one a line.
+fn errors(ran: &Ran) -> Vec<serde_json::Value> {
+    let said = ran.stderr();
+    let documents = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    documents.map(|mut document| document["error"].take()).filter(|error| !error.is_null()).collect()
+}
+
+/// Everything is there, or the object is named and the exit code says that something is wrong; by a single error if nothing was done.
 fn assert_told(restored: &Ran, whole: &serde_json::Value, name: &str, what: &str, copy: &Path) {
+    let errors = errors(restored);
+    assert_eq!(errors.len(), usize::from(restored.code() == Some(1)), "{what}: {restored}");
     match restored.code() {
         Some(0) => {
             let restored = restored.json();
@@ -214,9 +230,14 @@ fn assert_told(restored: &Ran, whole: &serde_json::Value, name: &str, what: &str
                 assert_eq!(restored[field], whole[field], "{what}: {field}");
             }
         }
-        Some(3) => assert!(names_it(&restored.stderr(), name), "{what}: {restored}"),
-        Some(1) => {
+        Some(3) => {
             assert!(names_it(&restored.stderr(), name), "{what}: {restored}");
+            assert!(restored.json()["lsn"].is_u64(), "{what}: {restored}");
+        }
+        Some(1) => {
+            let [error] = &errors[..] else { panic!("{what}: {restored}") };
+            assert!(names_it(error["message"].as_str().unwrap(), name), "{what}: {restored}");
+            assert!(restored.stdout().is_empty(), "{what}: {restored}");
             assert!(!copy.exists(), "{what}: half a copy is left");
         }
         code => panic!("{what}: {code:?}: {restored}"),
@@ -234,23 +255,35 @@ fn a_bad_token_is_named_and_nothing_is_begun() {
     let place = token.len() / 2;
     let other = if token.as_bytes()[place] == b'A' { "B" } else { "A" };
     let flipped = format!("{}{other}{}", &token[..place], &token[place + 1..]);
-    let before = scratch.bytes_of("a/log");
-    for (text, part) in [
-        (flipped, "damaged"),
-        (token[..place].to_owned(), "damaged"),
-        (String::new(), "not an invitation token"),
-        ("what is this".to_owned(), "not an invitation token"),
-        (format!("murphy-invite.{}", "A".repeat(10_000)), "where the longest token ends"),
-    ] {
-        fs::write(scratch.path("the token"), text).unwrap();
-        let join = ["join", "b", "--token-file", "the token", "--blocks", &scratch.url("bb")];
-        let refused = scratch.run(join).expect_error(1, part);
-        assert!(refused.stderr().contains("the token:"), "the file is not named: {refused}");
-        assert!(!scratch.path("b").exists() && !scratch.path("bb").exists(), "{refused}");
-    }
-    let join = ["join", "b", "--token-file", "no token", "--blocks", &scratch.url("bb")];
-    scratch.run(join).expect_error(1, "no token: No such file");
-    assert!(scratch.bytes_of("a/log").keys().eq(before.keys()), "the source has taken something");
+    // Six bits of the version come first: this is version 4.
+    let later = token.replacen("murphy-invite.A", "murphy-invite.B", 1);
+    assert_ne!(later, token, "a token begins with its version");
+    let refuse_all = || {
+        for (text, part) in [
+            (&flipped[..], "damaged"),
+            (&token[..place], "damaged"),
+            (&later, "has version 4"),
+            ("", "not an invitation token"),
+            ("what is this", "not an invitation token"),
+            (&format!("murphy-invite.{}", "A".repeat(10_000)), "where the longest token ends"),
+        ] {
+            fs::write(scratch.path("the token"), text).unwrap();
+            let join = ["join", "b", "--token-file", "the token", "--blocks", &scratch.url("bb")];
+            let refused = scratch.run(join).expect_error(1, part);
+            assert!(refused.stderr().contains("the token:"), "the file is not named: {refused}");
+            assert!(!scratch.path("b").exists() && !scratch.path("bb").exists(), "{refused}");
+        }
+        let join = ["join", "b", "--token-file", "no token", "--blocks", &scratch.url("bb")];
+        scratch.run(join).expect_error(1, "no token: No such file");
+    };
+    let bytes = || (scratch.bytes_of("a/log"), scratch.bytes_of("ba"));
+    // A source writes a sign of life every 20 s, and so between some of these, but not between all.
+    let is_unchanged = (0..5).any(|_| {
+        let before = bytes();
+        refuse_all();
+        bytes() == before
+    });
+    assert!(is_unchanged, "the source has written something whenever it was refused");
     // The invitation itself is as good as it was.
     fs::write(scratch.path("the token"), token).unwrap();
     scratch.run(["join", "b", "--token-file", "the token", "--blocks", &scratch.url("bb")]).expect_code(0);
