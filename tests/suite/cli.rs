@@ -24,6 +24,28 @@ fn format_refuses_what_is_in_use_and_leaves_nothing_behind() {
     let full = ["format", "second", "--blocks", &scratch.url("full")];
     scratch.run(full).expect_error(1, "not empty");
     assert_eq!((scratch.bytes_of("node"), scratch.bytes_of("blocks")), before);
+    // The places of one that has an archive too, whichever of them is used: the other ones stay as they are, or are not made.
+    let (full, archive) = (scratch.url("full"), scratch.url("archive"));
+    scratch.run(["format", "third", "--blocks", &scratch.url("b3"), "--archive", &archive]).expect_code(0);
+    scratch.make_dir("empty");
+    let used = scratch.bytes_of(".");
+    for (blocks, given, part) in [
+        ("none", [&scratch.url("fresh"), &full], format!("{full} is not empty and no archive: it holds x")),
+        ("empty", [&full, &scratch.url("fresh")], format!("{full} is not empty and no archive: it holds x")),
+        ("none", [&archive, &scratch.url("fresh")], format!("{archive} is the archive of another history")),
+        ("full", [&scratch.url("fresh"), &scratch.url("more")], format!("{full} is not empty: it holds x")),
+        (
+            "blocks",
+            [&scratch.url("fresh"), &scratch.url("more")],
+            format!("{} holds the packs", scratch.url("blocks")),
+        ),
+    ] {
+        let [one, other] = given;
+        let blocks = scratch.url(blocks);
+        let format = ["format", "second", "--blocks", &blocks, "--archive", one, "--archive", other];
+        let refused = scratch.run(format).expect_error(1, &part);
+        assert!(scratch.bytes_of(".") == used, "{refused}");
+    }
     let left: Vec<_> = fs::read_dir(scratch.path(".")).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(
         left.iter().all(|name| name != "second" && !name.to_string_lossy().ends_with(".new")),

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - The wanted directory is not there, or empty, until the node in it is complete and durable.
+//! - A place that is used is refused before anything is made anywhere.
 //! - What was begun and failed is removed again, in the store too.
 
 use std::path::Path;
@@ -16,7 +17,7 @@ use super::{Node, NodeOptions, lock, log_directory, missing::call_missing, open,
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
-    places::create_archive,
+    places::{create_archive, find_archive},
     settings::{Settings, shared_form},
 };
 
@@ -36,6 +37,12 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
         ..NodeConfig::new(volume, branch, new.settings.name.clone(), new.blocks.clone())
     };
+    // Before anything is made, in the block store too.
+    for (url, log_only) in &new.archives {
+        if runtime.block_on(find_archive(&config, url, *log_only))?.is_some() {
+            return Err(CliError::new(format!("{url} is an archive of this volume already")));
+        }
+    }
     let opened = new.blocks.open().map_err(failed)?;
     runtime
         .block_on(claim_prefix(&opened, config.volume))

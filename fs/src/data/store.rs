@@ -106,7 +106,7 @@ enum Settle {
 impl ObjectBlockStore {
     /// The packs in the store at `url`. Makes no request.
     pub fn open(url: &StoreUrl) -> Result<ObjectBlockStore, OpenStoreError> {
-        let OpenedStore { store, prefix } = url.open()?;
+        let OpenedStore { store, prefix, .. } = url.open()?;
         let settle = if url.is_file() { Settle::Rewrite } else { Settle::Read };
         Ok(ObjectBlockStore { settle, ..ObjectBlockStore::new(store, prefix, url.to_string()) })
     }

@@ -13,13 +13,16 @@ use super::OpenedStore;
 /// Claims the prefix of `opened`, which must be empty, for the packs of `volume`.
 pub async fn claim_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
     if let Some(owner) = read_claim(opened).await? {
-        return Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner });
+        return Err(ClaimPrefixError::Claimed { store: opened.label.clone(), volume: owner });
     }
     let mut list = opened.store.list(Some(&opened.prefix));
     match list.next().await {
         None => {}
         Some(Ok(found)) => {
-            return Err(ClaimPrefixError::Used { store: label(opened), object: found.location.to_string() });
+            return Err(ClaimPrefixError::Used {
+                store: opened.label.clone(),
+                object: found.location.to_string(),
+            });
         }
         Some(Err(source)) => return Err(failed(opened, source)),
     }
@@ -32,9 +35,9 @@ async fn put_claim(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPr
     // An ambiguous answer is settled by reading back, like every other put.
     match (put, read_claim(opened).await?) {
         (_, Some(owner)) if owner == volume => Ok(()),
-        (_, Some(owner)) => Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner }),
+        (_, Some(owner)) => Err(ClaimPrefixError::Claimed { store: opened.label.clone(), volume: owner }),
         (Err(source), None) => Err(failed(opened, source)),
-        (Ok(_), None) => Err(ClaimPrefixError::Missing { store: label(opened) }),
+        (Ok(_), None) => Err(ClaimPrefixError::Missing { store: opened.label.clone() }),
     }
 }
 
@@ -42,7 +45,7 @@ async fn put_claim(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPr
 pub async fn adopt_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
     match read_claim(opened).await? {
         Some(owner) if owner == volume => Ok(()),
-        Some(owner) => Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner }),
+        Some(owner) => Err(ClaimPrefixError::Claimed { store: opened.label.clone(), volume: owner }),
         None => put_claim(opened, volume).await,
     }
 }
@@ -51,8 +54,8 @@ pub async fn adopt_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), 
 pub async fn check_prefix(opened: &OpenedStore, volume: VolumeId) -> Result<(), ClaimPrefixError> {
     match read_claim(opened).await? {
         Some(owner) if owner == volume => Ok(()),
-        Some(owner) => Err(ClaimPrefixError::Claimed { store: label(opened), volume: owner }),
-        None => Err(ClaimPrefixError::Missing { store: label(opened) }),
+        Some(owner) => Err(ClaimPrefixError::Claimed { store: opened.label.clone(), volume: owner }),
+        None => Err(ClaimPrefixError::Missing { store: opened.label.clone() }),
     }
 }
 
@@ -74,7 +77,7 @@ async fn read_claim(opened: &OpenedStore) -> Result<Option<VolumeId>, ClaimPrefi
         Err(ObjectError::NotFound { .. }) => return Ok(None),
         Err(source) => return Err(failed(opened, source)),
     };
-    let unreadable = || ClaimPrefixError::Unreadable { store: label(opened) };
+    let unreadable = || ClaimPrefixError::Unreadable { store: opened.label.clone() };
     if found.meta.size > CLAIM_BYTES_MAX {
         return Err(unreadable());
     }
@@ -89,12 +92,8 @@ fn path(opened: &OpenedStore) -> Path {
     opened.prefix.clone().join(CLAIM)
 }
 
-fn label(opened: &OpenedStore) -> String {
-    format!("{} (prefix {:?})", opened.store, opened.prefix.as_ref())
-}
-
 fn failed(opened: &OpenedStore, source: ObjectError) -> ClaimPrefixError {
-    ClaimPrefixError::Store { store: label(opened), source }
+    ClaimPrefixError::Store { store: opened.label.clone(), source }
 }
 
 /// Why a prefix is not, or cannot become, the block store of a volume.
@@ -152,7 +151,8 @@ mod tests {
     use super::*;
 
     fn opened() -> OpenedStore {
-        OpenedStore { store: Arc::new(InMemory::new()), prefix: Path::from("some/prefix") }
+        let label = "memory://some/prefix".to_owned();
+        OpenedStore { store: Arc::new(InMemory::new()), prefix: Path::from("some/prefix"), label }
     }
 
     /// Two volumes under one prefix would be collected by each other.
@@ -175,6 +175,7 @@ mod tests {
         store.store.put(&store.prefix.clone().join("x"), "y".into()).await.unwrap();
         let refused = claim_prefix(&store, VolumeId::default()).await.unwrap_err();
         assert!(matches!(refused, ClaimPrefixError::Used { .. }), "{refused}");
+        assert!(refused.to_string().starts_with("memory://some/prefix is not empty"), "{refused}");
     }
 
     #[tokio::test]

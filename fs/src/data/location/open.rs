@@ -31,6 +31,8 @@ pub struct OpenedStore {
     pub store: Arc<dyn ObjectStore>,
     /// What the URL names in it.
     pub prefix: Path,
+    /// The URL, for messages.
+    pub label: String,
 }
 
 impl StoreUrl {
@@ -39,6 +41,7 @@ impl StoreUrl {
     ///
     /// A TLS provider must be installed before, for clouds. Credentials in a file are read again when it changes.
     pub fn open(&self) -> Result<OpenedStore, OpenStoreError> {
+        let label = self.to_string();
         match &self.place {
             Place::File(directory) => {
                 let failed = |source| OpenStoreError::Directory { path: directory.clone(), source };
@@ -48,7 +51,7 @@ impl StoreUrl {
                 let store = Arc::new(store.with_fsync(true));
                 let store = DurableFolders::new(store, Arc::new(OsFiles), directory.clone());
                 let store = SameDirectory::new(Arc::new(LayeredStore(store)), directory).map_err(failed)?;
-                Ok(OpenedStore { store: Arc::new(LayeredStore(store)), prefix: Path::default() })
+                Ok(OpenedStore { store: Arc::new(LayeredStore(store)), prefix: Path::default(), label })
             }
             Place::Cloud { prefix, .. } => {
                 let store = self.connect()?;
@@ -56,7 +59,7 @@ impl StoreUrl {
                     CredentialsSource::Environment(_) => store,
                     CredentialsSource::File(_) => Arc::new(LayeredStore(Reopening::new(self.clone(), store))),
                 };
-                Ok(OpenedStore { store, prefix: prefix.clone() })
+                Ok(OpenedStore { store, prefix: prefix.clone(), label })
             }
         }
     }
