@@ -24,6 +24,7 @@ mod node;
 mod output;
 mod places;
 mod progress;
+mod replaced;
 mod serve;
 mod settings;
 mod status;

@@ -53,6 +53,7 @@ use crate::{
     error::{CliError, failed},
     givers::dialer,
     node::{Node, NodeOpening, NodeOptions, failure_domain},
+    replaced::list_behind,
     settings::Settings,
     status::{MirrorStatus, PackStatus, SourceStatus, Status},
 };
@@ -64,7 +65,6 @@ pub(crate) use promotion::PromoteOrder;
 pub(crate) use rejoin::Rejoining;
 pub(crate) use removal::MemberStatus;
 use replica::DiskReplica;
-pub(crate) use stale::{list_behind, way_on};
 
 /// A node's part among others.
 pub(crate) struct Mirroring {

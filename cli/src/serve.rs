@@ -31,6 +31,7 @@ use crate::{
     node::{Looked, Node, NodeOptions},
     output::Output,
     progress::{Progress, ProgressLine},
+    replaced::way_on,
 };
 use host::{Host, HostOptions, Purpose};
 
@@ -241,7 +242,7 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
         // The mounts are detached: nothing that is written there could be kept.
         drop(mounts);
         let hint = match host.mirroring.lost() {
-            _ if host.is_replaced() => mirrors::way_on(host.directory()),
+            _ if host.is_replaced() => way_on(host.directory()),
             Some(_) => {
                 "start again while that mirror is served with --listen: what is lost is fetched from there. A log that has gone on without it cannot take it back: murphy promote at that mirror, or murphy member remove with --assume-lost, of every mirror that holds it, gives that up".to_owned()
             }

@@ -85,6 +85,7 @@ fn modules_import_downwards_only() {
         ("cli/src/places", &["archives", "mirrors", "node", "status", "serve", "commands"]),
         ("cli/src/archive_notes", &["archives", "mirrors", "node", "status", "serve", "commands"]),
         ("cli/src/mirror_notes", &["archives", "mirrors", "node", "status", "serve", "commands"]),
+        ("cli/src/replaced", &["archives", "mirrors", "node", "status", "serve", "commands"]),
         ("cli/src/givers", &["archives", "mirrors", "node", "status", "serve", "commands"]),
         ("cli/src/status", &["archives", "mirrors", "serve", "commands"]),
         ("cli/src/archives", &["mirrors", "serve", "commands"]),

@@ -21,9 +21,9 @@ use crate::{
     config::NodeConfig,
     error::{CliError, failed},
     givers::ArchiveGiver,
-    mirrors::{list_behind, way_on},
     node::Node,
     places::{local_url, open_archive},
+    replaced::{list_behind, way_on},
     settings::SharedArchive,
 };
 

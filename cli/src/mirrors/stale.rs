@@ -8,14 +8,15 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use murphy_fs::{MemberState, Sealed};
-use murphy_log::{ChainHash, DiskLog, Epoch, Log, Lsn, Position};
+use murphy_fs::MemberState;
+use murphy_log::{ChainHash, Epoch, Log, Lsn};
 use murphy_mirror::{Comparison, ExchangeError, Lookup, MemberBook, Point, PublicKey, compare, look_up};
 
 use super::Mirroring;
 use crate::{
-    config::{Fenced, KeptBranch, NodeConfig, Promoted, Upstream},
+    config::{Fenced, NodeConfig, Promoted, Upstream},
     error::{CliError, failed},
+    replaced::{list_tail, way_on},
 };
 
 /// Refuses a source that is known to have been replaced.
@@ -28,45 +29,6 @@ pub(super) fn refuse(directory: &Path, config: &NodeConfig) -> Result<(), CliErr
         fenced.epoch
     ))
     .hint(way_on(directory)))
-}
-
-/// What people do with a source that was replaced.
-pub(crate) fn way_on(directory: &Path) -> String {
-    let dir = directory.display();
-    format!(
-        "go on with that one: this node never is the source again. What only it holds stays in its log, and murphy status {dir} lists it; to \
-         copy files out of it: murphy dump {dir} FILE, then murphy load FILE NEW-DIR --blocks URL with the block store that it names, and \
-         mount that. To take part again: murphy invite at the new source, murphy join in a new directory"
-    )
-}
-
-/// Lists the entries that only this source's log holds, once its epoch was sealed.
-pub(crate) fn list_behind(config: &mut NodeConfig, log: &DiskLog, sealed: &Sealed) -> Result<(), CliError> {
-    let base = Point { lsn: sealed.base.lsn, hash: sealed.base.hash };
-    let common = match look_up(log, base.lsn).map_err(failed)? {
-        Lookup::End(end) if end == base => base.lsn,
-        // It holds nothing that the others have not.
-        Lookup::Beyond { .. } => return Ok(()),
-        // They have parted before, and nobody here can tell where.
-        Lookup::End(_) | Lookup::Inside { .. } | Lookup::Trimmed { .. } => Lsn::new(0),
-    };
-    list(config, log.durable().state().position, common);
-    Ok(())
-}
-
-/// Lists what a log that ends at `tail` holds behind the last common entry.
-fn list(config: &mut NodeConfig, tail: Position, common: Lsn) {
-    if common >= tail.lsn {
-        return;
-    }
-    config.branches.retain(|kept| kept.place != PLACE);
-    config.branches.push(KeptBranch {
-        epoch: tail.epoch.number,
-        after_lsn: common.get(),
-        last_lsn: tail.lsn.get(),
-        hash: tail.hash.to_string(),
-        place: PLACE.to_owned(),
-    });
 }
 
 /// Notes that a member knows of `later`, which ends this source's epoch, and refuses to go on.
@@ -147,7 +109,7 @@ fn note(
     mirroring.change_config(|config| {
         config.fenced = Some(Fenced { epoch: epoch.number, by });
         if let Some(common) = common {
-            list(config, tail, common);
+            list_tail(config, tail, common);
         }
     })
 }
@@ -190,7 +152,5 @@ impl Mirroring {
     }
 }
 
-/// Where a source keeps what only it holds.
-const PLACE: &str = "log";
 const ASK_MAX: Duration = Duration::from_secs(3);
 const TELL_AGAIN: Duration = Duration::from_secs(2);
