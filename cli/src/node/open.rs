@@ -1,4 +1,4 @@
-//! Opening a node, in the order in which each step may refuse: log, index, block store, volume.
+//! Opening a node, in the order in which each step may refuse: whose block store it is, log, index, volume.
 //!
 //! Invariants:
 //! - A step that refuses leaves what is on the disk as it was, except that a source's log gets back what archives hold of it.
@@ -12,7 +12,7 @@ use murphy_fs::{
 };
 use murphy_log::{
     Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State,
-    SystemClock, VolumeKeys,
+    SystemClock, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
@@ -41,6 +41,8 @@ pub(super) fn open(opening: NodeOpening, options: &NodeOptions, runtime: &Handle
         return Err(CliError::new(format!("mirror {} holds nothing yet", directory.display()))
             .hint("murphy serve or murphy mount lets its source seed it"));
     }
+    // Before the log is opened to be gone on with.
+    check_blocks(&config.blocks, config.volume, runtime)?;
     // A source whose log ends in something that is not whole asks the others before it is cut.
     let access = if config.role == Role::Source { Access::WriteWhole } else { Access::Write };
     let log = match open_log_for(directory, &config, access) {
@@ -232,18 +234,24 @@ fn last_time(log: &DiskLog, state: &State) -> Result<Option<LogTime>, CliError> 
     Ok(entry.map(|entry| entry.time))
 }
 
-/// Opens the block store. A directory that is not there is refused: it may be a disk that is not mounted, and what is written in its place
-/// would be on another one. A cloud that does not answer is no reason not to start, nor is an archive that is not there.
-fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>, CliError> {
-    let url = &config.blocks;
+/// Refuses a block store in a directory that is not there: it may be a disk that is not mounted, and what is written in its place would be on
+/// another one. And one of another volume. A cloud that does not answer is no reason not to start.
+fn check_blocks(url: &StoreUrl, volume: VolumeId, runtime: &Handle) -> Result<(), CliError> {
     if url.is_file() {
         check_there(url)?;
         let opened = url.open().map_err(failed)?;
-        runtime.block_on(check_prefix(&opened, config.volume)).map_err(|error| match error {
+        runtime.block_on(check_prefix(&opened, volume)).map_err(|error| match error {
             ClaimPrefixError::Store { .. } => failed(error),
             error => failed(error).wrong(),
         })?;
     }
+    Ok(())
+}
+
+/// Opens the block store. An archive that is not there is no reason not to start.
+fn open_blocks(config: &NodeConfig, runtime: &Handle) -> Result<Arc<BlockStores>, CliError> {
+    let url = &config.blocks;
+    check_blocks(url, config.volume, runtime)?;
     let own: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(url).map_err(failed)?);
     let others = config.packs_from.iter().map(|url| {
         let packs: Arc<dyn BlockStore> = Arc::new(ArchivePacks::new(url.clone(), config.volume));
