@@ -13,6 +13,13 @@ pub trait Acknowledger: Send + Sync {
     fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_>;
 }
 
+/// Knows whether this node may still answer for the volume. It is asked before an fsync returns, whoever has acknowledged it.
+pub trait Mandate: Send + Sync {
+    /// Fails once another source is known to have taken over, or entries of this one to be lost. It never stands again after that. Does not
+    /// block.
+    fn stands(&self) -> Result<(), AcknowledgeError>;
+}
+
 /// The future of an acknowledgement.
 pub type Acknowledgement<'a> = Pin<Box<dyn Future<Output = Result<(), AcknowledgeError>> + Send + 'a>>;
 

@@ -27,7 +27,7 @@ mod view;
 mod volume;
 
 pub use acknowledge::{
-    AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Sealed,
+    AcknowledgeError, Acknowledgement, Acknowledger, Fence, FenceError, FenceFuture, Held, Mandate, Sealed,
 };
 pub use attr::{Attr, DIRECTORY_BYTES, Kind, SetAttr, SetTime, StatFs, Timespec};
 pub use changes::{ChangeObserver, Observation};

@@ -30,7 +30,7 @@ mod workers;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -40,8 +40,8 @@ use murphy_log::{Clock, Epoch, Log, LogTime, Position, State, VolumeKeys};
 use tokio::{runtime::Handle as Runtime, sync::watch};
 
 use crate::{
-    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, NameHasher, Observation, RowKey, SettingRow,
-    View, ViewError,
+    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, Mandate, NameHasher, Observation, RowKey,
+    SettingRow, View, ViewError,
     data::{BlockStore, PackFetcher, WriterId},
     decide::{BeginSession, ChangeSettings, Genesis, Operation},
     sequencer::{Limits, Sequencer, SubmitError},
@@ -72,6 +72,8 @@ struct Shared {
     options: VolumeOptions,
     /// Whom an fsync waits for; those that wait see it change.
     acknowledger: watch::Sender<Option<Arc<dyn Acknowledger>>>,
+    /// Who knows whether this node may acknowledge anything, once there is somebody.
+    mandate: OnceLock<Arc<dyn Mandate>>,
     index: Arc<dyn Index>,
     workers: Workers,
 }
@@ -181,6 +183,7 @@ impl Volume {
             runtime: parts.runtime,
             options,
             acknowledger: watch::Sender::new(None),
+            mandate: OnceLock::new(),
             index: parts.index,
             workers: workers.map_err(|error| OpenVolumeError::System(error.to_string()))?,
         };

@@ -45,6 +45,8 @@ impl MirrorAcknowledger {
     /// Changes the set, once the entry that changes it has been acknowledged under the old one.
     pub fn set(&self, wanted: usize, members: BTreeSet<NodeId>) {
         *self.set.write() = AckSet { wanted, members };
+        // Those who wait may have enough by now, and no mirror may have anything to say for a while.
+        self.board.changed();
     }
 
     async fn wait(&self, lsn: Lsn) -> Result<(), AcknowledgeError> {
@@ -177,6 +179,23 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiter.is_finished());
         entries[1].acknowledged(ack(7, 7));
+        assert_eq!(waiter.await.unwrap(), Ok(()));
+    }
+
+    /// The fear: fewer are asked for, all of them have it, and who waits hears of it with the next thing that a mirror says.
+    #[tokio::test]
+    async fn a_waiter_is_woken_by_the_change_of_the_set_that_completes_it() {
+        let (board, nodes) = (Arc::new(MirrorBoard::default()), nodes(2));
+        let members: BTreeSet<NodeId> = nodes.iter().copied().collect();
+        let acknowledger = Arc::new(MirrorAcknowledger::new(Arc::clone(&board), 2, members.clone()));
+        board.connected(ms(0), nodes[0]).acknowledged(ack(7, 7));
+        let waiter = {
+            let acknowledger = Arc::clone(&acknowledger);
+            tokio::spawn(async move { acknowledger.acknowledged(Lsn::new(7), ms(10_000)).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        acknowledger.set(1, members);
         assert_eq!(waiter.await.unwrap(), Ok(()));
     }
 

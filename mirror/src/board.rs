@@ -157,7 +157,8 @@ impl MirrorBoard {
         self.changes.subscribe()
     }
 
-    fn changed(&self) {
+    /// Lets everybody who waits look again.
+    pub(crate) fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
     }
 }

@@ -3,13 +3,16 @@
 //! Invariants:
 //! - An fsync that returns was acknowledged by whom the volume waits for at that moment: one that waits for somebody who is given up goes on
 //!   with those that are left.
+//! - It has one deadline for all of that, whoever is waited for in between: no order of people makes a process wait longer.
+//! - None returns after this node is known to have been replaced, or to have lost entries, also if it waits for nobody.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use murphy_log::Lsn;
+use tokio::time::Instant;
 
 use super::Volume;
-use crate::{Acknowledger, Errno};
+use crate::{AcknowledgeError, Acknowledger, Errno, Mandate};
 
 impl Volume {
     /// Lets fsync wait for copies too, also one that waits already.
@@ -22,25 +25,45 @@ impl Volume {
         self.shared.acknowledger.send_replace(None);
     }
 
+    /// Lets nothing be acknowledged any more once `mandate` does not stand, by whomever. Given once, for the life of the volume.
+    pub fn acknowledge_under(&self, mandate: Arc<dyn Mandate>) {
+        if self.shared.mandate.set(mandate).is_err() {
+            tracing::error!("a volume has its mandate already");
+        }
+    }
+
+    /// Lets every fsync that waits look at once whether the mandate still stands.
+    pub fn ask_again(&self) {
+        self.shared.acknowledger.send_modify(|_| {});
+    }
+
     /// Waits until every entry so far is durable at the volume's level.
     pub(crate) async fn make_durable(&self) -> Result<Lsn, Errno> {
+        let until = Instant::now() + self.shared.options.io_timeout;
         let lsn = self.durable_here().await?;
-        let deadline = self.shared.options.io_timeout;
+        let refused = |error: AcknowledgeError| {
+            tracing::error!(%lsn, %error, "copies did not acknowledge");
+            Errno::EIO
+        };
         let mut acknowledgers = self.shared.acknowledger.subscribe();
         loop {
+            // One that is known to have been replaced does not wait first.
+            self.check_mandate().map_err(refused)?;
             let Some(acknowledger) = acknowledgers.borrow_and_update().clone() else { return Ok(lsn) };
+            let left: Duration = until.saturating_duration_since(Instant::now());
             tokio::select! {
-                answer = acknowledger.acknowledged(lsn, deadline) => {
-                    answer.map_err(|error| {
-                        tracing::error!(%lsn, %error, "copies did not acknowledge");
-                        Errno::EIO
-                    })?;
+                answer = acknowledger.acknowledged(lsn, left) => {
+                    answer.and_then(|()| self.check_mandate()).map_err(refused)?;
                     return Ok(lsn);
                 }
                 // The sender lives as long as this volume.
                 Ok(()) = acknowledgers.changed() => {}
             }
         }
+    }
+
+    fn check_mandate(&self) -> Result<(), AcknowledgeError> {
+        self.shared.mandate.get().map_or(Ok(()), |mandate| mandate.stands())
     }
 
     /// Waits until every entry so far is durable on this node, whatever the volume's level: joining as the first mirror cannot wait for mirrors.

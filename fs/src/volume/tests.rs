@@ -7,8 +7,8 @@ use murphy_log::{EpochId, MemoryLog, SystemClock, VolumeId};
 
 use super::*;
 use crate::{
-    CellCache, FileSystem, Handle, IndexError, IndexSnapshot, Ino, Kind, MemoryIndex, Name, NewNode,
-    ObjectBlockStore, OpenFlags, PackNumber, PackRow, PackState, RowIterator, SLOT_BYTES, SetAttr,
+    AcknowledgeError, CellCache, FileSystem, Handle, IndexError, IndexSnapshot, Ino, Kind, MemoryIndex, Name,
+    NewNode, ObjectBlockStore, OpenFlags, PackNumber, PackRow, PackState, RowIterator, SLOT_BYTES, SetAttr,
     decide::{PackUse, Piece, Store},
 };
 
@@ -275,6 +275,74 @@ async fn an_fsync_that_waits_for_copies_that_are_given_up_goes_on_with_what_is_l
     assert!(!waiting.is_finished());
     volume.acknowledge_alone();
     assert_eq!(waiting.await.unwrap(), Ok(volume.state().position.lsn));
+}
+
+/// Copies that do not answer, and note how long they are given.
+struct Asked(Arc<std::sync::Mutex<Vec<Duration>>>);
+
+impl Acknowledger for Asked {
+    fn acknowledged(&self, _: murphy_log::Lsn, deadline: Duration) -> crate::Acknowledgement<'_> {
+        self.0.lock().unwrap().push(deadline);
+        Box::pin(std::future::pending())
+    }
+}
+
+/// The fear: each change of what is waited for gives the wait its whole deadline again, and a process hangs for as long as people try.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_fsync_has_one_deadline_whatever_it_waits_for_in_between() {
+    let (_node, volume) = Node::new();
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    volume.acknowledge_with(Arc::new(Asked(Arc::clone(&asked))));
+    let waiting = tokio::spawn({
+        let volume = volume.clone();
+        async move { volume.make_durable().await }
+    });
+    for count in 1..=3 {
+        while asked.lock().unwrap().len() < count {
+            tokio::task::yield_now().await;
+        }
+        volume.acknowledge_with(Arc::new(Asked(Arc::clone(&asked))));
+    }
+    volume.acknowledge_alone();
+    waiting.await.unwrap().unwrap();
+    let asked = asked.lock().unwrap();
+    assert!(asked[0] <= volume.shared.options.io_timeout, "{asked:?}");
+    assert!(asked.is_sorted_by(|before, after| after < before), "{asked:?}");
+}
+
+/// A node that is told that it was replaced.
+#[derive(Default)]
+struct Replaced(std::sync::atomic::AtomicBool);
+
+impl Mandate for Replaced {
+    fn stands(&self) -> Result<(), AcknowledgeError> {
+        match self.0.load(Ordering::SeqCst) {
+            true => Err(AcknowledgeError::Fenced("epoch 2 has taken over".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The fear: an order that waits for nobody any more lets a source that was replaced acknowledge for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_fsync_of_a_source_that_was_replaced_fails_whoever_is_waited_for() {
+    let (_node, volume) = Node::new();
+    let replaced = Arc::new(Replaced::default());
+    volume.acknowledge_under(Arc::clone(&replaced) as Arc<dyn Mandate>);
+    volume.make_durable().await.unwrap();
+    volume.acknowledge_with(Arc::new(Gone));
+    let waiting = tokio::spawn({
+        let volume = volume.clone();
+        async move { volume.make_durable().await }
+    });
+    while volume.shared.acknowledger.receiver_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    replaced.0.store(true, Ordering::SeqCst);
+    volume.acknowledge_alone();
+    assert_eq!(waiting.await.unwrap(), Err(Errno::EIO));
+    assert_eq!(volume.make_durable().await, Err(Errno::EIO));
+    volume.durable_here().await.unwrap();
 }
 
 /// The fear: with `--sync` the order that gives up a copy that is gone waits for that copy.
