@@ -3,12 +3,14 @@
 //! Invariants:
 //! - Every step may be repeated, and may be broken off anywhere.
 //! - `AlreadyExists` is answered by what is there: my slot, a slot of my history, a seal, or a fork.
+//! - A seal fences unless the source leads a later epoch than it names: then somebody sealed who never led what this log holds. It is passed
+//!   where the log has nothing of the sealed epoch behind it; otherwise shipping ends there, and people go on with another archive.
 
 use std::collections::HashSet;
 
 use futures::{StreamExt, TryStreamExt};
 use murphy_fs::{BlockStoreError, HeldPack, PackName, Refusal, look_for_pack};
-use murphy_log::{Frame, Position};
+use murphy_log::{Epoch, Frame, Position};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
@@ -93,7 +95,7 @@ impl SlotTask {
             .map_err(|error| Outcome::Failed(format!("{name} is taken and damaged: {error}")))?;
         let forked = || Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() });
         match occupant {
-            Occupant::Seal(seal) if seal.lineage == archive.lineage() => Err(fenced(&seal)),
+            Occupant::Seal(seal) if seal.lineage == archive.lineage() => Err(self.sealed(at, &seal)),
             Occupant::Seal(_) => Err(forked()),
             Occupant::Slot(slot) => {
                 let header = slot.header;
@@ -132,7 +134,9 @@ impl SlotTask {
                     "the archive went on without this node, and has expired what came next".to_owned();
                 Err(Outcome::Ended(ShipEnd::Gap { url: self.url(), lsn: at.next(), reason }))
             }
-            (false, Some(Head::Seal(seal))) if seal.lineage == archive.lineage() => Err(fenced(&seal)),
+            (false, Some(Head::Seal(seal))) if seal.lineage == archive.lineage() => {
+                Err(self.sealed(at, &seal))
+            }
             (false, Some(_)) => Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
             (false, None) => Ok(Outcome::Done),
         }
@@ -145,25 +149,52 @@ impl SlotTask {
         Ok(at.turn < TURNS_MAX && view.abandoned.contains(&(at.epoch.number, at.next(), at.turn)))
     }
 
-    async fn seal(&self, at: &Boundary, next: murphy_log::Epoch) -> Result<Outcome, Outcome> {
+    async fn seal(&self, at: &Boundary, next: Epoch) -> Result<Outcome, Outcome> {
+        if at.epoch.number >= next.number {
+            return Err(self.shut(at, at.epoch));
+        }
         let parts = &self.parts;
         let known = Some(*at);
         let walk = walk(&parts.archive, known).await.map_err(|error| Outcome::Failed(error.to_string()))?;
-        // A promoter on another node, which this log was copied from, may have sealed for the same epoch.
-        match walk.seals.first() {
-            Some(seal) if seal.next == next => return Ok(Outcome::Done),
-            Some(seal) => return Err(fenced(seal)),
-            None if walk.slots.is_empty() => {}
-            // The epoch went on here with entries that this log does not have.
-            None => return Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
+        // A promoter on another node, which this log was copied from, may have sealed for the same epoch; others before it, who never led.
+        let here = || walk.seals.iter().take_while(|seal| seal.base.lsn == at.position.lsn);
+        if here().any(|seal| seal.next == next) {
+            return Ok(Outcome::Done);
+        }
+        match here().last() {
+            Some(seal) if seal.next.number >= next.number => return Err(self.sealed(at, seal)),
+            _ if walk.slots.is_empty() => {}
+            // It went on here with entries that this log does not have.
+            _ => return Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
         }
         let sealing = Sealing { archive: &parts.archive, node: parts.node, clock: &*parts.clock, known };
         match sealing.seal(at.position, next).await {
             Ok(()) => Ok(Outcome::Done),
             Err(murphy_fs::FenceError::Sealed(sealed)) if sealed.next == next => Ok(Outcome::Done),
+            // The next try finds it.
+            Err(murphy_fs::FenceError::Sealed(sealed)) if sealed.next.number < parts.epoch.number => {
+                Err(Outcome::Failed(format!("it is sealed for epoch {}", sealed.next)))
+            }
             Err(murphy_fs::FenceError::Sealed(sealed)) => Err(Outcome::Ended(ShipEnd::Fenced(sealed))),
             Err(error) => Err(Outcome::Failed(error.to_string())),
         }
+    }
+
+    /// What it means that `seal` stands where this log goes on in the epoch before it.
+    fn sealed(&self, at: &Boundary, seal: &Seal) -> Outcome {
+        match seal.next.number < self.parts.epoch.number {
+            true => self.shut(at, seal.next),
+            false => Outcome::Ended(ShipEnd::Fenced(seal.sealed())),
+        }
+    }
+
+    /// The archive was sealed for `next`, which this log never had, below entries of an earlier epoch that it has: they cannot get in any more.
+    fn shut(&self, at: &Boundary, next: Epoch) -> Outcome {
+        let reason = format!(
+            "it was sealed for epoch {} by a node that never led what comes next here, and was given up when this one took over",
+            next.number
+        );
+        Outcome::Ended(ShipEnd::Gap { url: self.url(), lsn: at.next(), reason })
     }
 
     /// Returns when every pack that `frames` name is in the archive.
@@ -222,10 +253,6 @@ impl SlotTask {
 
 fn continues(header: &SlotHeader, at: &Boundary) -> bool {
     (header.first, header.hash_before, header.epoch) == (at.next(), at.position.hash, at.epoch)
-}
-
-fn fenced(seal: &Seal) -> Outcome {
-    Outcome::Ended(ShipEnd::Fenced(seal.sealed()))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]

@@ -1,6 +1,7 @@
 //! Shipping against stores that fail, lag and lie.
 
 mod packs;
+mod seals;
 
 use std::sync::Arc;
 

@@ -91,7 +91,7 @@ impl World {
         let given_up = self.given_up.lock();
         let is_in_the_way = |one: &&Arc<Shipped>| {
             let is_known = given_up.contains(&one.account.name);
-            one.is_stranded() || (is_known && (one.shows_another_source() || one.is_shut()))
+            one.is_stranded() || (is_known && one.shows_another_source())
         };
         let found = archives.iter().find(is_in_the_way)?;
         Some((shipping, Arc::clone(found)))

@@ -60,16 +60,10 @@ impl Shipped {
         end.is_some_and(|end| end.shows_another_source())
     }
 
-    /// Whether it cannot be continued with the log of this source.
+    /// Whether it cannot be continued with the log of this source: what comes next is gone, or somebody has sealed it who never led.
     pub(super) fn is_stranded(&self) -> bool {
         let end = self.handle.lock().as_ref().and_then(|handle| handle.status().end);
         matches!(end, Some(ShipEnd::Gap { .. }))
-    }
-
-    /// Whether somebody has sealed it who never led: what this source holds beyond the seal cannot get into it.
-    pub(super) fn is_shut(&self) -> bool {
-        let error = self.handle.lock().as_ref().and_then(|handle| handle.status().error);
-        error.is_some_and(|error| error.contains("does not come after epoch"))
     }
 }
 

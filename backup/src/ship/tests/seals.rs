@@ -1,0 +1,106 @@
+//! Seals that a source meets: of its successor, and of those who never led what it holds.
+
+use super::*;
+
+const PROMOTER: NodeId = NodeId::from_bytes([9; 16]);
+
+fn later(number: u32) -> Epoch {
+    Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }
+}
+
+async fn seal(archive: &Archive, base: Position, next: Epoch) {
+    let fence = ArchiveFence::new(archive.clone(), PROMOTER, Arc::new(SystemClock::new()), None);
+    fence.seal(base, next).await.unwrap();
+}
+
+fn assert_shut(end: &ShipEnd, base: Position) {
+    let ShipEnd::Gap { lsn, reason, .. } = end else { panic!("{end}") };
+    assert_eq!(*lsn, base.lsn.next());
+    assert!(reason.contains("sealed") && reason.contains("epoch 2"), "{reason}");
+}
+
+/// The fear: one who never led has sealed an archive that was given up, and the source that holds more asks it for ever, without a word of what
+/// people can do; or takes the seal for one that ends its own epoch.
+#[tokio::test]
+async fn what_comes_behind_the_seal_of_one_who_never_led_ends_shipping_and_no_acknowledging() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    let other = testing::archive(&FaultyStore::new()).await;
+    append(&log, &source.frames(5, 3));
+    let own = later(3);
+    let parts = |archive: &Archive| ShipperParts { epoch: own, ..parts(archive, &source, &log) };
+    let parts = [parts(&archive), parts(&other)];
+    let (shipper, handle) = Shipper::new(parts[0].clone());
+    let running = tokio::spawn(shipper.run());
+    let base = handle.archived(source.state().position.lsn).await.unwrap().position;
+    seal(&archive, base, later(2)).await;
+    append(&log, &source.frames(5, 3));
+    // It comes to the seal while it ships.
+    let met = tokio::time::timeout(LONG, running).await.unwrap().unwrap();
+    assert_shut(&met, base);
+    let mut successor = source.taken_over(own);
+    log.claim(own).unwrap();
+    append(&log, &successor.frames(5, 3));
+    // It finds the seal when it starts.
+    let found = tokio::time::timeout(LONG, ship_all(parts[0].clone())).await.unwrap();
+    assert_shut(&found, base);
+    let mut handles = vec![handle];
+    let (shipper, handle) = Shipper::new(parts[1].clone());
+    tokio::spawn(shipper.run());
+    handles.push(handle);
+    let lsn = successor.state().position.lsn;
+    ArchiveAcknowledger::new(handles).acknowledged(lsn, LONG).await.unwrap();
+}
+
+/// The fear: the seal of an attempt that came to nothing, in an archive that did not answer then, ends the source that leads a later epoch.
+#[tokio::test]
+async fn a_seal_of_one_who_never_led_is_passed_where_the_source_has_nothing_behind_it() {
+    for is_there_before in [false, true] {
+        let Scene { archive, mut source, log, .. } = Scene::new().await;
+        append(&log, &source.frames(5, 3));
+        let own = later(3);
+        let parts = ShipperParts { epoch: own, ..parts(&archive, &source, &log) };
+        let (shipper, handle) = Shipper::new(parts.clone());
+        let running = tokio::spawn(shipper.run());
+        let base = handle.archived(source.state().position.lsn).await.unwrap().position;
+        seal(&archive, base, later(2)).await;
+        if is_there_before {
+            running.abort();
+        }
+        let mut successor = source.taken_over(own);
+        log.claim(own).unwrap();
+        append(&log, &successor.frames(5, 3));
+        let lsn = successor.state().position.lsn;
+        match is_there_before {
+            true => assert_eq!(ship_all(parts).await, ShipEnd::Reached),
+            false => drop(handle.archived(lsn).await.unwrap()),
+        }
+        let walked = walk(&archive, None).await.unwrap();
+        assert_eq!(walked.seals.iter().map(|seal| seal.next).collect::<Vec<_>>(), [later(2), own]);
+        assert_eq!(walked.end, Boundary::after(successor.state().position));
+    }
+}
+
+/// The fear: one archive says who leads now, and the source goes on acknowledging through another one.
+#[tokio::test]
+async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every_other() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    let other = testing::archive(&FaultyStore::new()).await;
+    append(&log, &source.frames(5, 3));
+    let mut handles = Vec::new();
+    for archive in [&archive, &other] {
+        let (shipper, handle) = Shipper::new(parts(archive, &source, &log));
+        tokio::spawn(shipper.run());
+        handle.archived(source.state().position.lsn).await.unwrap();
+        handles.push(handle);
+    }
+    let acknowledger = ArchiveAcknowledger::new(handles.clone());
+    acknowledger.acknowledged(source.state().position.lsn, LONG).await.unwrap();
+    seal(&archive, source.state().position, later(2)).await;
+    append(&log, &source.frames(5, 3));
+    let lsn = source.state().position.lsn;
+    let fenced = handles[0].archived(lsn).await;
+    assert!(matches!(fenced, Err(Some(ShipEnd::Fenced(_)))), "{fenced:?}");
+    handles[1].archived(lsn).await.unwrap();
+    let refused = acknowledger.acknowledged(lsn, LONG).await;
+    assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{refused:?}");
+}
