@@ -103,6 +103,11 @@ impl Staging {
         Ok(folder.join(kept))
     }
 
+    /// Where an attempt is kept that may have sealed archives; `None` if nothing outside this directory was changed.
+    pub(crate) fn kept(&self) -> Option<&Path> {
+        self.stays.get().then_some(self.path.as_path())
+    }
+
     /// Gives the directory its name, durably.
     pub(crate) fn publish(&self) -> Result<(), CliError> {
         File::open(&self.path).and_then(|made| made.sync_all()).map_err(at(&self.path))?;

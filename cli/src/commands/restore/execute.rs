@@ -118,7 +118,7 @@ impl Restore {
             self.restore_tree(&staging, plan, runtime, &progress)?;
         self.check_bytes(state.usage)?;
         if self.take_over {
-            self.check_named(&*index.snapshot())?;
+            self.check_named(&*index.snapshot(), staging.kept())?;
         }
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;

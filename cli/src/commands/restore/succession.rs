@@ -5,7 +5,7 @@
 //! - A restore asks no member. With `mirror=W` each one that holds a copy is given up by its id, or nothing happens.
 //! - What is printed before is what is done, or refused.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use murphy_backup::{Archive, RestoreError, RestorePlan, Successor, planned_rows};
@@ -168,8 +168,9 @@ impl Restore {
         Ok(outlooks)
     }
 
-    /// Refuses a tree whose log names archives that are neither sealed nor given up: they were named while it was restored.
-    pub(super) fn check_named(&self, tree: &dyn IndexSnapshot) -> Result<(), CliError> {
+    /// Refuses a tree whose log names archives that are neither sealed nor given up: they were named while it was restored. An attempt that is
+    /// `kept` may have sealed others.
+    pub(super) fn check_named(&self, tree: &dyn IndexSnapshot, kept: Option<&Path>) -> Result<(), CliError> {
         let settings = Settings::in_tree(tree)?;
         let is_known = |named: &SharedArchive| {
             self.urls.iter().any(|url| shared_form(url) == named.url)
@@ -177,8 +178,7 @@ impl Restore {
         };
         match settings.archives.iter().find(|named| !is_known(named)) {
             None => Ok(()),
-            Some(named) => Err(CliError::new(format!("{} was added meanwhile", named.url))
-                .hint("the source may be alive; nothing was changed: run it again")),
+            Some(named) => Err(added_meanwhile(&named.url, kept)),
         }
     }
 
@@ -344,6 +344,17 @@ impl MemberOutlook {
     }
 }
 
+/// Refuses to go on without an archive that the source before has added since the plan was made.
+fn added_meanwhile(url: &str, kept: Option<&Path>) -> CliError {
+    CliError::new(format!("{url} was added meanwhile")).hint(match kept {
+        None => "the source may be alive; nothing was changed: run it again".to_owned(),
+        Some(kept) => format!(
+            "archives may be sealed by now, and stay so: run it again with the same DIR, which goes on with {} and seals that one too",
+            kept.display()
+        ),
+    })
+}
+
 /// The command that names members and archives.
 const COMMAND: &str = "murphy restore --take-over";
 
@@ -383,6 +394,16 @@ mod tests {
         let refused = succession("local", Vec::new(), vec![away, sealed]).check().unwrap_err();
         assert_eq!(refused.message, "file:///a: it was sealed at 7");
         assert!(refused.hint.unwrap().contains("--assume-lost"));
+    }
+
+    /// The fear: people who read that nothing was changed start the old source again, whose archives are sealed.
+    #[test]
+    fn an_archive_that_was_added_while_others_were_sealed_is_not_called_nothing_changed() {
+        let first = added_meanwhile("file:///a", None).hint.unwrap();
+        assert!(first.contains("nothing was changed"), "{first}");
+        let second = added_meanwhile("file:///a", Some(Path::new("/srv/.n.restoring"))).hint.unwrap();
+        assert!(second.contains("sealed") && second.contains("/srv/.n.restoring"), "{second}");
+        assert!(!second.contains("nothing was changed"), "{second}");
     }
 
     #[test]
