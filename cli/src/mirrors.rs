@@ -21,6 +21,7 @@ mod gathering;
 mod leading;
 mod level;
 mod lost;
+mod mandate;
 mod membership;
 mod promotion;
 mod rejoin;
@@ -28,6 +29,8 @@ mod removal;
 mod replica;
 mod snapshots;
 mod stale;
+#[cfg(test)]
+pub(crate) mod steps;
 mod succession;
 
 use std::{
@@ -97,6 +100,8 @@ pub(crate) struct Mirroring {
     turn: Mutex<()>,
     /// Held while the set that acknowledges is read and changed.
     set_turn: tokio::sync::Mutex<()>,
+    /// How many orders want their turn that wait for nobody: those that wait for somebody end.
+    overtaking: watch::Sender<u32>,
     /// How far the gathering of packs is, on a source.
     gathering: Mutex<Option<watch::Receiver<GatherStatus>>>,
     /// Why this source has to stop, once it was replaced.
@@ -256,6 +261,7 @@ impl Mirroring {
             leader,
             turn: Mutex::default(),
             set_turn: tokio::sync::Mutex::default(),
+            overtaking: watch::Sender::new(0),
             gathering: Mutex::default(),
             fenced: Mutex::default(),
             lost: Mutex::default(),
@@ -451,6 +457,8 @@ impl Mirroring {
         change(&mut changed);
         changed.write(&self.directory)?;
         *config = changed;
+        #[cfg(test)]
+        steps::done(&self.directory);
         Ok(())
     }
 

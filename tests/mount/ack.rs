@@ -1,8 +1,8 @@
 //! What an fsync waits for, changed while the volume is in use: what it promises before, in between and afterwards.
 
-use std::{fs, thread};
+use std::{fs, thread, time::Duration};
 
-use murphy_tests::can_mount;
+use murphy_tests::{can_mount, pause};
 use serde_json::{Value, json};
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -211,3 +211,57 @@ fn archives_acknowledge_once_everybody_knows_them() {
     pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
     assert_eq!(fs::read(pair.scratch.path("mb/precious")).unwrap(), b"in the archives only");
 }
+
+/// A restore waits for nobody, or for members that were given up: what is raised there holds for what was restored, too.
+#[test]
+fn a_level_that_is_raised_after_a_restore_holds_for_everything_so_far() {
+    if !can_mount("a_level_that_is_raised_after_a_restore_holds_for_everything_so_far") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    let run = |arguments: &[&str]| pair.scratch.run(arguments);
+    let [far, other] = ["far", "other"].map(|name| format!("{}?domain={name}", pair.scratch.url(name)));
+    run(&["archive", "add", "a", &far]).expect_code(0);
+    write_safely(&pair.scratch.path("ma/early"), b"acknowledged by b").unwrap();
+    let gone = id(&pair, "b");
+    let wanted = pair.status("a")["durable_lsn"].as_u64();
+    wait_for("the archive", || pair.status("a")["archives"][0]["lsn"].as_u64() >= wanted);
+    pair.kill("b");
+    pair.lose_source();
+    // A copy waits for nobody, and has no archive until one is given.
+    run(&["restore", &far, "copy"]).expect_code(0);
+    pair.scratch.make_dir("mcopy");
+    run(&["mount", "copy", "mcopy", "-d"]).expect_code(0);
+    assert_eq!(level(&pair, "copy")["waits_for"], "local");
+    run(&["ack", "copy", "archive"]).expect_error(2, "--archive");
+    run(&["archive", "add", "copy", &other]).expect_code(0);
+    let raised = run(&["ack", "copy", "archive", "--json"]).expect_code(0).json();
+    assert_eq!((&raised["ack"], &raised["in_force"]), (&json!("archive"), &json!(true)), "{raised}");
+    write_safely(&pair.scratch.path("mcopy/later"), b"in the other archive").unwrap();
+    run(&["umount", "mcopy"]).expect_code(0);
+    run(&["restore", &other, "second"]).expect_code(0);
+    pair.scratch.make_dir("msecond");
+    run(&["mount", "second", "msecond", "-d"]).expect_code(0);
+    assert_eq!(fs::read(pair.scratch.path("msecond/later")).unwrap(), b"in the other archive");
+    run(&["umount", "msecond"]).expect_code(0);
+    // The successor lacks whom its volume waits for, until somebody joins.
+    pause(SILENCE);
+    run(&["restore", &far, "d", "--take-over", "--confirm", "vol", "--assume-lost", &gone]).expect_code(0);
+    pair.mount("d", "127.0.0.1:0");
+    run(&["ack", "d", "local", "--confirm", "vol"]).expect_code(0);
+    run(&["member", "remove", "d", &gone, "--assume-lost"]).expect_code(0);
+    join(&pair, "d", "c");
+    wait_for_connected(&pair, "d", 1);
+    let raised = run(&["ack", "d", "mirror=1", "--json"]).expect_code(0).json();
+    assert_eq!((&raised["ack"], &raised["in_force"]), (&json!("mirror=1"), &json!(true)), "{raised}");
+    write_safely(&pair.scratch.path("md/later"), b"acknowledged by c").unwrap();
+    pair.kill("d");
+    fs::remove_dir_all(pair.scratch.path("d")).unwrap();
+    run(&["promote", "c", "--confirm", "vol"]).expect_code(0);
+    for name in ["early", "later"] {
+        assert!(fs::read(pair.scratch.path("mc").join(name)).is_ok(), "{name}");
+    }
+}
+
+/// A source that has not been heard of for a minute is gone.
+const SILENCE: Duration = Duration::from_secs(61);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use jiff::tz::TimeZone;
 use murphy_backup::{StrayKind, show_time};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::{format::parse_url, source::node_of};
@@ -168,8 +168,21 @@ pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError>
         ArchiveCommand::Remove { directory, url, assume_lost } => {
             let url = parse_url("URL", url)?.to_string();
             let removed = ask(directory, &Request::ArchiveRemove { url, assume_lost: *assume_lost })?;
-            output.data(&removed, |_| String::new())?;
+            output.data(&removed, kept_for)?;
         }
     }
     Ok(Code::Done)
+}
+
+/// Who still looks for an archive that was removed.
+fn kept_for(removed: &Value) -> String {
+    let untold: Vec<&str> =
+        removed["not_known_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if untold.is_empty() {
+        return String::new();
+    }
+    format!(
+        "not heard of yet by {}: keep the archive until then; one that takes over before looks for it, and finds there which others there are",
+        untold.join(", ")
+    )
 }

@@ -12,7 +12,8 @@
 //! Invariants:
 //! - A successor asks as many as any fsync that was acknowledged relied on, whether or not it has the entry that changed the level.
 //! - A level that is not in force is remembered beside the log before the log names it: a node that was started anew waits as it did before.
-//! - An order that takes effect at once asks nobody.
+//! - An order that takes effect at once asks nobody, and waits behind nobody: an order that waits for others ends when it comes.
+//! - No level lets a source acknowledge that is known to have been replaced, or to have lost entries: `mandate.rs`.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use murphy_fs::Acknowledger;
 use murphy_log::{Lsn, NodeId};
 use murphy_mirror::MirrorAcknowledger;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::{
     Mirroring,
@@ -27,20 +29,12 @@ use super::{
     lock,
 };
 use crate::{
-    archives::Archives,
     config::PendingAck,
     error::{CliError, failed},
     settings::{Ack, Settings},
 };
 
 impl Mirroring {
-    /// Tells which archives the node ships to: a restore from any of them must know whom to ask.
-    pub(crate) fn ships_with(&self, archives: &Arc<Archives>) {
-        if self.archives.set(Arc::downgrade(archives)).is_err() {
-            tracing::error!("a node has its archives already");
-        }
-    }
-
     /// What an fsync waits for: what the log names, or what was waited for before that.
     pub(crate) fn waited_for(&self) -> Result<Ack, CliError> {
         let set = self.settings()?.ack;
@@ -56,7 +50,12 @@ impl Mirroring {
     /// From now on an fsync waits for this node only. Durable when it returns.
     pub(crate) async fn wait_for_nobody(&self) -> Result<(), CliError> {
         let _turn = self.set_turn.lock().await;
-        self.record_level(Ack::Local).await?;
+        self.check_mandate()?;
+        // An order before may have written it down, and have got no further.
+        match self.settings()?.ack {
+            Ack::Local => drop(self.durable().await?),
+            Ack::Mirrors(_) | Ack::Archive => self.record_level(Ack::Local).await?,
+        }
         *lock(&self.acknowledger) = None;
         self.wait_as_before();
         self.forget_pending()
@@ -123,6 +122,8 @@ impl Mirroring {
         acknowledger.set(self.needed(wanted as usize, &set), set.clone());
         let changed = async {
             self.acknowledged_by(&*acknowledger).await?;
+            // One that an order has left behind which got no further must not mean this level.
+            self.forget_pending()?;
             self.record_level(Ack::Mirrors(wanted)).await
         };
         if let Err(error) = changed.await {
@@ -194,7 +195,8 @@ impl Mirroring {
             }
         };
         // Whoever is missing then is named.
-        let _in_time = tokio::time::timeout(RAISE_MAX, heard).await;
+        let in_time = async { Ok(tokio::time::timeout(RAISE_MAX, heard).await.is_ok()) };
+        let _in_time = self.unless_overtaken(in_time).await?;
         match self.unheard(lsn) {
             missing if missing.is_empty() => Ok(()),
             missing => Err(CliError::new(format!("not every mirror has lsn {lsn}: {}", missing.join(", ")))),
@@ -202,7 +204,7 @@ impl Mirroring {
     }
 
     /// The mirrors of which it is not known that they have the entries up to `lsn`.
-    fn unheard(&self, lsn: Lsn) -> Vec<String> {
+    pub(super) fn unheard(&self, lsn: Lsn) -> Vec<String> {
         let status = self.services.board.status(self.clock.monotonic());
         let has = |node: &NodeId| status.iter().any(|one| one.node == *node && one.metadata_lsn >= lsn);
         self.mirrors().into_iter().filter(|node| !has(node)).map(|node| node.to_string()).collect()
@@ -219,7 +221,8 @@ impl Mirroring {
         let archives = archives.ok_or_else(|| CliError::new("no archive can be asked yet"))?;
         let mirrors = MirrorAcknowledger::new(Arc::clone(&self.services.board), asked, set.clone());
         let by_mirrors = async { mirrors.acknowledged(lsn, at_most).await.map_err(failed) };
-        tokio::try_join!(by_mirrors, archives.all_hold(lsn, at_most)).map(|_| ())
+        let both = async { tokio::try_join!(by_mirrors, archives.all_hold(lsn, at_most)).map(|_| ()) };
+        self.unless_overtaken(both).await
     }
 
     /// Who acknowledges, or would.
@@ -232,7 +235,30 @@ impl Mirroring {
 
     /// Returns when everything so far has been acknowledged.
     pub(crate) async fn acknowledged_by(&self, by: &dyn Acknowledger) -> Result<(), CliError> {
-        by.acknowledged(self.durable().await?, RAISE_MAX).await.map_err(failed)
+        let lsn = self.durable().await?;
+        self.unless_overtaken(async { by.acknowledged(lsn, RAISE_MAX).await.map_err(failed) }).await
+    }
+
+    /// Ends every order that waits for somebody, for as long as the answer is held: one that waits for nobody wants its turn.
+    pub(crate) fn overtake(&self) -> Overtaking {
+        self.overtaking.send_modify(|orders| *orders += 1);
+        Overtaking(self.overtaking.clone())
+    }
+
+    /// Waits, for as long as no order wants its turn that waits for nobody.
+    pub(crate) async fn unless_overtaken<T>(
+        &self,
+        wait: impl Future<Output = Result<T, CliError>>,
+    ) -> Result<T, CliError> {
+        let mut overtaking = self.overtaking.subscribe();
+        tokio::select! {
+            biased;
+            // The sender lives as long as this.
+            Ok(_) = overtaking.wait_for(|orders| *orders > 0) => {
+                Err(CliError::new("murphy ack local has overtaken this order"))
+            }
+            done = wait => done,
+        }
     }
 
     /// Returns when the mirrors that an fsync waits for have everything so far, and a level that was set is in force.
@@ -258,10 +284,14 @@ impl Mirroring {
 
     /// Writes the level down, durably on this node.
     async fn record_level(&self, ack: Ack) -> Result<(), CliError> {
+        self.check_mandate()?;
         let refused = |errno| CliError::new(format!("the setting ack cannot be changed: {errno:?}"));
         self.volume.change_settings(vec![Settings::set_ack(ack)]).wait().await.map_err(refused)?;
         self.volume.durable_here().await.map_err(refused)?;
-        Ok(())
+        #[cfg(test)]
+        super::steps::done(&self.directory);
+        // Nobody is to be told that a level is in force at a source that was replaced in between.
+        self.check_mandate()
     }
 
     fn forget_pending(&self) -> Result<(), CliError> {
@@ -306,6 +336,15 @@ impl Mirroring {
     pub(crate) fn source_place(&self) -> String {
         let source = self.config().source.clone();
         source.map_or_else(|| "its source".to_owned(), |source| source.addresses.join(" or "))
+    }
+}
+
+/// An order that waits for nobody, and has not been carried out yet.
+pub(crate) struct Overtaking(watch::Sender<u32>);
+
+impl Drop for Overtaking {
+    fn drop(&mut self) {
+        self.0.send_modify(|orders| *orders -= 1);
     }
 }
 

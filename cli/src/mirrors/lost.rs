@@ -5,12 +5,11 @@
 //!   its log is fetched first; a source that knows of such entries and does not get them does not decide.
 //! - Nor does one of whose epoch a member holds other entries: they left a source that had them durable, so this one has lost them. Which of two
 //!   histories goes on is decided by people, never by whoever is asked first.
-//! - A source that hears of either while it decides acknowledges nothing any more and ends. Its directory remembers what it lacks.
+//! - A source that hears of either while it decides acknowledges nothing any more (`mandate.rs`) and ends. Its directory remembers what it lacks.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger};
-use murphy_log::{DiskLog, Epoch, Log, Lsn, NodeId, Position};
+use murphy_log::{DiskLog, Epoch, Log, NodeId, Position};
 use murphy_mirror::{Lookup, MemberBook, Point, Stands, look_up};
 
 use super::{Mirroring, changed, lock, stale};
@@ -130,7 +129,7 @@ impl Mirroring {
                 changes.borrow_and_update();
                 let Some(mirroring) = this.upgrade() else { return };
                 if let Some((node, position)) = mirroring.services.board.lost() {
-                    mirroring.volume.acknowledge_with(Arc::new(Incomplete { node, position }));
+                    mirroring.volume.ask_again();
                     // The next start must know of it, so it is noted before this process ends.
                     let ended = murphy_log::spawn_blocking(move || mirroring.has_lost(node, position)).await;
                     if let Err(error) = ended {
@@ -183,19 +182,6 @@ fn ways_out(log: &DiskLog, holding: &[(MirrorGiver, Position)], given_up: &BTree
         "murphy promote at that mirror goes on with its history; murphy member remove DIR {} --assume-lost gives up what this node does not have, and goes on with this one's",
         others.join(" ")
     )
-}
-
-/// Acknowledges nothing: the log lacks entries before those that it would be asked about.
-struct Incomplete {
-    node: NodeId,
-    position: Position,
-}
-
-impl Acknowledger for Incomplete {
-    fn acknowledged(&self, _: Lsn, _: Duration) -> Acknowledgement<'_> {
-        let held = format!("mirror {} holds lsn {}, this source does not", self.node, self.position.lsn);
-        Box::pin(std::future::ready(Err(AcknowledgeError::Lost(held))))
-    }
 }
 
 const ASK_MAX: Duration = Duration::from_secs(3);

@@ -328,6 +328,10 @@ impl Mirroring {
     ) -> Result<(), CliError> {
         let data_lsn = data_lsn.max(plan.data_lsn.get()).min(plan.base.position.lsn.get());
         let lacks_bytes = data_lsn < plan.base.position.lsn.get();
+        // Some are sealed, none of them may know all the others yet: until they do, an fsync waits for all that are not given up. It is there
+        // before this is a source: one that is killed in between must not count those of a time when it led before.
+        let set = self.mirrors().difference(&places.given_up).copied().collect();
+        write_set(&self.directory, &set)?;
         self.change_config(|config| {
             let from = config.source.take();
             config.role = Role::Source;
@@ -349,9 +353,6 @@ impl Mirroring {
         if lacks_bytes {
             self.blocks.also(places.full.iter().map(|(_, packs)| Arc::clone(packs)).collect());
         }
-        // Some are sealed, none of them may know all the others yet: until they do, an fsync waits for all that are not given up.
-        let set = self.mirrors().difference(&places.given_up).copied().collect();
-        write_set(&self.directory, &set)?;
         let falls_back = self.ack_note()?.is_some();
         if !falls_back {
             // An fsync that comes right after must not be answered by this node alone.

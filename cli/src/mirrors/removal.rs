@@ -171,12 +171,20 @@ impl Mirroring {
         }
         let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
         let lsn = self.volume.durable_here().await.map_err(refused)?;
-        if tokio::time::timeout(TOLD_MAX, self.told(lsn)).await.is_err() {
+        let told = tokio::time::timeout(TOLD_MAX, self.told(lsn));
+        if self.unless_overtaken(async { told.await.map_err(failed) }).await.is_err() {
             tracing::warn!(%lsn, "not every mirror that is connected has heard of the removal yet");
         }
         let left = self.mirrors().len();
         let too_few = wanted.filter(|wanted| left < *wanted);
         Ok((lsn, too_few.map(|wanted| format!("mirror={wanted}, and {left} mirrors are left"))))
+    }
+
+    /// The mirrors that do not have the entry `lsn` after those that are connected have had time for it, as far as is known.
+    pub(crate) async fn untold(&self, lsn: Lsn) -> Vec<String> {
+        // Whoever is missing then is named.
+        let _in_time = tokio::time::timeout(TOLD_MAX, self.told(lsn)).await;
+        self.unheard(lsn)
     }
 
     /// Returns when every mirror that is connected has the entry.
@@ -227,7 +235,8 @@ impl Mirroring {
         };
         let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
         let lsn = self.volume.durable_here().await.map_err(refused)?;
-        acknowledger.acknowledged(lsn, REMOVE_MAX).await.map_err(|error| failed(error).hint(give_up))
+        let held = async { acknowledger.acknowledged(lsn, REMOVE_MAX).await.map_err(failed) };
+        self.unless_overtaken(held).await.map_err(|error| error.hint(give_up))
     }
 }
 

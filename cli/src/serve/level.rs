@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - A level is in force when the answer says so, and not before: then everything so far has what it promises, and so does what comes.
-//! - Nobody has to answer for `local`.
+//! - Nobody has to answer for `local`, and it waits behind nobody: an order that waits for somebody is ended, and told so.
 //! - A node that nobody serves cannot know what others hold: only `local` is set there.
 
 use std::{sync::PoisonError, time::Duration};
@@ -39,19 +39,26 @@ pub(super) fn ack(host: &Host, order: &AckOrder) -> Result<Value, CliError> {
         .hint("run murphy ack there, at the source"));
     }
     host.mirroring.check_source()?;
-    let _turn = host.level_turn.lock().unwrap_or_else(PoisonError::into_inner);
-    let change = Change::of(host, to)?;
     if order.dry_run {
-        return change.plan(host);
+        return Change::of(host, to)?.plan(host);
     }
-    change.check(host, order)?;
-    change.perform(host)?;
+    let overtaking = match to {
+        Ack::Local => {
+            // One that would be refused ends nobody.
+            Change::confirmed(host, to, order)?;
+            Some(host.mirroring.overtake())
+        }
+        Ack::Mirrors(_) | Ack::Archive => None,
+    };
+    let _turn = host.level_turn.lock().unwrap_or_else(PoisonError::into_inner);
+    Change::confirmed(host, to, order)?.perform(host)?;
+    drop(overtaking);
     describe(host)
 }
 
 /// Refuses a change that would be refused without anything having been tried.
 pub(super) fn check(host: &Host, order: &AckOrder) -> Result<(), CliError> {
-    order.level.map_or(Ok(()), |to| Change::of(host, to)?.check(host, order))
+    order.level.map_or(Ok(()), |to| Change::confirmed(host, to, order).map(|_| ()))
 }
 
 /// A change of the level.
@@ -75,6 +82,13 @@ impl Change {
             )));
         }
         Ok(Change { set, waits, to })
+    }
+
+    /// The same, refused if it gives up what nobody has agreed to give up, or if nobody could do it.
+    fn confirmed(host: &Host, to: Ack, order: &AckOrder) -> Result<Change, CliError> {
+        let change = Change::of(host, to)?;
+        change.check(host, order)?;
+        Ok(change)
     }
 
     /// Whether it gives up what is promised now.
@@ -129,10 +143,8 @@ impl Change {
     }
 
     fn perform(&self, host: &Host) -> Result<(), CliError> {
+        host.mirroring.check_mandate()?;
         if self.to == Ack::Local {
-            if (self.set, self.waits) == (Ack::Local, Ack::Local) {
-                return Ok(());
-            }
             return host.runtime.block_on(host.mirroring.wait_for_nobody());
         }
         if self.to != self.set && self.to == self.waits {
@@ -197,7 +209,9 @@ async fn wait_for_archives(host: &Host) -> Result<(), CliError> {
     check_places(host)?;
     let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
     let lsn = host.volume().durable_here().await.map_err(refused)?;
-    tokio::try_join!(host.archives.all_hold(lsn, KNOWN_MAX), mirroring.heard_by_all(lsn))?;
+    let known =
+        async { tokio::try_join!(host.archives.all_hold(lsn, KNOWN_MAX), mirroring.heard_by_all(lsn)) };
+    mirroring.unless_overtaken(known).await?;
     let by = by_archives(&host.archives, outside(&host.node)?);
     mirroring.wait_for_archives(&by).await?;
     mirroring.acknowledged_by(&*by).await
@@ -248,3 +262,6 @@ fn describe(host: &Host) -> Result<Value, CliError> {
 
 /// So long archives get to have what names them.
 const KNOWN_MAX: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests;

@@ -202,7 +202,11 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
         })?;
     }
     host.archives.stop(&shared);
-    Ok(json!({ "removed": shared }))
+    let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
+    let lsn = host.runtime.block_on(host.volume().durable_here()).map_err(refused)?;
+    // They would look for it, and find those that were added since nowhere else.
+    let untold = host.runtime.block_on(host.mirroring.untold(lsn));
+    Ok(json!({ "removed": shared, "not_known_to": untold }))
 }
 
 /// The archives of the volume, or the one that is meant; an error if there is none.
