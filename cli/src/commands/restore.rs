@@ -10,7 +10,10 @@ mod execute;
 mod pins;
 mod succession;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use jiff::tz::TimeZone;
 use murphy_backup::{Archive, ArchiveKind, RestoreError, RestorePlan, Target, plan_restore, planned_usage};
@@ -22,7 +25,7 @@ use tokio::runtime::Runtime;
 use self::succession::Succession;
 use super::format::parse_url;
 use crate::{
-    error::{CliError, Code, failed},
+    error::{CliError, Code, at, failed},
     node::Staging,
     output::Output,
     places::{check_there, open_store},
@@ -88,7 +91,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     let runtime = Runtime::new().map_err(failed)?;
     let mut restore = prepare(args, &runtime)?;
     if !args.dry_run {
-        Staging::check(&restore.directory)?;
+        check_target(&restore.directory, restore.blocks.as_ref())?;
     }
     if restore.lacks_packs() && !args.take_over && !args.dry_run {
         // Before a pin is left in archives that are of no use alone.
@@ -202,6 +205,30 @@ impl Restore {
     }
 }
 
+/// Refuses a directory that could not become the node in the end, when archives may be sealed for it.
+fn check_target(directory: &Path, blocks: Option<&StoreUrl>) -> Result<(), CliError> {
+    Staging::check(directory)?;
+    let Some(own) = blocks.and_then(StoreUrl::directory) else { return Ok(()) };
+    let (own, target) = (resolved(own)?, resolved(directory)?);
+    match own.starts_with(&target) {
+        false => Ok(()),
+        true => Err(CliError::usage(format!(
+            "--blocks {} lies in {}, which must be empty until the node is complete",
+            own.display(),
+            target.display()
+        ))
+        .hint("give a directory beside it")),
+    }
+}
+
+/// Where `path` leads to, as far as it is there.
+fn resolved(path: &Path) -> Result<PathBuf, CliError> {
+    let path = std::path::absolute(path).map_err(at(path))?;
+    let there = path.ancestors().find_map(|some| Some((some, some.canonicalize().ok()?)));
+    let Some((some, there)) = there else { return Ok(path) };
+    Ok(path.strip_prefix(some).map_or(there.clone(), |rest| there.join(rest)))
+}
+
 /// What is printed before anything happens.
 #[derive(Serialize)]
 struct Printed<'a> {
@@ -281,4 +308,37 @@ fn plan_text(plan: &RestorePlan) -> String {
     lines.extend(plan.notes.iter().map(|note| format!("note: {note}")));
     lines.extend(plan.problems.iter().map(|problem| format!("problem: {problem}")));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_resolved_as_far_as_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        let link = real.join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(resolved(&link.join("not/there")).unwrap(), real.join("not/there"));
+        assert_eq!(resolved(&link).unwrap(), real);
+    }
+
+    /// The fear: the block store is made in the directory that must be empty to become the node, and every archive is sealed by then.
+    #[test]
+    fn blocks_below_the_directory_of_the_node_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        let node = folder.path().join("node");
+        let url = |path: PathBuf| StoreUrl::from_directory(&path).unwrap();
+        for inner in [node.join("blocks"), node.clone(), link.join("node/blocks/deep")] {
+            let refused = check_target(&node, Some(&url(inner))).unwrap_err();
+            assert!(refused.message.contains("lies in"), "{refused}");
+        }
+        for beside in [folder.path().join("node2"), folder.path().to_owned()] {
+            check_target(&node, Some(&url(beside))).unwrap();
+        }
+        check_target(&node, None).unwrap();
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - The wanted directory is not there, or empty, until the node in it is complete and durable.
+//! - Nothing is begun where the finished directory could not get its name: over a mount point, or through a symbolic link.
 //! - What was begun and failed is removed again, unless it holds what a take-over has remembered: that is kept, and the next attempt at the
 //!   same directory goes on with it.
 
@@ -9,10 +10,12 @@ use std::{
     cell::{Cell, RefCell},
     ffi::OsString,
     fs::{self, File},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use murphy_log::{DirectoryLock, Files, OsFiles};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 
 use super::random;
 use crate::error::{CliError, at};
@@ -30,7 +33,7 @@ pub(crate) struct Staging {
 impl Staging {
     /// Begins a directory beside `target`, which must not be there, or be empty.
     pub(crate) fn beside(target: &Path) -> Result<Staging, CliError> {
-        let target = std::path::absolute(target).map_err(at(target))?;
+        let target = wanted(target)?;
         check_unused(&target)?;
         let (parent, name) = split(&target)?;
         fs::create_dir_all(parent).map_err(at(parent))?;
@@ -47,7 +50,7 @@ impl Staging {
     /// Goes on with a directory in which an earlier attempt at `target` has kept the file `kept`, and that attempt's key; begins one if there
     /// is none.
     pub(crate) fn resume(target: &Path, kept: &str) -> Result<Staging, CliError> {
-        let absolute = std::path::absolute(target).map_err(at(target))?;
+        let absolute = wanted(target)?;
         check_unused(&absolute)?;
         let Some((path, _)) = Staging::left(target, kept)? else { return Staging::beside(target) };
         let folder = path.join(KEPT);
@@ -59,14 +62,24 @@ impl Staging {
         Ok(Staging { path, target: absolute, stays: Cell::new(true), lock: RefCell::new(Some(lock)) })
     }
 
-    /// Refuses a directory in which something is already.
+    /// Refuses a directory that cannot become a node: something is in it already, or nothing can be renamed onto it.
     pub(crate) fn check(target: &Path) -> Result<(), CliError> {
-        check_unused(&std::path::absolute(target).map_err(at(target))?)
+        check_unused(&wanted(target)?)
+    }
+
+    /// Refuses, as [`Staging::check`], if [`Staging::publish`] would fail now. For whoever cannot go back afterwards: an empty directory is
+    /// taken away, which fails wherever a rename onto it would.
+    pub(crate) fn clear_the_way(&self) -> Result<(), CliError> {
+        check_unused(&self.target)?;
+        match fs::remove_dir(&self.target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&self.target)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Where an earlier attempt at `target` has left the file `kept`: its directory, and the file. Nothing is changed.
     pub(crate) fn left(target: &Path, kept: &str) -> Result<Option<(PathBuf, PathBuf)>, CliError> {
-        let target = std::path::absolute(target).map_err(at(target))?;
+        let target = wanted(target)?;
         let (parent, name) = split(&target)?;
         let begins = begins(name);
         let entries = match fs::read_dir(parent) {
@@ -136,8 +149,27 @@ impl Drop for Staging {
     }
 }
 
-/// Refuses a directory in which something is.
+/// The directory that is meant, whatever stands behind its name: a slash there would lead through a symbolic link.
+fn wanted(target: &Path) -> Result<PathBuf, CliError> {
+    let absolute = std::path::absolute(target).map_err(at(target))?;
+    let (parent, name) = split(&absolute)?;
+    Ok(parent.join(name))
+}
+
+/// Refuses a directory in which something is, or that nothing can be renamed onto.
 fn check_unused(target: &Path) -> Result<(), CliError> {
+    let found = match fs::symlink_metadata(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(at(target))?,
+    };
+    if found.is_symlink() {
+        return Err(CliError::new(format!("{} is a symbolic link", target.display()))
+            .hint("give the directory itself, which may not exist yet"));
+    }
+    if is_mount_point(target).map_err(at(target))? {
+        return Err(CliError::new(format!("{} is a mount point", target.display()))
+            .hint("give a directory below it, which does not exist yet"));
+    }
     match fs::read_dir(target) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(at(target)(error)),
@@ -147,6 +179,17 @@ fn check_unused(target: &Path) -> Result<(), CliError> {
                 .hint("give a directory that does not exist yet")),
         },
     }
+}
+
+/// Whether something is mounted at `target`, a bind mount of the same file system too.
+fn is_mount_point(target: &Path) -> std::io::Result<bool> {
+    let parent = target.parent().unwrap_or(target);
+    if fs::symlink_metadata(target)?.dev() != fs::metadata(parent)?.dev() {
+        return Ok(true);
+    }
+    let found = rustix::fs::statx(CWD, target, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    // A kernel that does not know the question has answered as far as it can.
+    Ok(found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)))
 }
 
 /// Removes everything but what was kept, and the key of the node.
@@ -187,6 +230,38 @@ const IDENTITY: &str = "identity";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The fear: hours later, with every archive sealed, the successor cannot get its name, whatever is tried.
+    #[test]
+    fn what_a_finished_node_cannot_be_renamed_onto_is_refused_before_anything_is_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let (empty, link) = (folder.path().join("empty"), folder.path().join("link"));
+        fs::create_dir(&empty).unwrap();
+        std::os::unix::fs::symlink(&empty, &link).unwrap();
+        let refused = |target: &Path| Staging::check(target).unwrap_err().to_string();
+        assert!(refused(&link).contains("is a symbolic link"), "{}", refused(&link));
+        let slash = PathBuf::from(format!("{}/", link.display()));
+        assert!(refused(&slash).contains("is a symbolic link"), "{}", refused(&slash));
+        assert!(refused(Path::new("/proc")).contains("is a mount point"), "{}", refused(Path::new("/proc")));
+        Staging::check(&empty).unwrap();
+    }
+
+    /// The fear: somebody puts a file into the directory while the node is made.
+    #[test]
+    fn what_comes_into_the_directory_meanwhile_is_seen_before_the_point_of_no_return() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("node");
+        fs::create_dir(&target).unwrap();
+        let staging = Staging::beside(&target).unwrap();
+        fs::write(target.join("file"), "x").unwrap();
+        let refused = staging.clear_the_way().unwrap_err().to_string();
+        assert!(refused.contains("is not empty"), "{refused}");
+        assert!(target.join("file").exists());
+        fs::remove_file(target.join("file")).unwrap();
+        staging.clear_the_way().unwrap();
+        staging.clear_the_way().unwrap();
+        staging.publish().unwrap();
+    }
 
     #[test]
     fn what_failed_is_removed_and_what_was_kept_is_gone_on_with() {

@@ -142,8 +142,9 @@ impl Restore {
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
         let copy = CopyOf { state, epoch, is_successor: self.take_over, lacks_packs };
-        drop(begin_copy(&staging.path, &config, &copy, runtime.handle())?);
-        staging.publish()?;
+        let begun = begin_copy(&staging.path, &config, &copy, runtime.handle()).map(drop);
+        let published = begun.and_then(|()| staging.publish());
+        published.map_err(|error| if self.take_over { unpublished(&error, &staging) } else { error })?;
         for example in &packs.examples {
             output.note(&format!("Not found: {example}"));
         }
@@ -307,6 +308,8 @@ impl Restore {
                 failed(error).hint("nothing was changed; the old source may still be alive")
             })?;
         }
+        // What cannot be published must not seal anything.
+        staging.clear_the_way()?;
         let path = staging.keep(&remembered(self.archives[0].lineage().branch))?;
         let mut attempts = attempts::load(&path)?;
         let next = Successor::next_epoch(&attempts, &known, EpochId::from_bytes(random()?));
@@ -338,6 +341,13 @@ impl Restore {
 /// The file in which a take-over of `branch` remembers which epoch it begins.
 pub(super) fn remembered(branch: BranchId) -> String {
     format!("{branch}.json")
+}
+
+/// The successor for which every archive is sealed, and which did not get its name.
+fn unpublished(error: &CliError, staging: &Staging) -> CliError {
+    let why = error.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+    CliError::new(format!("{error}{why}; the archives are sealed for the successor in {}", staging.path.display()))
+        .hint("leave that directory, see that DIR is not there or empty, and run the same command again: it goes on with it")
 }
 
 /// What a take-over has seen of the packs that it will read in the archives.
