@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A plan leads to one exact position. A target outside what the archives have is an error that names the window.
-//! - Of an epoch that was sealed nothing beyond its seal is used, whatever archive it lies in and whenever it landed.
+//! - Of an epoch that was sealed nothing beyond its seal is used, whatever archive it lies in and whenever it landed, if anything is archived of the
+//!   epoch that the seal began. What is left out because of that is told.
 //! - Each object comes from the first archive that has it.
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ use crate::{
     seal::Seal,
     slot::SlotHeader,
     survey::{SurveyError, frame_ends, survey},
-    surveyed::{FrameEnd, Step, Survey, disagreement, is_of_lost_tail, is_usable, next_step},
+    surveyed::{FrameEnd, Step, Survey, beyond_seals, disagreement, is_of_lost_tail, is_usable, next_step},
     target::{Target, show_time},
     walk::{Boundary, HOLE_LOOKS, HOLE_PAUSE},
 };
@@ -53,7 +54,8 @@ pub struct RestorePlan {
     pub expected_data_minutes: f64,
     /// Objects that are damaged or missing, whether they are needed or not.
     pub problems: Vec<String>,
-    /// Archives from which packs of that moment may have expired, as they were told to; another one has them.
+    /// Archives from which packs of that moment may have expired, as they were told to; another one has them. Seals of successors that have led
+    /// nowhere, behind which another archive goes on.
     pub notes: Vec<String>,
     /// The way, for the machine.
     #[serde(skip)]
@@ -123,7 +125,7 @@ impl Chain {
         let usable = surveys.iter().enumerate().flat_map(|(archive, survey)| {
             survey.bases.iter().filter(|base| is_usable(base, target)).map(move |base| (archive, base))
         });
-        let usable = usable.filter(|(_, base)| !is_of_lost_tail(base, surveys));
+        let usable = usable.filter(|(at, base)| !is_of_lost_tail(base, &surveys[*at], surveys));
         // Of several at one position the first archive's is taken.
         let newest =
             usable.max_by_key(|(archive, base)| (base.state.position.lsn, std::cmp::Reverse(*archive)));
@@ -252,7 +254,7 @@ pub(crate) fn plan_of(
     zone: &TimeZone,
 ) -> Result<RestorePlan, PlanError> {
     let (end, time) = resolve(chain, surveys, target, ends)?;
-    let notes = below_horizon(surveys, end.lsn)?;
+    let mut notes = below_horizon(surveys, end.lsn)?;
     let mut steps = chain.steps.clone();
     let needed = steps.iter().position(|step| step.end.position.lsn >= end.lsn).map_or(0, |last| last + 1);
     let is_start = end == chain.start.position;
@@ -276,6 +278,9 @@ pub(crate) fn plan_of(
     let is_cut = unreached.is_some();
     problems.extend(unreached);
     problems.extend(disagreement(&steps, surveys));
+    let (left_out, gone_on) = beyond_seals(chain.start.position, &steps, surveys);
+    problems.extend(left_out);
+    notes.extend(gone_on);
     Ok(RestorePlan {
         archives: surveys.iter().map(|survey| survey.url.clone()).collect(),
         position: end.into(),
@@ -339,10 +344,10 @@ fn unreached(chain: &Chain, surveys: &[Survey]) -> Option<String> {
         same if same == number => slot.epoch == at.epoch && slot.first > at.next(),
         other => other > number,
     };
-    // A seal ends what comes before it: its base was there.
+    // A seal ends what comes before it: its base was there. One of a later epoch below the end is of successors who have led nowhere.
     let is_seal_behind = |seal: &&Seal| match seal.epoch.number {
         same if same == number => seal.epoch == at.epoch && seal.base.lsn > at.position.lsn,
-        other => other > number,
+        other => other > number && seal.base.lsn >= at.position.lsn,
     };
     let behind = surveys.iter().flat_map(|survey| {
         let slots = survey.slots.iter().filter(|(key, _)| !survey.strays.contains(key));

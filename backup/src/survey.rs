@@ -94,7 +94,7 @@ impl Survey {
     /// Where a replay to `target` begins.
     fn start_for(&self, target: &Target) -> Position {
         let mut usable = self.bases.iter().rev().filter(|base| is_usable(base, target));
-        let kept = usable.find(|base| !is_of_lost_tail(base, std::slice::from_ref(self)));
+        let kept = usable.find(|base| !is_of_lost_tail(base, self, std::slice::from_ref(self)));
         kept.map_or(self.base, |base| base.state.position)
     }
 

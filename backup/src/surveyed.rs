@@ -1,11 +1,12 @@
 //! What archives were found to have, and the steps along it. Data and pure functions, for those who look and those who plan.
 //!
 //! Invariants:
-//! - Of an epoch that was sealed no step leads beyond its seal, whatever archive it lies in and whenever it landed.
+//! - Of an epoch that was sealed no step leads beyond its seal in an archive that is sealed, whenever it landed; nor in any other one, if
+//!   anything is archived of the epoch that the seal began. Where nothing is, what another archive holds behind it may have been acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use murphy_log::{LogTime, Lsn, Position};
+use murphy_log::{Epoch, LogTime, Lsn, Position};
 
 use crate::{base::BaseManifest, layout, seal::Seal, slot::SlotHeader, target::Target, walk::Boundary};
 
@@ -102,21 +103,65 @@ impl Step {
 
 /// The next step after `at`: a seal that ends the epoch, or else the slot of the first archive that has one with the next entry.
 /// Objects in `excluded`, by archive and name, are passed over.
+///
+/// Of several seals the one whose epoch leads furthest counts. One whose epoch has led nowhere is of a successor that sealed and died, as far as
+/// anybody knows: if an archive that is not sealed goes on, that is followed. So is one that was sealed further on than that epoch leads yet: it is carried
+/// over into that.
 pub fn next_step(surveys: &[Survey], excluded: &BTreeSet<(usize, String)>, at: &Boundary) -> Option<Step> {
-    let mut limit = None;
-    for (archive, survey) in surveys.iter().enumerate() {
-        for seal in survey.seals.iter().filter(|seal| seal.epoch == at.epoch) {
-            if (seal.base.lsn, seal.base.hash) == (at.position.lsn, at.position.hash) {
-                let end = Boundary::before(at.position, seal.next);
-                return Some(Step { archive, slot: None, turn: 0, end });
-            }
-            if seal.base.lsn > at.position.lsn {
-                limit = Some(seal.base);
+    let mark = |position: &Position| (position.lsn, position.hash);
+    let seals = surveys.iter().enumerate().flat_map(|(archive, survey)| {
+        let seals = survey.seals.iter().filter(|seal| seal.epoch == at.epoch);
+        seals.filter(|seal| mark(&seal.base) == mark(&at.position)).map(move |seal| (archive, seal))
+    });
+    let seals = seals.map(|(archive, seal)| (leads_to(surveys, seal.next), std::cmp::Reverse(archive), seal));
+    let sealed = seals.max_by_key(|(led, archive, _)| (*led, *archive)).map(|(led, archive, seal)| {
+        let end = Boundary::before(at.position, seal.next);
+        (led, Step { archive: archive.0, slot: None, turn: 0, end })
+    });
+    let open = surveys.iter().filter(|survey| !survey.is_sealed_below(at.epoch, at.position.lsn));
+    let ends = open.flat_map(|survey| survey.seals.iter().filter(|seal| seal.epoch == at.epoch));
+    let further = ends.map(|seal| seal.base.lsn).max();
+    match sealed {
+        Some((led, step)) if led.is_some() && led >= further => Some(step),
+        sealed => next_slot(surveys, excluded, at).or(sealed.map(|(_, step)| step)),
+    }
+}
+
+/// The last entry that is archived of `epoch`, or of one that was begun behind it; `None` if there is nothing.
+fn leads_to(surveys: &[Survey], epoch: Epoch) -> Option<Lsn> {
+    let (mut epochs, mut looked, mut last) = (vec![epoch], 0, None);
+    while let Some(epoch) = epochs.get(looked).copied() {
+        looked += 1;
+        for survey in surveys {
+            let slots =
+                survey.slots.range((epoch.number, Lsn::default(), 0)..=(epoch.number, Lsn::MAX, u32::MAX));
+            let slots = slots.filter(|(key, slot)| slot.epoch == epoch && !survey.strays.contains(key));
+            last = last.max(slots.map(|(_, slot)| slot.last).max());
+            for seal in survey.seals.iter().filter(|seal| seal.epoch == epoch) {
+                if !epochs.contains(&seal.next) {
+                    epochs.push(seal.next);
+                }
             }
         }
     }
+    last
+}
+
+impl Survey {
+    /// Whether this archive ends `epoch` at or below `lsn`: what it holds of that behind it has landed later, and counts for nothing.
+    fn is_sealed_below(&self, epoch: Epoch, lsn: Lsn) -> bool {
+        self.seals.iter().any(|seal| seal.epoch == epoch && seal.base.lsn <= lsn)
+    }
+}
+
+/// The slot of the first archive that has one with the entry after `at`, up to the next seal: there it is judged how it goes on.
+fn next_slot(surveys: &[Survey], excluded: &BTreeSet<(usize, String)>, at: &Boundary) -> Option<Step> {
+    let ends = surveys.iter().flat_map(|survey| &survey.seals).filter(|seal| seal.epoch == at.epoch);
+    let ends = ends.map(|seal| seal.base).filter(|base| base.lsn > at.position.lsn);
+    let limit = ends.min_by_key(|base| base.lsn);
     let (next, number) = (at.next(), at.epoch.number);
-    for (archive, survey) in surveys.iter().enumerate() {
+    let open = |survey: &Survey| !survey.is_sealed_below(at.epoch, at.position.lsn);
+    for (archive, survey) in surveys.iter().enumerate().filter(|(_, survey)| open(survey)) {
         let before = (number, Lsn::default(), 0)..=(number, next, u32::MAX);
         let holding =
             survey.slots.range(before).rev().take(SLOTS_BEFORE).filter(|((_, first, turn), slot)| {
@@ -164,6 +209,59 @@ pub(crate) fn disagreement(steps: &[Step], surveys: &[Survey]) -> Option<String>
     None
 }
 
+/// What archives hold beyond a seal that `steps`, which begin at `start`, pass, and what lies behind one that they do not pass: what is left out,
+/// and what is there although somebody has sealed.
+pub(crate) fn beyond_seals(
+    start: Position,
+    steps: &[Step],
+    surveys: &[Survey],
+) -> (Vec<String>, Vec<String>) {
+    let (mut left_out, mut gone_on) = (Vec::new(), Vec::new());
+    let mut at = Boundary::after(start);
+    let passed: BTreeSet<_> =
+        steps.iter().map(|step| (step.end.position.lsn, *step.end.position.hash.as_bytes())).collect();
+    for step in steps {
+        let base = at.position;
+        let seals = surveys.iter().flat_map(|survey| survey.seals.iter().map(move |seal| (survey, seal)));
+        let here = seals.filter(|(_, seal)| {
+            seal.epoch == at.epoch && (seal.base.lsn, seal.base.hash) == (base.lsn, base.hash)
+        });
+        if step.slot.is_some() {
+            gone_on.extend(here.map(|(survey, seal)| format!(
+                "{} was sealed at lsn {} by node {} for epoch {}, of which nothing more is archived: what another archive holds of epoch {} behind that is followed",
+                survey.url, base.lsn, seal.node, seal.next, at.epoch
+            )));
+        } else {
+            let by = &surveys[step.archive].url;
+            left_out.extend(surveys.iter().filter_map(|survey| {
+                let last = survey.unsealed_beyond(at.epoch, base.lsn, &passed)?;
+                let epoch = at.epoch;
+                Some(format!(
+                    "{} holds entries of epoch {epoch} up to lsn {last}, and is not sealed: they are left out, because {by} was sealed at lsn {} and goes on from there in epoch {}",
+                    survey.url, base.lsn, step.end.epoch
+                ))
+            }));
+        }
+        at = step.end;
+    }
+    (left_out, gone_on)
+}
+
+impl Survey {
+    /// The last entry of `epoch` behind `lsn` in an archive that was not sealed for it, unless the entries are `passed` in a later epoch.
+    fn unsealed_beyond(&self, epoch: Epoch, lsn: Lsn, passed: &BTreeSet<(Lsn, [u8; 32])>) -> Option<Lsn> {
+        if self.seals.iter().any(|seal| seal.epoch == epoch) {
+            return None;
+        }
+        let slots = self.slots.range((epoch.number, Lsn::default(), 0)..=(epoch.number, Lsn::MAX, u32::MAX));
+        let beyond = slots.filter(|(key, slot)| {
+            let is_passed = passed.contains(&(slot.last, *slot.hash_after.as_bytes()));
+            slot.epoch == epoch && slot.last > lsn && !is_passed && !self.strays.contains(key)
+        });
+        beyond.map(|(_, slot)| slot.last).max()
+    }
+}
+
 /// Whether a replay to `target` can begin at `base`.
 pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
     match target {
@@ -173,11 +271,13 @@ pub(crate) fn is_usable(base: &BaseManifest, target: &Target) -> bool {
     }
 }
 
-/// Whether `base` lies beyond a seal that ended its epoch: its writer had been replaced and did not know.
-pub(crate) fn is_of_lost_tail(base: &BaseManifest, surveys: &[Survey]) -> bool {
+/// Whether `base`, in the archive `own`, lies beyond a seal that ended its epoch: its writer had been replaced and did not know. A seal elsewhere of
+/// somebody who has led nowhere does not say that.
+pub(crate) fn is_of_lost_tail(base: &BaseManifest, own: &Survey, surveys: &[Survey]) -> bool {
     let position = base.state.position;
-    let mut seals = surveys.iter().flat_map(|survey| &survey.seals);
-    seals.any(|seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn)
+    let below = |seal: &&Seal| seal.epoch == position.epoch && seal.base.lsn < position.lsn;
+    let mut seals = surveys.iter().flat_map(|survey| &survey.seals).filter(below);
+    own.seals.iter().any(|seal| below(&seal)) || seals.any(|seal| leads_to(surveys, seal.next).is_some())
 }
 
 /// A slot that holds an entry is among so many that begin before it.

@@ -44,8 +44,11 @@ pub struct PlaceStanding {
     pub held: Held,
     /// Whether it is sealed for the epoch that is to begin.
     pub is_sealed: bool,
-    /// Whether an attempt of this successor has sealed it: where the old epoch ends is settled then.
+    /// Whether an attempt of this successor has sealed it, or one of a node that was given up and has archived nothing behind its seal: where the
+    /// old epoch ends is settled then.
     pub is_settled: bool,
+    /// Whether the seal of such a node ends it: it is sealed once more, right there.
+    pub is_passed: bool,
     /// Whether it holds entries that the successor's log lacks.
     pub is_ahead: bool,
 }
@@ -71,12 +74,15 @@ impl Successor {
     }
 
     /// What `held` means for a successor that holds everything up to `tail`, as far as it shows by itself.
-    fn judge(&self, held: Held, tail: &Position) -> Result<PlaceStanding, FenceError> {
+    fn judge(
+        &self,
+        held: Held,
+        tail: &Position,
+        may_pass: impl Fn(&Sealed) -> bool,
+    ) -> Result<PlaceStanding, FenceError> {
         if let Some(seal) = held.seals.last().filter(|seal| !self.is_own(seal)) {
-            let is_history = seal.next.number < tail.epoch.number || seal.next == tail.epoch;
-            // What this log has beyond a seal that it does not know has lost.
-            let may_pass = self.given_up.contains(&seal.by) && tail.lsn <= seal.base.lsn;
-            if !is_history && !may_pass {
+            let may_pass = self.given_up.contains(&seal.by) && may_pass(seal);
+            if !is_history(seal, tail) && !may_pass {
                 return Err(FenceError::Sealed(seal.clone()));
             }
         }
@@ -84,11 +90,19 @@ impl Successor {
     }
 
     fn standing(&self, held: Held, tail: &Position) -> PlaceStanding {
-        let is_settled = held.seals.iter().any(|seal| self.is_own(seal));
-        let last = held.seals.last().filter(|seal| self.is_own(seal));
-        let is_sealed = last.is_some_and(|seal| Some(&seal.next) == self.attempts.last());
+        let last = held.seals.last();
+        let foreign = last.filter(|seal| !self.is_own(seal) && !is_history(seal, tail));
+        let is_passed = foreign.is_some_and(|seal| held.end.lsn == seal.base.lsn);
+        let own = last.filter(|seal| self.is_own(seal));
+        let is_sealed = own.is_some_and(|seal| Some(&seal.next) == self.attempts.last());
+        let is_settled = is_passed || self.has_sealed(&held);
         let is_ahead = held.end.lsn > tail.lsn;
-        PlaceStanding { held, is_sealed, is_settled, is_ahead }
+        PlaceStanding { held, is_sealed, is_settled, is_passed, is_ahead }
+    }
+
+    /// Whether an attempt of this successor has sealed a place that holds `held`.
+    fn has_sealed(&self, held: &Held) -> bool {
+        held.seals.iter().any(|seal| self.is_own(seal))
     }
 
     /// What `held`, which `place` holds, means for a successor that holds everything up to `tail`. A place that somebody who was given up has
@@ -99,7 +113,30 @@ impl Successor {
         held: Held,
         tail: &Position,
     ) -> Result<PlaceStanding, FenceError> {
-        match self.judge(held.clone(), tail) {
+        // What this log has beyond a seal that it does not know has lost.
+        self.judge_behind(place, held, tail, |seal| tail.lsn <= seal.base.lsn).await
+    }
+
+    /// The same for one whose tree was restored up to `base`, from archives that lead there. What other archives hold behind the seal of a node that
+    /// was given up and archived nothing may have been acknowledged: it goes on behind that seal.
+    pub async fn judge_tree_at(
+        &self,
+        place: &dyn Fence,
+        held: Held,
+        base: &Position,
+    ) -> Result<PlaceStanding, FenceError> {
+        let end = held.end.lsn;
+        self.judge_behind(place, held, base, |seal| base.lsn <= seal.base.lsn || end == seal.base.lsn).await
+    }
+
+    async fn judge_behind(
+        &self,
+        place: &dyn Fence,
+        held: Held,
+        tail: &Position,
+        may_pass: impl Fn(&Sealed) -> bool,
+    ) -> Result<PlaceStanding, FenceError> {
+        match self.judge(held.clone(), tail, may_pass) {
             Err(FenceError::Sealed(seal)) if self.given_up.contains(&seal.by) => {
                 let is_end = (held.end.lsn, held.end.hash) == (tail.lsn, tail.hash);
                 let goes_on = async || match place.entries(*tail).await {
@@ -120,6 +157,11 @@ impl Successor {
         let held = place.adopt().await.map_err(|error| at(place, error))?;
         self.judge_at(place, held, tail).await.map_err(|error| at(place, error))
     }
+}
+
+/// Whether `seal` began the epoch of `tail`, or one before it.
+fn is_history(seal: &Sealed, tail: &Position) -> bool {
+    seal.next.number < tail.epoch.number || seal.next == tail.epoch
 }
 
 /// The log of a successor, and the places that decide whether it may be one.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use murphy_backup::{Archive, ArchiveFence, Successor, TakeOverError, TakeOverLog, reach};
+use murphy_backup::{Archive, ArchiveFence, PlaceStanding, Successor, TakeOverError, TakeOverLog, reach};
 use murphy_fs::{Fence, FenceError, Held, RowKey, SettingRow, StoreUrl};
 use murphy_log::{Clock, Log, Lsn, NodeId, Position};
 use serde::Serialize;
@@ -186,10 +186,31 @@ impl Outlook {
         tail: &Position,
         successor: &Successor,
     ) -> Outlook {
-        let (end, lsn) = (held.end, Some(held.end.lsn.get()));
-        let (act, error) = match successor.judge_at(place, held, tail).await {
+        let end = held.end;
+        Outlook::stands(url, (end, tail), successor.judge_at(place, held, tail).await, FETCH)
+    }
+
+    /// The same for a tree that is restored up to `base`: nothing is fetched into that.
+    pub(crate) async fn of_restored(
+        url: &str,
+        (place, held): (&dyn Fence, Held),
+        base: &Position,
+        successor: &Successor,
+    ) -> Outlook {
+        let end = held.end;
+        Outlook::stands(url, (end, base), successor.judge_tree_at(place, held, base).await, BEYOND)
+    }
+
+    fn stands(
+        url: &str,
+        (end, tail): (Position, &Position),
+        standing: Result<PlaceStanding, FenceError>,
+        beyond: &'static str,
+    ) -> Outlook {
+        let lsn = Some(end.lsn.get());
+        let (act, error) = match standing {
             Ok(standing) if standing.is_sealed => (SEALED, None),
-            Ok(standing) if standing.is_ahead => (FETCH, None),
+            Ok(standing) if standing.is_ahead => (beyond, None),
             Ok(_) if end.lsn < tail.lsn => (SHIP, None),
             Ok(_) => (SEAL, None),
             Err(error @ FenceError::Sealed(_)) => (REFUSED, Some(format!("it was {error}"))),
@@ -219,6 +240,7 @@ impl Outlook {
         let what = match self.act {
             SEALED => "is sealed by this node already".to_owned(),
             FETCH => "is sealed; what only it holds is fetched first".to_owned(),
+            BEYOND => "goes on behind what is restored: that is carried over if an archive is sealed already, and stops the restore otherwise".to_owned(),
             SHIP => "is brought up to this node and sealed".to_owned(),
             SEAL => "is sealed".to_owned(),
             GIVE_UP if self.lsn.is_some() => {
@@ -240,6 +262,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 const GONE_ANSWER_MAX: Duration = Duration::from_secs(5);
 const SEALED: &str = "sealed";
 const FETCH: &str = "fetch and seal";
+const BEYOND: &str = "seal, and restore what comes behind";
 const SHIP: &str = "ship and seal";
 const SEAL: &str = "seal";
 const GIVE_UP: &str = "give up";

@@ -35,17 +35,19 @@ pub async fn take_over_at(
 ) -> Result<Lsn, TakeOverError> {
     let mut over = RestoredTakeOver { places: places.iter().collect(), successor, base };
     over.places.sort_by_key(|place| place.rank());
-    let (mut is_settled, mut ahead) = (false, None);
+    let (mut is_begun, mut is_settled, mut ahead) = (false, false, None);
     for place in &over.places {
-        let standing = successor.look(*place, &base).await?;
+        let standing = over.look(place).await?;
+        is_begun |= successor.has_sealed(&standing.held);
         is_settled |= standing.is_settled;
         ahead = ahead.or(standing.is_ahead.then(|| over.behind(place, &standing)));
     }
-    if !is_settled {
+    // Who sealed and was given up may have shut the source out of a place that it does not reach, and of no other one.
+    if !is_begun {
         check_silence(as_of, now)?;
-        if let Some(behind) = ahead {
-            return Err(behind);
-        }
+    }
+    if let Some(behind) = ahead.filter(|_| !is_settled) {
+        return Err(behind);
     }
     for place in &over.places {
         over.seal_one(place, is_settled).await?;
@@ -72,28 +74,40 @@ struct RestoredTakeOver<'a> {
 }
 
 impl RestoredTakeOver<'_> {
+    async fn look(&self, place: &ArchiveFence) -> Result<PlaceStanding, TakeOverError> {
+        let held = place.adopt().await.map_err(|error| at(place, error))?;
+        let standing = self.successor.judge_tree_at(place, held, &self.base).await;
+        standing.map_err(|error| at(place, error))
+    }
+
     /// Seals a place, at the base or behind it: it is looked at until it is seen to lead to the seal. A place that loses a slot on
     /// the way gets it from another one, before its seal and behind it: the successor's log begins at the base, so nobody could later.
     async fn seal_one(&self, place: &ArchiveFence, is_settled: bool) -> Result<(), TakeOverError> {
         let (next, base) = (self.successor.next()?, self.base);
         let mut refused = None;
         for _ in 0..SEAL_ATTEMPTS {
-            let standing = self.successor.look(place, &base).await?;
+            let standing = self.look(place).await?;
             let end = standing.held.end;
             if standing.is_ahead && !is_settled {
                 return Err(self.behind(place, &standing));
             }
-            if end.lsn < base.lsn {
-                self.relay(place, &standing, base.lsn).await?;
-                continue;
-            }
+            // What it lacks then is carried over, once every place is sealed.
             if standing.is_sealed {
                 return Ok(());
+            }
+            // Behind the seal of one who was given up nothing is shipped in that one's name.
+            if end.lsn < base.lsn && !standing.is_passed {
+                self.relay(place, &standing, base.lsn).await?;
+                continue;
             }
             if standing.is_ahead {
                 self.check_continued(place, end.lsn).await?;
             }
-            let last = if standing.is_ahead { end } else { Position { epoch: end.epoch, ..base } };
+            let last = if standing.is_ahead || standing.is_passed {
+                end
+            } else {
+                Position { epoch: end.epoch, ..base }
+            };
             match place.seal(last, next).await {
                 Ok(()) => {}
                 // It has changed since it was looked at.
@@ -112,7 +126,7 @@ impl RestoredTakeOver<'_> {
     async fn carry_over(&self) -> Result<Lsn, TakeOverError> {
         let mut standings = Vec::new();
         for place in &self.places {
-            standings.push((*place, self.successor.look(*place, &self.base).await?));
+            standings.push((*place, self.look(place).await?));
         }
         // The one that ends first shows the way of the new epoch to whoever restores meanwhile: it is brought up first.
         standings.sort_by_key(|(_, standing)| standing.held.end.lsn);

@@ -218,3 +218,84 @@ async fn a_log_whose_end_an_archive_has_otherwise_behind_a_seal_does_not_pass_it
         assert!(matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }), "{refused}");
     }
 }
+
+/// The fear: somebody sealed one archive and died, the source did not reach that one and went on through the other; a restore ends at the seal, or no
+/// take-over gets past it.
+#[tokio::test]
+async fn what_was_acknowledged_behind_the_seal_of_one_who_never_led_is_restored_and_taken_over() {
+    for order in [[0, 1], [1, 0]] {
+        for requests in 1.. {
+            let context = format!("{order:?}, dead at request {requests}");
+            let mut world = World::new(&[6, 12], 0).await;
+            let (frames, all) = (world.frames(), world.log.tail().position);
+            fence(&world.archives[0], 9).seal(frames[5].position(), epoch(2, 90)).await.unwrap();
+            world.archives = order.iter().map(|at| world.archives[*at].clone()).collect();
+            world.stores = order.iter().map(|at| world.stores[*at].clone()).collect();
+            let (fences, _) = world.restored().await;
+            let base = world.restorable().await;
+            assert_eq!(base, all, "{context}");
+            let who = successor(8, &[epoch(3, 80)], &[9]);
+            let as_of = world.source.now();
+            let refused = take_over_at(&fences, &who, base, (as_of, as_of)).await.unwrap_err();
+            assert!(
+                matches!(refused, TakeOverError::Alive { .. }),
+                "{context}: the source may be alive: {refused}"
+            );
+            let late = as_of.after(Duration::from_secs(100));
+            let unforgiving = successor(8, &[epoch(3, 80)], &[]);
+            let refused = take_over_at(&fences, &unforgiving, base, (as_of, late)).await.unwrap_err();
+            assert!(
+                matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }),
+                "{refused}"
+            );
+            let life = Life::of(requests, requests % 2 == 0);
+            world.live(Some(&life));
+            let mut taken = take_over_at(&fences, &who, base, (as_of, late)).await;
+            world.live(None);
+            if life.is_over() {
+                taken = take_over_at(&fences, &who, world.restorable().await, (as_of, late)).await;
+            }
+            assert_eq!(taken, Ok(all.lsn), "{context}");
+            for held in world.held().await {
+                assert_eq!(held, (all.lsn, all.hash, epoch(3, 80)), "{context}");
+            }
+            let end = world.restorable().await;
+            assert_eq!((end.lsn, end.hash), (all.lsn, all.hash), "{context}");
+            if !life.is_over() {
+                break;
+            }
+        }
+    }
+}
+
+/// The fear: the same in a promotion, which fetches what the other archive holds and is refused by the seal then, for ever.
+#[tokio::test]
+async fn a_promotion_carries_over_what_was_acknowledged_behind_the_seal_of_one_who_never_led() {
+    let mut world = World::new(&[6, 12], 6).await;
+    let (frames, all) = (world.frames(), world.log.tail().position);
+    fence(&world.archives[0], 9).seal(frames[5].position(), epoch(2, 90)).await.unwrap();
+    let state = world.promote(&[9]).await.unwrap();
+    assert_eq!((state.position.lsn, state.position.hash), (all.lsn, all.hash));
+    world.assert_good(state, all, "carried over").await;
+}
+
+/// The fear: an old source goes on in an archive that was given up, and what it left there is passed over without a word, or for the history.
+#[tokio::test]
+async fn entries_behind_the_seal_of_one_who_led_are_left_out_and_told() {
+    for order in [[0, 1], [1, 0]] {
+        let mut world = World::new(&[6, 12], 0).await;
+        let base = world.frames()[5].position();
+        fence(&world.archives[0], 9).seal(base, epoch(2, 90)).await.unwrap();
+        let mut led = Source::new();
+        led.frames(6, 3);
+        let mut led = led.taken_over(epoch(2, 90));
+        led.wait(5);
+        let end = put(&world.stores[0], &led.frames(1, 2)).await;
+        world.archives = order.iter().map(|at| world.archives[*at].clone()).collect();
+        let (none, zone) = (BTreeSet::new(), jiff::tz::TimeZone::UTC);
+        let plan = plan_restore(&world.archives, Target::Latest, &none, &zone).await.unwrap();
+        assert_eq!(plan.route.end, end);
+        let [problem] = &plan.problems[..] else { panic!("{:?}", plan.problems) };
+        assert!(problem.contains("up to lsn 37") && problem.contains("left out"), "{problem}");
+    }
+}

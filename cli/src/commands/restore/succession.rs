@@ -157,7 +157,9 @@ impl Restore {
         for (url, archive) in self.urls.iter().zip(&self.archives) {
             let fence = taker.fence(archive);
             outlooks.push(match fence.adopt().await {
-                Ok(held) => Outlook::judged(&shared_form(url), (&fence, held), &position, &successor).await,
+                Ok(held) => {
+                    Outlook::of_restored(&shared_form(url), (&fence, held), &position, &successor).await
+                }
                 Err(error) => Outlook::refused(&shared_form(url), error.to_string()),
             });
         }

@@ -91,7 +91,9 @@ impl Acts {
     async fn check_unsettled(&self) -> Result<(), String> {
         let standings = self.places.log.look(&self.successor).await.map_err(|error| error.to_string())?;
         match standings.iter().any(|standing| standing.is_settled) {
-            true => Err("an earlier attempt of this node has ended the epoch before that".to_owned()),
+            true => Err("an archive was sealed below that, by an earlier attempt or by a node that is given up: --assume-lost and its URL goes on without that \
+                         archive, if it was not this node's attempt"
+                .to_owned()),
             false => Ok(()),
         }
     }
