@@ -86,6 +86,14 @@ impl Archive {
         Ok(None)
     }
 
+    /// The same archive, begun at another position: for one that holds neither a slot nor a snapshot, because whoever began it came no further. Its
+    /// packs stay.
+    pub async fn begin_again(self, base: Position, created: LogTime) -> Result<Archive, OpenArchiveError> {
+        let descriptor = Descriptor { base, created, ..self.descriptor };
+        self.store.replace(layout::DESCRIPTOR, descriptor.encode(&self.store)?).await?;
+        Ok(Archive::new(self.store, descriptor))
+    }
+
     /// Opens the archive at `store`, of whatever branch.
     pub async fn open(store: ArchiveStore) -> Result<Archive, OpenArchiveError> {
         match read(&store).await? {

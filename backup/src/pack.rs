@@ -24,6 +24,8 @@ pub(crate) struct NamedPack {
     pub(crate) is_new: bool,
     /// Whether the last of them to speak of it calls it missing.
     pub(crate) is_missing: bool,
+    /// The entry from which on a copy needs it, as the last of them to speak of it says: that it was found makes it another one.
+    pub(crate) needed: Lsn,
 }
 
 impl Archive {
@@ -46,14 +48,22 @@ pub(crate) fn named_packs(frames: &[Frame]) -> Result<Vec<NamedPack>, NamedPackE
             let number = <[u8; 8]>::try_from(&change.key[..]).map_or(0, u64::from_be_bytes);
             let (since, is_new) = (Lsn::new(number), number == entry.lsn.get());
             // Even if only the past refers to it, what was named or found here is needed from here on, and what is missing is not.
-            let is_told = row.needed_since(PackNumber(number)).is_none_or(|since| since == entry.lsn);
+            let needed = row.needed_since(PackNumber(number));
+            let is_told = needed.is_none_or(|needed| needed == entry.lsn);
+            let needed = needed.unwrap_or(since);
             if row.live_bytes == 0 && !is_told {
                 continue;
             }
             let (meta, is_missing) = (row.meta(), row.is_missing());
-            let pack = packs.entry(meta.name).or_insert(NamedPack { meta, since, is_new: false, is_missing });
+            let pack = packs.entry(meta.name).or_insert(NamedPack {
+                meta,
+                since,
+                is_new: false,
+                is_missing,
+                needed,
+            });
             pack.is_new |= is_new || is_told;
-            pack.is_missing = is_missing;
+            (pack.is_missing, pack.needed) = (is_missing, needed);
         }
     }
     Ok(packs.into_values().collect())

@@ -116,11 +116,16 @@ impl ArchiveStore {
 
     /// Makes sure that the object, which has exactly `bytes`, is durable. No service replaces anything.
     async fn settle(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
-        if self.kind == StoreKind::Directory {
-            let path = self.path(name);
-            self.timed(name, self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into())).await?;
+        match self.kind {
+            StoreKind::Service => Ok(()),
+            StoreKind::Directory => self.replace(name, bytes).await,
         }
-        Ok(())
+    }
+
+    /// Puts `bytes` in the place of whatever has the name, in one step.
+    pub(crate) async fn replace(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = self.path(name);
+        self.timed(name, self.store.put_opts(&path, bytes.into(), PutMode::Overwrite.into())).await.map(drop)
     }
 
     /// Makes an object that could be read durable: before somebody counts on what another process has put.

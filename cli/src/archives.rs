@@ -143,8 +143,11 @@ impl Archives {
         let view = context.volume.view_with_state();
         let position = view.state().ok_or_else(|| CliError::new("the volume has no state yet"))?.position;
         context.runtime.block_on(async {
-            let archive =
-                create_archive(&context.config, url, log_only, position, context.clock.wall()).await?;
+            let now = context.clock.wall();
+            let mut archive = create_archive(&context.config, url, log_only, position, now).await?;
+            if archive.descriptor().base != position && shipping::is_unfinished(&archive).await? {
+                archive = archive.begin_again(position, now).await.map_err(failed)?;
+            }
             // One that was removed and is added again goes on where it ended.
             if archive.descriptor().base == position {
                 let held = Boundary::after(position);
@@ -155,6 +158,7 @@ impl Archives {
                 let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             } else {
+                shipping::check_begun(&archive).await?;
                 check_continued(&archive, &context.log).await?;
             }
             Ok::<_, CliError>(())

@@ -196,6 +196,33 @@ fn an_archive_that_is_added_later_restores_alone() {
     assert_same(&scratch.path("mnt"), &scratch.path("copymnt"));
 }
 
+/// The fear: the first snapshot of an archive that is added breaks off, the archive is added once more at a later entry and acknowledges from then on;
+/// the other one dies with the region, and from this one nothing can be restored.
+#[test]
+fn an_archive_whose_first_snapshot_did_not_come_about_is_not_gone_on_with() {
+    if !can_mount("an_archive_whose_first_snapshot_did_not_come_about_is_not_gone_on_with") {
+        return;
+    }
+    let (scratch, first) = archived();
+    let second = format!("{}?domain=third", scratch.url("second"));
+    scratch.make_dir("second");
+    fs::write(scratch.path("second/packs"), "in the way").unwrap();
+    scratch.run(["archive", "add", "mnt", &second]).expect_error(1, "pack");
+    fs::remove_file(scratch.path("second/packs")).unwrap();
+    fs::write(scratch.path("mnt/later"), "later").unwrap();
+    scratch.run(["archive", "add", "mnt", &second]).expect_code(0);
+    scratch.run(["archive", "remove", "mnt", &first]).expect_code(0);
+    scratch.run(["restore", &second, "copy", "--blocks", &scratch.url("b2")]).expect_code(0);
+    // The same if the process was killed in between, or the snapshot is gone.
+    scratch.run(["archive", "add", "mnt", &first]).expect_code(0);
+    scratch.run(["archive", "remove", "mnt", &second]).expect_code(0);
+    for folder in ["snapshots", "registry"] {
+        fs::remove_dir_all(scratch.path("second").join(folder)).unwrap();
+    }
+    fs::write(scratch.path("mnt/still-later"), "still later").unwrap();
+    scratch.run(["archive", "add", "mnt", &second]).expect_error(1, "no snapshot");
+}
+
 /// One file brings the tree anywhere; without its packs it is refused rather than half there.
 #[test]
 fn a_dump_is_loaded_where_its_packs_are() {

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use futures::{StreamExt, TryStreamExt};
 use murphy_fs::{BlockStoreError, HeldPack, PackName, Refusal, look_for_pack};
-use murphy_log::{Epoch, Frame, Position};
+use murphy_log::{Epoch, Frame, Lsn, Position};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
@@ -35,8 +35,8 @@ pub(super) struct SlotTask {
     pub(super) registry: Mutex<Registry>,
     /// Limits the packs in memory.
     pub(super) copies: Semaphore,
-    /// Packs that are known to be in the archive.
-    pub(super) seen: parking_lot::Mutex<HashSet<PackName>>,
+    /// Packs that are known to be in the archive, and since which entry they are needed: one that was found is brought again.
+    pub(super) seen: parking_lot::Mutex<HashSet<(PackName, Lsn)>>,
 }
 
 impl SlotTask {
@@ -200,7 +200,8 @@ impl SlotTask {
     /// Returns when every pack that `frames` name is in the archive.
     async fn copy_packs(&self, frames: &[Frame]) -> Result<(), Outcome> {
         let named = named_packs(frames).map_err(|error| Outcome::Failed(error.to_string()))?;
-        let is_open = |pack: &NamedPack| !pack.is_missing && !self.seen.lock().contains(&pack.meta.name);
+        let is_open =
+            |pack: &NamedPack| !pack.is_missing && !self.seen.lock().contains(&(pack.meta.name, pack.needed));
         let unknown: Vec<NamedPack> = named.into_iter().filter(is_open).collect();
         let copies = futures::stream::iter(unknown).map(|pack| self.copy_pack(pack));
         copies.buffer_unordered(PACKS_AT_ONCE).try_collect::<()>().await
@@ -238,7 +239,7 @@ impl SlotTask {
         if seen.len() >= SEEN_MAX {
             seen.clear();
         }
-        seen.insert(pack.meta.name);
+        seen.insert((pack.meta.name, pack.needed));
         Ok(())
     }
 
@@ -262,5 +263,5 @@ fn failed(error: StoreError) -> Outcome {
 
 /// So many packs of one slot wait at once for their turn to be copied.
 const PACKS_AT_ONCE: usize = 64;
-/// So many names of packs are remembered, 16 bytes each, before all are forgotten.
+/// So many names of packs are remembered, 24 bytes each, before all are forgotten.
 const SEEN_MAX: usize = 1 << 18;

@@ -27,7 +27,11 @@ fn logged(frames: &[Frame]) -> Arc<MemoryLog> {
 }
 
 fn shipper(archive: &Archive, log: &Arc<MemoryLog>) -> (Shipper, ShipHandle) {
-    Shipper::new(ShipperParts {
+    Shipper::new(parts(archive, log))
+}
+
+fn parts(archive: &Archive, log: &Arc<MemoryLog>) -> ShipperParts {
+    ShipperParts {
         archive: archive.clone(),
         log: Arc::clone(log) as Arc<dyn Log>,
         packs: Arc::new(ObjectBlockStore::in_memory()),
@@ -38,7 +42,7 @@ fn shipper(archive: &Archive, log: &Arc<MemoryLog>) -> (Shipper, ShipHandle) {
         clock: Arc::new(SystemClock::new()),
         limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
         lost: None,
-    })
+    }
 }
 
 async fn ship(archive: &Archive, log: &Arc<MemoryLog>) -> ShipEnd {
@@ -244,6 +248,32 @@ async fn a_seal_that_cannot_be_read_lets_nobody_ship_or_acknowledge() {
             running.await.unwrap();
             assert_eq!(scene.store.names().await, before, "something was shipped");
         }
+    }
+}
+
+/// What the node has noted as archived was its own slot, whatever is left of it: nobody gives up an archive because of that. Behind the note an object
+/// that is short, or empty, may be the seal of a successor. Slots behind it tell nothing: several are under way at a time, and the seal goes where
+/// the first one is not there yet.
+#[tokio::test]
+async fn an_object_that_was_torn_is_told_from_a_seal_by_the_saved_cursor_and_by_nothing_else() {
+    for left in [0, 5, 184] {
+        let mut scene = Scene::new().await;
+        let torn = layout::slot(1, scene.frames[3].first());
+        scene.store.overwrite(&torn, vec![0; left].into()).await;
+        let mut frames = scene.frames.clone();
+        frames.extend(scene.source.frames(1, 2));
+        let log = logged(&frames);
+        let from = async |noted: Option<usize>| {
+            let known = noted.map(|at| Boundary::after(frames[at].position()));
+            let (shipper, _handle) = Shipper::new(ShipperParts { known, ..parts(&scene.archive, &log) });
+            shipper.run_to(log.tail().position.lsn).await
+        };
+        for noted in [None, Some(0), Some(2)] {
+            let end = from(noted).await;
+            let is_told = matches!(&end, ShipEnd::BrokenSeal { object, .. } if object.contains(&torn));
+            assert!(is_told, "{left}, {noted:?}: {end}");
+        }
+        assert_eq!(from(Some(3)).await, ShipEnd::Reached, "{left}");
     }
 }
 

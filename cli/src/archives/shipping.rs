@@ -7,7 +7,7 @@
 use std::{sync::PoisonError, time::Duration};
 
 use murphy_backup::{
-    Boundary, KnownLosses, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due,
+    Boundary, KnownLosses, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due, walk,
 };
 use murphy_fs::View;
 
@@ -103,6 +103,27 @@ async fn take_snapshots(context: &Context, archive: &Archive, shipped: &ShipHand
         }
         tokio::time::sleep(SNAPSHOT_LOOK).await;
     }
+}
+
+/// Whether an archive was begun in the middle of the history, and neither its first snapshot nor anything else came about.
+pub(super) async fn is_unfinished(archive: &Archive) -> Result<bool, CliError> {
+    if archive.descriptor().base.lsn <= Lsn::ROOT || newest_base(archive).await?.is_some() {
+        return Ok(false);
+    }
+    let walked = walk(archive, None).await.map_err(failed)?;
+    Ok(walked.slots.is_empty() && walked.seals.is_empty() && walked.dead.is_empty())
+}
+
+/// Refuses to go on with an archive that begins in the middle of the history and has no snapshot of where: what is shipped to it would be acknowledged,
+/// and nothing can be restored from it alone.
+pub(super) async fn check_begun(archive: &Archive) -> Result<(), CliError> {
+    let base = archive.descriptor().base.lsn;
+    if base > Lsn::ROOT && newest_base(archive).await?.is_none() {
+        let url = archive.url();
+        return Err(CliError::new(format!("{url} begins behind lsn {base} and has no snapshot of that: nothing can be restored from it"))
+            .hint("give the archive another prefix; what lies there was never finished, or has lost what it began with"));
+    }
+    Ok(())
 }
 
 async fn newest_base(archive: &Archive) -> Result<Option<Lsn>, CliError> {

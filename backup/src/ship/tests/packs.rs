@@ -126,6 +126,37 @@ async fn what_an_archive_has_rotten_of_a_pack_that_was_lost_is_replaced_once_it_
     assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
 }
 
+/// The same for a shipper that has asked before whether the pack is there, by its length: what it remembers is not the pack that was found.
+#[tokio::test]
+async fn a_pack_that_was_asked_for_by_its_length_is_brought_once_it_is_found() {
+    let (_, archive, mut source) = scene().await;
+    let log = claimed_log(source.base());
+    let (sealed, row) = pack(1);
+    let frame = source.frame_with_pack(&row);
+    append(&log, std::slice::from_ref(&frame));
+    let packs = Arc::new(ObjectBlockStore::in_memory());
+    BlockStore::put(&*packs, sealed.name, sealed.bytes.clone()).await.unwrap();
+    let limits = ShipLimits { slot_bytes: 1, ..ShipLimits::default() };
+    let own = Arc::clone(&packs) as Arc<dyn BlockStore>;
+    let parts = ShipperParts { packs: own, limits, ..parts(&archive, &source, &log) };
+    assert_eq!(ship_all(parts.clone()).await, ShipEnd::Reached);
+    let mut rotten = sealed.bytes.to_vec();
+    rotten[3] ^= 1;
+    BlockStore::mend(&archive.packs(), sealed.name, rotten.into()).await.unwrap();
+    let (shipper, handle) = Shipper::new(parts);
+    let running = tokio::spawn(shipper.run());
+    // It is counted, called missing, and found.
+    for state in 0..3 {
+        let at = source.state().position.lsn.next();
+        let state = [PackState::Here, PackState::Missing, PackState::Found { at }][state];
+        let said = source.frame_releasing_pack(frame.last(), &PackRow { state, ..row });
+        append(&log, std::slice::from_ref(&said));
+        handle.archived(said.last()).await.unwrap();
+    }
+    running.abort();
+    assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
+}
+
 /// An archive that is added later gets the whole log; what nobody has must not hold it for ever.
 #[tokio::test]
 async fn a_slot_does_not_wait_for_a_pack_that_its_own_entries_call_missing() {
