@@ -40,7 +40,7 @@ use crate::{
     givers::Giver,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
-pub(crate) use create::{CopyOf, NewNode, begin_copy, create};
+pub(crate) use create::{CopyOf, Lacking, NewNode, begin_copy, create};
 pub(crate) use look::Looked;
 pub(crate) use open::open_log;
 pub(crate) use random::random;

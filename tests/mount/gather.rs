@@ -336,6 +336,42 @@ fn what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it() {
     lost.scratch.run(["fsck", "n", "--data"]).expect_code(0);
 }
 
+/// The fear: a restore takes over and reads its packs in the archives, nobody calls missing what none of them has: no mirror ever has every byte
+/// or acknowledges again, no archive goes on, and nobody looks for it although somebody has it.
+#[test]
+fn what_a_take_over_that_reads_in_archives_lacks_holds_up_nobody_and_is_found() {
+    if !can_mount("what_a_take_over_that_reads_in_archives_lacks_holds_up_nobody_and_is_found") {
+        return;
+    }
+    let lost = Lost::new();
+    pause(SILENCE);
+    let take_over = ["restore", &lost.archive, "n", "--take-over", "--confirm", "vol", "--json"];
+    let restored = lost.scratch.run(take_over.into_iter().chain(["--assume-lost", &lost.other]));
+    let restored = restored.expect_code(3).json();
+    assert_eq!((&restored["missing_packs"], &restored["packs_copied"]), (&3.into(), &0.into()), "{restored}");
+    lost.mount("n");
+    lost.wait_missing("n", 3);
+    assert_eq!(lost.readable("n"), [false; 3]);
+    assert_eq!(fs::read(lost.scratch.path("mn/small")).unwrap(), b"some text\n");
+    // A mirror has every byte that anybody has.
+    let token = lost.scratch.run(["invite", "n"]).expect_code(0).stdout();
+    fs::write(lost.scratch.path("token"), token).unwrap();
+    lost.scratch.run(["join", "d", "--token-file", "token"]).expect_code(0);
+    lost.mount("d");
+    let status = || lost.scratch.run(["status", "n", "--json"]).json();
+    wait_for("a mirror with every byte", || {
+        let status = status();
+        status["mirrors"][0]["data_lsn"].as_u64() >= status["durable_lsn"].as_u64()
+    });
+    lost.scratch.run(["umount", "md"]).expect_code(0);
+    lost.mend(0);
+    lost.mend(2);
+    lost.scratch.umount("mn");
+    lost.mount("n");
+    lost.wait_missing("n", 1);
+    assert_eq!(lost.readable("n"), [true, false, true]);
+}
+
 /// The fear: a copy without all bytes can be archived nowhere, because what is missing is waited for.
 #[test]
 fn a_copy_knows_what_it_lacks_and_can_be_archived_and_gets_it_when_its_archive_has_it() {

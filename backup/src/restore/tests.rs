@@ -1,7 +1,7 @@
 //! Restores against a shadow, and from damaged archives.
 
 use jiff::tz::TimeZone;
-use murphy_fs::{Index, MemoryIndex, ObjectBlockStore};
+use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackNumber};
 use murphy_log::{Epoch, EpochId, NodeId};
 use object_store::{
     memory::InMemory,
@@ -219,6 +219,7 @@ async fn packs_that_no_archive_shows_are_counted_without_copying_any() {
     let report = count_packs(&sources, &tree, soon, quiet()).await.unwrap();
     assert_eq!((report.present, report.copied, report.missing), (3, 0, 1), "{report:?}");
     assert!(report.examples[0].contains(&packs[3].0.name.to_string()), "{report:?}");
+    assert_eq!(report.uncalled, [PackNumber(frames[3].last().get())]);
     two.fail("packs/", Fault::GetFails, usize::MAX);
     let report = count_packs(&sources, &tree, soon, quiet()).await.unwrap();
     assert_eq!((report.present, report.missing, report.unanswered), (2, 0, 2), "{report:?}");

@@ -19,7 +19,7 @@ use crate::{
     check,
     config::NodeConfig,
     error::{CliError, Code, at, failed},
-    node::{BaseWriter, CopyOf, Staging, begin_copy, index_directory, random},
+    node::{BaseWriter, CopyOf, Lacking, Staging, begin_copy, index_directory, random},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, parse_name},
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
     config.write(&staging.path)?;
     let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
-    let copy = CopyOf { state, epoch, is_successor: false, lacks_packs: false };
+    let copy = CopyOf { state, epoch, is_successor: false, lacking: Lacking::Nothing };
     let node = begin_copy(&staging.path, &config, &copy, runtime.handle())?;
     let missing = check::missing_packs(&node, runtime.handle())?;
     drop(node);

@@ -8,12 +8,18 @@
 use std::path::Path;
 
 use murphy_fs::{
-    MemberRow, OpenedStore, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix, remove_object,
+    MemberRow, OpenedStore, PackNumber, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix,
+    remove_object,
 };
 use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
 use tokio::runtime::Handle;
 
-use super::{Node, NodeOptions, lock, log_directory, missing::call_missing, open, random, staging::Staging};
+use super::{
+    Node, NodeOptions, lock, log_directory,
+    missing::{call_missing, call_these_missing},
+    open, random,
+    staging::Staging,
+};
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
@@ -107,8 +113,18 @@ pub(crate) struct CopyOf {
     pub(crate) epoch: Epoch,
     /// A copy is a branch of its own, without archives; a successor keeps what it takes over.
     pub(crate) is_successor: bool,
-    /// Whether the own store should have every pack of the tree, and does not.
-    pub(crate) lacks_packs: bool,
+    /// Which packs of the tree it lacks, so that its tree calls them missing.
+    pub(crate) lacking: Lacking,
+}
+
+/// The packs that a copy lacks.
+pub(crate) enum Lacking {
+    /// None that anybody knows of.
+    Nothing,
+    /// The own store should have all, and does not: each is looked for there.
+    OwnStore,
+    /// These; it reads all others in archives.
+    These(Vec<PackNumber>),
 }
 
 /// Begins the log of a copy in `directory`, which has everything else, and opens it. `config` is as it is while the directory has its
@@ -133,8 +149,10 @@ pub(crate) fn begin_copy(
         })?;
         forget_members(&node, runtime)?;
     }
-    if copy.lacks_packs {
-        runtime.block_on(call_missing(&node))?;
+    match &copy.lacking {
+        Lacking::Nothing => {}
+        Lacking::OwnStore => runtime.block_on(call_missing(&node))?,
+        Lacking::These(packs) => runtime.block_on(call_these_missing(&node, packs))?,
     }
     close(&node, runtime)?;
     Ok(node)

@@ -1,8 +1,9 @@
 //! A copy whose bytes are not all there: its tree says which are missing.
 //!
 //! Invariants:
-//! - What the tree calls missing afterwards is what the own store does not have intact; each pack is read there.
-//! - Memory does not grow with the number of packs.
+//! - What the tree calls missing afterwards is what the own store does not have intact, where each pack is read; or, of a copy that reads in
+//!   archives, what all of them have said that they do not have.
+//! - Memory does not grow with the number of packs that are there.
 
 use std::sync::Arc;
 
@@ -33,6 +34,14 @@ pub(super) async fn call_missing(node: &Node) -> Result<(), CliError> {
         }
     }
     record(node, missing).await
+}
+
+/// The same for packs that nobody who was asked has; `node` keeps none of them in its own store.
+pub(crate) async fn call_these_missing(node: &Node, packs: &[PackNumber]) -> Result<(), CliError> {
+    for some in packs.chunks(PACKS_PER_ENTRY) {
+        record(node, some.to_vec()).await?;
+    }
+    Ok(())
 }
 
 async fn record(node: &Node, packs: Vec<PackNumber>) -> Result<(), CliError> {

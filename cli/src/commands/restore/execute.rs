@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A copy writes nothing into the archives but records: that it reads there, and that its branch reads their packs.
 //! - What an archive has got after another one was sealed is restored too, before anything is published.
-//! - A successor seals after everything else has succeeded, right before it is published. Which epoch it begins was remembered durably
+//! - A successor seals after everything else has succeeded; then it looks for packs, for a bounded time, and is published. Which epoch it begins was remembered durably
 //!   before; killed at any moment, the same command goes on, as the same node.
 
 use std::{
@@ -31,7 +31,7 @@ use crate::{
     attempts,
     config::NodeConfig,
     error::{CliError, failed},
-    node::{CopyOf, Staging, begin_copy, index_directory, random, write_base_file},
+    node::{CopyOf, Lacking, Staging, begin_copy, index_directory, random, write_base_file},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, shared_form},
@@ -122,12 +122,8 @@ impl Restore {
         }
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
-        let (config, packs) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
-        drop(index);
-        let lacks_packs = self.blocks.is_some() && !packs.is_complete();
-        if self.blocks.is_none() && !packs.is_complete() {
-            output.note(&shown_text(&packs));
-        }
+        let (config, copied) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
+        let lacks_packs = copied.as_ref().is_some_and(|copied| !copied.is_complete());
         if lacks_packs && !self.take_over {
             // It reads there what may still come.
             unregistered = runtime.block_on(self.register(branch, identity.node()));
@@ -141,7 +137,13 @@ impl Restore {
             },
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
-        let copy = CopyOf { state, epoch, is_successor: self.take_over, lacks_packs };
+        let (packs, lacking) = match copied {
+            Some(copied) => (copied, if lacks_packs { Lacking::OwnStore } else { Lacking::Nothing }),
+            None => self.look_for_packs(&index, runtime, &progress)?,
+        };
+        let packs_are_asked_for = !matches!(lacking, Lacking::Nothing);
+        drop(index);
+        let copy = CopyOf { state, epoch, is_successor: self.take_over, lacking };
         let begun = begin_copy(&staging.path, &config, &copy, runtime.handle()).map(drop);
         let published = begun.and_then(|()| staging.publish());
         published.map_err(|error| if self.take_over { unpublished(&error, &staging) } else { error })?;
@@ -160,7 +162,7 @@ impl Restore {
             missing_packs: packs.missing,
             unanswered_packs: packs.unanswered,
             packs_cut_short: packs.is_cut_short,
-            packs_are_asked_for: lacks_packs,
+            packs_are_asked_for,
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
             unregistered,
@@ -231,7 +233,7 @@ impl Restore {
         }
     }
 
-    /// The node's configuration while it has its temporary name, and what became of the packs.
+    /// The node's configuration while it has its temporary name, and what became of the packs if they were to be copied.
     fn restore_blocks(
         &self,
         staging: &Staging,
@@ -239,7 +241,7 @@ impl Restore {
         index: &Arc<FjallIndex>,
         runtime: &Runtime,
         progress: &OnProgress,
-    ) -> Result<(NodeConfig, PackReport), CliError> {
+    ) -> Result<(NodeConfig, Option<PackReport>), CliError> {
         let first = self.archives.first().ok_or_else(|| CliError::usage("give at least one archive"))?;
         let volume = first.lineage().volume;
         let own = match &self.blocks {
@@ -262,16 +264,7 @@ impl Restore {
             full.iter().map(|(_, archive)| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
         if self.blocks.is_none() {
             config.packs_from = urls();
-            // A copy disturbs nobody; of a successor people should know what it lacks, but it does not come late because of that.
-            let counted = match self.take_over {
-                true => {
-                    let tree = index.snapshot();
-                    let counting = count_packs(&sources, &tree, COUNT_PATIENCE, Arc::clone(progress));
-                    runtime.block_on(counting).map_err(failed)?
-                }
-                false => PackReport::default(),
-            };
-            return Ok((config, counted));
+            return Ok((config, None));
         }
         let target: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&own).map_err(failed)?);
         let tree = index.snapshot();
@@ -281,7 +274,28 @@ impl Restore {
             // An archive that did not answer, or is mended, may still give what is missing.
             config.packs_from = urls();
         }
-        Ok((config, copied))
+        Ok((config, Some(copied)))
+    }
+
+    /// Where packs stay in the archives: asks, for a successor, which packs of the tree none of them has. People should know what it lacks, and
+    /// mirrors and archives must not wait for that. It does not come late because of that.
+    fn look_for_packs(
+        &self,
+        index: &Arc<FjallIndex>,
+        runtime: &Runtime,
+        progress: &OnProgress,
+    ) -> Result<(PackReport, Lacking), CliError> {
+        // A copy disturbs nobody.
+        if !self.take_over {
+            return Ok((PackReport::default(), Lacking::Nothing));
+        }
+        let sources: Vec<Arc<dyn BlockStore>> =
+            self.full().map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
+        let tree = index.snapshot();
+        let looking = count_packs(&sources, &tree, COUNT_PATIENCE, Arc::clone(progress));
+        let mut seen = runtime.block_on(looking).map_err(failed)?;
+        let uncalled = std::mem::take(&mut seen.uncalled);
+        Ok((seen, Lacking::These(uncalled)))
     }
 
     /// Ends the epoch of the old source in every archive, for an epoch that was remembered before. Says which, and up to where they hold the
@@ -350,19 +364,6 @@ fn unpublished(error: &CliError, staging: &Staging) -> CliError {
         .hint("leave that directory, see that DIR is not there or empty, and run the same command again: it goes on with it")
 }
 
-/// What a take-over has seen of the packs that it will read in the archives.
-fn shown_text(packs: &PackReport) -> String {
-    let mut text = format!("{} packs are in none of these archives", packs.missing);
-    if packs.unanswered > 0 {
-        text += &format!("; for {} an archive did not answer", packs.unanswered);
-    }
-    if packs.is_cut_short {
-        let looked = packs.present + packs.missing + packs.unanswered;
-        text += &format!("; not all were looked for: only {looked}, since it would have taken too long");
-    }
-    text
-}
-
 fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
     let line = Arc::clone(line);
     Arc::new(move |done: RestoreProgress| {
@@ -377,7 +378,7 @@ fn on_progress(line: &Arc<Mutex<ProgressLine>>, entries: u64) -> OnProgress {
 
 /// So often a tree is restored anew because more was archived meanwhile: once, since every archive is sealed then.
 const ROUNDS_MAX: usize = 3;
-/// How long a take-over looks for packs before it seals; the volume has no source meanwhile.
+/// How long a take-over looks for packs once it has sealed; the volume has no source meanwhile.
 const COUNT_PATIENCE: Duration = Duration::from_secs(60);
 /// The block store of a copy, in its own directory, unless another is given.
 const OWN_BLOCKS: &str = "blocks";
