@@ -151,7 +151,7 @@ impl Told {
         // A set is whole after every operation on it.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < TOLD_MAX && told.insert(name) {
-            tracing::warn!(pack = %name, archive, "the block store does not give a pack intact; it is read from an archive");
+            tracing::warn!(pack = %name, archive, "the block store does not give a pack intact, or not in time; it is read from an archive");
         }
     }
 }

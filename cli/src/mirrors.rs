@@ -58,7 +58,7 @@ use crate::{
     node::{Node, NodeOpening, NodeOptions, failure_domain},
     replaced::list_behind,
     settings::Settings,
-    status::{MirrorStatus, PackStatus, SourceStatus, Status},
+    status::{MirrorStatus, PackStatus, SilentStoreStatus, SourceStatus, Status},
 };
 use book::VolumeBook;
 use following::Followed;
@@ -387,6 +387,7 @@ impl Mirroring {
         config.role.as_str().clone_into(&mut status.role);
         status.listen = self.listen.map(|listen| listen.to_string());
         status.removed = config.removed;
+        status.silent_stores = self.volume.silent_stores().into_iter().map(SilentStoreStatus::from).collect();
         status.ack_before = config
             .ack_pending
             .filter(|pending| pending.to.to_string() == status.ack)

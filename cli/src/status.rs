@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use murphy_fs::SilentStore;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -84,6 +85,30 @@ pub(crate) struct Status {
     /// Packs that had to be read from archives since the process began, because the block store does not give them.
     #[serde(default)]
     pub(crate) packs_from_archives: u64,
+    /// Stores that have not answered readers lately.
+    #[serde(default)]
+    pub(crate) silent_stores: Vec<SilentStoreStatus>,
+}
+
+/// A store that is asked for packs after all others, until it answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct SilentStoreStatus {
+    pub(crate) url: String,
+    pub(crate) silent_ms: u64,
+}
+
+impl SilentStoreStatus {
+    fn line(&self) -> String {
+        let seconds = self.silent_ms / 1000;
+        format!("{}: no answer to readers for {seconds} s; it is asked last until it answers", self.url)
+    }
+}
+
+impl From<SilentStore> for SilentStoreStatus {
+    fn from(store: SilentStore) -> SilentStoreStatus {
+        let silent_ms = u64::try_from(store.silent_for.as_millis()).unwrap_or(u64::MAX);
+        SilentStoreStatus { url: store.label, silent_ms }
+    }
 }
 
 /// Packs that were lost with a source, or might have been.
@@ -245,6 +270,7 @@ pub(crate) fn of(
         lag_ms: None,
         packs: None,
         packs_from_archives: 0,
+        silent_stores: Vec::new(),
     };
     judge(&mut status);
     Ok(status)
@@ -394,10 +420,11 @@ impl Status {
             row(
                 "packs",
                 format!(
-                    "{count} read from archives: the block store did not give them intact (murphy fsck --data says whether it has them)"
+                    "{count} read from archives: the block store did not give them intact, or not in time (murphy fsck --data says whether it has them)"
                 ),
             );
         }
+        self.silent_stores.iter().for_each(|store| row("silent", store.line()));
         if let Some(lag) = self.lag_ms {
             row("behind", format!("{lag} ms"));
         }

@@ -21,7 +21,7 @@ mod stores;
 
 pub use cache::{CellCache, DiskCache, DiskCacheError};
 pub use cell::CellFault;
-pub use fetch::{FetchStats, PackFetcher, ReadError};
+pub use fetch::{FetchStats, PackFetcher, ReadError, SilentStore};
 pub use intact::{HeldPack, IntactError, lend_intact, look_for_pack, put_intact, read_intact};
 pub use location::{
     ClaimPrefixError, CredentialsError, DurableFolders, FailureDomain, LayeredStore, OpenStoreError,

@@ -38,7 +38,7 @@ pub use data::{
     HeldPack, IntactError, LayeredStore, MAX_PACK_PLAIN, MAX_PACK_STORED, ObjectBlockStore, OpenStoreError,
     OpenedStore, PROBE_FOLDER, PackBuilder, PackDamage, PackError, PackFetcher, PackFooter, PackMeta,
     PackName, PackReader, ParsePackNameError, ParseStoreUrlError, PlainOffset, ProbeError, ReadError,
-    Refusal, SealedPack, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix,
+    Refusal, SealedPack, SilentStore, StoreLayer, StoreUrl, StoredPack, WriterId, adopt_prefix, check_prefix,
     claim_prefix, lend_intact, look_for_pack, probe_put_if_absent, put_intact, read_intact, release_prefix,
     remove_object,
 };

@@ -41,7 +41,7 @@ use tokio::{runtime::Handle as Runtime, sync::watch};
 
 use crate::{
     Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, Mandate, NameHasher, Observation, RowKey,
-    SettingRow, View, ViewError,
+    SettingRow, SilentStore, View, ViewError,
     data::{BlockStore, PackFetcher, WriterId},
     decide::{BeginSession, ChangeSettings, Genesis, Operation},
     sequencer::{Limits, Sequencer, SubmitError},
@@ -286,6 +286,11 @@ impl Volume {
     /// The log below.
     pub fn log(&self) -> &Arc<dyn Log> {
         self.shared.sequencer.log()
+    }
+
+    /// The stores that have not answered readers lately: they are asked last until they do.
+    pub fn silent_stores(&self) -> Vec<SilentStore> {
+        self.shared.fetcher.silent_stores()
     }
 
     /// Why the volume has stopped deciding, if it has.

@@ -8,9 +8,11 @@
 //! Invariants:
 //! - Every byte returned was verified against the footer, and the footer against the log.
 //! - Each cell is taken from the first origin that has it intact; a damaged cell does not hide its neighbours.
-//! - Concurrent reads of one cell cost one GET.
+//! - Concurrent reads of one cell cost one GET, while the store that is asked is not slow.
 
 mod origin;
+mod round;
+mod silence;
 
 use std::{
     ops::Range,
@@ -26,6 +28,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use origin::{Landed, Origins};
+pub use silence::SilentStore;
 
 use super::{
     cache::{CellCache, CellKey, DiskCache, span_of},
@@ -126,6 +129,11 @@ impl PackFetcher {
             }
         });
         true
+    }
+
+    /// The stores that have not answered lately, and are asked last until they do.
+    pub fn silent_stores(&self) -> Vec<SilentStore> {
+        self.shared.origins.silences.stores()
     }
 
     /// What was done so far.

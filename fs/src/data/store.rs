@@ -219,7 +219,7 @@ impl ObjectBlockStore {
     }
 
     /// Stores answer a range beyond the end of an object with an error of any kind; the object's length tells it from a fault of
-    /// the store. One that has not answered is not asked again: whoever waits has others to ask.
+    /// the store. One that has not answered, or says that it is out of order, is not asked again: whoever waits has others to ask.
     async fn explain(
         &self,
         name: PackName,
@@ -227,7 +227,7 @@ impl ObjectBlockStore {
         error: BlockStoreError,
     ) -> BlockStoreError {
         match (&error, range) {
-            (BlockStoreError::Unavailable { source, .. }, Some(range)) if !is_silence(&**source) => {
+            (BlockStoreError::Unavailable { source, .. }, Some(range)) if !is_no_answer(&**source) => {
                 match self.size(name).await {
                     Ok(size) if size < range.end => self.damaged(name, range.end, size),
                     Ok(_) | Err(_) => error,
@@ -260,10 +260,12 @@ impl ObjectBlockStore {
     }
 }
 
-/// Whether the error is that no answer came, and not what one says.
-fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether the error is that no answer came, or none that has to do with what was asked (a status of 500 and above), after all repetitions.
+fn is_no_answer(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
-    causes.any(|cause| cause.is::<Elapsed>() || cause.is::<HttpError>())
+    causes.any(|cause| {
+        cause.is::<Elapsed>() || cause.is::<HttpError>() || cause.to_string().starts_with(SERVER_ERROR)
+    })
 }
 
 /// As many bytes of the range, which is no longer than a pack, as the file has.
@@ -438,6 +440,9 @@ pub enum Refusal {
 
 /// No request waits longer; the clients of clouds have made their own retries by then.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the clients of clouds say of a server that is out of order, whose type they do not show.
+const SERVER_ERROR: &str = "Server returned non-2xx status code: 5";
 
 /// How often a put is tried whose object turns out not to be there.
 const PUT_ATTEMPTS: u32 = 3;

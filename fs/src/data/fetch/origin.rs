@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - An origin whose bytes do not verify is asked once more (the disk cache is not: it forgets them), then the next one is.
-//! - Each fault is logged where it was found, with pack, cell and origin, even if another origin makes up for it.
+//! - Damage is logged where it was found, with pack, cell and origin, even if another origin makes up for it; that a store does not answer once.
 //! - Only verified bytes enter the disk cache.
 
 use std::{
@@ -17,20 +17,24 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::{FetchStats, ReadError};
+use super::{
+    FetchStats, ReadError,
+    round::{Answer, Failures, Origin, Question, Round},
+    silence::Silences,
+};
 use crate::data::{
     buffers::Buffers,
     cache::DiskCache,
-    intact::flattened,
     pack::{PackDamage, PackError, PackFooter, PackMeta, Stretch},
-    store::{BlockStore, BlockStoreError},
+    store::BlockStore,
 };
 
 /// The disk cache and the stores.
 #[derive(Debug)]
 pub(super) struct Origins {
-    sources: Vec<Arc<dyn BlockStore>>,
-    disk: Option<Arc<DiskCache>>,
+    pub(super) sources: Vec<Arc<dyn BlockStore>>,
+    pub(super) disk: Option<Arc<DiskCache>>,
+    pub(super) silences: Arc<Silences>,
     disk_writes: Arc<Semaphore>,
     buffers: Arc<Buffers>,
     counts: Counts,
@@ -44,16 +48,23 @@ struct Counts {
     damaged: AtomicU64,
 }
 
-enum Origin<'a> {
-    Disk(&'a Arc<DiskCache>),
-    /// Its place among those that are asked, and the store.
-    Store(usize, Arc<dyn BlockStore>),
-}
-
 impl Origins {
     pub(super) fn new(sources: Vec<Arc<dyn BlockStore>>, disk: Option<Arc<DiskCache>>) -> Origins {
         let disk_writes = Arc::new(Semaphore::new(DISK_WRITES_MAX));
-        Origins { sources, disk, disk_writes, buffers: Arc::default(), counts: Counts::default() }
+        let silences = Arc::default();
+        Origins { sources, disk, silences, disk_writes, buffers: Arc::default(), counts: Counts::default() }
+    }
+
+    pub(super) fn count_get(&self) {
+        self.counts.gets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_bytes(&self, bytes: u64) {
+        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_damage(&self) {
+        self.counts.damaged.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn stats(&self) -> FetchStats {
@@ -73,21 +84,19 @@ impl Origins {
         range: Range<u64>,
         check: impl Fn(&Bytes) -> Result<T, PackError>,
     ) -> Result<(T, Bytes), ReadError> {
-        let mut failures = Failures::default();
-        for origin in self.attempts() {
-            if failures.give_up_on(&origin) {
-                continue;
-            }
-            let Some(bytes) = self.get(&origin, meta, &range, &mut failures).await else { continue };
+        let question = Question { cells: 0..0, stored: range };
+        let mut round = Round::new(self, meta);
+        while let Some(Answer { origin, question, bytes }) = round.next(&question).await {
             match check(&bytes) {
                 Ok(made) => {
-                    self.keep(&origin, meta, range.start, &bytes);
+                    round.won();
+                    self.keep(&origin, meta, question.stored.start, &bytes);
                     return Ok((made, bytes));
                 }
-                Err(error) => self.found_damage(&origin, meta, &range, error, &mut failures),
+                Err(error) => round.found_damage(origin, &question.stored, error),
             }
         }
-        Err(self.conclude(meta, failures))
+        Err(self.conclude(meta, round.failures))
     }
 
     /// The cells `run`, each from the first origin that has it intact; if they are wanted together and the first answer has all of them
@@ -100,39 +109,39 @@ impl Origins {
         together: bool,
     ) -> Vec<Landed> {
         let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
-        let mut failures = Failures::default();
-        for origin in self.attempts() {
-            let Some(first) = cells.iter().position(Option::is_none) else { break };
-            if failures.give_up_on(&origin) {
-                continue;
-            }
+        let mut round = Round::new(self, meta);
+        while let Some(first) = cells.iter().position(Option::is_none) {
             let last = cells.iter().rposition(Option::is_none).unwrap_or(first);
             let wanted = run.start + first..run.start + last + 1;
-            let range = footer.stored_range(wanted.clone());
-            let Some(bytes) = self.get(&origin, meta, &range, &mut failures).await else { continue };
+            let question = Question { stored: footer.stored_range(wanted.clone()), cells: wanted };
+            // It may be the answer to a question of before, about more cells.
+            let Some(Answer { origin, question, bytes }) = round.next(&question).await else { break };
+            let (wanted, start) = (question.cells, question.stored.start);
             if together && wanted == run {
                 let (of, cells, stored) = (Arc::clone(footer), run.clone(), bytes.clone());
                 let buffers = Arc::clone(&self.buffers);
                 let open = move || of.open_stretch(cells, &stored, &buffers);
                 // If one is damaged, the others are taken one by one.
                 if let Ok(stretch) = verifying(run.len(), open).await {
-                    self.keep(&origin, meta, range.start, &bytes);
+                    round.won();
+                    self.keep(&origin, meta, start, &bytes);
                     return vec![Landed::Intact(stretch)];
                 }
             }
             let opened = self.open_cells(footer, wanted.clone(), bytes.clone()).await;
             let damaged = opened.iter().find_map(|cell| cell.as_ref().err().copied());
-            for (slot, cell) in cells[first..=last].iter_mut().zip(opened) {
+            for (slot, cell) in cells[wanted.start - run.start..].iter_mut().zip(opened) {
                 if slot.is_none() {
                     *slot = cell.ok();
                 }
             }
             match damaged {
-                Some(error) => self.found_damage(&origin, meta, &range, error, &mut failures),
-                None => self.keep(&origin, meta, range.start, &bytes),
+                Some(error) => round.found_damage(origin, &question.stored, error),
+                None => self.keep(&origin, meta, start, &bytes),
             }
         }
-        self.all_or_error(meta, run.start, cells, failures)
+        round.won();
+        self.all_or_error(meta, run.start, cells, round.failures)
     }
 
     /// Verifies and unpacks the cells `run`, whose stored bytes begin `bytes`; on another thread if they are many.
@@ -154,58 +163,7 @@ impl Origins {
         verifying(count, open).await
     }
 
-    /// Each store twice, because a flipped bit may have come from the way, not from the store. A source may stand for several, and is asked
-    /// for which only when those before it have not answered.
-    fn attempts(&self) -> impl Iterator<Item = Origin<'_>> {
-        let stores = self.sources.iter().flat_map(|source| flattened([source])).enumerate();
-        let twice = |(place, store): (usize, Arc<dyn BlockStore>)| {
-            [Origin::Store(place, Arc::clone(&store)), Origin::Store(place, store)]
-        };
-        self.disk.iter().map(Origin::Disk).chain(stores.flat_map(twice))
-    }
-
-    async fn get(
-        &self,
-        origin: &Origin<'_>,
-        meta: &PackMeta,
-        range: &Range<u64>,
-        failures: &mut Failures,
-    ) -> Option<Bytes> {
-        let (place, store) = match origin {
-            Origin::Disk(disk) => return self.get_from_disk(disk, meta, range).await,
-            Origin::Store(place, store) => (*place, store),
-        };
-        self.counts.gets.fetch_add(1, Ordering::Relaxed);
-        let expected = range.end - range.start;
-        match store.get_range(meta.name, range.clone()).await {
-            Ok(bytes) if bytes.len() as u64 == expected => {
-                self.counts.bytes.fetch_add(expected, Ordering::Relaxed);
-                Some(bytes)
-            }
-            Ok(bytes) => {
-                let damage = PackDamage::Length { expected, found: bytes.len() as u64 };
-                self.found_damage(origin, meta, range, PackError { pack: meta.name, damage }, failures);
-                None
-            }
-            Err(BlockStoreError::Damaged { expected, found, .. }) => {
-                let damage = PackDamage::Length { expected, found };
-                self.found_damage(origin, meta, range, PackError { pack: meta.name, damage }, failures);
-                None
-            }
-            Err(BlockStoreError::NotFound { .. }) => {
-                failures.given_up = Some(place);
-                None
-            }
-            Err(error) => {
-                tracing::warn!(store = %store.label(), %error, "a pack could not be read");
-                failures.given_up = Some(place);
-                failures.store = Some(error);
-                None
-            }
-        }
-    }
-
-    async fn get_from_disk(
+    pub(super) async fn get_from_disk(
         &self,
         disk: &Arc<DiskCache>,
         meta: &PackMeta,
@@ -221,36 +179,14 @@ impl Origins {
     }
 
     /// Keeps verified bytes of a store on the cache's disk, in the background; not at all if the disk cannot keep up.
-    fn keep(&self, origin: &Origin<'_>, meta: &PackMeta, start: u64, bytes: &Bytes) {
-        let (Origin::Store(..), Some(disk)) = (origin, &self.disk) else { return };
+    fn keep(&self, origin: &Origin, meta: &PackMeta, start: u64, bytes: &Bytes) {
+        let (Origin::Store { .. }, Some(disk)) = (origin, &self.disk) else { return };
         let Ok(permit) = Arc::clone(&self.disk_writes).try_acquire_owned() else { return };
         let (disk, name, bytes) = (Arc::clone(disk), meta.name, bytes.clone());
         murphy_log::spawn_blocking(move || {
             disk.put(name, start, &bytes);
             drop(permit);
         });
-    }
-
-    fn found_damage(
-        &self,
-        origin: &Origin<'_>,
-        meta: &PackMeta,
-        range: &Range<u64>,
-        error: PackError,
-        failures: &mut Failures,
-    ) {
-        self.counts.damaged.fetch_add(1, Ordering::Relaxed);
-        match origin {
-            Origin::Disk(disk) => {
-                tracing::warn!(%error, "the disk cache is damaged; discarded");
-                // Removing a file is as short as the log line above.
-                disk.discard(meta.name, range);
-            }
-            Origin::Store(_, store) => {
-                tracing::warn!(store = %store.label(), %error, "a store gave damaged bytes");
-                failures.damage = Some(error);
-            }
-        }
     }
 
     /// The error of a read that no origin could answer: the one that leaves most hope.
@@ -323,24 +259,6 @@ impl Landed {
 /// Does the work of verifying so many cells: on another thread if they are many.
 async fn verifying<T: Send + 'static>(cells: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     if cells > CELLS_INLINE { murphy_log::aside(work).await } else { work() }
-}
-
-/// What went wrong with the stores so far.
-#[derive(Default)]
-struct Failures {
-    damage: Option<PackError>,
-    store: Option<BlockStoreError>,
-    /// The store that is not asked again: it has made its own retries, or does not have the pack.
-    given_up: Option<usize>,
-}
-
-impl Failures {
-    fn give_up_on(&self, origin: &Origin<'_>) -> bool {
-        match origin {
-            Origin::Disk(_) => false,
-            Origin::Store(place, _) => self.given_up == Some(*place),
-        }
-    }
 }
 
 /// So many cells (0.2 ms of work, 1 ms if they are compressed) are verified on the async worker itself.

@@ -1,5 +1,6 @@
 //! What a reader must get, from stores and caches that lie, fail and dawdle.
 
+mod silence;
 mod spans;
 
 use std::{borrow::Cow, sync::atomic::AtomicBool};
@@ -41,6 +42,7 @@ struct Liar {
     gets: AtomicU64,
     /// Answers wait until this is set.
     open: AtomicBool,
+    label: &'static str,
 }
 
 impl Liar {
@@ -51,7 +53,15 @@ impl Liar {
             lies: lies.into(),
             gets: 0.into(),
             open: true.into(),
+            label: "liar",
         })
+    }
+
+    /// One that is called `label`, and answers only once it is opened.
+    async fn hanging(label: &'static str, pack: &SealedPack) -> Arc<Liar> {
+        let store = Liar { label, open: false.into(), ..Arc::into_inner(Liar::new(Lie::Honest, 0)).unwrap() };
+        store.inner.put(pack.name, pack.bytes.clone()).await.unwrap();
+        Arc::new(store)
     }
 
     async fn with(lie: Lie, lies: u64, pack: &SealedPack) -> Arc<Liar> {
@@ -64,11 +74,16 @@ impl Liar {
         self.gets.load(Ordering::SeqCst)
     }
 
+    /// Waits in virtual time where that is.
+    async fn opened(&self) {
+        while !self.open.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn answer(&self, name: PackName, range: Range<u64>) -> Result<Bytes, BlockStoreError> {
         self.gets.fetch_add(1, Ordering::SeqCst);
-        while !self.open.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
+        self.opened().await;
         let truth = self.inner.get_range(name, range.clone()).await;
         if self.lies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err() {
             return truth;
@@ -94,7 +109,7 @@ impl Liar {
 
 impl BlockStore for Liar {
     fn label(&self) -> Cow<'_, str> {
-        "liar".into()
+        self.label.into()
     }
 
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
@@ -114,7 +129,11 @@ impl BlockStore for Liar {
     }
 
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.inner.size(name)
+        async move {
+            self.opened().await;
+            self.inner.size(name).await
+        }
+        .boxed()
     }
 
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {

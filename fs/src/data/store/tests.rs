@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use object_store::{GetResult, PutPayload, PutResult, Result as ObjectResult};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::data::{LayeredStore, StoreLayer};
@@ -272,9 +274,9 @@ async fn a_store_that_did_not_answer_is_not_asked_why() {
     assert_eq!(objects.0.gets.load(Ordering::SeqCst), 1);
     let broken = HttpError::new(object_store::client::HttpErrorKind::Connect, io::Error::other("no route"));
     let broken = ObjectError::Generic { store: "test", source: Box::new(broken) };
-    assert!(is_silence(&broken));
-    let refused = ObjectError::Generic { store: "test", source: "416 Range Not Satisfiable".into() };
-    assert!(!is_silence(&refused), "that is explained");
+    assert!(is_no_answer(&broken));
+    let said = |text: &str| ObjectError::Generic { store: "test", source: text.into() };
+    assert!(!is_no_answer(&said("Server returned non-2xx status code: 416 Range Not Satisfiable: ")));
 }
 
 /// The fear: one bit flipped on the way back makes a pack that is there count as somebody else's, for good.
@@ -286,4 +288,41 @@ async fn a_put_is_not_taken_for_a_clash_because_of_a_bit_flipped_on_the_way() {
     store.put(name(1), Bytes::from_static(b"pack")).await.unwrap();
     let clash = store.put(name(1), Bytes::from_static(b"other")).await.unwrap_err();
     assert!(matches!(clash, BlockStoreError::Refused { refusal: Refusal::OtherContent, .. }), "{clash}");
+}
+
+/// The fear: a store behind a gateway that is out of order is asked twice for each cell, each time with all repetitions, before the next one is.
+#[tokio::test]
+async fn a_store_that_is_out_of_order_is_not_asked_why() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&requests);
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 4096];
+            let length = stream.read(&mut buffer).await.unwrap();
+            let verb =
+                String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap_or_default().to_owned();
+            heard.lock().push(verb);
+            let answer =
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let retries = object_store::RetryConfig { max_retries: 1, ..object_store::RetryConfig::default() };
+    let store = object_store::aws::AmazonS3Builder::new()
+        .with_endpoint(format!("http://{address}"))
+        .with_bucket_name("bucket")
+        .with_access_key_id("key")
+        .with_secret_access_key("secret")
+        .with_allow_http(true)
+        .with_retry(retries)
+        .build()
+        .unwrap();
+    let store = ObjectBlockStore::new(Arc::new(store), Path::default(), "test".to_owned());
+    let error = store.get_range(name(1), 0..1).await.unwrap_err();
+    assert!(matches!(error, BlockStoreError::Unavailable { .. }), "{error}");
+    assert_eq!(*requests.lock(), ["GET", "GET"], "and not whether it has it");
+    serving.abort();
 }
