@@ -35,6 +35,7 @@ mod mirrors;
 mod network;
 mod node;
 mod promotion;
+mod removal;
 mod restores;
 mod seeding;
 mod shipping;
@@ -82,11 +83,13 @@ pub enum Canary {
     ForgottenPromise,
     /// The index of a mirror loses rows: equal positions, other digests.
     ForgetfulIndex,
+    /// A source lets one mirror fewer acknowledge than its level says.
+    HastySource,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 7] = [
+    pub const ALL: [Canary; 8] = [
         Canary::LyingDisk,
         Canary::ShipBeforeDurable,
         Canary::EarlyCollector,
@@ -94,6 +97,7 @@ impl Canary {
         Canary::SilentMirror,
         Canary::ForgottenPromise,
         Canary::ForgetfulIndex,
+        Canary::HastySource,
     ];
 
     /// What it is called on the command line.
@@ -106,6 +110,7 @@ impl Canary {
             Canary::SilentMirror => "silent-mirror",
             Canary::ForgottenPromise => "forgotten-promise",
             Canary::ForgetfulIndex => "forgetful-index",
+            Canary::HastySource => "hasty-source",
         }
     }
 
@@ -124,6 +129,7 @@ impl Canary {
             // A mirror with such an index may be promoted and read before anybody compares digests; a source may find it out by itself, and
             // seeds nobody then.
             Canary::ForgetfulIndex => &["digest", "lost", "stall: "],
+            Canary::HastySource => &["too few"],
         }
     }
 }
@@ -186,11 +192,11 @@ pub fn simulate(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
 async fn run(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     let stage = Arc::new(Stage::new(seed, canary, print));
     // A node alone, or one with two mirrors.
-    let needs_mirrors =
-        matches!(canary, Some(Canary::ForgottenPromise | Canary::ForgetfulIndex | Canary::SilentMirror));
+    let needs_level = matches!(canary, Some(Canary::ForgottenPromise | Canary::HastySource));
+    let needs_mirrors = needs_level || matches!(canary, Some(Canary::ForgetfulIndex | Canary::SilentMirror));
     let hosts = if needs_mirrors || stage.once_in(4) { 3 } else { 1 };
     let level = match stage.below(3) {
-        _ if canary == Some(Canary::ForgottenPromise) => Level::Mirror,
+        _ if needs_level => Level::Mirror,
         0 => Level::Local,
         1 if hosts > 1 => Level::Mirror,
         _ => Level::Archive,
@@ -235,6 +241,9 @@ async fn live(stage: &Arc<Stage>, level: Level, hosts: usize) {
     let clients: Vec<_> =
         (0..CLIENTS).map(|number| tokio::spawn(Arc::clone(&world).employ(number, stopped.clone()))).collect();
     let end = stage.ms(8_000, 25_000);
+    if hosts > 1 && stage.is_kind(3) {
+        tokio::spawn(Arc::clone(&world).remove_mirrors(end));
+    }
     disasters::strike(&world, end).await;
     world.heal().await;
     world.find_leader().await;

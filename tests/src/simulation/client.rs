@@ -25,6 +25,8 @@ pub(super) struct Client {
     /// Its files, which it may use again.
     pub(super) files: Vec<String>,
     pub(super) level: Level,
+    /// How many mirrors acknowledge, if they do.
+    pub(super) wanted: usize,
 }
 
 /// Where a client runs.
@@ -151,7 +153,13 @@ impl Client {
         })?;
         self.stage
             .note(format!("client {}: fsync at host {}, lsn {}", self.number, place.host, position.lsn));
-        let level = self.level;
+        let (level, wanted) = (self.level, self.wanted);
+        if level == Level::Mirror {
+            self.stage.judge(|judge, _| judge.is_mirrored(wanted, place.host, &position))?;
+            if wanted > 1 {
+                self.stage.count("fsyncs that two mirrors acknowledged");
+            }
+        }
         self.stage.judge(|judge, now| judge.acknowledged(level, place.host, position, now))?;
         Some(position)
     }

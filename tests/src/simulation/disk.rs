@@ -293,10 +293,17 @@ impl NodeLog {
         if self.below.durable().current().terminal.is_some() {
             return;
         }
-        for frame in frames.iter().filter(|_| self.decides.load(Ordering::Relaxed)) {
+        let decides = self.decides.load(Ordering::Relaxed);
+        for frame in frames.iter().filter(|_| decides) {
             self.stage.judge(|judge, _| judge.durable(self.host, frame));
         }
         self.below.sync();
+        if let (false, Some(last)) = (decides, frames.last()) {
+            self.stage.judge(|judge, _| {
+                judge.mirrored(self.host, last.position());
+                Ok(())
+            });
+        }
     }
 }
 

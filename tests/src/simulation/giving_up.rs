@@ -47,6 +47,10 @@ impl World {
             let home = self.hosts[*host].lock();
             let process = home.process.as_ref().filter(|_| home.disk.follows.is_some())?;
             let position = process.log.durable().state().position;
+            drop(home);
+            if self.is_removed(*host) {
+                return None;
+            }
             let is_in_time = !self.refused.lock().is_passed_over(*host);
             let rank = (is_in_time, position.epoch, position.lsn, *host);
             self.has_caught_up(&position).then_some(rank)

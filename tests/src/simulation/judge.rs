@@ -4,6 +4,7 @@
 //! - A copy holds only what was durable at a source before.
 //! - Equal positions have equal digests, wherever they are.
 //! - What was acknowledged lies on one history, and on the one that goes on, within the promise of the volume's level.
+//! - With `mirror=W` it is on the disks of W mirrors by then.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,6 +24,8 @@ pub(super) struct Judge {
     files: BTreeMap<String, Certain>,
     /// The epochs that began, and after which frame.
     begun: Vec<(Epoch, Position)>,
+    /// What became durable at each host that follows.
+    copies: BTreeMap<usize, Vec<Position>>,
     /// The end of what became durable last at each host that decided.
     newest: BTreeMap<usize, Lsn>,
 }
@@ -65,6 +68,24 @@ impl Judge {
         self.frames.insert(state.position.hash, known);
         self.newest.insert(host, state.position.lsn);
         Ok(())
+    }
+
+    /// The mirror on `host` has everything up to `position` on its disk.
+    pub(super) fn mirrored(&mut self, host: usize, position: Position) {
+        self.copies.entry(host).or_default().push(position);
+    }
+
+    /// Everything up to `position` was acknowledged at `host`, where an fsync waits for `wanted` mirrors: so many others have it.
+    pub(super) fn is_mirrored(&self, wanted: usize, host: usize, position: &Position) -> Result<(), String> {
+        let has = |held: &[Position]| held.iter().rev().any(|held| self.is_on(position, held));
+        let found = self.copies.iter().filter(|(other, held)| **other != host && has(held)).count();
+        match found < wanted {
+            true => Err(format!(
+                "too few: lsn {} was acknowledged at host {host}, of {wanted} mirrors {found} have it",
+                position.lsn
+            )),
+            false => Ok(()),
+        }
     }
 
     /// A frame is in a copy.

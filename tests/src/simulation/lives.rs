@@ -15,7 +15,7 @@ use super::{
     gate::Life,
     going_over::announcing,
     members::{record, row_of},
-    mirrors::watch_following,
+    mirrors::{Waiting, watch_following},
     node::{Begun, Ending, Process},
     world::World,
 };
@@ -122,6 +122,9 @@ impl World {
                 gate.pass_or_death().await;
                 if gate.life() == Life::Dead {
                     return;
+                }
+                if world.hosts[host].lock().waiting.as_ref().is_some_and(Waiting::is_removed) {
+                    return world.dismiss_the_removed(host);
                 }
                 match world.open_mirror(host) {
                     Ok(None) => {}
@@ -239,6 +242,7 @@ impl World {
                         world.crash(host);
                         return world.rejoin_later(host);
                     }
+                    Some(Ending::Removed) => return world.dismiss_the_removed(host),
                     Some(Ending::Anew) => {
                         world.crash(host);
                         return world.restart_later(host);

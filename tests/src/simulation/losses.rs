@@ -87,7 +87,8 @@ impl World {
             let Some(process) = &home.process else { return false };
             (home.leads().is_some(), process.log.durable().state().position)
         };
-        if self.was_cloned() || *self.promoting.lock() {
+        // Of two disasters that a volume survives each, a mirror that is removed may be the one and a lost disk the other.
+        if self.was_cloned() || *self.promoting.lock() || self.is_removing() {
             return false;
         }
         if self.network.is_none() {

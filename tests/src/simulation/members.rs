@@ -1,7 +1,7 @@
 //! The members of a simulated volume: entries of its log, as the program keeps them, and through which of them fsync is acknowledged.
 //!
 //! Invariants:
-//! - The set that acknowledges takes the steps that the program takes, with W = 1, and is remembered. Members whose directories are gone for
+//! - The set that acknowledges takes the steps that the program takes, with W = 1 or 2, and is remembered. Members whose directories are gone for
 //!   ever are no members to it: people have removed them.
 
 use std::{
@@ -14,11 +14,13 @@ use futures::future::BoxFuture;
 use murphy_fs::{Acknowledger, MemberRole, MemberRow, MemberState, Volume};
 use murphy_log::{Clock, Lsn, NodeId};
 use murphy_mirror::{
-    AcknowledgingSet, Admission, AdmitError, Identity, MemberBook, MirrorAcknowledger, MirrorBoard, SetStep,
+    AcknowledgingSet, Admission, AdmitError, Identity, MemberBook, MirrorAcknowledger, MirrorBoard, Services,
+    SetStep,
 };
 use parking_lot::Mutex;
 
 use super::{
+    mirrors::Among,
     network::address_of,
     node::{Ground, Process},
     stage::NodeClock,
@@ -47,8 +49,9 @@ impl MemberBook for Book {
 
 /// The members that hold a copy.
 pub(super) fn holders(volume: &Volume) -> BTreeMap<NodeId, MemberRow> {
-    let members = volume.members().unwrap_or_default();
-    members.into_iter().filter(|(_, row)| row.role.holds_copy()).collect()
+    let members = volume.members().unwrap_or_default().into_iter();
+    let joined = |row: &MemberRow| matches!(row.state, MemberState::Joined { .. });
+    members.filter(|(_, row)| joined(row) && row.role.holds_copy()).collect()
 }
 
 /// The row of a node at home on `host`.
@@ -81,6 +84,9 @@ pub(super) struct Census {
     volume: Volume,
     board: Arc<MirrorBoard>,
     clock: Arc<NodeClock>,
+    services: Arc<Services>,
+    /// Who is to be removed.
+    removal: Arc<Mutex<Option<NodeId>>>,
     /// The set that acknowledged last.
     set: Arc<Mutex<AcknowledgingSet>>,
     acknowledger: Option<Arc<MirrorAcknowledger>>,
@@ -91,14 +97,18 @@ impl Census {
     pub(super) fn new(
         ground: &Arc<Ground>,
         host: usize,
-        process: &Process,
-        board: &Arc<MirrorBoard>,
+        (process, among): (&Process, &Among),
         set: &Arc<Mutex<AcknowledgingSet>>,
     ) -> Census {
+        let board = &among.services.board;
         let waits = ground.level == super::Level::Mirror;
         let acknowledger = waits.then(|| {
             let set = set.lock().clone();
-            Arc::new(MirrorAcknowledger::new(Arc::clone(board), set.needed(WANTED), set.members))
+            Arc::new(MirrorAcknowledger::new(
+                Arc::clone(board),
+                asked(ground, set.needed(ground.wanted)),
+                set.members,
+            ))
         });
         if let Some(acknowledger) = &acknowledger {
             process.volume.acknowledge_with(Arc::clone(acknowledger) as Arc<dyn Acknowledger>);
@@ -110,6 +120,8 @@ impl Census {
             volume: process.volume.clone(),
             board: Arc::clone(board),
             clock: Arc::clone(&process.clock),
+            services: Arc::clone(&among.services),
+            removal: Arc::clone(&among.removal),
             set: Arc::clone(set),
             acknowledger,
         }
@@ -128,6 +140,11 @@ impl Census {
                 self.board.list_member(self.clock.monotonic(), *node);
             }
             self.follow(&members).await;
+            let removed = *self.removal.lock();
+            if let Some(node) = removed {
+                self.remove(node).await;
+                *self.removal.lock() = None;
+            }
             tokio::time::sleep(AGAIN).await;
         }
     }
@@ -143,7 +160,7 @@ impl Census {
         let Some(acknowledger) = &self.acknowledger else { return };
         loop {
             let set = self.set.lock().clone();
-            let changed = match set.towards(WANTED, members) {
+            let changed = match set.towards(self.ground.wanted, members) {
                 SetStep::Stay => return,
                 SetStep::Leave(kept) => AcknowledgingSet { members: kept, ..set },
                 SetStep::Settle(base) => {
@@ -162,9 +179,55 @@ impl Census {
                 }
             };
             self.set.lock().clone_from(&changed);
-            acknowledger.set(changed.needed(WANTED), changed.members);
+            let needed = asked(&self.ground, changed.needed(self.ground.wanted));
+            acknowledger.set(needed, changed.members);
             self.ground.stage.count("changes of who acknowledges");
         }
+    }
+
+    /// Removes a member, with the steps of the program; it stays one if the others do not have what it may have acknowledged.
+    async fn remove(&self, node: NodeId) {
+        let (stage, wanted) = (&self.ground.stage, self.ground.wanted);
+        let Some(row) = holders(&self.volume).remove(&node) else { return };
+        let MemberState::Joined { public_key } = row.state else { return };
+        let old = self.set.lock().clone();
+        let kept: BTreeSet<NodeId> = old.members.iter().copied().filter(|member| *member != node).collect();
+        let kept = AcknowledgingSet { members: kept, ..old.clone() };
+        if let Some(acknowledger) = &self.acknowledger {
+            acknowledger.set(asked(&self.ground, kept.needed(wanted)), kept.members.clone());
+            if !self.hand_over(node, (&old, &kept), acknowledger).await {
+                acknowledger.set(asked(&self.ground, old.needed(wanted)), old.members);
+                return stage.note(format!("host {}: member {node} stays", self.host));
+            }
+        }
+        let revoked = MemberRow { state: MemberState::Revoked { public_key }, addresses: Vec::new(), ..row };
+        if let Err(error) = record(&self.volume, node, revoked).await {
+            return stage.note(format!("host {}: member {node} is not removed: {error}", self.host));
+        }
+        self.services.members_changed();
+        self.board.unlist_member(node);
+        *self.set.lock() = kept;
+        stage.count("mirrors that were removed");
+        stage.note(format!("host {}: member {node} is removed", self.host));
+    }
+
+    /// Returns whether what `node` may have acknowledged is at the others too, of whom enough are left.
+    async fn hand_over(
+        &self,
+        node: NodeId,
+        (old, kept): (&AcknowledgingSet, &AcknowledgingSet),
+        acknowledger: &MirrorAcknowledger,
+    ) -> bool {
+        let wanted = self.ground.wanted;
+        let left = self.mirrors().into_iter().filter(|member| *member != node).count();
+        if left < wanted || (!old.members.contains(&node) && old.members.len() >= wanted) {
+            return left >= wanted;
+        }
+        if kept.members.len() < wanted {
+            return false;
+        }
+        let Ok(lsn) = self.volume.durable_here().await else { return false };
+        acknowledger.acknowledged(lsn, REMOVE_MAX).await.is_ok()
     }
 
     /// Returns whether so many of these have `lsn` in time, while the members stay what they are.
@@ -183,7 +246,12 @@ impl Census {
     }
 }
 
-/// One mirror acknowledges.
-const WANTED: usize = 1;
+/// How many mirrors an fsync waits for where it should wait for `needed`.
+fn asked(ground: &Ground, needed: usize) -> usize {
+    if ground.stage.has(super::Canary::HastySource) { needed - 1 } else { needed }
+}
+
 const AGAIN: Duration = Duration::from_millis(500);
 const CHANGE_MAX: Duration = Duration::from_secs(60);
+/// So long the mirrors that are left get to have what the one that is removed has.
+const REMOVE_MAX: Duration = Duration::from_secs(20);

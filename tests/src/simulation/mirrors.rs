@@ -7,12 +7,13 @@
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use murphy_fs::MemberState;
-use murphy_log::{Clock, Epoch, Log, Lsn};
+use murphy_log::{Clock, Epoch, Log, Lsn, NodeId};
 use murphy_mirror::{
     Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener,
     MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart,
     compare,
 };
+use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
@@ -33,6 +34,8 @@ pub(super) struct Among {
     pub(super) followed: Option<Followed>,
     /// Who says that it leads, to a mirror.
     pub(super) leaders: Option<watch::Receiver<Option<Leader>>>,
+    /// Who is to be removed by the source that this is.
+    pub(super) removal: Arc<Mutex<Option<NodeId>>>,
     /// Ends the listener, and what follows.
     _stop: watch::Sender<bool>,
 }
@@ -72,6 +75,13 @@ pub(super) struct Waiting {
     pub(super) begun: Begun,
     pub(super) dialer: Dialer,
     pub(super) followed: Followed,
+}
+
+impl Waiting {
+    /// Whether its source says that it is no member any more.
+    pub(super) fn is_removed(&self) -> bool {
+        self.followed.handle.status.borrow().revoked
+    }
 }
 
 impl Ground {
@@ -154,7 +164,7 @@ impl Ground {
         let listener = bound.map_err(|error| error.to_string())?;
         let (stop, stopped) = watch::channel(false);
         process.tasks.run(listener.run(stopped));
-        Ok(Among { services, dialer, followed, leaders, _stop: stop })
+        Ok(Among { services, dialer, followed, leaders, removal: Arc::default(), _stop: stop })
     }
 
     /// Whether another node leads a later epoch than `log`, as far as any of the members answers.
@@ -190,7 +200,7 @@ impl Ground {
             snapshots: Arc::new(snapshots),
             heartbeat: HEARTBEAT,
         }));
-        let census = Census::new(self, disk.node.host, process, &among.services.board, &disk.acknowledging);
+        let census = Census::new(self, disk.node.host, (process, among), &disk.acknowledging);
         process.tasks.run(census.keep());
     }
 

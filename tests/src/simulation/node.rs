@@ -35,6 +35,8 @@ use super::{
 pub(super) struct Ground {
     pub(super) stage: Arc<Stage>,
     pub(super) level: Level,
+    /// How many mirrors acknowledge, if they do.
+    pub(super) wanted: usize,
     pub(super) origin: State,
     pub(super) keys: VolumeKeys,
     pub(super) lineage: Lineage,
@@ -285,6 +287,9 @@ impl Process {
         let replaced = replaced.map(|epoch| format!("fenced by a mirror: epoch {}", epoch.number));
         let followed = self.among.as_ref().and_then(|among| among.followed.as_ref());
         let anew = followed.is_some_and(|followed| followed.replica.is_to_begin_anew());
+        if followed.is_some_and(|followed| followed.handle.status.borrow().revoked) {
+            return Some(Ending::Removed);
+        }
         let fenced = fenced.or(replaced).map(Ending::Fenced);
         fenced.or(anew.then_some(Ending::Anew)).or(ended).or(poisoned)
     }
@@ -298,6 +303,8 @@ pub(super) enum Ending {
     Broken(String),
     /// What a mirror holds is to be replaced.
     Anew,
+    /// It is no member any more.
+    Removed,
 }
 
 /// When the last entry of a log was decided; `None` if the log has none.

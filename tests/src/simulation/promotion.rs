@@ -74,6 +74,9 @@ impl World {
 
     async fn promote_alone(self: &Arc<Self>, host: usize) {
         let Some(parts) = self.parts(host) else { return };
+        if self.is_removed(host) {
+            return self.dismiss_the_removed(host);
+        }
         if !self.has_caught_up(&parts.log.durable().state().position) {
             // What was there before the last promotion is not here yet: nobody would promote this one.
             return self.stage().note(format!("host {host}: has not caught up, and is not promoted"));
@@ -106,6 +109,10 @@ impl World {
                 self.led_by(host, parts.source, &taken);
                 self.tell_predecessor(host);
                 self.tell_members(host);
+            }
+            Err(error) if error.contains("was removed from volume") => {
+                self.stage().note(format!("host {host}: is not promoted: {error}"));
+                self.dismiss_the_removed(host);
             }
             Err(error) => {
                 if error.contains("promote that one") || error.contains("which holds more") {
@@ -357,7 +364,9 @@ impl Ground {
     /// Who acknowledges, as far as `volume` knows.
     fn policy(&self, volume: &Volume) -> AckPolicy {
         match self.level {
-            Level::Mirror => AckPolicy::Mirrors { wanted: 1, members: holders(volume).into_keys().collect() },
+            Level::Mirror => {
+                AckPolicy::Mirrors { wanted: self.wanted, members: holders(volume).into_keys().collect() }
+            }
             Level::Local | Level::Archive => AckPolicy::Local,
         }
     }

@@ -180,7 +180,10 @@ impl SeedWriter for Seed {
             return Err(bad(&format!("it holds {}", header.state.position)));
         }
         let Held { stage, host, .. } = &*held;
-        stage.judge(|judge, _| judge.has_state(&format!("the seed of mirror {host}"), &state));
+        stage.judge(|judge, _| {
+            judge.mirrored(*host, state.position);
+            judge.has_state(&format!("the seed of mirror {host}"), &state)
+        });
         stage.count("mirrors seeded by a snapshot");
         stage.note(format!("host {host}: is seeded at lsn {}", state.position.lsn));
         let base = Base { state, snapshot: Bytes::from(content) };

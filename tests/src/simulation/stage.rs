@@ -24,6 +24,8 @@ pub(super) type Tally = BTreeMap<&'static str, u64>;
 pub(super) struct Stage {
     started: Instant,
     random: Mutex<Random>,
+    /// What later kinds of worlds are drawn from: those of before stay as they were.
+    kinds: Mutex<Random>,
     trace: Mutex<Trace>,
     judge: Mutex<Judge>,
     violation: Mutex<Option<String>>,
@@ -43,6 +45,7 @@ impl Stage {
         Stage {
             started: Instant::now(),
             random: Mutex::new(Random::new(seed)),
+            kinds: Mutex::new(Random::new(seed ^ KINDS)),
             trace: Mutex::new(Trace::new(print)),
             judge: Mutex::default(),
             violation: Mutex::default(),
@@ -86,6 +89,16 @@ impl Stage {
     /// True once in `times`.
     pub(super) fn once_in(&self, times: u64) -> bool {
         self.below(times) == 0
+    }
+
+    /// True for one world in `times`, drawn apart from everything else.
+    pub(super) fn is_kind(&self, times: u64) -> bool {
+        self.below_apart(times) == 0
+    }
+
+    /// A number below `limit`, drawn from the same stream.
+    pub(super) fn below_apart(&self, limit: u64) -> u64 {
+        self.kinds.lock().below(limit)
     }
 
     /// A duration between `least` and `most` milliseconds.
@@ -179,6 +192,8 @@ impl Clock for NodeClock {
     }
 }
 
+/// What sets the stream of kinds apart.
+const KINDS: u64 = 0x0001_08ac_0000_0000;
 /// A world begins so far after the Unix epoch, less [`FAST_MS`].
 const EPOCH_NANOS: u64 = 1_700_000_000_000_000_000;
 /// Room to step back: ten years.

@@ -96,6 +96,7 @@ impl World {
         let ground = Arc::new(Ground {
             stage: Arc::clone(stage),
             level,
+            wanted: if level == Level::Mirror && stage.is_kind(3) { 2 } else { 1 },
             origin,
             keys,
             lineage: Lineage { volume: VOLUME, branch: BRANCH },
@@ -189,7 +190,14 @@ impl World {
     /// A client that goes from place to place until `stop`.
     pub(super) async fn employ(self: Arc<Self>, number: u64, mut stop: watch::Receiver<bool>) {
         let stage = Arc::clone(self.stage());
-        let mut client = Client { stage, number, made: 0, files: Vec::new(), level: self.ground.level };
+        let mut client = Client {
+            stage,
+            number,
+            made: 0,
+            files: Vec::new(),
+            level: self.ground.level,
+            wanted: self.ground.wanted,
+        };
         let mut places = self.places.subscribe();
         loop {
             let found = places.borrow_and_update().clone();
