@@ -28,24 +28,27 @@ impl Mirroring {
         })
     }
 
-    /// What mirrors and archives have said of this node's epoch.
+    /// Fails once mirrors or archives have said that somebody else leads, or that this node has lost entries.
     fn may_acknowledge(&self) -> Result<(), AcknowledgeError> {
-        if self.is_mirror() {
-            return Ok(());
+        match self.said_against() {
+            // What was said of an epoch before does not bind a mirror. Asked last: the configuration may be on its way to the disk.
+            Some(error) if !self.is_mirror() => Err(error),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    fn said_against(&self) -> Option<AcknowledgeError> {
         let board = &self.services.board;
         if let Some(epoch) = board.fenced_by() {
-            return Err(AcknowledgeError::Fenced(format!("a mirror has promised epoch {epoch}")));
+            return Some(AcknowledgeError::Fenced(format!("a mirror has promised epoch {epoch}")));
         }
         if let Some((node, position)) = board.lost() {
             let held = format!("mirror {node} holds lsn {}, this source does not", position.lsn);
-            return Err(AcknowledgeError::Lost(held));
+            return Some(AcknowledgeError::Lost(held));
         }
-        let Some(archives) = self.archives.get().and_then(Weak::upgrade) else { return Ok(()) };
-        if let Some(why) = archives.fenced() {
-            return Err(AcknowledgeError::Fenced(why));
-        }
-        archives.lost().map_or(Ok(()), |why| Err(AcknowledgeError::Lost(why)))
+        let archives = self.archives.get().and_then(Weak::upgrade)?;
+        let fenced = archives.fenced().map(|(_, why)| AcknowledgeError::Fenced(why));
+        fenced.or_else(|| archives.lost().map(AcknowledgeError::Lost))
     }
 }
 
