@@ -171,7 +171,12 @@ impl Archives {
         let context = &self.context;
         context.runtime.block_on(async {
             match find_archive(&context.config, url, log_only).await? {
-                Some(archive) => check_continued(&archive, &context.log).await,
+                Some(archive) => {
+                    if !shipping::is_unfinished(&archive).await? {
+                        shipping::check_begun(&archive).await?;
+                    }
+                    check_continued(&archive, &context.log).await
+                }
                 None => Ok(()),
             }
         })

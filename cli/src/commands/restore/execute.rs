@@ -137,16 +137,16 @@ impl Restore {
             },
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
+        let unfinished = |error: CliError| if self.take_over { unpublished(&error, &staging) } else { error };
         let (packs, lacking) = match copied {
             Some(copied) => (copied, if lacks_packs { Lacking::OwnStore } else { Lacking::Nothing }),
-            None => self.look_for_packs(&index, runtime, &progress)?,
+            None => self.look_for_packs(&index, runtime, &progress).map_err(unfinished)?,
         };
         let packs_are_asked_for = !matches!(lacking, Lacking::Nothing);
         drop(index);
         let copy = CopyOf { state, epoch, is_successor: self.take_over, lacking };
         let begun = begin_copy(&staging.path, &config, &copy, runtime.handle()).map(drop);
-        let published = begun.and_then(|()| staging.publish());
-        published.map_err(|error| if self.take_over { unpublished(&error, &staging) } else { error })?;
+        begun.and_then(|()| staging.publish()).map_err(unfinished)?;
         for example in &packs.examples {
             output.note(&format!("Not found: {example}"));
         }
