@@ -425,9 +425,7 @@ impl Status {
             );
         }
         self.silent_stores.iter().for_each(|store| row("silent", store.line()));
-        if let Some(lag) = self.lag_ms {
-            row("behind", format!("{lag} ms"));
-        }
+        self.lag_ms.iter().for_each(|lag| row("behind", format!("{lag} ms")));
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")
     }

@@ -115,7 +115,7 @@ fn accept(listener: &UnixListener, handler: &Weak<dyn Handler>, state: &Arc<Stat
             let _active = Active(shared);
             match serve(&stream, &*handler, Patience::default()) {
                 Err(error) if is_late(&error) => {
-                    tracing::warn!("a command that takes no answer was given up")
+                    tracing::warn!("a command that takes no answer was given up");
                 }
                 Err(error) => tracing::debug!(%error, "a command went away before it was answered"),
                 Ok(()) => {}
