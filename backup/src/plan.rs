@@ -213,18 +213,8 @@ async fn plan_once(
                     return Err(error.into());
                 }
                 problems.push(format!("{}: {error}", archive.url()));
-                known.push(Survey {
-                    url: archive.url().to_owned(),
-                    base: Position { lsn: Lsn::MAX, ..archive.descriptor().base },
-                    bases: Vec::new(),
-                    slots: Default::default(),
-                    strays: BTreeSet::new(),
-                    abandoned: BTreeSet::new(),
-                    seals: Vec::new(),
-                    floor: Lsn::default(),
-                    horizon: None,
-                    problems: Vec::new(),
-                });
+                let nowhere = Position { lsn: Lsn::MAX, ..archive.descriptor().base };
+                known.push(Survey::empty(archive.url(), nowhere));
             }
         }
     }

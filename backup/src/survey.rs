@@ -4,7 +4,7 @@
 //! - Lists are hints: what they miss at the end is found by asking for the next name.
 //! - An object that cannot be used is a problem that is told, not the end of the survey: another archive may have it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use futures::StreamExt;
 use murphy_log::{Lsn, Position};
@@ -37,18 +37,7 @@ impl Survey {
         target: &Target,
         excluded: &BTreeSet<String>,
     ) -> Result<Survey, SurveyError> {
-        let mut survey = Survey {
-            url: archive.url().to_owned(),
-            base: archive.descriptor().base,
-            bases: Vec::new(),
-            slots: BTreeMap::new(),
-            strays: BTreeSet::new(),
-            abandoned: BTreeSet::new(),
-            seals: Vec::new(),
-            floor: Lsn::default(),
-            horizon: None,
-            problems: Vec::new(),
-        };
+        let mut survey = Survey::empty(archive.url(), archive.descriptor().base);
         survey.read_registry(archive).await?;
         for base in bases(archive).await? {
             match base {

@@ -39,6 +39,22 @@ pub struct Survey {
 pub type SlotKey = (u32, Lsn, u32);
 
 impl Survey {
+    /// An archive of which nothing is known but where its log begins.
+    pub(crate) fn empty(url: &str, base: Position) -> Survey {
+        Survey {
+            url: url.to_owned(),
+            base,
+            bases: Vec::new(),
+            slots: BTreeMap::new(),
+            strays: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
+            seals: Vec::new(),
+            floor: Lsn::default(),
+            horizon: None,
+            problems: Vec::new(),
+        }
+    }
+
     /// Finds out which slots are strays. One that begins within what the others hold, and continues none of them, may have been cut by an
     /// earlier process of the same source, or come from a copy of it; one behind a hole is believed until something is known of it.
     pub(crate) fn mark_strays(&mut self) {

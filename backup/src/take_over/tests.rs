@@ -109,6 +109,18 @@ impl World {
         TakeOverLog { log: Arc::clone(&self.mirror) as Arc<dyn Log>, keys, places }
     }
 
+    /// A promoter that may die once, and runs again then.
+    async fn promote_again_after(&mut self, life: &Life) -> Result<State, TakeOverError> {
+        self.live(Some(life));
+        let state = self.promote(&[]).await;
+        self.live(None);
+        if !life.is_over() {
+            return state;
+        }
+        self.restart();
+        self.promote(&[]).await
+    }
+
     /// One life of the promoter.
     async fn promote(&mut self, given_up: &[u8]) -> Result<State, TakeOverError> {
         let places = self.places();
@@ -269,14 +281,7 @@ async fn what_was_archived_between_two_seals_goes_on_in_the_new_epoch() {
         first.seal(&promoter).await.unwrap();
         assert_eq!(ship(&world.archives[1], &world.log, 1).await, ShipEnd::Reached);
         let life = Life::of(requests, requests % 2 == 0);
-        world.live(Some(&life));
-        let mut state = world.promote(&[]).await;
-        world.live(None);
-        if life.is_over() {
-            world.restart();
-            state = world.promote(&[]).await;
-        }
-        let state = state.unwrap();
+        let state = world.promote_again_after(&life).await.unwrap();
         assert_eq!((state.position.lsn, state.position.hash), (all.lsn, all.hash));
         assert_eq!(state.position.epoch, epoch(2, 40), "the same entries, in the epoch of the successor");
         world.assert_good(state, all, &format!("raced, dead at request {requests}")).await;
@@ -294,13 +299,7 @@ async fn an_archive_that_ends_before_a_seeded_log_begins_is_brought_up_from_anot
         let mut world = World::new(&[3, 12, 6], 12).await;
         world.begin_mirror_after(9);
         let life = Life::of(requests, requests % 2 == 0);
-        world.live(Some(&life));
-        let mut state = world.promote(&[]).await;
-        world.live(None);
-        if life.is_over() {
-            world.restart();
-            state = world.promote(&[]).await;
-        }
+        let state = world.promote_again_after(&life).await;
         let end = state.unwrap_or_else(|error| panic!("{context}: {error}")).position;
         let (none, zone) = (BTreeSet::new(), jiff::tz::TimeZone::UTC);
         for archive in &world.archives {
