@@ -9,9 +9,8 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 use murphy_fs::MemberState;
 use murphy_log::{Clock, Epoch, Log, Lsn, NodeId};
 use murphy_mirror::{
-    Copier, CopyError, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener,
-    MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart,
-    compare,
+    Copier, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener, MemberBook,
+    MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart, compare,
 };
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
@@ -227,17 +226,12 @@ impl Ground {
         copying: &Copying,
     ) {
         let copier = self.copier(host, copying, followed.handle.packs.clone());
-        let (stage, volume) = (Arc::clone(&self.stage), process.volume.clone());
+        let volume = process.volume.clone();
         let stopped = followed.stop.subscribe();
         process.tasks.run(async move {
-            if let Err(error) = copier.keep_up(&volume, stopped).await {
-                // A log that has ended has said so elsewhere.
-                let expected = matches!(error, CopyError::Log(_));
-                stage.note(format!("host {host}: copies no more: {error}"));
-                if !expected {
-                    stage.violated(&format!("stall: the copier of host {host} has ended: {error}"));
-                }
-            }
+            // Whether it has come to an end of its troubles is judged by what the mirror holds.
+            let (trouble, _) = watch::channel(None);
+            copier.keep_up(&volume, stopped, &trouble).await;
         });
     }
 }
