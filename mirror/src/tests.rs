@@ -154,3 +154,32 @@ impl<L: ReplicaLayer> Replica for L {
         self.on_set_aside(ancestor, tail)
     }
 }
+
+/// Waits until `ready` says so; false if it does not within [`PATIENCE`].
+pub(crate) async fn comes(mut ready: impl FnMut() -> bool) -> bool {
+    let waiting = async {
+        while !ready() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.is_ok()
+}
+
+/// The same, where nothing else is to be told if it does not.
+pub(crate) async fn until(what: &str, ready: impl FnMut() -> bool) {
+    assert!(comes(ready).await, "waited {PATIENCE:?} for {what}");
+}
+
+/// Looks again and again for as long as `span`: what must not happen does not happen meanwhile.
+pub(crate) async fn stays(what: &str, span: Duration, mut holds: impl FnMut() -> bool) {
+    let looking = async {
+        while holds() {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    assert!(tokio::time::timeout(span, looking).await.is_err(), "no longer: {what}");
+}
+
+/// How long anything that happens within moments may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = ms(1);

@@ -57,6 +57,16 @@ fn tests_await_conditions_instead_of_sleeping() {
         let may = allowed.iter().any(|allowed| file.starts_with(allowed));
         assert!(may || !text.contains(concat!("sleep", "(")), "{file} sleeps: use murphy_tests::wait_until");
     }
+    // Tests inside a package: one place of each waits for the others.
+    let allowed = ["mirror/src/tests.rs", "fs/src/fuse/tests.rs", "fs/src/data/fetch/tests.rs"];
+    for folder in ["log/src", "fs/src", "mirror/src", "backup/src", "cli/src"] {
+        for (file, text) in files(folder, ".rs") {
+            let from =
+                if file.contains("tests") { 0 } else { text.find("\nmod tests {").unwrap_or(text.len()) };
+            let sleeps = text[from..].contains(concat!("sleep", "("));
+            assert!(!sleeps || allowed.contains(&&file[..]), "{file} sleeps: wait for what it waits for");
+        }
+    }
 }
 
 /// The fear: a second way from the mirror to the archive grows, and one cannot be changed without the other.

@@ -13,7 +13,7 @@ use murphy_fs::{
 use murphy_log::{Appender, Change, Digest, Entry, LogTime, MemoryLog, SystemClock, Usage};
 
 use super::*;
-use crate::tests::{base_state, extend, keys, ms};
+use crate::tests::{PATIENCE, base_state, extend, keys, ms, stays, until};
 
 fn pack(sequence: u64) -> SealedPack {
     let mut builder = PackBuilder::new(PackName::new(WriterId::from_u64(3), sequence));
@@ -76,7 +76,7 @@ fn start(
 impl Test {
     async fn reach(&mut self, lsn: Lsn) {
         let reached = self.data.wait_for(|data| *data >= lsn);
-        let reached = tokio::time::timeout(Duration::from_secs(10), reached).await.is_ok();
+        let reached = tokio::time::timeout(PATIENCE, reached).await.is_ok();
         assert!(reached, "data position {}", *self.data.borrow());
     }
 
@@ -149,12 +149,10 @@ async fn a_missing_or_damaged_pack_holds_the_data_position_until_it_comes() {
         (Arc::new(ObjectBlockStore::in_memory()), tempfile::tempdir().unwrap());
     let mut test = start(&log, &source, &own, &folder);
     test.reach(Lsn::new(6)).await;
-    tokio::time::sleep(ms(300)).await;
-    assert_eq!(*test.data.borrow(), Lsn::new(6));
+    stays("what is before the late pack", PAST_A_RETRY, || *test.data.borrow() == Lsn::new(6)).await;
     source.put(late.meta().name, late.bytes.clone()).await.unwrap();
     test.reach(Lsn::new(7)).await;
-    tokio::time::sleep(ms(300)).await;
-    assert_eq!(*test.data.borrow(), Lsn::new(7));
+    stays("what is before the damaged pack", PAST_A_RETRY, || *test.data.borrow() == Lsn::new(7)).await;
     assert!(own.size(bad.meta().name).await.is_err(), "a damaged pack was stored");
     source.delete(bad.meta().name).await.unwrap();
     source.put(bad.meta().name, bad.bytes.clone()).await.unwrap();
@@ -410,8 +408,7 @@ async fn a_pack_that_somebody_else_put_is_read_before_it_counts() {
     let mut test = start(&log, &source, &own, &folder);
     test.reach(Lsn::new(5)).await;
     assert_eq!(own.get(mended.name).await.unwrap(), mended.bytes);
-    tokio::time::sleep(ms(300)).await;
-    assert_eq!(*test.data.borrow(), Lsn::new(5), "nobody has the next pack intact");
+    stays("nobody has the next pack intact", PAST_A_RETRY, || *test.data.borrow() == Lsn::new(5)).await;
     source.put(only.name, only.bytes.clone()).await.unwrap();
     test.reach(Lsn::new(7)).await;
     assert_eq!(own.get(only.name).await.unwrap(), only.bytes);
@@ -459,17 +456,12 @@ async fn what_was_copied_ahead_of_the_data_position_is_not_read_again_after_a_re
     let own: Arc<dyn BlockStore> = watched.clone();
     // One of them was there before, and is read once.
     own.put(pack(7).name, pack(7).bytes).await.unwrap();
-    let all_copied = async || {
-        for sequence in 1..20 {
-            while own.size(pack(sequence).name).await.is_err() {
-                tokio::time::sleep(ms(5)).await;
-            }
-        }
-    };
+    let others: Vec<PackName> = (1..20).map(|sequence| pack(sequence).name).collect();
+    let has = |name: &PackName| own.size(*name).now_or_never().is_some_and(|size| size.is_ok());
     let test = start(&log, &source, &own, &folder);
-    all_copied().await;
-    // Two rounds of the loop: what came was taken note of.
-    tokio::time::sleep(ms(300)).await;
+    until("the other packs", || others.iter().all(has)).await;
+    // Some rounds of the loop: what came was taken note of.
+    stays("the late pack is waited for", PAST_A_RETRY, || *test.data.borrow() == Lsn::ROOT).await;
     assert_eq!((*test.data.borrow(), watched.reads()), (Lsn::ROOT, 1));
     test.stop().await;
     let remembered = folder.path().join("copier.cursor.ahead");
@@ -480,10 +472,14 @@ async fn what_was_copied_ahead_of_the_data_position_is_not_read_again_after_a_re
     bytes[20] ^= 1;
     std::fs::write(&remembered, bytes).unwrap();
     let mut test = start(&log, &source, &own, &folder);
-    tokio::time::sleep(ms(300)).await;
-    assert_eq!((*test.data.borrow(), watched.reads()), (Lsn::ROOT, 2));
+    until("the two that were forgotten to be read", || watched.reads.load(Ordering::SeqCst) == 2).await;
+    stays("the late pack is waited for", PAST_A_RETRY, || *test.data.borrow() == Lsn::ROOT).await;
+    assert_eq!(watched.reads(), 2);
     source.put(late.name, late.bytes.clone()).await.unwrap();
     test.reach(Lsn::new(21)).await;
     test.stop().await;
     assert_eq!(std::fs::metadata(&remembered).unwrap().len(), 0, "the cursor covers them");
 }
+
+/// Within it the copier asks once more for a pack that has not come.
+const PAST_A_RETRY: Duration = ms(300);

@@ -10,7 +10,7 @@ use murphy_log::{
 use tokio::sync::watch;
 
 use super::{
-    BRANCH, VOLUME, base_state, entry, epoch, frames_in, keys, log_of,
+    BRANCH, PATIENCE, VOLUME, base_state, entry, epoch, frames_in, keys, log_of,
     packs::pack,
     quic::{Node, admit, dialer, follow, follow_as},
     test_frames,
@@ -313,7 +313,7 @@ async fn a_source_hears_that_a_mirror_holds_more_of_its_epoch_and_acknowledges_n
             changes.changed().await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), lost).await.unwrap();
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
     assert_eq!(source.services.board.lost(), Some((mirror.node, frames[29].position())));
     let refused = acknowledger.acknowledged(frames[19].last(), Duration::from_secs(5)).await;
     assert!(matches!(refused, Err(AcknowledgeError::Lost(_))), "{refused:?}");

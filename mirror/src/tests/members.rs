@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -16,7 +15,7 @@ use super::{
     lend::{Mirror, alone},
     log_of, ms,
     quic::{Node, admit, dialer, follow, seal},
-    test_frames,
+    test_frames, until,
 };
 use crate::{
     AckPolicy, Dialer, ExchangeError, Leader, MemberBook, MemoryBook, MemoryReplica, Part, PlanError,
@@ -290,12 +289,8 @@ async fn a_member_that_is_removed_is_cut_off_and_told() {
     mirror.complains("was removed").await;
     assert!(mirror.handle.status.borrow().revoked);
     super::extend(&log, &test_frames(log.tail(), 1, 5, 2));
-    let gone = async {
-        while source.services.board.status(ms(0)).iter().any(|mirror| mirror.connected) {
-            tokio::time::sleep(ms(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    let connected = || source.services.board.status(ms(0)).iter().any(|mirror| mirror.connected);
+    until("the end of its connection", || !connected()).await;
     assert_eq!(mirror.replica.state(), Some(kept), "it keeps what it has, and gets no more");
     mirror.stop().await;
     source.stop().await;

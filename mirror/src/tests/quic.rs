@@ -7,7 +7,9 @@ use murphy_fs::{Acknowledger, BlockStore, MemberRole, MemberRow, MemberState};
 use murphy_log::{BranchId, Log, LogTime, Lsn, MemoryLog, NodeId, State, SystemClock};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{BRANCH, VOLUME, base_state, epoch, extend, keys, log_of, ms, test_frames};
+use super::{
+    BRANCH, PATIENCE, VOLUME, base_state, comes, epoch, extend, keys, log_of, ms, stays, test_frames, until,
+};
 use crate::{
     Dialer, Durability, EntryLine, ExchangeError, FollowHandle, FollowSetup, Following, Identity, Listener,
     MemberBook, MemoryBook, MemoryReplica, MemorySnapshots, MirrorAcknowledger, MirrorPart, NetworkOptions,
@@ -62,15 +64,13 @@ impl Node {
         services.identity = Some(Arc::clone(&identity));
         let services = Arc::new(services);
         // The socket of a node that has just stopped is closed by its endpoint's own task, a moment later.
-        let bound = async {
-            loop {
-                match Listener::bind(&identity, &UdpSockets, local, &options, services.clone()) {
-                    Ok(listener) => return listener,
-                    Err(_) => tokio::time::sleep(ms(5)).await,
-                }
-            }
-        };
-        let listener = tokio::time::timeout(ms(30_000), bound).await.expect("the address becomes free");
+        let mut listener = None;
+        until("the address to become free", || {
+            listener = Listener::bind(&identity, &UdpSockets, local, &options, services.clone()).ok();
+            listener.is_some()
+        })
+        .await;
+        let listener = listener.expect("it was waited for");
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(listener.run(stopped));
@@ -175,21 +175,15 @@ impl Mirror {
     }
 
     pub(super) async fn reach(&self, state: State) {
-        let reached = async {
-            while self.replica.state() != Some(state) {
-                tokio::time::sleep(ms(2)).await;
-            }
-        };
-        if tokio::time::timeout(Duration::from_secs(20), reached).await.is_err() {
-            panic!("not reached {state:?}: {:?}", self.handle.status.borrow());
-        }
+        let reached = comes(|| self.replica.state() == Some(state)).await;
+        assert!(reached, "not reached {state:?}: {:?}", self.handle.status.borrow());
     }
 
     /// Waits for an error that contains `text`.
     pub(super) async fn complains(&mut self, text: &str) {
         let said =
             self.handle.status.wait_for(|status| status.error.as_ref().is_some_and(|e| e.contains(text)));
-        let said = tokio::time::timeout(Duration::from_secs(10), said).await.map(|said| said.is_ok());
+        let said = tokio::time::timeout(PATIENCE, said).await.map(|said| said.is_ok());
         assert_eq!(said, Ok(true), "{:?}", self.handle.status.borrow());
     }
 
@@ -314,10 +308,11 @@ async fn thousands_of_frames_arrive_as_they_were_written() {
     }
     mirror.reach(log.tail()).await;
     assert_eq!(bytes_of(&*mirror.replica.log().unwrap()), bytes_of(&*log));
-    tokio::time::sleep(ms(50)).await;
-    let status = source.services.board.status(source.services.clock.monotonic());
-    assert_eq!(status.len(), 1);
-    assert_eq!((status[0].node, status[0].metadata_lsn), (mirror.node, log.tail().position.lsn));
+    let status = || source.services.board.status(source.services.clock.monotonic());
+    let held = || status().first().map(|mirror| mirror.metadata_lsn);
+    until("the source to know", || held() == Some(log.tail().position.lsn)).await;
+    let status = status();
+    assert_eq!((status.len(), status[0].node), (1, mirror.node));
     assert_eq!((status[0].connected, status[0].lag_ms), (true, 0));
     mirror.stop().await;
     source.stop().await;
@@ -333,14 +328,11 @@ async fn a_mirror_resumes_after_its_source_was_restarted() {
     extend(&log, &frames[..1500]);
     let mirror = follow(&source, Some(base_state()));
     // Somewhere in the middle of the stream the source goes away.
-    while mirror.replica.state().unwrap().position.lsn < Lsn::new(50) {
-        tokio::time::sleep(ms(1)).await;
-    }
+    until("some frames", || mirror.replica.state().unwrap().position.lsn >= Lsn::new(50)).await;
     let (identity, address) = (source.identity.clone(), source.address);
     source.stop().await;
     extend(&log, &frames[1500..]);
-    tokio::time::sleep(ms(300)).await;
-    assert!(!mirror.handle.status.borrow().connected);
+    until("the mirror to notice", || !mirror.handle.status.borrow().connected).await;
     let source = Node::start_as(identity, book, None, BRANCH, address).await;
     source.lead(&log, 1000);
     mirror.reach(log.tail()).await;
@@ -360,8 +352,7 @@ async fn a_mirror_is_never_ahead_of_what_its_source_has_synced() {
     let mirror = follow(&source, Some(base_state()));
     mirror.reach(synced).await;
     extend(&log, &test_frames(synced, 1, 100, 3));
-    tokio::time::sleep(ms(200)).await;
-    assert_eq!(mirror.replica.state(), Some(synced));
+    stays("only what is synced", ms(200), || mirror.replica.state() == Some(synced)).await;
     log.sync();
     mirror.reach(log.tail()).await;
     mirror.stop().await;
@@ -438,12 +429,7 @@ async fn a_sealed_mirror_answers_with_its_last_state_and_ends_the_old_source() {
     assert_eq!(sealed.heard_lsn, log.tail().position.lsn);
     let before = log.tail();
     extend(&log, &test_frames(before, 1, 5, 2));
-    let fenced = async {
-        while source.services.board.fenced_by() != Some(epoch(2)) {
-            tokio::time::sleep(ms(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), fenced).await.unwrap();
+    until("the source to be told", || source.services.board.fenced_by() == Some(epoch(2))).await;
     assert_eq!(mirror.replica.state(), Some(before));
     let older = promoter.seal(&addresses, key, seal(1)).await.unwrap_err();
     assert!(matches!(older, ExchangeError::Refused(Refused { reason: Refusal::Fenced, .. })), "{older}");

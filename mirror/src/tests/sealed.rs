@@ -1,6 +1,6 @@
 //! What a mirror says after a promise, over real QUIC on the loopback interface.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use murphy_fs::MemberRole;
 use murphy_log::{Epoch, Frame, Log, Lsn, NodeId, State};
@@ -9,18 +9,9 @@ use parking_lot::Mutex;
 use super::{
     BRANCH, ReplicaLayer, base_state, epoch, extend, keys, log_of, ms,
     quic::{Node, admit, dialer, follow, follow_with},
-    test_frames,
+    test_frames, until,
 };
 use crate::{Durability, MemoryBook, MemoryReplica, Replica, ReplicaError, check_append, check_promise};
-
-async fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    let waiting = async {
-        while !ready() {
-            tokio::time::sleep(ms(2)).await;
-        }
-    };
-    assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "{what}");
-}
 
 /// How far the source knows the mirror to be: entries, and bytes.
 fn known(source: &Node, mirror: NodeId) -> (Lsn, Lsn) {
@@ -42,7 +33,7 @@ async fn bytes_that_come_after_a_promise_are_not_acknowledged_to_the_old_source(
     let node = Arc::new(Quiet { replica: Arc::clone(&replica), promised: Mutex::default() });
     let key = source.identity.public_key();
     let mirror = follow_with(dialer, replica, node.clone(), source.address, key);
-    wait_for("the mirror", || {
+    until("the mirror", || {
         mirror.handle.status.borrow().connected && known(&source, mirror.node) == (tail, Lsn::new(0))
     })
     .await;
@@ -54,7 +45,7 @@ async fn bytes_that_come_after_a_promise_are_not_acknowledged_to_the_old_source(
     mirror.replica.set_data(tail);
     // With this frame the mirror leaves; its next first word ends the source.
     extend(&log, &test_frames(log.tail(), 1, 1, 2));
-    wait_for("the source to be told", || source.services.board.fenced_by() == Some(epoch(2))).await;
+    until("the source to be told", || source.services.board.fenced_by() == Some(epoch(2))).await;
     assert_eq!(known(&source, mirror.node), (tail, Lsn::new(0)));
     mirror.stop().await;
     source.stop().await;
@@ -68,15 +59,15 @@ async fn a_promise_that_was_made_while_the_source_was_away_is_the_first_thing_th
     let log = Arc::new(log_of(base_state(), &test_frames(base_state(), 1, 10, 3)));
     source.lead(&log, 1000);
     let (mirror, tail) = (follow(&source, Some(base_state())), log.tail().position.lsn);
-    wait_for("the mirror", || known(&source, mirror.node).0 == tail).await;
+    until("the mirror", || known(&source, mirror.node).0 == tail).await;
     let (identity, address) = (source.identity.clone(), source.address);
     source.stop().await;
-    wait_for("the mirror to notice", || !mirror.handle.status.borrow().connected).await;
+    until("the mirror to notice", || !mirror.handle.status.borrow().connected).await;
     mirror.replica.promise(epoch(2)).unwrap();
     mirror.replica.set_data(tail);
     let source = Node::start_as(identity, book, None, BRANCH, address).await;
     source.lead(&log, 1000);
-    wait_for("the source to be told", || source.services.board.fenced_by() == Some(epoch(2))).await;
+    until("the source to be told", || source.services.board.fenced_by() == Some(epoch(2))).await;
     assert_eq!(known(&source, mirror.node), (Lsn::new(0), Lsn::new(0)), "nothing was acknowledged to it");
     mirror.stop().await;
     source.stop().await;
