@@ -131,7 +131,7 @@ impl Account {
         bytes: PutPayload,
         options: PutOptions,
     ) -> ObjectResult<PutResult> {
-        let bytes: Bytes = bytes.iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>().into();
+        let bytes = Bytes::from(bytes);
         self.travel().await?;
         let fate = self.fate();
         fate.as_put().into_iter().for_each(|event| self.stage.count(event));
