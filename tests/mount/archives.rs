@@ -1,8 +1,10 @@
 //! Archives, restores and dumps as a user runs them, with a mount at both ends.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, output_of, pause, wait_for_ok, wait_until};
+use murphy_tests::{
+    PATIENCE, Scratch, assert_same_tree, can_mount, copy_tree, pause, wait_for_ok, wait_until,
+};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -16,11 +18,6 @@ fn sow(place: &Path) {
     }
     fs::hard_link(place.join("a/b/7"), place.join("a/seven")).unwrap();
     std::os::unix::fs::symlink("b/9", place.join("a/nine")).unwrap();
-}
-
-fn assert_same(a: &Path, b: &Path) {
-    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
 }
 
 /// A mounted source with an archive that claims another failure domain, and a tree in it that is archived.
@@ -56,8 +53,7 @@ fn a_lost_region_comes_back_from_its_archive() {
     }
     let (scratch, archive) = archived();
     let tree = scratch.make_dir("tree");
-    let copied = output_of(Command::new("cp").arg("-a").arg(scratch.path("mnt/a")).arg(&tree)).status;
-    assert!(copied.success());
+    copy_tree(scratch.path("mnt/a"), &tree);
     let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
     wait_archived(&scratch, durable);
     let verified = scratch.run(["verify", &archive, "--data", "100", "--json"]).expect_code(0).json();
@@ -74,7 +70,7 @@ fn a_lost_region_comes_back_from_its_archive() {
         scratch.run(["restore", &archive, "new", "--blocks", &blocks, "--json"]).expect_code(0).json();
     assert_eq!(restored["missing_packs"], 0);
     scratch.run(["mount", "new", "mnt", "-d"]).expect_code(0).stdout();
-    assert_same(&scratch.path("tree/a"), &scratch.path("mnt/a"));
+    assert_same_tree(&scratch.path("tree/a"), &scratch.path("mnt/a"));
     assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
 }
 
@@ -97,7 +93,7 @@ fn two_restored_copies_and_their_source_go_on_apart() {
         return;
     }
     let (scratch, archive) = archived();
-    let before = (scratch.bytes_of("archive"), scratch.bytes_of("blocks"));
+    let before = (scratch.prints_of("archive"), scratch.prints_of("blocks"));
     let branch = |node: &str| scratch.run(["status", node, "--json"]).json()["branch"].to_string();
     let position = || scratch.run(["status", "mnt", "--json"]).json()["position"].clone();
     let epoch = position()["epoch"].clone();
@@ -123,7 +119,7 @@ fn two_restored_copies_and_their_source_go_on_apart() {
     });
     for (who, mount) in trees {
         scratch.run(["flush", mount]).expect_code(0);
-        assert_same(&scratch.path(&format!("shadow of {who}")), &scratch.path(mount));
+        assert_same_tree(&scratch.path(&format!("shadow of {who}")), &scratch.path(mount));
     }
     for (node, mount) in &trees[1..] {
         scratch.run(["umount", mount]).expect_code(0);
@@ -141,7 +137,7 @@ fn two_restored_copies_and_their_source_go_on_apart() {
     wait_archived(&scratch, status["durable_lsn"].as_u64().unwrap());
     let status = scratch.run(["status", "mnt", "--json"]).json();
     assert_eq!((&status["archives"][0]["error"], &position()["epoch"]), (&serde_json::Value::Null, &epoch));
-    let after = (scratch.bytes_of("archive"), scratch.bytes_of("blocks"));
+    let after = (scratch.prints_of("archive"), scratch.prints_of("blocks"));
     for (path, bytes) in before.0.iter().chain(&before.1) {
         let now = after.0.get(path).or_else(|| after.1.get(path));
         assert!(now == Some(bytes), "{} was changed or removed", path.display());
@@ -149,7 +145,7 @@ fn two_restored_copies_and_their_source_go_on_apart() {
     scratch.run(["verify", &archive, "--data", "100"]).expect_code(0);
     scratch.run(["restore", &archive, "third"]).expect_code(0);
     scratch.mount("third", "m3");
-    assert_same(&scratch.path("shadow of production"), &scratch.path("m3"));
+    assert_same_tree(&scratch.path("shadow of production"), &scratch.path("m3"));
 }
 
 /// Looking back: what was deleted is there at an earlier entry.
@@ -193,7 +189,7 @@ fn an_archive_that_is_added_later_restores_alone() {
     scratch.run(["restore", &second, "copy", "--blocks", &scratch.url("b2")]).expect_code(0).stdout();
     scratch.make_dir("copymnt");
     scratch.run(["mount", "copy", "copymnt", "-d"]).expect_code(0).stdout();
-    assert_same(&scratch.path("mnt"), &scratch.path("copymnt"));
+    assert_same_tree(&scratch.path("mnt"), &scratch.path("copymnt"));
 }
 
 /// The fear: the first snapshot of an archive that is added breaks off, the archive is added once more at a later entry and acknowledges from then on;
@@ -263,7 +259,7 @@ fn a_dump_is_loaded_where_its_packs_are() {
     fs::remove_dir_all(scratch.path("copy/index")).unwrap();
     scratch.make_dir("copymnt");
     scratch.run(["mount", "copy", "copymnt", "-d"]).expect_code(0).stdout();
-    assert_same(&scratch.path("mnt"), &scratch.path("copymnt"));
+    assert_same_tree(&scratch.path("mnt"), &scratch.path("copymnt"));
 }
 
 /// With `--ack archive` an fsync that returned is in the archive.
@@ -318,6 +314,7 @@ fn a_source_that_was_replaced_refuses_to_be_one() {
     // A source ticks every 20 s, so a minute of silence means that it is gone.
     wait_until("a minute of silence", 2 * PATIENCE, || {
         assert!(!scratch.path("next").exists());
+        // An attempt is a program that reads the archive: one now and then is enough.
         pause(Duration::from_secs(2));
         let tried = scratch.run(with("home"));
         assert!(tried.code() == Some(0) || tried.stderr().contains("sign of life"), "{tried}");
@@ -348,14 +345,11 @@ fn a_log_that_lost_its_end_gets_it_back_from_its_archive() {
         scratch.signal_all(Signal::KILL);
         rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
     };
-    let copy = |from: &Path, to: &Path| {
-        assert!(output_of(Command::new("cp").arg("-a").args([from, to])).status.success());
-    };
     // What vouches for the lost end: the cursor of the archive, the index, or only the archive itself.
     for (round, gone) in [&[][..], &["archives"], &["archives", "index"]].into_iter().enumerate() {
         kill();
         let old = scratch.path(&format!("old{round}"));
-        copy(&log, &old);
+        copy_tree(&log, &old);
         scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
         let name = format!("precious{round}");
         fs::write(mount.join(&name), vec![round as u8 + 1; 300_000]).unwrap();
@@ -364,7 +358,7 @@ fn a_log_that_lost_its_end_gets_it_back_from_its_archive() {
         wait_archived(&scratch, durable);
         kill();
         fs::remove_dir_all(&log).unwrap();
-        copy(&old, &log);
+        copy_tree(&old, &log);
         for part in gone {
             fs::remove_dir_all(scratch.path("node").join(part)).unwrap();
         }
@@ -460,9 +454,9 @@ fn what_is_damaged_at_the_end_is_not_cut_before_somebody_gives_it_back() {
             fs::remove_dir_all(scratch.path("node").join(part)).unwrap();
         }
         fs::rename(scratch.path("archive"), scratch.path("away")).unwrap();
-        let before = scratch.bytes_of("node/log");
+        let before = scratch.prints_of("node/log");
         let refused = scratch.run(["serve", "node"]).expect_error(1, "archive");
-        assert!(scratch.bytes_of("node/log") == before, "without {gone:?}, something was cut: {refused}");
+        assert!(scratch.prints_of("node/log") == before, "without {gone:?}, something was cut: {refused}");
         fs::rename(scratch.path("away"), scratch.path("archive")).unwrap();
         scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0);
         assert_eq!(fs::read_to_string(mount.join(&name)).unwrap(), name.repeat(9), "without {gone:?}");

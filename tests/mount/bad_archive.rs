@@ -276,7 +276,7 @@ fn a_bad_token_is_named_and_nothing_is_begun() {
         let join = ["join", "b", "--token-file", "no token", "--blocks", &scratch.url("bb")];
         scratch.run(join).expect_error(1, "no token: No such file");
     };
-    let bytes = || (scratch.bytes_of("a/log"), scratch.bytes_of("ba"));
+    let bytes = || (scratch.prints_of("a/log"), scratch.prints_of("ba"));
     // A source writes a sign of life every 20 s, and so between some of these, but not between all.
     let is_unchanged = (0..5).any(|_| {
         let before = bytes();

@@ -7,10 +7,11 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{PATIENCE, Random, Scratch, can_mount, output_of, skip, wait_for_ok};
+use murphy_tests::{PATIENCE, Print, Random, Scratch, can_mount, copy_tree, skip, wait_for_ok};
 use rustix::{
     fs::XattrFlags,
     io::Errno,
@@ -55,9 +56,9 @@ impl Volume {
     }
 
     /// What must not change: configuration, log, store.
-    fn ground(&self) -> Vec<BTreeMap<PathBuf, Vec<u8>>> {
+    fn ground(&self) -> Vec<BTreeMap<PathBuf, Print>> {
         let mut ground =
-            ["node/murphy.toml", "node/log", "blocks"].map(|name| self.scratch.bytes_of(name)).to_vec();
+            ["node/murphy.toml", "node/log", "blocks"].map(|name| self.scratch.prints_of(name)).to_vec();
         // The lock is made by whoever looks, and empty; the spare file is no part of the log.
         ground[1].retain(|path, _| !path.ends_with("lock") && !path.ends_with("spare.tmp"));
         ground
@@ -113,9 +114,10 @@ fn fill(scratch: &Scratch, node: &str, blocks: &str, seed: u64) -> BTreeMap<Path
 }
 
 fn flip(path: &Path, at: usize) {
-    let mut bytes = fs::read(path).unwrap();
-    bytes[at] ^= 0x10;
-    fs::write(path, bytes).unwrap();
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at as u64).unwrap();
 }
 
 /// What was acknowledged and is damaged must be said, and never be cut off as if it had been a torn write.
@@ -125,15 +127,15 @@ fn a_flipped_bit_in_a_durable_frame_is_refused() {
     let segments = volume.segments();
     let [.., before, last] = &segments[..] else { panic!("{segments:?}") };
     for (segment, part) in [(last, 4), (last, 2), (before, 2)] {
-        let whole = fs::read(segment).unwrap();
         // Behind the frames there are zeros.
-        let at = whole.iter().rposition(|byte| *byte != 0).unwrap() / part;
+        let end = fs::read(segment).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+        let at = end / part;
         flip(segment, at);
         let name = segment.file_stem().unwrap().to_str().unwrap();
-        eprintln!("{}: bit flipped at {at} of {}", segment.display(), whole.len());
+        eprintln!("{}: bit flipped at {at} of {end}", segment.display());
         volume.assert_refused("damaged", 3);
         volume.scratch.run(["status", "node"]).expect_error(1, name);
-        fs::write(segment, whole).unwrap();
+        flip(segment, at);
     }
     volume.assert_whole();
 }
@@ -144,17 +146,16 @@ fn fsck_finds_damage_in_an_old_segment() {
     let Some(volume) = Volume::new("fsck_finds_damage_in_an_old_segment") else { return };
     let segments = volume.segments();
     let oldest = &segments[0];
-    let whole = fs::read(oldest).unwrap();
     flip(oldest, 300);
-    let damaged = fs::read(oldest).unwrap();
+    let damaged = volume.ground();
     let ran = volume.scratch.run(["fsck", "node"]).expect_code(3);
     let said = ran.stdout() + &ran.stderr();
     assert!(
         said.contains("damaged") && said.contains(oldest.file_stem().unwrap().to_str().unwrap()),
         "{ran}"
     );
-    assert!(fs::read(oldest).unwrap() == damaged);
-    fs::write(oldest, whole).unwrap();
+    assert!(volume.ground() == damaged, "fsck has changed something");
+    flip(oldest, 300);
     volume.assert_whole();
 }
 
@@ -252,7 +253,7 @@ fn a_bad_index_is_made_anew_and_said_so() {
         }),
         ("foreign", &|| {
             fs::remove_dir_all(&index).unwrap();
-            copy(&volume.scratch.path("other/index"), &index);
+            copy_tree(&volume.scratch.path("other/index"), &index);
         }),
         ("tables truncated", &|| {
             for path in volume.scratch.bytes_of("node/index/tables").into_keys().filter(|path| path.is_file())
@@ -286,11 +287,6 @@ fn a_bad_index_is_made_anew_and_said_so() {
             assert!(said.contains("index"), "{what}: {said:?}");
         }
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = output_of(std::process::Command::new("cp").arg("-a").arg(from).arg(to)).status;
-    assert!(copied.success());
 }
 
 /// A store that loses or changes bytes is found out at the first read, which fails; it never gives other bytes.

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{Scratch, can_mount, output_of, skip};
+use murphy_tests::{Scratch, assert_same_tree, can_mount, copy_tree, output_of, skip};
 use rustix::process::Signal;
 
 fn scratch() -> Scratch {
@@ -28,16 +28,6 @@ fn sow(place: &Path) {
     fs::File::create(place.join("sparse")).unwrap().set_len(64 << 20).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
-    let copied = output_of(Command::new("cp").arg("-a").arg(from).arg(to)).status;
-    assert!(copied.success());
-}
-
-fn assert_same(a: &Path, b: &Path) {
-    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
-}
-
 struct Mounted {
     scratch: Scratch,
     tree: PathBuf,
@@ -52,7 +42,7 @@ fn mounted() -> Mounted {
     scratch.format("node", "blocks");
     let mount = scratch.make_dir("mnt");
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
-    copy(&tree, &mount);
+    copy_tree(&tree, &mount);
     Mounted { scratch, tree, mount }
 }
 
@@ -63,14 +53,14 @@ fn a_tree_survives_umount_and_remount() {
         return;
     }
     let Mounted { scratch, tree, mount } = mounted();
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
     let live = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json();
     assert_eq!(live["findings"], 0);
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     scratch.wait_for_the_end();
     assert!(fs::read_dir(&mount).unwrap().next().is_none());
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     let summary = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json();
     assert!(summary["verified_bytes"].as_u64().unwrap() > 10_000, "{summary}");
@@ -87,7 +77,7 @@ fn what_was_flushed_survives_a_kill() {
     fs::write(mount.join("late"), b"not flushed").unwrap();
     scratch.signal_all(Signal::KILL);
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     assert_eq!(scratch.run(["fsck", "node", "--data", "--json"]).expect_code(0).json()["findings"], 0);
 }
@@ -105,7 +95,7 @@ fn a_lost_index_is_made_anew() {
     let after = scratch.run(["status", "node", "--json"]).expect_code(3).json();
     assert_eq!(before["digest"], after["digest"]);
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
 }
 
 /// What systemd and docker send must lose nothing.
@@ -118,7 +108,7 @@ fn a_signal_ends_it_with_everything_durable() {
     scratch.signal_all(Signal::TERM);
     assert!(fs::read_dir(&mount).unwrap().next().is_none(), "the mount went with it");
     scratch.run(["mount", "node", "mnt", "-d"]).expect_code(0).stdout();
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
 }
 
 /// Two mount points are two caches in the kernel: what was created at one stayed missing at the other.
@@ -132,7 +122,7 @@ fn a_second_mount_point_is_refused_and_the_first_goes_on() {
     let refused = format!("mounted already, at {}", mount.display());
     scratch.run(["mount", "node", "second", "-d"]).expect_error(1, &refused);
     assert_eq!(scratch.processes().len(), 1);
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
     scratch.wait_for_the_end();
 }
@@ -151,7 +141,7 @@ fn a_node_that_is_served_mounts_unmounts_and_mounts_again() {
     for (name, path) in [("mnt", &mount), ("second", &second), ("mnt", &mount)] {
         scratch.run(["mount", "node", name, "-d"]).expect_code(0).stdout();
         assert_eq!(scratch.processes().len(), 1);
-        assert_same(&tree, &path.join("tree"));
+        assert_same_tree(&tree, &path.join("tree"));
         let status = scratch.run(["status", name, "--json"]).expect_code(3).json();
         assert_eq!(status["running"]["mounts"], serde_json::json!([path]));
         scratch.run(["umount", name]).expect_code(0).stdout();
@@ -168,7 +158,7 @@ fn a_busy_mount_stays_and_works() {
     let Mounted { scratch, tree, mount } = mounted();
     let open = fs::File::open(mount.join("tree/small")).unwrap();
     scratch.run(["umount", "mnt"]).expect_error(1, "in use");
-    assert_same(&tree, &mount.join("tree"));
+    assert_same_tree(&tree, &mount.join("tree"));
     drop(open);
     scratch.run(["umount", "mnt"]).expect_code(0).stdout();
 }

@@ -4,13 +4,15 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use murphy_tests::{Scratch, can_mount, pause};
 use rustix::process::Signal;
 
-use super::mirrors::{Pair, sow, wait_for, write_safely};
+use super::{
+    mirrors::{Pair, sow, wait_for, write_safely},
+    take_over::SILENCE,
+};
 
 /// Every object below `store`.
 fn objects(store: &Path) -> BTreeSet<PathBuf> {
@@ -285,9 +287,6 @@ impl Lost {
         fs::rename(aside, pack).unwrap();
     }
 }
-
-/// A source that ticked so long ago is taken for gone.
-const SILENCE: Duration = Duration::from_secs(61);
 
 /// The fear: a restore takes over without all packs, and nobody ever looks for the others again although somebody who has them comes back.
 #[test]

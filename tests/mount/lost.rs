@@ -3,10 +3,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use murphy_tests::{can_mount, is_dead, output_of};
+use murphy_tests::{can_mount, copy_tree, is_dead};
 use serde_json::Value;
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -82,7 +81,7 @@ impl Rolled {
         let (node, kept) = (self.path("a"), self.path("kept"));
         self.pair.scratch.run(["umount", "ma"]).expect_code(0).stdout();
         self.pair.scratch.run(["fsck", "a"]).expect_code(0);
-        copy(&node, &kept);
+        copy_tree(&node, &kept);
         self.pair.mount("a", &self.address);
         self.ledger.write(&self.path("ma"), "late", 6);
         self.pair.settle();
@@ -137,14 +136,9 @@ fn noted(node: &Path) -> Option<u64> {
     serde_json::from_str::<Value>(text.lines().next()?).ok()?["lsn"].as_u64()
 }
 
-fn copy(from: &Path, to: &Path) {
-    let copied = output_of(Command::new("cp").arg("-a").arg(from).arg(to));
-    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-}
-
 fn put_back(kept: &Path, place: &Path) {
     fs::remove_dir_all(place).unwrap();
-    copy(kept, place);
+    copy_tree(kept, place);
 }
 
 /// Only a mirror has what an fsync acknowledged, and the source is about to decide without it.
@@ -170,12 +164,12 @@ fn a_source_that_lost_its_tail_does_not_start_without_the_mirror_that_has_it() {
     }
     for loss in [Loss::Log, Loss::AllButTheNote] {
         let mut rolled = Rolled::back(loss, false);
-        let before = rolled.pair.scratch.bytes_of("a/log");
+        let before = rolled.pair.scratch.prints_of("a/log");
         let said = rolled.pair.scratch.run(["serve", "a"]).expect_error(1, "known").stderr();
         for part in [rolled.node.as_str(), rolled.mirror_address.as_str(), "murphy promote", "--listen"] {
             assert!(said.contains(part), "no {part} in {said}");
         }
-        assert!(rolled.pair.scratch.bytes_of("a/log") == before, "something was changed");
+        assert!(rolled.pair.scratch.prints_of("a/log") == before, "something was changed");
         rolled.pair.mount("b", &rolled.mirror_address);
         rolled.pair.mount("a", &rolled.address);
         rolled.assert_whole();

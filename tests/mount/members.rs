@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use murphy_tests::{can_mount, read_summed};
+use murphy_tests::{Print, can_mount, read_summed};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -102,7 +102,7 @@ pub(super) fn id_at(pair: &Pair, node: &str, name: &str) -> String {
 
 /// The inodes of all packs in a store.
 fn inodes(pair: &Pair, store: &str) -> BTreeSet<u64> {
-    let packs = pair.scratch.bytes_of(store);
+    let packs = pair.scratch.prints_of(store);
     let packs =
         packs.keys().filter(|path| path.is_file() && path.parent().is_some_and(|dir| !dir.ends_with(store)));
     packs.map(|path| fs::metadata(path).unwrap().ino()).collect()
@@ -190,13 +190,13 @@ fn a_mirror_that_was_removed_is_told_keeps_what_it_has_and_joins_anew() {
     pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "was removed");
     pair.mount("a", &address);
     // What it holds may be what was given up, or lack what was acknowledged without it: it comes back without that, and with its packs.
-    let before = (pair.scratch.bytes_of("b"), inodes(&pair, "bb"));
+    let before = (pair.scratch.prints_of("b"), inodes(&pair, "bb"));
     let token = pair.scratch.run(["invite", "a"]).expect_code(0).stdout();
     fs::write(pair.scratch.path("again"), token).unwrap();
     let join = ["join", "b", "--token-file", "again"];
     let refused = pair.scratch.run(join).expect_error(1, "was removed").stderr();
     assert!(refused.contains("new directory"), "{refused}");
-    assert!(pair.scratch.bytes_of("b") == before.0, "it keeps what it holds");
+    assert!(pair.scratch.prints_of("b") == before.0, "it keeps what it holds");
     let url = pair.scratch.url("bb");
     pair.scratch.run(["join", "c", "--token-file", "again", "--blocks", &url]).expect_code(0).stdout();
     pair.mount("c", "127.0.0.1:0");
@@ -331,21 +331,19 @@ fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
     }
     let token = pair.scratch.run(["invite", "a"]).expect_code(0).stdout();
     fs::write(pair.scratch.path("again"), token).unwrap();
-    let kept = pair.scratch.bytes_of("b");
+    let kept = pair.scratch.prints_of("b");
     let join = ["join", "b", "--token-file", "again"];
     let refused = pair.scratch.run(join).expect_error(1, "was removed").stderr();
     assert!(refused.contains("new directory") && refused.contains("still good"), "{refused}");
     let url = pair.scratch.url("bb");
     pair.scratch.run(["join", "d", "--token-file", "again", "--blocks", &url]).expect_code(0).stdout();
     let promise = |name: &str| name.contains("promised.json") || name.contains("promoting.json");
-    let promises = |from: &BTreeMap<PathBuf, Vec<u8>>| -> Vec<Vec<u8>> {
-        from.iter()
-            .filter(|(path, _)| promise(&path.to_string_lossy()))
-            .map(|(_, bytes)| bytes.clone())
-            .collect()
+    let promises = |from: &BTreeMap<PathBuf, Print>| -> Vec<Print> {
+        let all = from.iter().filter(|(path, _)| promise(&path.to_string_lossy()));
+        all.map(|(_, print)| print.clone()).collect()
     };
-    assert_eq!((promises(&kept).len(), promises(&pair.scratch.bytes_of("d")).len()), (2, 0));
-    assert_eq!(promises(&kept), promises(&pair.scratch.bytes_of("b")));
+    assert_eq!((promises(&kept).len(), promises(&pair.scratch.prints_of("d")).len()), (2, 0));
+    assert_eq!(promises(&kept), promises(&pair.scratch.prints_of("b")));
     pair.mount("d", "127.0.0.1:0");
     wait_for_acknowledged(&ma.join("after"));
     wait_for_bytes(&pair, "a", "d");

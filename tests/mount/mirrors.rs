@@ -9,7 +9,9 @@ use std::{
 };
 
 use murphy_fs::{FjallIndex, FjallOptions, Index, Ino, InodeRow, RowKey};
-use murphy_tests::{PATIENCE, Scratch, can_mount, is_dead, output_of, wait_for_ok, wait_until};
+use murphy_tests::{
+    PATIENCE, Scratch, assert_same_tree, can_mount, is_dead, output_of, wait_for_ok, wait_until,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -108,14 +110,9 @@ pub(super) fn sow(place: &Path) {
     }
 }
 
-fn assert_same(a: &Path, b: &Path) {
-    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
-}
-
 /// Equal bytes, and equal answers to everything that `find` can print but the times of reading.
 fn assert_mirrored(a: &Path, b: &Path) {
-    assert_same(a, b);
+    assert_same_tree(a, b);
     let listed = [a, b].map(|tree| {
         let attributes = "%P %i %y %m %U %G %n %s %b %T@ %C@ %l\n";
         let found = output_of(Command::new("find").arg(tree).args(["-printf", attributes]));
@@ -181,7 +178,7 @@ fn a_mirror_restarts_serves_and_mounts_when_everything_of_its_source_is_gone() {
     // Its disk cache may hold what its own store should have.
     let _no_cache = fs::remove_dir_all(pair.scratch.path("b/cache"));
     pair.mount("b", "127.0.0.1:0");
-    assert_same(&kept, &mb);
+    assert_same_tree(&kept, &mb);
     let status = pair.status("b");
     assert_eq!(
         (&status["role"], &status["source"]["connected"]),

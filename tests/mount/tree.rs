@@ -9,7 +9,9 @@ use std::{
     process::Command,
 };
 
-use murphy_tests::{Random, Scratch, TreeRules, can_mount, compare_directories, number_from_env, output_of};
+use murphy_tests::{
+    Random, Scratch, TreeRules, can_mount, compare_directories, copy_tree, number_from_env, output_of,
+};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
 /// The first promise of a file system: what was put in comes out, whatever else happened to it in between.
@@ -22,8 +24,7 @@ fn a_real_tree_is_kept_through_copy_rename_delete_and_remount() {
     let original = scratch.make_dir("original");
     let sown = sow(&original, number_from_env("MURPHY_FILES", FILES));
     let mount = prepare_volume(&scratch);
-    let copied = output_of(Command::new("cp").arg("-a").arg(original.join(".")).arg(&mount)).status;
-    assert!(copied.success(), "{copied}");
+    copy_tree(original.join("."), &mount);
     eprintln!("{} files from real sources, {} in all", sown.real, sown.files);
 
     let same = output_of(Command::new("diff").args(["-r", "--no-dereference"]).arg(&original).arg(&mount));

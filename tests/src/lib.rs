@@ -22,6 +22,7 @@ mod s3;
 mod simulation;
 mod sound;
 mod summed;
+mod trees;
 mod wait;
 
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
@@ -43,10 +44,11 @@ pub use ops::{
 };
 pub use pair::Pair;
 pub use parts::{VOLUME, epoch, lead_new, memory_volume, new_log, new_volume, volume_keys, volume_parts};
-pub use program::{Ran, Scratch, can_mount, is_dead, report, skip};
+pub use program::{Print, Ran, Scratch, can_mount, is_dead, report, skip};
 pub use reference::Reference;
 pub use s3::{Misdeed, S3Endpoint};
 pub use simulation::{Canary, Outcome, simulate};
 pub use sound::check_sound;
 pub use summed::{read_summed, write_summed};
+pub use trees::{assert_same_tree, copy_tree};
 pub use wait::{PATIENCE, pause, pause_task, stays, until, wait_for, wait_for_ok, wait_until};

@@ -7,13 +7,13 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fmt, fs, io,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use rustix::{mount::UnmountFlags, process::Signal};
+use rustix::{fs::SeekFrom, mount::UnmountFlags, process::Signal};
 
 use crate::{PATIENCE, output_of, wait_until};
 
@@ -132,8 +132,22 @@ impl Scratch {
         wait_until("the processes to end", PATIENCE, || self.processes().is_empty());
     }
 
-    /// Every file below `name` with its bytes, apart from sockets: for seeing that nothing has changed.
+    /// Every file below `name` with its bytes, every directory with none, apart from sockets.
     pub fn bytes_of(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.below(name, |_| Vec::new(), |path| fs::read(path).expect("a readable file"))
+    }
+
+    /// Every file and directory below `name` with a print of what is in it, apart from sockets: for seeing that nothing has changed.
+    pub fn prints_of(&self, name: &str) -> BTreeMap<PathBuf, Print> {
+        self.below(name, |_| Print::Directory, |path| Print::of_file(path).expect("a readable file"))
+    }
+
+    fn below<T>(
+        &self,
+        name: &str,
+        directory: impl Fn(&Path) -> T,
+        file: impl Fn(&Path) -> T,
+    ) -> BTreeMap<PathBuf, T> {
         let mut found = BTreeMap::new();
         let mut left = vec![self.path(name)];
         while let Some(path) = left.pop() {
@@ -141,10 +155,9 @@ impl Scratch {
             if metadata.is_dir() {
                 let entries = fs::read_dir(&path).expect("a readable directory");
                 left.extend(entries.flatten().map(|entry| entry.path()));
-                found.insert(path, Vec::new());
+                found.insert(path.clone(), directory(&path));
             } else if metadata.is_file() {
-                let bytes = fs::read(&path).expect("a readable file");
-                found.insert(path, bytes);
+                found.insert(path.clone(), file(&path));
             }
         }
         found
@@ -162,6 +175,48 @@ impl Drop for Scratch {
             let _detached = rustix::mount::unmount(&mount, UnmountFlags::DETACH);
         }
     }
+}
+
+/// What tells a file or a directory from what it was before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Print {
+    /// A directory.
+    Directory,
+    /// A file of so many bytes, and the BLAKE3 of those that are not zero and of where they are.
+    File(u64, blake3::Hash),
+}
+
+impl Print {
+    /// The print of a file, of which only what has been written is read: a preallocated segment is mostly room.
+    fn of_file(path: &Path) -> io::Result<Print> {
+        let file = fs::File::open(path)?;
+        let (mut hasher, mut block, mut at) = (blake3::Hasher::new(), vec![0; PRINT_BLOCK], 0);
+        loop {
+            let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+                Ok(data) => data / PRINT_BLOCK as u64 * PRINT_BLOCK as u64,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let read = read_block(&file, data, &mut block)?;
+            if block[..read].iter().any(|byte| *byte != 0) {
+                hasher.update(&data.to_le_bytes()).update(&block[..read]);
+            }
+            at = data + PRINT_BLOCK as u64;
+        }
+        Ok(Print::File(file.metadata()?.len(), hasher.finalize()))
+    }
+}
+
+/// Reads a block of a file; fewer bytes than the block has only at the end.
+fn read_block(file: &fs::File, at: u64, block: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < block.len() {
+        match file.read_at(&mut block[read..], at + read as u64)? {
+            0 => break,
+            some => read += some,
+        }
+    }
+    Ok(read)
 }
 
 /// What a run printed, and how it ended.
@@ -257,4 +312,39 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     below.sort();
     below.reverse();
     below
+}
+
+const PRINT_BLOCK: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: a comparison that skips what was not written also skips what was.
+    #[test]
+    fn a_print_tells_every_change_and_only_changes() {
+        let scratch = Scratch::new("no program");
+        let path = scratch.make_dir("d").join("f");
+        let print = || scratch.prints_of("d");
+        let mut seen = vec![print()];
+        let file = fs::File::create(&path).unwrap();
+        seen.push(print());
+        for length in [1, PRINT_BLOCK as u64 * 3, PRINT_BLOCK as u64 * 3 + 5] {
+            file.set_len(length).unwrap();
+            seen.push(print());
+        }
+        for at in [0, PRINT_BLOCK as u64 - 1, PRINT_BLOCK as u64, PRINT_BLOCK as u64 * 3 + 4] {
+            file.write_all_at(b"x", at).unwrap();
+            seen.push(print());
+        }
+        for (number, one) in seen.iter().enumerate() {
+            assert!(seen[number + 1..].iter().all(|other| other != one), "{number}");
+        }
+        // Zeros that are written are the zeros that were there.
+        let before = print();
+        file.write_all_at(&[0; 100], PRINT_BLOCK as u64 * 2).unwrap();
+        assert_eq!(print(), before);
+        file.sync_all().unwrap();
+        assert_eq!(print(), before);
+    }
 }

@@ -15,7 +15,7 @@ fn scratch() -> Scratch {
 fn format_refuses_what_is_in_use_and_leaves_nothing_behind() {
     let scratch = scratch();
     scratch.format("node", "blocks");
-    let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+    let before = (scratch.prints_of("node"), scratch.prints_of("blocks"));
     let again = ["format", "node", "--blocks", &scratch.url("other")];
     scratch.run(again).expect_error(1, "not empty");
     let same_blocks = ["format", "second", "--blocks", &scratch.url("blocks")];
@@ -23,12 +23,12 @@ fn format_refuses_what_is_in_use_and_leaves_nothing_behind() {
     fs::write(scratch.make_dir("full").join("x"), b"x").unwrap();
     let full = ["format", "second", "--blocks", &scratch.url("full")];
     scratch.run(full).expect_error(1, "not empty");
-    assert_eq!((scratch.bytes_of("node"), scratch.bytes_of("blocks")), before);
+    assert_eq!((scratch.prints_of("node"), scratch.prints_of("blocks")), before);
     // The places of one that has an archive too, whichever of them is used: the other ones stay as they are, or are not made.
     let (full, archive) = (scratch.url("full"), scratch.url("archive"));
     scratch.run(["format", "third", "--blocks", &scratch.url("b3"), "--archive", &archive]).expect_code(0);
     scratch.make_dir("empty");
-    let used = scratch.bytes_of(".");
+    let used = scratch.prints_of(".");
     for (blocks, given, part) in [
         ("none", [&scratch.url("fresh"), &full], format!("{full} is not empty and no archive: it holds x")),
         ("empty", [&full, &scratch.url("fresh")], format!("{full} is not empty and no archive: it holds x")),
@@ -44,7 +44,7 @@ fn format_refuses_what_is_in_use_and_leaves_nothing_behind() {
         let blocks = scratch.url(blocks);
         let format = ["format", "second", "--blocks", &blocks, "--archive", one, "--archive", other];
         let refused = scratch.run(format).expect_error(1, &part);
-        assert!(scratch.bytes_of(".") == used, "{refused}");
+        assert!(scratch.prints_of(".") == used, "{refused}");
     }
     let left: Vec<_> = fs::read_dir(scratch.path(".")).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(
@@ -161,13 +161,13 @@ fn a_bad_configuration_is_one_error_and_changes_nothing() {
         // It looks at what is there if it is told where.
         let found = if error == "a segment of volume" { 3 } else { 1 };
         fs::write(&path, text).unwrap();
-        let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        let before = (scratch.prints_of("node"), scratch.prints_of("blocks"));
         for (command, code) in [("serve", 1), ("status", 1), ("fsck", found)] {
             scratch.run([command, "node"]).expect_error(code, error);
         }
         scratch.run(["serve", "node", "-d"]).expect_error(1, error);
         let log = "murphy.log";
-        let mut after = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        let mut after = (scratch.prints_of("node"), scratch.prints_of("blocks"));
         after.0.remove(&scratch.path("node").join(log));
         let mut before = before;
         before.0.remove(&scratch.path("node").join(log));
@@ -290,13 +290,13 @@ fn taking_over_has_to_be_confirmed_by_name() {
     let (blocks, archive) = (scratch.url("blocks"), format!("{}?domain=elsewhere", scratch.url("archive")));
     let format = ["format", "node", "--blocks", &blocks, "--name", "vol", "--archive", &archive];
     scratch.run(format).expect_code(0);
-    let before = scratch.bytes_of("archive/log");
+    let before = scratch.prints_of("archive/log");
     let restore = ["restore", &archive, "next", "--take-over"];
     let refused = scratch.run(restore).expect_error(2, "has to be confirmed").stderr();
     assert!(refused.contains("--confirm vol") && refused.contains("--dry-run"), "{refused}");
     let refused = scratch.run(restore.iter().chain(&["--confirm", "other"]));
     refused.expect_error(2, "the volume is called \"vol\"");
-    assert!(!scratch.path("next").exists() && scratch.bytes_of("archive/log") == before);
+    assert!(!scratch.path("next").exists() && scratch.prints_of("archive/log") == before);
 }
 
 /// The fear: whoever looks for the cause of damage loses it by looking: a torn end is cut, an index is brought up or made anew.
@@ -309,9 +309,9 @@ fn fsck_of_a_node_that_is_not_served_changes_no_file() {
         scratch.signal_all(Signal::KILL);
     }
     let unchanged = |what: &str, code: i32| {
-        let before = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        let before = (scratch.prints_of("node"), scratch.prints_of("blocks"));
         let ran = scratch.run(["fsck", "node", "--data", "--json"]).expect_code(code);
-        let after = (scratch.bytes_of("node"), scratch.bytes_of("blocks"));
+        let after = (scratch.prints_of("node"), scratch.prints_of("blocks"));
         assert!(before == after, "{what}: {ran}");
         ran
     };

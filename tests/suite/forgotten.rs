@@ -1,13 +1,8 @@
 //! The real program: a node's directory is put back to an earlier state, and its archive has lost a slot.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use murphy_tests::{Scratch, output_of};
+use murphy_tests::{Scratch, copy_tree};
 use rustix::process::Signal;
 
 /// A node with `--ack archive`; its directory was copied, and it has acknowledged more since.
@@ -31,7 +26,7 @@ impl Forgotten {
         scratch.run(format).expect_code(0);
         let mut forgotten = Forgotten { scratch, archives, later: Vec::new(), durable: 0 };
         forgotten.live();
-        copy(&forgotten.scratch.path("node"), &forgotten.scratch.path("kept"));
+        copy_tree(&forgotten.scratch.path("node"), &forgotten.scratch.path("kept"));
         let before: BTreeSet<PathBuf> = forgotten.slots().into_iter().collect();
         for _ in 0..4 {
             forgotten.live();
@@ -59,16 +54,12 @@ impl Forgotten {
 
     fn put_back(&self) {
         fs::remove_dir_all(self.scratch.path("node")).unwrap();
-        copy(&self.scratch.path("kept"), &self.scratch.path("node"));
+        copy_tree(&self.scratch.path("kept"), &self.scratch.path("node"));
     }
 
     fn last(&self) -> &str {
         self.later.last().unwrap().file_name().unwrap().to_str().unwrap()
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    assert!(output_of(Command::new("cp").arg("-a").args([from, to])).status.success());
 }
 
 /// The fear: a machine is put back to a snapshot, its archive has lost one object, and the source acknowledges on from there: what it had
@@ -80,7 +71,7 @@ fn a_source_that_was_put_back_does_not_start_while_its_archive_holds_what_it_for
     let lost = fs::read(&forgotten.later[0]).unwrap();
     fs::remove_file(&forgotten.later[0]).unwrap();
     let (scratch, url) = (&forgotten.scratch, forgotten.archives[0].clone());
-    let held = || (scratch.bytes_of("one"), scratch.run(["fsck", "node", "--json"]).json()["lsn"].clone());
+    let held = || (scratch.prints_of("one"), scratch.run(["fsck", "node", "--json"]).json()["lsn"].clone());
     let before = held();
     let refused = scratch.run(["serve", "node"]).expect_error(1, forgotten.last()).stderr();
     for part in ["nothing leads to", "murphy promote", "--take-over", "murphy archive abandon", &url] {
@@ -122,12 +113,12 @@ fn what_nothing_leads_to_is_given_up_by_name_only() {
     assert!(nothing.stdout().is_empty() && nothing.stderr().contains("Nothing"), "{nothing}");
     forgotten.put_back();
     fs::remove_file(&forgotten.later[0]).unwrap();
-    let before = forgotten.scratch.bytes_of("one");
+    let before = forgotten.scratch.prints_of("one");
     let shown = abandon(&forgotten, &["--dry-run"]).expect_code(0).stdout();
     assert!(shown.contains(forgotten.last()) && shown.contains("written 20"), "{shown}");
     abandon(&forgotten, &[]).expect_code(2);
     abandon(&forgotten, &["--confirm", "another"]).expect_code(2);
-    assert!(forgotten.scratch.bytes_of("one") == before, "something was changed");
+    assert!(forgotten.scratch.prints_of("one") == before, "something was changed");
     let name =
         forgotten.scratch.run(["status", "node", "--json"]).json()["name"].as_str().unwrap().to_owned();
     abandon(&forgotten, &["--confirm", &name]).expect_code(0);
