@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - A file is in one batch at a time.
-//! - An entry is decided after its pack is stored, under the file's lock, for what is left of the flight.
+//! - An entry is decided after its pack is stored, under the file's lock, for what was not cut off of the flight meanwhile. What was
+//!   overwritten meanwhile lands too: what hides it may come much later, or never.
 //! - A flush that fails keeps its bytes, tells the next fsync and close, and is tried again.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - A put that gets no answer fails, so that what comes behind it has its turn.
@@ -342,7 +343,8 @@ impl Flight {
         let mut inner = self.file.lock();
         // What is still in flight did not land, for whatever reason.
         inner.failure = inner.dirty.is_flying().then(|| self.failed.unwrap_or(Errno::EIO));
-        inner.dirty.ground();
+        let dropped = inner.dirty.ground();
+        volume.shared.files.count_dirty(-dropped.cast_signed());
         inner.flushes_ended += 1;
         match inner.failure {
             Some(_) => inner.error = inner.failure,

@@ -1,9 +1,12 @@
 //! Files of very many extents: what their changes cost is counted, not timed.
 
+mod overwrites;
+
 use std::{ops::Range, sync::atomic::AtomicU64};
 
 use bytes::Bytes;
 use murphy_log::{EpochId, MemoryLog, SystemClock, VolumeId};
+use parking_lot::Mutex;
 
 use super::*;
 use crate::{
