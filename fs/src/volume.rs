@@ -6,7 +6,7 @@
 //!   volume/files   open files, their locks     volume/flush   from dirty bytes to packs to entries
 //!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
 //!   volume/workers its threads                 volume/members who may follow it
-//!   volume/durable what an fsync waits for
+//!   volume/durable what an fsync waits for     volume/length  how long a file is
 //! ```
 //!
 //! Invariants:
@@ -20,6 +20,7 @@ mod file_system;
 mod files;
 mod flush;
 mod io;
+mod length;
 mod members;
 mod packs;
 mod purge;

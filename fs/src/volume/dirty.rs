@@ -110,6 +110,17 @@ impl DirtyData {
         !self.flying.is_empty()
     }
 
+    /// The offset after the last byte that a flight still brings.
+    pub(crate) fn flying_end(&self) -> u64 {
+        self.flying.last_key_value().map_or(0, |(_, end)| *end)
+    }
+
+    /// Whether a byte of `range` has been written and is not stored.
+    pub(crate) fn touches(&self, range: Range<u64>) -> bool {
+        let last = self.segments.range(..range.end).next_back();
+        !range.is_empty() && last.is_some_and(|(start, segment)| start + segment.len() > range.start)
+    }
+
     /// The offset after the last dirty byte.
     pub(crate) fn end(&self) -> u64 {
         self.segments.last_key_value().map_or(0, |(offset, segment)| offset + segment.len())
@@ -423,8 +434,13 @@ mod tests {
                 prop_assert_eq!(dirty.kept(), kept.cast_unsigned());
                 prop_assert_eq!(model.kept(), kept as usize);
                 prop_assert_eq!(dirty.len(), model.seen.iter().flatten().count() as u64);
+                let flying_end = model.flight.iter().rposition(Option::is_some).map_or(0, |last| last as u64 + 1);
+                prop_assert_eq!(dirty.flying_end(), flying_end);
                 prop_assert_eq!(dirty.is_flying(), model.flight.iter().any(Option::is_some));
                 prop_assert_eq!(&contents(&dirty, LENGTH as u64), &model.seen);
+                let from = LENGTH as u64 / 2;
+                prop_assert_eq!(dirty.touches(from..700), model.seen[600..700].iter().any(Option::is_some));
+                prop_assert!(!dirty.touches(700..from));
             }
         }
     }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Volume, flush::Urgency, io::may_truncate};
+use super::{Volume, flush::Urgency, length::Resize};
 use crate::{
     Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode,
     OpenFlags, Opened, RenameMode, SetAttr, StatFs, XattrMode, XattrName,
-    decide::{FILE_MAX, MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
+    decide::{MakeDirectory, MakeLink, MakeNode, MakeSymlink, RemoveXattr, SetXattr},
     sequencer::SubmitError,
 };
 
@@ -38,17 +38,7 @@ impl FileSystem for Volume {
             return self
                 .mutate_with(*caller, move |volume, caller| volume.set_attributes(caller, ino, change));
         };
-        if size > FILE_MAX {
-            return Answer::Now(Err(Errno::EFBIG));
-        }
-        self.mutate_with(*caller, move |volume, caller| {
-            let row = volume.inode_row(ino)?.ok_or(Errno::ESTALE)?;
-            if change.mode.is_some() && row.kind == Kind::Symlink {
-                return Err(Errno::EOPNOTSUPP.into());
-            }
-            may_truncate(&row)?;
-            volume.truncate(caller, ino, size, change)
-        })
+        self.resize(*caller, Resize { ino, size, change })
     }
 
     fn readlink(&self, ino: Ino) -> Answer<Bytes> {
@@ -76,7 +66,7 @@ impl FileSystem for Volume {
         self.mutate_with(*caller, move |volume, caller| {
             let attr = volume.shared.sequencer.submit(Some(caller), &make)?;
             let flags = OpenFlags { truncate: false, ..flags };
-            Ok((attr, volume.open_file(caller, attr.ino, flags)?))
+            Ok((attr, volume.open_file(attr.ino, flags)?))
         })
     }
 
@@ -145,9 +135,9 @@ impl FileSystem for Volume {
             return Answer::Now(Err(errno));
         }
         if !flags.truncate {
-            return Answer::Now(self.open_file(caller, ino, flags).map_err(errno_of));
+            return Answer::Now(self.open_file(ino, flags).map_err(errno_of));
         }
-        self.mutate_with(*caller, move |volume, caller| volume.open_file(caller, ino, flags))
+        self.open_emptied(*caller, ino, flags)
     }
 
     fn read(&self, ino: Ino, handle: Handle, offset: u64, length: u32) -> Answer<Bytes> {

@@ -38,6 +38,8 @@ pub(crate) struct FileInner {
     pub(crate) flushes_ended: u64,
     /// The last flush that left nothing behind: whatever was dirty when it took off has its entries.
     pub(crate) flushes_stored: u64,
+    /// Entries that have given the file extents, since this record was made.
+    pub(crate) stores: u64,
     /// It waits in the flusher's queue.
     pub(crate) queued: bool,
     /// An error of a flush that nobody has been told yet.
@@ -49,6 +51,11 @@ pub(crate) struct FileInner {
 impl FileState {
     pub(crate) fn lock(&self) -> MutexGuard<'_, FileInner> {
         self.inner.lock()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, FileInner>> {
+        self.inner.try_lock()
     }
 }
 

@@ -404,6 +404,7 @@ impl Volume {
         let ctime = inner.dirty.ctime.unwrap_or_default();
         let store = Store { ino: file.ino, pack, pieces, overlapped, mtime: inner.dirty.mtime, ctime };
         let number = self.shared.sequencer.submit(None, &store)?;
+        inner.stores += 1;
         let removed = inner.dirty.landed(&store.pieces);
         self.shared.files.count_dirty(-removed.cast_signed());
         Ok(Some(PackUse::Known(number)))

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened,
-    PackNumber, PackRow, RowKey, SetAttr,
+    PackNumber, PackRow, RowKey,
     data::PackMeta,
     decide::{DropPrivilege, FILE_MAX, capability_key, loses_mode_bits},
     sequencer::SubmitError,
@@ -50,13 +50,13 @@ impl Stamps {
 }
 
 impl Volume {
-    /// Opens a regular file.
-    pub(super) fn open_file(
-        &self,
-        caller: &Caller,
-        ino: Ino,
-        flags: OpenFlags,
-    ) -> Result<Opened, SubmitError> {
+    /// Opens a regular file as it is.
+    pub(super) fn open_file(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, SubmitError> {
+        self.end_open(ino, self.begin_open(ino, flags)?)
+    }
+
+    /// Makes a handle of a regular file.
+    pub(super) fn begin_open(&self, ino: Ino, flags: OpenFlags) -> Result<Handle, SubmitError> {
         let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
         match row.kind {
             Kind::File => {}
@@ -70,13 +70,11 @@ impl Volume {
             self.shared.files.forget(file);
             return Err(errno.into());
         }
-        let handle = self.shared.handles.add(file, flags);
-        if flags.truncate
-            && let Err(error) = self.truncate(caller, ino, 0, SetAttr::default())
-        {
-            self.close_handle(handle);
-            return Err(error);
-        }
+        Ok(self.shared.handles.add(file, flags))
+    }
+
+    /// Says what is known of a file that was opened; closes it if that cannot be said.
+    pub(super) fn end_open(&self, ino: Ino, handle: Handle) -> Result<Opened, SubmitError> {
         match self.attr(ino) {
             Ok(attr) => {
                 let (unchanged, decides) = (self.shared.stamps.unchanged(&attr), self.check_leads().is_ok());

@@ -1,5 +1,6 @@
 //! Files of very many extents: what their changes cost is counted, not timed.
 
+mod long;
 mod overwrites;
 
 use std::{ops::Range, sync::atomic::AtomicU64};

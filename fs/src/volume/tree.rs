@@ -11,8 +11,8 @@ use crate::{
     Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
     RenameMode, RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
     decide::{
-        Fate, PURGE_BATCH, PlacedName, RemoveDirectory, Rename, SetAttributes, SetXattr, Truncate, Unlink,
-        Victim, check_namespace, find,
+        Fate, PlacedName, RemoveDirectory, Rename, SetAttributes, SetXattr, Unlink, Victim, check_namespace,
+        find,
     },
     sequencer::{SubmitError, unreadable},
     table::Table,
@@ -243,34 +243,6 @@ impl Volume {
             inner.dirty.mtime = None;
         }
         drop(inner);
-        Ok(self.attr(ino)?)
-    }
-
-    /// Changes the length, and what else `change` says.
-    pub(super) fn truncate(
-        &self,
-        caller: &Caller,
-        ino: Ino,
-        size: u64,
-        change: SetAttr,
-    ) -> Result<Attr, SubmitError> {
-        let file = self.shared.files.state(ino);
-        let mut inner = file.lock();
-        let mut beyond = self.extent_offsets(ino, size)?;
-        while beyond.len() > PURGE_BATCH {
-            let batch = beyond.split_off(beyond.len() - PURGE_BATCH);
-            let size = batch[0].max(size);
-            // The first part has the whole change already, so that what refuses it does so before anything is cut off.
-            let part = Truncate { ino, size, beyond: batch, change };
-            self.shared.sequencer.submit(Some(caller), &part)?;
-        }
-        let last = Truncate { ino, size, beyond, change };
-        self.shared.sequencer.submit(Some(caller), &last)?;
-        let removed = inner.dirty.remove(size..u64::MAX);
-        (inner.dirty.mtime, inner.dirty.ctime) = (None, None);
-        self.shared.files.count_dirty(-removed.cast_signed());
-        drop(inner);
-        self.shared.files.forget(file);
         Ok(self.attr(ino)?)
     }
 

@@ -3,6 +3,9 @@
 //! Invariants:
 //! - A crash is a copy of the durable log, opened with nothing else but the packs.
 
+mod judge;
+mod length;
+
 use futures::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;
 

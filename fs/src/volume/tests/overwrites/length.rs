@@ -1,0 +1,69 @@
+//! Changes of length before the bytes in front of the end are stored.
+
+use super::*;
+use crate::Attr;
+
+impl Scene {
+    pub(super) async fn resize(&self, size: u64) -> Result<Attr, Errno> {
+        let change = SetAttr { size: Some(size), ..SetAttr::default() };
+        self.volume.setattr(&Caller::default(), self.ino, None, change).wait().await
+    }
+
+    async fn stored_size(&self) -> u64 {
+        self.volume.inode_row(self.ino).unwrap().unwrap().size
+    }
+}
+
+/// The fear: a length is in the log before the bytes in front of it, and a crash shows zeros in their place.
+#[tokio::test]
+async fn a_length_is_not_logged_before_the_bytes_in_front_of_it() {
+    for (size, waits) in [(3000, false), (4096, false), (9000, true)] {
+        let scene = Scene::new(VolumeOptions::default(), 0).await;
+        scene.write(0, &[b'Y'; 4096]).await;
+        scene.store.puts.send_replace(Puts::Hold);
+        let change = SetAttr { size: Some(size), ..SetAttr::default() };
+        let mut resized = match scene.volume.setattr(&Caller::default(), scene.ino, None, change) {
+            Answer::Now(resized) if !waits => {
+                assert_eq!(resized.unwrap().size, size);
+                None
+            }
+            Answer::Later(later) if waits => Some(tokio::spawn(later)),
+            _ => panic!("{size} waits, or does not"),
+        };
+        if waits {
+            scene.begun(1).await;
+        }
+        scene.volume.durable_here().await.unwrap();
+        assert_eq!(scene.crashed().await, Vec::<u8>::new(), "zeros that nobody wrote");
+        scene.store.puts.send_replace(Puts::Succeed);
+        if let Some(resized) = resized.take() {
+            assert_eq!(resized.await.unwrap().unwrap().size, size);
+        }
+        scene.fsync().await.unwrap().unwrap();
+        let (found, written) = (scene.crashed().await, size.min(4096) as usize);
+        assert_eq!((found.len() as u64, scene.stored_size().await), (size, size));
+        assert!(found[..written].iter().all(|byte| *byte == b'Y'));
+        assert!(found[written..].iter().all(|byte| *byte == 0));
+    }
+}
+
+/// The fear: a new length goes without an entry of its own because bytes that are to be stored bring it; whoever waits for bytes that it has
+/// cut off is told that he has them, and gets neither.
+#[tokio::test]
+async fn a_length_behind_which_bytes_are_on_their_way_waits_for_them() {
+    let scene = Scene::new(VolumeOptions::default(), 0).await;
+    scene.store.puts.send_replace(Puts::Hold);
+    scene.write(3000, &[b'Y'; 1000]).await;
+    let fsync = scene.fsync();
+    scene.begun(1).await;
+    scene.write(0, &[b'Z'; 2000]).await;
+    let mut resized = Box::pin(scene.resize(1500));
+    assert!(futures::poll!(&mut resized).is_pending());
+    scene.store.puts.send_replace(Puts::Succeed);
+    fsync.await.unwrap().unwrap();
+    let found = scene.crashed().await;
+    assert!(found.len() == 4000 || found == [b'Z'; 1500], "{} bytes", found.len());
+    assert_eq!(resized.await.unwrap().size, 1500);
+    scene.fsync().await.unwrap().unwrap();
+    assert!(scene.crashed().await == [b'Z'; 1500]);
+}
