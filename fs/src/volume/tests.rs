@@ -1,5 +1,6 @@
 //! Files of very many extents: what their changes cost is counted, not timed.
 
+mod listing;
 mod long;
 mod overwrites;
 
@@ -76,11 +77,16 @@ fn epoch(number: u32) -> Epoch {
 struct CountingIndex {
     index: MemoryIndex,
     read: Arc<AtomicU64>,
+    /// Happens when the next scan begins.
+    at_scan: Arc<Mutex<Option<Happening>>>,
 }
+
+type Happening = Box<dyn FnOnce() + Send>;
 
 struct CountingSnapshot {
     snapshot: Arc<dyn IndexSnapshot>,
     read: Arc<AtomicU64>,
+    at_scan: Arc<Mutex<Option<Happening>>>,
 }
 
 impl CountingIndex {
@@ -91,7 +97,8 @@ impl CountingIndex {
 
 impl Index for CountingIndex {
     fn snapshot(&self) -> Arc<dyn IndexSnapshot> {
-        Arc::new(CountingSnapshot { snapshot: self.index.snapshot(), read: Arc::clone(&self.read) })
+        let (snapshot, at_scan) = (self.index.snapshot(), Arc::clone(&self.at_scan));
+        Arc::new(CountingSnapshot { snapshot, read: Arc::clone(&self.read), at_scan })
     }
 
     fn ingest(
@@ -122,6 +129,8 @@ impl IndexSnapshot for CountingSnapshot {
     }
 
     fn scan(&self, range: Range<RowKey>) -> RowIterator {
+        let happening = self.at_scan.lock().take();
+        happening.into_iter().for_each(|happening| happening());
         let read = Arc::clone(&self.read);
         Box::new(self.snapshot.scan(range).inspect(move |_| {
             read.fetch_add(1, Ordering::Relaxed);

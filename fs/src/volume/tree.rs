@@ -119,16 +119,24 @@ impl Volume {
         cookie: u64,
         limit: usize,
     ) -> Result<Vec<DirEntryPlus>, Errno> {
-        let mut plus = Vec::new();
-        for entry in self.entries(directory, cookie, limit)? {
-            match self.attr(entry.ino) {
-                Ok(attr) => plus.push(DirEntryPlus { entry, attr }),
-                // Removed since the names were read.
-                Err(Errno::ESTALE) => {}
-                Err(errno) => return Err(errno),
+        let (mut plus, mut from) = (Vec::new(), cookie);
+        loop {
+            let entries = self.entries(directory, from, limit)?;
+            let Some(last) = entries.last() else { return Ok(plus) };
+            from = last.cookie;
+            for entry in entries {
+                match self.attr(entry.ino) {
+                    Ok(attr) => plus.push(DirEntryPlus { entry, attr }),
+                    // Removed since the names were read.
+                    Err(Errno::ESTALE) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            // An empty answer would be the end of the directory.
+            if !plus.is_empty() {
+                return Ok(plus);
             }
         }
-        Ok(plus)
     }
 
     /// What is known of the inode that `name` stands for, in case it loses its last name; run `then` while that cannot change.
