@@ -474,6 +474,30 @@ fn a_log_without_room_gathers_no_ticks_and_loses_nothing() {
     });
 }
 
+/// The fear: an orphan whose purge meets a full log stays until the next start.
+#[test]
+fn an_orphan_that_met_a_full_log_is_purged_once_there_is_room() {
+    alone(async {
+        let (below, store, index) = (new_log(), PutFaults::store(), Arc::new(murphy_fs::MemoryIndex::new()));
+        let log = Arc::new(Layered(CrampedLog { below: below.clone(), is_full: AtomicBool::new(false) }));
+        let parts = parts(log.clone(), index.clone(), &store);
+        let options = VolumeOptions { flush_after: Duration::from_millis(20), ..impatient() };
+        let volume = lead_new(VolumeParts { options, ..parts });
+        let world = World { volume, log: below, store, index };
+        let (ino, handle) = world.create("f");
+        now(world.volume.unlink(&ROOT, Ino::ROOT, &named("f"))).unwrap();
+        in_the_end(|| world.volume.sync_all().wait()).await;
+        log.is_full.store(true, Ordering::SeqCst);
+        now(world.volume.mkdir(&ROOT, Ino::ROOT, &named("d"), 0o755)).unwrap();
+        assert_eq!(soon(world.volume.sync_all().wait()).await, Err(Errno::EIO));
+        world.volume.release(ino, handle);
+        stays("nothing is decided without room", Duration::from_millis(100), || world.orphans() == 1).await;
+        log.is_full.store(false, Ordering::SeqCst);
+        in_the_end(|| world.volume.sync_all().wait()).await;
+        world.without_orphans().await;
+    });
+}
+
 /// A mirror whose index falls behind waits for it, and does not fill its memory with the source's history.
 #[test]
 #[expect(clippy::await_holding_lock, reason = "holding it is what makes the index stick")]

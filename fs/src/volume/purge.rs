@@ -4,6 +4,8 @@
 //! - An inode is purged by one task at a time, and only while nobody has it open.
 //! - A purge that was cut short is gone on with by whoever leads next: the orphan's row goes last.
 
+use std::{sync::Arc, time::Duration};
+
 use super::{STALE_TRIES, Volume};
 use crate::{
     Caller, Errno, Ino, RowKey,
@@ -13,16 +15,26 @@ use crate::{
 };
 
 impl Volume {
-    /// Purges `ino` in the background.
+    /// Purges `ino` in the background. If the log has no room it is tried again, as long as somebody uses
+    /// the volume.
     pub(super) fn purge_later(&self, ino: Ino) {
-        let volume = self.clone();
+        let (weak, mut volume) = (Arc::downgrade(&self.shared), self.clone());
+        let pause = self.shared.options.flush_after.max(PAUSE_MIN);
         self.shared.runtime.spawn(async move {
-            match volume.purge(ino).await {
-                // Of another source, which purges it.
-                Ok(()) | Err(Errno::EROFS) => {}
-                Err(errno) => {
-                    tracing::error!(%ino, %errno, "an orphan was not purged; the next start goes on with it");
+            loop {
+                match volume.purge(ino).await {
+                    Err(Errno::ENOSPC) => {}
+                    // Of another source, which purges it.
+                    Ok(()) | Err(Errno::EROFS) => return,
+                    Err(errno) => {
+                        tracing::error!(%ino, %errno, "an orphan was not purged; the next start goes on with it");
+                        return;
+                    }
                 }
+                drop(volume);
+                tokio::time::sleep(pause).await;
+                let Some(shared) = weak.upgrade() else { return };
+                volume = Volume { shared };
             }
         });
     }
@@ -94,3 +106,6 @@ impl Volume {
         Ok((!last).then_some(end))
     }
 }
+
+/// An orphan that found no room is not looked at again before this.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
