@@ -53,7 +53,7 @@ fn a_lost_region_comes_back_from_its_archive() {
     }
     let (scratch, archive) = archived();
     let tree = scratch.make_dir("tree");
-    copy_tree(scratch.path("mnt/a"), &tree);
+    copy_tree(&scratch.path("mnt/a"), &tree);
     let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
     wait_archived(&scratch, durable);
     let verified = scratch.run(["verify", &archive, "--data", "100", "--json"]).expect_code(0).json();

@@ -24,7 +24,7 @@ fn a_real_tree_is_kept_through_copy_rename_delete_and_remount() {
     let original = scratch.make_dir("original");
     let sown = sow(&original, number_from_env("MURPHY_FILES", FILES));
     let mount = prepare_volume(&scratch);
-    copy_tree(original.join("."), &mount);
+    copy_tree(&original.join("."), &mount);
     eprintln!("{} files from real sources, {} in all", sown.real, sown.files);
 
     let same = output_of(Command::new("diff").args(["-r", "--no-dereference"]).arg(&original).arg(&mount));

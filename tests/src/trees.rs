@@ -12,8 +12,8 @@ use crate::output_of;
 /// # Panics
 /// If `cp` fails.
 #[track_caller]
-pub fn copy_tree(from: impl AsRef<Path>, to: impl AsRef<Path>) {
-    let copied = output_of(Command::new("cp").arg("-a").arg(from.as_ref()).arg(to.as_ref()));
+pub fn copy_tree(from: &Path, to: &Path) {
+    let copied = output_of(Command::new("cp").arg("-a").arg(from).arg(to));
     assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
 }
 
@@ -22,8 +22,8 @@ pub fn copy_tree(from: impl AsRef<Path>, to: impl AsRef<Path>) {
 /// # Panics
 /// If they differ.
 #[track_caller]
-pub fn assert_same_tree(a: impl AsRef<Path>, b: impl AsRef<Path>) {
-    let compared = output_of(Command::new("diff").arg("-r").arg(a.as_ref()).arg(b.as_ref()));
+pub fn assert_same_tree(a: &Path, b: &Path) {
+    let compared = output_of(Command::new("diff").arg("-r").arg(a).arg(b));
     let said = [compared.stdout, compared.stderr].concat();
     assert!(compared.status.success(), "{}", String::from_utf8_lossy(&said));
 }
