@@ -10,13 +10,13 @@ use std::sync::Arc;
 use super::{
     STALE_TRIES, Volume,
     files::{FileInner, FileState},
+    io::may_truncate,
     tree::logged,
 };
 use crate::{
     Answer, Attr, Caller, Errno, Ino, Kind, OpenFlags, Opened, SetAttr,
     decide::{FILE_MAX, PURGE_BATCH, Truncate},
     sequencer::SubmitError,
-    volume::io::may_truncate,
 };
 
 /// A new length, and what else changes with it.
