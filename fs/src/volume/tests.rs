@@ -19,7 +19,7 @@ use crate::{
 
 /// A node that can be reopened with nothing in memory.
 struct Node {
-    log: Arc<dyn Log>,
+    log: Arc<MemoryLog>,
     index: Arc<CountingIndex>,
     blocks: Arc<dyn BlockStore>,
     epoch: u32,
@@ -45,7 +45,7 @@ impl Node {
         let state = self.log.claim(epoch(self.epoch)).unwrap();
         let clock = Arc::new(SystemClock::new());
         let parts = VolumeParts {
-            log: Arc::clone(&self.log),
+            log: self.log.clone(),
             index: Arc::clone(&self.index) as Arc<dyn Index>,
             state,
             last_time: clock.wall(),

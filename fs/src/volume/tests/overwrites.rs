@@ -155,18 +155,23 @@ fn parts(
     }
 }
 
-/// What a file holds in the tree that a log leads to, which must be sound.
-async fn contents(log: MemoryLog, store: &Arc<Gate>, ino: Ino) -> Vec<u8> {
+/// The tree that a log leads to, which must be sound.
+pub(super) fn after_crash(log: MemoryLog, blocks: Arc<dyn BlockStore>) -> Volume {
     let (index, start) = (Arc::new(MemoryIndex::new()), State::origin(epoch(1)));
     index.ingest(&mut std::iter::empty(), &start).unwrap();
     let frames = log.read(log.first()).unwrap();
     let state = replay(&*index, start, frames, ReplayBudget::default()).unwrap();
-    let store: Arc<dyn BlockStore> = Arc::<Gate>::clone(store);
-    let volume = Volume::open(parts(Arc::new(log), index, state, store, VolumeOptions::default())).unwrap();
+    let volume = Volume::open(parts(Arc::new(log), index, state, blocks, VolumeOptions::default())).unwrap();
     let view = volume.view_with_state();
     assert_eq!(check_tree(&view).unwrap(), Vec::new());
     let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
     assert_eq!(check_digest(&view, &keys).unwrap().digest, state.digest);
+    volume
+}
+
+/// What a file holds after a crash.
+async fn contents(log: MemoryLog, store: &Arc<Gate>, ino: Ino) -> Vec<u8> {
+    let volume = after_crash(log, Arc::<Gate>::clone(store));
     let opened = volume.open(&Caller::default(), ino, OpenFlags { write: false, ..READ_WRITE });
     let handle = opened.wait().await.unwrap().handle;
     volume.read(ino, handle, 0, u32::MAX).wait().await.unwrap().to_vec()
