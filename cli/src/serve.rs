@@ -160,6 +160,10 @@ fn answer_at_rest(
     let unprinted = replies.failed.take();
     drop(replies);
     host.mirroring.stop();
+    if matches!(request, Request::Promote(_)) {
+        // Whoever is to acknowledge from now on is not shipped to by this process, and no mirror can reach it.
+        host.volume().acknowledge_alone();
+    }
     if purpose == Purpose::Change || matches!(request, Request::Promote(_)) {
         host.close()?;
     }
