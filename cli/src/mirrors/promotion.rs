@@ -33,7 +33,7 @@ use self::{
 };
 use super::{
     Mirroring,
-    following::SILENCE,
+    following::{SILENCE, load_heard},
     leading::{waits_for_mirrors, write_set},
     lock,
     replica::DiskReplica,
@@ -229,7 +229,8 @@ impl Mirroring {
             CliError::new("this mirror holds nothing yet").hint("it was never seeded by its source: promote a mirror that holds something, or restore from an archive")
         })?;
         let heard = lock(&self.followed).as_ref().map(|followed| *followed.heard.borrow());
-        let heard = heard.or(*lock(&self.heard)).unwrap_or(state.position.lsn);
+        let heard = heard.or(*lock(&self.heard)).max(load_heard(&self.directory)?);
+        let heard = heard.unwrap_or(state.position.lsn);
         Ok(Standing { state, data_lsn: *replica.data().borrow(), heard_lsn: heard })
     }
 
