@@ -21,7 +21,7 @@ use murphy_backup::{
     Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
 };
 use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
-use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
+use murphy_log::{Clock, Epoch, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -62,6 +62,8 @@ struct Shipped {
     shared: SharedArchive,
     /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
     is_removed: bool,
+    /// Whether it was given up when this node took over: whoever has sealed it for an epoch of the same number has not replaced this node.
+    is_given_up: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// How far it was when this node last noted it: what is known of it until it answers.
@@ -112,12 +114,15 @@ impl Archives {
             None
         });
         let state = Arc::new(Mutex::new(ShipState::default()));
+        // The file as it is now: the node may have been promoted after it was opened.
+        let config = NodeConfig::read(&self.context.directory)?;
+        let is_given_up = config.archives_given_up.contains(&shared.url);
         // Entries may be decided, and wait to be acknowledged, before the archive is open.
         let began = self.context.log.tail().position.lsn;
         let to = (shared.clone(), url.clone());
         let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, is_removed: false, url, state, noted, task });
+        self.shipped().push(Shipped { shared, is_removed: false, is_given_up, url, state, noted, task });
         Ok(())
     }
 
@@ -206,12 +211,14 @@ impl Archives {
 
     /// How each archive does.
     pub(crate) fn status(&self) -> Vec<ArchiveStatus> {
-        self.shipped().iter().map(Shipped::status).collect()
+        let own = self.context.volume.state().position.epoch;
+        self.shipped().iter().map(|shipped| shipped.status(own)).collect()
     }
 
     /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
     pub(crate) fn fenced(&self) -> Option<(Sealed, String)> {
-        self.shipped().iter().find_map(|shipped| {
+        let own = self.context.volume.state().position.epoch;
+        self.shipped().iter().filter(|shipped| !shipped.is_lost(own)).find_map(|shipped| {
             let state = shipped.state();
             match state.handle.as_ref()?.status().end {
                 Some(ShipEnd::Fenced(sealed)) => {
@@ -260,12 +267,12 @@ impl Archives {
 
     /// The archives that are not known to hold everything up to `lsn`, and why.
     fn lacking(&self, lsn: Lsn) -> Result<Vec<String>, CliError> {
-        let shipped = self.shipped();
+        let (shipped, own) = (self.shipped(), self.context.volume.state().position.epoch);
         let lacks = |shared: &SharedArchive| {
             let Some(found) = shipped.iter().find(|one| one.shared.url == shared.url) else {
                 return Some(format!("{} (it is not shipped to)", shared.url));
             };
-            let status = found.status();
+            let status = found.status(own);
             let why = status.error.unwrap_or_else(|| format!("it is at lsn {}", status.lsn));
             (status.lsn < lsn.get()).then(|| format!("{} ({why})", shared.url))
         };
@@ -312,7 +319,17 @@ impl Shipped {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn status(&self) -> ArchiveStatus {
+    /// Whether it was given up when this node, which leads in `own`, took over, and somebody has sealed it for an epoch that does not come behind
+    /// that: it is lost to this node, which nobody has replaced by that.
+    fn is_lost(&self, own: Epoch) -> bool {
+        let state = self.state();
+        let end = state.handle.as_ref().and_then(|handle| handle.status().end);
+        let is_foreign = |end| matches!(end, ShipEnd::Fenced(sealed) if sealed.next.number <= own.number);
+        self.is_given_up && end.is_some_and(is_foreign)
+    }
+
+    fn status(&self, own: Epoch) -> ArchiveStatus {
+        let is_lost = self.is_lost(own);
         let state = self.state();
         let mut status = ArchiveStatus {
             url: self.shared.url.clone(),
@@ -333,6 +350,7 @@ impl Shipped {
             }
             let end = shipped.end.map(|end| match end {
                 ShipEnd::Gap { .. } => format!("{end}; {STRANDED}"),
+                end if is_lost => format!("{end}; {GIVEN_UP}"),
                 end => end.to_string(),
             });
             status.error = status.error.or(end).or(shipped.error);
@@ -345,6 +363,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What to do about an archive that nobody can bring up to this log.
 const STRANDED: &str = "what it holds stays restorable; to go on, murphy archive remove (--assume-lost if fsync waits for it), and murphy archive \
     add at another prefix, which begins with a snapshot";
+/// What to do about an archive that was given up and is another one's.
+const GIVEN_UP: &str = "it was given up when this node took over, so that nothing is shipped there; murphy archive remove --assume-lost takes it out of the volume";
 /// What the status of an archive says that acknowledges nothing yet.
 const JOINING: &str = "it acknowledges nothing before another archive has the entry that added it";
 

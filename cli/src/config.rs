@@ -5,6 +5,7 @@
 //! - A file of another format version is refused before anything else in it is looked at, an unknown key too.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -52,6 +53,10 @@ pub(crate) struct NodeConfig {
     /// How a former mirror became the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) promoted: Option<Promoted>,
+    /// Archives, in the shared form of their URLs, that were given up when this node took over: whoever has sealed one of them for an epoch that does
+    /// not come after this node's own has not replaced it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) archives_given_up: BTreeSet<String>,
     /// A level of `--ack` that the log names and that is not in force yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ack_pending: Option<PendingAck>,
@@ -209,6 +214,7 @@ impl NodeConfig {
             source: None,
             removed: false,
             promoted: None,
+            archives_given_up: BTreeSet::new(),
             ack_pending: None,
             fenced: None,
             branches: Vec::new(),
@@ -320,6 +326,7 @@ mod tests {
                 addresses: vec!["h:7000".to_owned()],
                 key: PublicKey::from_bytes([7; 32]),
             }),
+            archives_given_up: BTreeSet::from(["s3://gone".to_owned()]),
             fenced: Some(Fenced { epoch: 2, by: None }),
             branches: vec![KeptBranch {
                 epoch: 1,

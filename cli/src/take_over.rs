@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use murphy_backup::{Archive, ArchiveFence, PlaceStanding, Successor, TakeOverError, TakeOverLog, reach};
 use murphy_fs::{Fence, FenceError, Held, RowKey, SettingRow, StoreUrl};
-use murphy_log::{Clock, Log, Lsn, NodeId, Position};
+use murphy_log::{Clock, Epoch, Log, Lsn, NodeId, Position};
 use serde::Serialize;
 
 use crate::{
@@ -85,8 +85,9 @@ impl Taker<'_> {
     /// What becomes of an archive that is given up. One that is there is not given up without a word.
     pub(crate) async fn give_up(&self, shared: &SharedArchive) -> Outlook {
         let asked = tokio::time::timeout(GONE_ANSWER_MAX, self.open(shared)).await;
-        let lsn = asked.ok().and_then(Result::ok).map(|opened| opened.held.end.lsn);
-        Outlook::given_up(&shared.url, lsn)
+        let held = asked.ok().and_then(Result::ok).map(|opened| opened.held);
+        let given_up = Outlook::given_up(&shared.url, held.as_ref().map(|held| held.end.lsn));
+        Outlook { epoch: held.map(|held| held.epoch), ..given_up }
     }
 
     /// The fence at an archive that is open.
@@ -132,6 +133,9 @@ pub(crate) struct Outlook {
     pub(crate) act: &'static str,
     /// Why nothing can be done.
     pub(crate) error: Option<String>,
+    /// The epoch that goes on there, of one that is given up and answers.
+    #[serde(skip)]
+    pub(crate) epoch: Option<Epoch>,
     /// What it holds that this node lacks and nothing in it leads to: lost, unless another archive or a member has it.
     pub(crate) unled: Option<String>,
 }
@@ -176,7 +180,7 @@ impl Outlook {
     }
 
     fn without(url: &str, act: &'static str, error: Option<String>) -> Outlook {
-        Outlook { url: url.to_owned(), lsn: None, act, error, unled: None }
+        Outlook { url: url.to_owned(), lsn: None, act, error, epoch: None, unled: None }
     }
 
     /// One that answers.
@@ -271,7 +275,7 @@ const REFUSED: &str = "none";
 #[cfg(test)]
 mod tests {
     use murphy_fs::Sealed;
-    use murphy_log::{Epoch, EpochId, State};
+    use murphy_log::{EpochId, State};
 
     use super::*;
 

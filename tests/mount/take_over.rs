@@ -1,6 +1,8 @@
 //! Taking over when a volume has archives: what a promotion seals and fetches, who is shut out, and what a kill in the middle leaves;
 //! and what a restore does that takes over ([`restores`]).
 
+mod given_up;
+
 use std::{
     fs,
     path::{Path, PathBuf},

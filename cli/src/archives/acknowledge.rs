@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - An archive that dies with the source, or holds no packs, acknowledges nothing; what it says of another source counts.
+//! - One that was given up and sealed by somebody who did not replace this source is asked for nothing.
 
 use std::{
     sync::{
@@ -67,7 +68,8 @@ impl ByArchives {
     fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
         let Some(archives) = self.archives.upgrade() else { return Default::default() };
         let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
-        for shipped in archives.shipped().iter() {
+        let own = archives.context.volume.state().position.epoch;
+        for shipped in archives.shipped().iter().filter(|shipped| !shipped.is_lost(own)) {
             let domain = shipped.url.failure_domain().to_string();
             let may =
                 !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - A node that has once been found fenced stays so, also while no archive answers: its directory remembers.
+//! - An archive that was given up when this node took over, and was sealed for an epoch that does not come behind this node's, is lost to it: that
+//!   is said, and is no fence.
 //! - What an archive holds in this source's epoch and nothing leads to is this log's, was given up by people, or keeps the source from deciding.
 //! - A seal tells where the history of the others begins: what this node has beyond it is listed as a branch before the node says that it was
 //!   replaced.
@@ -103,6 +105,10 @@ impl<'a> Asked<'a> {
         let (own, tail) = (node.log.recovery().epoch, node.log.durable().state().position);
         match walked.objection(own, tail.lsn) {
             None => {}
+            Some(Objection::Replaced) if self.is_lost(node) => {
+                let (url, ended) = (&shared.url, walked.end.epoch);
+                tracing::warn!(url, %ended, %own, "an archive that was given up when this node took over was sealed by somebody else: nothing is shipped there");
+            }
             Some(Objection::Replaced) => {
                 // Several may have taken over since: the first of them has ended this epoch.
                 let ended = walked.seals.iter().find(|seal| seal.epoch == own);
@@ -156,7 +162,18 @@ impl<'a> Asked<'a> {
         reach.map_err(failed)
     }
 
+    /// Whether it was given up when `node` took over, and somebody else has sealed it since, for an epoch that does not come behind the node's own.
+    fn is_lost(&self, node: &Node) -> bool {
+        let own = node.log.recovery().epoch;
+        let ended = self.walked.as_ref().ok().map(|walked| walked.end.epoch);
+        node.config.archives_given_up.contains(&self.shared.url)
+            && ended.is_some_and(|ended| ended.number <= own.number && ended != own)
+    }
+
     fn judge_strays(&self, node: &Node, reach: &Reach) -> Result<(), CliError> {
+        if self.is_lost(node) {
+            return Ok(());
+        }
         if let Some(seal) = reach.seal() {
             return Err(self.replaced(node, seal));
         }

@@ -18,7 +18,7 @@ use std::{
 use jiff::tz::TimeZone;
 use murphy_backup::{Archive, ArchiveKind, RestoreError, RestorePlan, Target, plan_restore, planned_usage};
 use murphy_fs::StoreUrl;
-use murphy_log::{Clock, Lsn, SystemClock, Usage};
+use murphy_log::{Clock, Epoch, Lsn, SystemClock, Usage};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -83,6 +83,8 @@ struct Restore {
     assume_lost: Vec<String>,
     /// What that gives up.
     given_up: GivenUp,
+    /// The epochs of archives that it gives up and that answer.
+    given_up_epochs: Vec<Epoch>,
     /// Snapshots that turned out to be damaged.
     excluded: BTreeSet<String>,
 }
@@ -119,6 +121,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
         succession.check()?;
         let effect = "it becomes the source; the old one is shut out of these archives for good";
         output.confirm(args.confirm.as_deref(), &succession.name, effect)?;
+        restore.given_up_epochs = succession.given_up_epochs();
         restore.given_up = succession.given_up;
     }
     // What could not be read may have gone further than what was restored.
@@ -151,8 +154,19 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
     }
     let directory = PathBuf::from(directory);
     let (take_over, assume_lost) = (args.take_over, args.assume_lost.clone());
-    let (given_up, excluded) = Default::default();
-    Ok(Restore { urls, archives, directory, target, blocks, take_over, assume_lost, given_up, excluded })
+    let (given_up, given_up_epochs, excluded) = Default::default();
+    Ok(Restore {
+        urls,
+        archives,
+        directory,
+        target,
+        blocks,
+        take_over,
+        assume_lost,
+        given_up,
+        given_up_epochs,
+        excluded,
+    })
 }
 
 impl Restore {

@@ -337,6 +337,7 @@ impl Mirroring {
             let from = config.source.take();
             config.role = Role::Source;
             config.ack_pending = None;
+            config.archives_given_up.extend(places.archives_given_up.iter().cloned());
             config.promoted = from.map(|from| Promoted {
                 epoch: plan.epoch.number,
                 metadata_lsn: plan.base.position.lsn.get(),

@@ -257,6 +257,7 @@ impl Restore {
         if self.take_over {
             let own = self.urls.iter().filter(|url| shared_form(url) != url.to_string());
             config.archives = own.cloned().collect();
+            config.archives_given_up.clone_from(&self.given_up.archives);
         }
         let full: Vec<(&StoreUrl, &Archive)> = full.collect();
         let urls = || full.iter().map(|(url, _)| (*url).clone()).collect();
@@ -311,6 +312,7 @@ impl Restore {
         let fence = |archive: &Archive| ArchiveFence::new(archive.clone(), node, Arc::clone(&clock), None);
         let fences: Vec<ArchiveFence> = self.archives.iter().map(fence).collect();
         let (mut known, mut seals) = (vec![state.position.epoch], Vec::new());
+        known.extend(self.given_up_epochs.iter().copied());
         for fence in &fences {
             let held = fence.adopt().await.map_err(failed)?;
             known.push(held.epoch);

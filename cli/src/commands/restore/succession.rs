@@ -306,6 +306,11 @@ impl Succession {
         Ok(())
     }
 
+    /// The epochs of archives that are given up and answer: the one that is begun comes behind them, so that nobody takes the two for each other.
+    pub(super) fn given_up_epochs(&self) -> Vec<Epoch> {
+        self.archives.iter().filter_map(|archive| archive.epoch).collect()
+    }
+
     /// What people read behind the plan.
     pub(super) fn text(&self) -> String {
         let archives = self.archives.iter().map(Outlook::line);

@@ -59,10 +59,12 @@ pub(super) struct Places {
     pub(super) log: TakeOverLog,
     /// The full ones: how this node reaches them, and their packs.
     pub(super) full: Vec<(StoreUrl, Arc<dyn BlockStore>)>,
-    /// The epochs that they are in.
+    /// The epochs that they are in, and those that are given up and answer all the same.
     pub(super) epochs: Vec<Epoch>,
     /// The members that were given up.
     pub(super) given_up: BTreeSet<NodeId>,
+    /// The archives that were given up.
+    pub(super) archives_given_up: BTreeSet<String>,
 }
 
 impl Places {
@@ -91,13 +93,19 @@ impl Places {
         let packs: Arc<dyn BlockStore> = Arc::new(BlockStores::new(own, others));
         let supplies =
             Supplies { log: Arc::clone(&promoted.log), packs, lost: Some(Arc::clone(&promoted.lost)) };
-        let epochs = opened.iter().map(|one| one.held.epoch).collect();
+        // Whoever has sealed one of these must not have begun the epoch of the same number.
+        let lost = shared.iter().filter(|archive| given_up.archives.contains(&archive.url));
+        let taker = promoted.taker();
+        let lost = futures::future::join_all(lost.map(|archive| taker.give_up(archive))).await;
+        let epochs = opened.iter().map(|one| one.held.epoch);
+        let epochs = epochs.chain(lost.iter().filter_map(|one| one.epoch)).collect();
         let places = opened
             .into_iter()
             .map(|one| Arc::new(one.fence.with_supplies(supplies.clone())) as Arc<dyn Fence>)
             .collect();
         let log = TakeOverLog { log: Arc::clone(&promoted.log), keys: promoted.keys.clone(), places };
-        Ok(Places { shared: shared.to_vec(), log, full, epochs, given_up: given_up.nodes.clone() })
+        let (nodes, archives_given_up) = (given_up.nodes.clone(), given_up.archives.clone());
+        Ok(Places { shared: shared.to_vec(), log, full, epochs, given_up: nodes, archives_given_up })
     }
 }
 
