@@ -7,6 +7,7 @@
 //! Invariants:
 //! - Nothing is sealed while an archive holds more than was restored, unless another one was sealed before: then that is where the old epoch
 //!   ends, and what the old source still got into other archives goes on in the new epoch, in every archive.
+//! - Nothing is sealed before every place that lacks something has it: what cannot be brought up is said while nothing has happened.
 //! - What is carried over is final: every archive is sealed before anything is.
 
 use std::{sync::Arc, time::Duration};
@@ -18,7 +19,7 @@ use super::{PlaceStanding, SEAL_ATTEMPTS, Successor, TakeOverError, TakeOverLog,
 use crate::{
     descriptor::ArchiveKind,
     fence::{ArchiveFence, Supplies},
-    ship::{Losses, LostPacks},
+    ship::Losses,
 };
 
 /// Ends the epoch of the source at `base` in every one of `places`, for a successor whose tree was restored up to there; refused while
@@ -48,6 +49,12 @@ pub async fn take_over_at(
     }
     if let Some(behind) = ahead.filter(|_| !is_settled) {
         return Err(behind);
+    }
+    for place in &over.places {
+        let standing = over.look(place).await?;
+        if standing.held.end.lsn < base.lsn && !standing.is_sealed && !standing.is_passed {
+            over.relay(place, &standing, base.lsn).await?;
+        }
     }
     for place in &over.places {
         over.seal_one(place, is_settled).await?;
@@ -174,9 +181,7 @@ impl RestoredTakeOver<'_> {
             let frames = self.behind_of(lagging, from, to).await?;
             let log = self.log_of(lagging, from, epoch, frames).await?;
             let last = log.tail().position.lsn;
-            let lost = LostPacks { after: from.lsn, upto: last };
-            // What only the lost source had, and what is asked of a place that was sealed already, nobody may have any more.
-            let lost = epoch.map(|_| Arc::new(lost) as Arc<dyn Losses>);
+            let lost = Some(Arc::new(DeniedByAll) as Arc<dyn Losses>);
             let supplies = Supplies { log, packs: self.packs(lagging), lost };
             let supplied = lagging.clone().with_supplies(supplies).known_up_to(from);
             supplied.ship(last).await.map_err(|error| at(lagging, error))?;
@@ -243,6 +248,17 @@ impl RestoredTakeOver<'_> {
     fn behind(&self, place: &ArchiveFence, standing: &PlaceStanding) -> TakeOverError {
         let (url, last) = (place.place().to_owned(), standing.held.end.lsn);
         TakeOverError::Behind { url, last, base: self.base.lsn }
+    }
+}
+
+/// The source is gone, and its store is not asked: what every other place says that it does not have, nobody has any more. One that does not answer
+/// is waited for.
+#[derive(Debug)]
+struct DeniedByAll;
+
+impl Losses for DeniedByAll {
+    fn may_have(&self, _: Lsn) -> bool {
+        true
     }
 }
 

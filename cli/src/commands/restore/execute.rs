@@ -344,6 +344,9 @@ impl Restore {
                 TakeOverError::Fence { error: FenceError::Sealed(_), .. } => format!(
                     "if that was an attempt of your own, go on with the DIR that it was given; what this one has is kept in {unfinished}"
                 ),
+                TakeOverError::Fence { ref url, error: FenceError::Unavailable { .. } } => format!(
+                    "run it again with the same DIR: it goes on with {unfinished}; without that archive, --assume-lost '{url}' gives it up, with whatever only it holds"
+                ),
                 TakeOverError::Behind { .. } => {
                     format!("run it again with the same DIR: it goes on with {unfinished} and reads that too")
                 }
