@@ -193,7 +193,9 @@ impl TakeOverLog {
         let standings = self.look(successor).await?;
         if !standings.iter().any(|standing| standing.is_settled) {
             let ahead = self.places.iter().zip(&standings).filter(|(_, standing)| standing.is_ahead);
-            let ahead: Vec<_> = ahead.map(|(place, standing)| (place, standing.held.end.lsn)).collect();
+            let ahead: Vec<_> = ahead.map(|(place, standing)| (place, standing.held.end)).collect();
+            self.check_one_history(&ahead).await?;
+            let ahead: Vec<_> = ahead.into_iter().map(|(place, end)| (place, end.lsn)).collect();
             self.fetch_from(&ahead.iter().map(|(place, _)| *place).collect::<Vec<_>>()).await?;
             let reached = self.log.tail().position.lsn;
             if let Some((place, last)) = ahead.into_iter().find(|(_, last)| *last > reached) {
@@ -357,7 +359,13 @@ impl TakeOverLog {
     /// Claims the epoch in the log, and appends to it what sealed places hold beyond: the same entries, in the new epoch. Durable when it
     /// returns.
     pub async fn begin(&self, successor: &Successor) -> Result<State, TakeOverError> {
-        let next = successor.next()?;
+        let (next, tail) = (successor.next()?, self.log.tail().position.lsn);
+        let mut ahead = Vec::new();
+        for place in &self.places {
+            let end = place.adopt().await.map_err(|error| at(&**place, error))?.end;
+            ahead.extend((end.lsn > tail).then_some((place, end)));
+        }
+        self.check_one_history(&ahead).await?;
         let log = Arc::clone(&self.log);
         murphy_log::aside(move || log.claim(next).map_err(|error| TakeOverError::Log(error.to_string())))
             .await?;
@@ -386,6 +394,31 @@ impl TakeOverLog {
             }
         }
         self.durable().await
+    }
+
+    /// Refuses places of which two hold different entries behind this log, or one does not continue it: nothing is appended of any before people
+    /// have decided between them. One that begins behind another one's end is judged when it is come to.
+    async fn check_one_history(&self, ahead: &[(&Arc<dyn Fence>, Position)]) -> Result<(), TakeOverError> {
+        let tail = self.log.tail().position;
+        for (place, _) in ahead {
+            place.entries(tail).await.map_err(|error| at(&***place, error))?;
+        }
+        let Some((furthest, last)) = ahead.iter().max_by_key(|(_, end)| end.lsn) else { return Ok(()) };
+        for (place, end) in ahead.iter().filter(|(place, _)| !Arc::ptr_eq(place, furthest)) {
+            let is_other = match end.lsn == last.lsn {
+                true => end.hash != last.hash,
+                false => match furthest.entries(*end).await {
+                    Ok(_) => false,
+                    Err(FenceError::Forked { .. }) => true,
+                    Err(error) => return Err(at(&***furthest, error)),
+                },
+            };
+            if is_other {
+                let (place, lsn) = (place.place().to_owned(), end.lsn);
+                return Err(at(&***furthest, FenceError::Forked { place, lsn }));
+            }
+        }
+        Ok(())
     }
 
     /// Appends frames, each in its own epoch.

@@ -299,3 +299,50 @@ async fn entries_behind_the_seal_of_one_who_led_are_left_out_and_told() {
         assert!(problem.contains("up to lsn 37") && problem.contains("left out"), "{problem}");
     }
 }
+
+/// The fear: a copy of the source's directory has shipped to one archive, the source to the other: a promotion takes the one that it asks first, and
+/// refuses then.
+#[tokio::test]
+async fn a_promotion_does_not_decide_between_two_archives_that_disagree() {
+    for (shorter, is_settled) in [(3, false), (6, false), (3, true)] {
+        let mut world = World::new(&[6, 12, 6], 6).await;
+        let tail = world.log.read(Lsn::FIRST).unwrap().map(Result::unwrap).nth(5).unwrap().position();
+        let mut copy = Source::new();
+        copy.frames(6, 3);
+        copy.wait(77);
+        put(&world.stores[2], &copy.frames(shorter, 3)).await;
+        if is_settled {
+            world.attempts.push(epoch(2, 40));
+            fence(&world.archives[0], MIRROR).seal(tail, epoch(2, 40)).await.unwrap();
+        }
+        let refused = world.promote(&[]).await.unwrap_err();
+        assert!(
+            matches!(&refused, TakeOverError::Fence { error: FenceError::Forked { .. }, .. }),
+            "{shorter} {is_settled}: {refused}"
+        );
+        assert_eq!(world.mirror.tail().position, tail, "{shorter} {is_settled}: nothing was appended");
+    }
+}
+
+/// The fear: a pack was lost with the source, one archive lags, and that one cannot be brought up when another one is sealed already.
+#[tokio::test]
+async fn a_lost_pack_does_not_keep_a_lagging_archive_from_being_taken_over() {
+    let mut world = World::new(&[12, 6], 0).await;
+    let base =
+        put(&world.stores[0], &[world.source.frame_with_pack(&crate::testing::pack(1, b"lost").1)]).await;
+    let (fences, _) = world.restored().await;
+    assert_eq!(world.take_over_restored(&fences, base).await, Ok(base.lsn));
+    for held in world.held().await {
+        assert_eq!(held, (base.lsn, base.hash, epoch(2, 80)));
+    }
+}
+
+/// The fear: one archive takes nothing, and that is found out when the others are sealed.
+#[tokio::test]
+async fn a_restore_seals_nothing_before_every_archive_has_everything() {
+    let world = World::new(&[12, 6], 0).await;
+    let (fences, base) = world.restored().await;
+    world.stores[1].fail("log/", crate::testing::Fault::PutFails, usize::MAX);
+    world.take_over_restored(&fences, base).await.unwrap_err();
+    assert_eq!(world.sealers().await, Vec::new());
+}
