@@ -32,7 +32,7 @@ fn an_archive_that_was_given_up_and_that_another_one_has_sealed_fences_nobody() 
     fs::rename(region.path("one"), region.path("away")).unwrap();
     let one = region.archives[0].clone();
     region.scratch.run(["promote", "b", "--confirm", "vol", "--assume-lost", &one]).expect_code(0);
-    write_safely(&region.path("mb/new"), b"acknowledged by the second archive");
+    write_safely(&region.path("mb/new"), b"acknowledged by the second archive").unwrap();
     seal_as_another(&region, "away", 2);
     region.put_back("one");
     wait_for("the archive to be looked at", || {
@@ -40,12 +40,12 @@ fn an_archive_that_was_given_up_and_that_another_one_has_sealed_fences_nobody() 
             .to_string()
             .contains("was given up when this node took over")
     });
-    write_safely(&region.path("mb/newer"), b"acknowledged by the second archive, too");
+    write_safely(&region.path("mb/newer"), b"acknowledged by the second archive, too").unwrap();
     region.kill("b");
     region.mount("b", &[]);
-    write_safely(&region.path("mb/newest"), b"after a start");
+    write_safely(&region.path("mb/newest"), b"after a start").unwrap();
     region.scratch.run(["archive", "remove", "b", &one, "--assume-lost"]).expect_code(0);
-    write_safely(&region.path("mb/last"), b"without it");
+    write_safely(&region.path("mb/last"), b"without it").unwrap();
     // A later epoch is another source's, whatever was given up.
     let two = region.archives[1].clone();
     region.scratch.run(["verify", &two]).expect_code(0);
@@ -64,6 +64,6 @@ fn a_promotion_of_a_mirror_that_is_not_served_says_that_it_is_done() {
     region.kill("a");
     assert_eq!(region.promote()["epoch"], 2);
     region.mount("b", &[]);
-    write_safely(&region.path("mb/new"), b"acknowledged by an archive");
+    write_safely(&region.path("mb/new"), b"acknowledged by an archive").unwrap();
     region.assert_archives_are_those_of_b();
 }
