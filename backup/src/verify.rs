@@ -504,12 +504,15 @@ impl Verifier<'_> {
         let known = self.packs.len();
         self.packs.retain(|name, _| !self.dead.contains(name));
         self.report.packs_below_horizon = (known - self.packs.len()) as u64;
-        let packs: Vec<PackMeta> = std::mem::take(&mut self.packs).into_values().collect();
+        let mut packs: Vec<PackMeta> = std::mem::take(&mut self.packs).into_values().collect();
+        packs.sort_by_cached_key(|meta| drawn(meta.name, seed));
+        // Of few packs at least one.
+        let read = (packs.len() * usize::from(data_percent)).div_ceil(100);
         self.report.packs = packs.len() as u64;
-        let looked = futures::stream::iter(packs).map(|meta| {
+        let looked = futures::stream::iter(packs.into_iter().enumerate()).map(|(place, meta)| {
             let store = &store;
             async move {
-                let is_read = chosen(meta.name, seed) < u64::from(data_percent);
+                let is_read = place < read;
                 (meta, is_read, look_at_pack(&meta, store, is_read).await)
             }
         });
@@ -530,13 +533,13 @@ impl Verifier<'_> {
     }
 }
 
-/// A number from 0 to 99 that spreads packs evenly.
-fn chosen(name: PackName, seed: u64) -> u64 {
+/// A number that puts packs into an order of chance.
+fn drawn(name: PackName, seed: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(name.to_string().as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    u64::from_le_bytes(first) % 100
+    u64::from_le_bytes(first)
 }
 
 async fn look_at_pack(

@@ -362,10 +362,12 @@ impl Status {
         let mut lines = vec![self.verdict.clone()];
         lines.extend(self.advice.clone());
         lines.push(String::new());
-        for scenario in &self.scenarios {
-            lines.push(format!("  {}", scenario.outcome));
+        let others = self.scenarios.iter().filter(|scenario| !self.verdict.ends_with(&scenario.outcome));
+        let others: Vec<String> = others.map(|scenario| format!("  {}", scenario.outcome)).collect();
+        if !others.is_empty() {
+            lines.extend(others);
+            lines.push(String::new());
         }
-        lines.push(String::new());
         let mut row = |name: &str, value: String| lines.push(format!("{name:<14}{value}"));
         row("volume", format!("{} ({})", self.name, self.volume));
         row("branch", self.branch.clone());
