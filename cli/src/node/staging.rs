@@ -91,7 +91,10 @@ impl Staging {
             let entry = entry.map_err(at(parent))?;
             let (name, path) = (entry.file_name(), entry.path());
             let name = name.as_encoded_bytes();
-            let is_ours = name.starts_with(begins.as_encoded_bytes()) && name.ends_with(ENDS.as_bytes());
+            let random = name.strip_prefix(begins.as_encoded_bytes());
+            let random = random.and_then(|rest| rest.strip_suffix(ENDS.as_bytes()));
+            // What stands between is random: a longer name may begin like this one.
+            let is_ours = random.is_some_and(|random| random.iter().all(u8::is_ascii_hexdigit));
             let file = path.join(KEPT).join(kept);
             if is_ours && file.exists() {
                 return Ok(Some((path, file)));
@@ -261,6 +264,16 @@ mod tests {
         staging.clear_the_way().unwrap();
         staging.clear_the_way().unwrap();
         staging.publish().unwrap();
+    }
+
+    /// The fear: a restore to `home` goes on with what one to `home.eu` has left behind.
+    #[test]
+    fn what_an_attempt_at_a_longer_name_has_left_is_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = Staging::resume(&folder.path().join("home.eu"), "x.json").unwrap();
+        fs::write(other.keep("x.json").unwrap(), "remembered").unwrap();
+        assert_eq!(Staging::left(&folder.path().join("home"), "x.json").unwrap(), None);
+        assert!(Staging::left(&folder.path().join("home.eu"), "x.json").unwrap().is_some());
     }
 
     #[test]
