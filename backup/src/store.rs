@@ -7,7 +7,14 @@
 //! - No answer larger than the caller's limit is read into memory, and no request waits longer than [`REQUEST_TIMEOUT`].
 //! - A listing is a hint: that an object is missing in it proves nothing.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -24,6 +31,8 @@ pub struct ArchiveStore {
     prefix: Path,
     label: Arc<str>,
     kind: StoreKind,
+    /// How many requests have been answered: what [`ArchiveStore::while_answering`] goes by.
+    answered: Arc<AtomicU64>,
 }
 
 /// What an object that can be read is worth.
@@ -58,13 +67,33 @@ pub enum Creation {
 impl ArchiveStore {
     /// The objects below `prefix` of `store`, which is not a directory; `label` is the URL that messages name, without any secret.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, label: &str) -> ArchiveStore {
-        ArchiveStore { store, prefix, label: label.into(), kind: StoreKind::Service }
+        ArchiveStore {
+            store,
+            prefix,
+            label: label.into(),
+            kind: StoreKind::Service,
+            answered: Arc::default(),
+        }
     }
 
     /// The same for a store in a directory, which syncs the folder of an object when it is asked for its length: what can be read there may
     /// still be lost.
     pub fn in_directory(store: Arc<dyn ObjectStore>, prefix: Path, label: &str) -> ArchiveStore {
         ArchiveStore { kind: StoreKind::Directory, ..ArchiveStore::new(store, prefix, label) }
+    }
+
+    /// Waits for `work` at this store, or a clone of it, however long it takes while requests are answered: an archive with a long history takes
+    /// its time. `None` once none has been for `silence`.
+    pub async fn while_answering<T>(&self, silence: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = self.answered.load(Ordering::Relaxed);
+            match tokio::time::timeout(silence, &mut work).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.answered.load(Ordering::Relaxed) == before => return None,
+                Err(_) => {}
+            }
+        }
     }
 
     /// What messages call the store.
@@ -186,6 +215,7 @@ impl ArchiveStore {
             })),
             Err(error) => Err(StoreError::from_object_store(object.clone(), error)),
         });
+        let listed = listed.inspect_ok(|_| self.count_answer());
         listed.try_filter_map(async |item| Ok(item)).boxed()
     }
 
@@ -207,14 +237,27 @@ impl ArchiveStore {
         }
     }
 
+    fn count_answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     async fn timed<T>(
         &self,
         name: &str,
         request: impl Future<Output = Result<T, ObjectError>>,
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(StoreError::from_object_store(self.object(name), error)),
+            Ok(Ok(answer)) => {
+                self.count_answer();
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                let error = StoreError::from_object_store(self.object(name), error);
+                if matches!(error, StoreError::NotFound { .. }) {
+                    self.count_answer();
+                }
+                Err(error)
+            }
             Err(_) => Err(StoreError::Unavailable {
                 object: self.object(name),
                 reason: format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
@@ -323,6 +366,21 @@ const COMPARE_BYTES_MAX: usize = 64 << 20;
 mod tests {
     use super::*;
     use crate::testing::{Fault, FaultyStore};
+
+    /// The fear: an archive that is years old takes longer to look at than one is given that does not answer, and is called gone.
+    #[tokio::test]
+    async fn what_takes_long_is_waited_for_as_long_as_requests_are_answered() {
+        let store = FaultyStore::new().archive_store();
+        let silence = Duration::from_millis(400);
+        let busy = async {
+            for _ in 0..120 {
+                assert_eq!(store.size("x").await, Ok(None));
+                tokio::time::sleep(silence / 40).await;
+            }
+        };
+        assert_eq!(store.while_answering(silence, busy).await, Some(()));
+        assert_eq!(store.while_answering(silence, std::future::pending::<()>()).await, None);
+    }
 
     /// The fear: in a directory a slot got its name and the folder was not synced, it is read back and counts, and a power cut takes it with what
     /// was acknowledged.

@@ -72,13 +72,13 @@ impl Taker<'_> {
     /// Opens an archive that the log names, and asks how far it is.
     pub(crate) async fn open(&self, shared: &SharedArchive) -> Result<Opened, CliError> {
         let url = local_url(self.config, shared)?;
-        let asked = async {
-            let fence = self.fence(&open_archive(self.config, &url).await.map_err(failed)?);
-            let held = fence.adopt().await.map_err(failed)?;
-            Ok::<_, CliError>((fence, held))
-        };
-        let asked = tokio::time::timeout(ANSWER_MAX, asked).await;
-        let (fence, held) = asked.map_err(|_| CliError::new("it does not answer in time"))??;
+        let late = || CliError::new("it does not answer in time");
+        let archive = tokio::time::timeout(ANSWER_MAX, open_archive(self.config, &url)).await;
+        let archive = archive.map_err(|_| late())?.map_err(failed)?;
+        // All that it has got since it was made is looked at, which takes as long as it takes.
+        let fence = self.fence(&archive);
+        let held = archive.store().while_answering(ANSWER_MAX, fence.adopt()).await;
+        let held = held.ok_or_else(late)?.map_err(failed)?;
         Ok(Opened { url, fence, held })
     }
 
@@ -260,7 +260,7 @@ impl Outlook {
     }
 }
 
-/// An archive that does not answer for so long is not there.
+/// An archive that answers nothing for so long is not there.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// One that people call lost is asked so long.
 const GONE_ANSWER_MAX: Duration = Duration::from_secs(5);

@@ -51,17 +51,16 @@ impl Giver for ArchiveGiver {
 
     fn give_back(&self, log: Arc<DiskLog>, own: Epoch) -> BoxFuture<'_, Result<(), CliError>> {
         Box::pin(async move {
-            let given = async {
-                let places: Vec<Arc<dyn Fence>> = vec![Arc::new(self.place().await?.clone())];
-                let keys = VolumeKeys::derive(self.config.volume);
-                let lost = TakeOverLog { log: log as Arc<dyn Log>, keys, places };
-                lost.recover(own).await.map(drop).map_err(failed)
-            };
-            let late = |_| Err(CliError::new(format!("{} does not answer in time", self.shared.url)));
-            tokio::time::timeout(ANSWER_MAX, given).await.unwrap_or_else(late)
+            let late = || CliError::new(format!("{} does not answer in time", self.shared.url));
+            let place = tokio::time::timeout(ANSWER_MAX, self.place()).await.map_err(|_| late())??;
+            let places: Vec<Arc<dyn Fence>> = vec![Arc::new(place.clone())];
+            let keys = VolumeKeys::derive(self.config.volume);
+            let lost = TakeOverLog { log: log as Arc<dyn Log>, keys, places };
+            let given = place.archive().store().while_answering(ANSWER_MAX, lost.recover(own)).await;
+            given.ok_or_else(late)?.map(drop).map_err(failed)
         })
     }
 }
 
-/// An archive gets so long to give back what was lost.
+/// An archive that answers nothing for so long does not give back what was lost.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
