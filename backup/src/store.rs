@@ -372,10 +372,11 @@ mod tests {
     async fn what_takes_long_is_waited_for_as_long_as_requests_are_answered() {
         let store = FaultyStore::new().archive_store();
         let silence = Duration::from_millis(400);
+        let mut requests = tokio::time::interval(silence / 40);
         let busy = async {
             for _ in 0..120 {
                 assert_eq!(store.size("x").await, Ok(None));
-                tokio::time::sleep(silence / 40).await;
+                requests.tick().await;
             }
         };
         assert_eq!(store.while_answering(silence, busy).await, Some(()));
