@@ -49,25 +49,25 @@ impl Connection {
     /// Opens a stream in both directions; the peer sees it with the first message.
     pub(crate) async fn open_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
         let opened = within(self.patience, "allows no stream", self.connection.open_bi()).await?;
-        let (send, receive) = opened.map_err(lost)?;
+        let (send, receive) = opened.map_err(|error| lost(&error))?;
         Ok((MessageReader::new(receive), self.writer(send)))
     }
 
     /// The next stream in both directions that the peer opens. Cancel safe.
     pub(crate) async fn accept_both(&self) -> Result<(MessageReader, MessageWriter), SessionError> {
-        let (send, receive) = self.connection.accept_bi().await.map_err(lost)?;
+        let (send, receive) = self.connection.accept_bi().await.map_err(|error| lost(&error))?;
         Ok((MessageReader::new(receive), self.writer(send)))
     }
 
     /// Opens a stream to the peer.
     pub(crate) async fn open_one(&self) -> Result<MessageWriter, SessionError> {
         let opened = within(self.patience, "allows no stream", self.connection.open_uni()).await?;
-        opened.map(|stream| self.writer(stream)).map_err(lost)
+        opened.map(|stream| self.writer(stream)).map_err(|error| lost(&error))
     }
 
     /// The next stream that the peer opens to us. Cancel safe.
     pub(crate) async fn accept_one(&self) -> Result<MessageReader, SessionError> {
-        self.connection.accept_uni().await.map(MessageReader::new).map_err(lost)
+        self.connection.accept_uni().await.map(MessageReader::new).map_err(|error| lost(&error))
     }
 
     /// Closes; what was written and not yet delivered may be lost.
@@ -119,7 +119,7 @@ impl MessageReader {
                 Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk.bytes),
                 Ok(None) if self.buffer.is_empty() => return Ok(None),
                 Ok(None) => return Err(SessionError::Lost("the stream ends inside a message".to_owned())),
-                Err(error) => return Err(SessionError::Lost(error.to_string())),
+                Err(error) => return Err(lost(&error)),
             }
         }
     }
@@ -136,7 +136,7 @@ impl MessageReader {
             match self.stream.read_chunk(CHUNK_BYTES, true).await {
                 Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk.bytes),
                 Ok(None) => return Err(SessionError::Lost("the stream ends too early".to_owned())),
-                Err(error) => return Err(SessionError::Lost(error.to_string())),
+                Err(error) => return Err(lost(&error)),
             }
         }
         Ok(self.buffer.split_to(count).freeze())
@@ -172,14 +172,14 @@ impl MessageWriter {
     /// Hands bytes to the network that follow the last message; the peer has `at_most` so long to make room for them.
     pub(crate) async fn send_raw(&mut self, bytes: Bytes, at_most: Duration) -> Result<(), SessionError> {
         let written = within(at_most, "takes nothing", self.stream.write_chunk(bytes)).await?;
-        written.map_err(|error| SessionError::Lost(error.to_string()))
+        written.map_err(|error| lost(&error))
     }
 
     /// Ends the stream and waits until the peer has everything, `at_most` so long.
     pub(crate) async fn finish(mut self, at_most: Duration) -> Result<(), SessionError> {
-        self.stream.finish().map_err(|error| SessionError::Lost(error.to_string()))?;
+        self.stream.finish().map_err(|error| lost(&error))?;
         let stopped = within(at_most, "takes nothing", self.stream.stopped()).await?;
-        stopped.map(drop).map_err(|error| SessionError::Lost(error.to_string()))
+        stopped.map(drop).map_err(|error| lost(&error))
     }
 }
 
@@ -211,9 +211,10 @@ pub(crate) enum SessionError {
     Message(#[from] MessageError),
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "map_err passes by value")]
-fn lost(error: quinn::ConnectionError) -> SessionError {
-    SessionError::Lost(error.to_string())
+/// What a stream says is that its connection is lost; why the peer has closed it is what lies below.
+fn lost(error: &dyn std::error::Error) -> SessionError {
+    let reasons = std::iter::successors(Some(error), |error| error.source());
+    SessionError::Lost(reasons.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }
 
 const CHUNK_BYTES: usize = 256 << 10;

@@ -211,6 +211,7 @@ fn an_archive_whose_first_snapshot_did_not_come_about_is_not_gone_on_with() {
     scratch.run(["restore", &second, "copy", "--blocks", &scratch.url("b2")]).expect_code(0);
     // The same if the process was killed in between, or the snapshot is gone.
     scratch.run(["archive", "add", "mnt", &first]).expect_code(0);
+    wait_until("a slot", PATIENCE, || scratch.path("second/log").exists());
     scratch.run(["archive", "remove", "mnt", &second]).expect_code(0);
     for folder in ["snapshots", "registry"] {
         fs::remove_dir_all(scratch.path("second").join(folder)).unwrap();

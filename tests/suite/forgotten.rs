@@ -78,7 +78,8 @@ fn a_source_that_was_put_back_does_not_start_while_its_archive_holds_what_it_for
         assert!(refused.contains(part), "no {part:?} in {refused}");
     }
     // A command that changes something decides as well.
-    scratch.run(["archive", "remove", "node", &url]).expect_error(1, forgotten.last());
+    let more = ["archive", "add", "node", &scratch.url("another")];
+    scratch.run(more).expect_error(1, forgotten.last());
     assert!(held() == before, "something was changed");
     // The object is found again, and everything with it.
     fs::write(&forgotten.later[0], &lost).unwrap();

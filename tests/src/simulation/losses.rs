@@ -91,6 +91,10 @@ impl World {
         if self.was_cloned() || *self.promoting.lock() || self.is_removing() {
             return false;
         }
+        // What it has sealed so far ends the source before, and only it goes on from there without anybody's decision.
+        if *self.candidate.lock() == Some(host) {
+            return false;
+        }
         if self.network.is_none() {
             let is_intact = |account: &Arc<Account>| !account.is_gone() && !account.is_damaged();
             return leads && self.known_archives().iter().any(is_intact);
