@@ -362,12 +362,7 @@ impl Status {
         let mut lines = vec![self.verdict.clone()];
         lines.extend(self.advice.clone());
         lines.push(String::new());
-        let others = self.scenarios.iter().filter(|scenario| !self.verdict.ends_with(&scenario.outcome));
-        let others: Vec<String> = others.map(|scenario| format!("  {}", scenario.outcome)).collect();
-        if !others.is_empty() {
-            lines.extend(others);
-            lines.push(String::new());
-        }
+        lines.extend(self.other_scenarios());
         let mut row = |name: &str, value: String| lines.push(format!("{name:<14}{value}"));
         row("volume", format!("{} ({})", self.name, self.volume));
         row("branch", self.branch.clone());
@@ -430,6 +425,14 @@ impl Status {
         self.lag_ms.iter().for_each(|lag| row("behind", format!("{lag} ms")));
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")
+    }
+
+    /// What else may be lost than what the verdict says, and an empty line behind it.
+    fn other_scenarios(&self) -> Vec<String> {
+        let others = self.scenarios.iter().filter(|scenario| !self.verdict.ends_with(&scenario.outcome));
+        let mut lines: Vec<String> = others.map(|scenario| format!("  {}", scenario.outcome)).collect();
+        lines.extend((!lines.is_empty()).then(String::new));
+        lines
     }
 
     /// What an fsync waits for.

@@ -12,6 +12,7 @@ use std::{
     process::Command,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use fuser::{Config, MountOption, SessionACL};
@@ -129,16 +130,30 @@ impl Session {
     }
 
     /// Unmounts and waits until every thread has answered its last request. [`UnmountError::Busy`] leaves it mounted and working.
+    ///
+    /// One that is busy is tried again for a second or two: a process that is about to begin holds for a moment what its parent has open.
     pub fn unmount(&self) -> Result<(), UnmountError> {
-        if self.is_ours()? {
-            match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::BUSY) => return Err(UnmountError::Busy { path: self.path.clone() }),
-                Err(rustix::io::Errno::PERM) => self.unmount_with_helper()?,
-                Err(error) => return Err(self.failed(error.into())),
+        let mut looks = 0;
+        while let Err(refused) = self.unmount_now() {
+            if !matches!(refused, UnmountError::Busy { .. }) || looks == BUSY_LOOKS {
+                return Err(refused);
             }
+            looks += 1;
+            thread::sleep(BUSY_PAUSE);
         }
         self.wait()
+    }
+
+    fn unmount_now(&self) -> Result<(), UnmountError> {
+        if !self.is_ours()? {
+            return Ok(());
+        }
+        match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::BUSY) => Err(UnmountError::Busy { path: self.path.clone() }),
+            Err(rustix::io::Errno::PERM) => self.unmount_with_helper(),
+            Err(error) => Err(self.failed(error.into())),
+        }
     }
 
     /// Whether the mount at this path is still this one.
@@ -256,3 +271,6 @@ fn detach(path: &Path) {
 
 /// How the mount table names the kind of file system.
 const FILE_SYSTEM_TYPE: &str = "fuse.murphy";
+/// A busy mount is tried so often once more.
+const BUSY_LOOKS: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(30);
