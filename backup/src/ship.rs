@@ -413,7 +413,7 @@ impl Shipper {
                     }
                 }
                 Event::Frames(Ok(frames)) => core.frames(frames, clock.monotonic(), clock.wall()),
-                Event::Frames(Err(error)) => self.read_failed(&mut core, &error),
+                Event::Frames(Err(error)) => self.read_failed(&mut core, &error, clock.monotonic()),
                 Event::Outcome(id, outcome) => core.outcome(id, outcome, clock.monotonic()),
                 Event::Wanted => core.wanted(*self.wanted.borrow_and_update()),
                 Event::Time => {}
@@ -460,9 +460,18 @@ impl Shipper {
         }
     }
 
-    fn read_failed(&self, core: &mut Core, error: &ReadError) {
+    /// What is gone ends shipping; a medium that does not answer is asked again.
+    fn read_failed(&self, core: &mut Core, error: &ReadError, now: Duration) {
         let url = self.parts.archive.url().to_owned();
-        core.finish(ShipEnd::Gap { url, lsn: core.archived().next(), reason: error.to_string() });
+        match error {
+            ReadError::Trimmed { .. } | ReadError::Damaged { .. } => {
+                core.finish(ShipEnd::Gap { url, lsn: core.archived().next(), reason: error.to_string() });
+            }
+            ReadError::Io { .. } | ReadError::Beyond { .. } => {
+                tracing::warn!(url, %error, "the log was not read; it is tried again");
+                core.read_failed(error.to_string(), now);
+            }
+        }
     }
 
     fn publish(&self, core: &Core) {

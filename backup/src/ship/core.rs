@@ -167,6 +167,8 @@ pub(crate) struct Core {
     read: Position,
     durable: Lsn,
     is_reading: bool,
+    /// When the log is read again, after it could not be.
+    read_again: Option<Duration>,
     pending: VecDeque<Pending>,
     pending_bytes: usize,
     flights: VecDeque<Flight>,
@@ -217,6 +219,7 @@ impl Core {
             read: archived.position,
             durable,
             is_reading: false,
+            read_again: None,
             pending: VecDeque::new(),
             pending_bytes: 0,
             flights: VecDeque::new(),
@@ -242,6 +245,9 @@ impl Core {
     /// The answer to [`Action::Read`].
     pub(crate) fn frames(&mut self, frames: Vec<Frame>, now: Duration, wall: LogTime) {
         self.is_reading = false;
+        if self.read_again.take().is_some() {
+            self.error = None;
+        }
         for frame in frames {
             // What was asked for before an adoption may come after it.
             if frame.header().follows(&self.read).is_err() {
@@ -252,6 +258,13 @@ impl Core {
             let age = wall.since(frame.header().wall_time);
             self.pending.push_back(Pending { frame, since: now.saturating_sub(age) });
         }
+    }
+
+    /// The answer to [`Action::Read`] when the log could not be read now.
+    pub(crate) fn read_failed(&mut self, error: String, now: Duration) {
+        self.is_reading = false;
+        self.read_again = Some(now + READ_PAUSE);
+        self.error = Some(error);
     }
 
     /// The answer to [`Action::Start`].
@@ -307,7 +320,8 @@ impl Core {
         }
         let has_more = self.durable > self.read.lsn;
         self.unread_since = if has_more { self.unread_since.or(Some(now)) } else { None };
-        if has_more && !self.is_reading && self.pending_bytes < 2 * self.limits.slot_bytes {
+        let may_read = !self.is_reading && self.read_again.is_none_or(|at| at <= now);
+        if has_more && may_read && self.pending_bytes < 2 * self.limits.slot_bytes {
             self.is_reading = true;
             actions.push(Action::Read { from: self.read.lsn.next(), bytes: self.limits.slot_bytes });
         }
@@ -321,7 +335,8 @@ impl Core {
             FlightState::Running | FlightState::Done => None,
         });
         let cut = self.pending.front().filter(|_| self.flights.len() < self.in_flight_max());
-        retries.chain(cut.map(|oldest| oldest.since + self.limits.slot_age)).min()
+        let read = self.read_again.filter(|_| !self.is_reading);
+        retries.chain(cut.map(|oldest| oldest.since + self.limits.slot_age)).chain(read).min()
     }
 
     pub(crate) fn archived(&self) -> Boundary {
@@ -431,6 +446,8 @@ impl Core {
 }
 
 /// The pause after the first failure of a job; it doubles with each.
+/// A log that could not be read is read again after so long.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_DOUBLINGS: u32 = 8;
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

@@ -50,6 +50,28 @@ fn somebody_who_waits_gets_a_slot_at_once() {
     assert!(give(&mut core, &source.frames(1, 1), SECOND).is_empty(), "nobody waits for this one");
 }
 
+/// The fear: too many open files for a moment, and an archive is never shipped to again.
+#[test]
+fn a_log_that_cannot_be_read_for_a_moment_is_read_again_and_that_is_told() {
+    let mut source = Source::new();
+    let mut core = core(&source);
+    let frames = source.frames(1, 1);
+    let reads = |core: &mut Core, now| {
+        core.step(now).iter().filter(|action| matches!(action, Action::Read { .. })).count()
+    };
+    core.durable(frames[0].last());
+    assert_eq!(reads(&mut core, SECOND), 1);
+    core.read_failed("too many open files".to_owned(), SECOND);
+    assert_eq!((core.error(), core.end()), (Some("too many open files"), None));
+    assert_eq!(reads(&mut core, SECOND), 0, "not at once");
+    let again = core.wake_at().unwrap();
+    assert!(again > SECOND && reads(&mut core, again) == 1);
+    assert!(give(&mut core, &frames, again).is_empty());
+    assert_eq!(core.error(), None);
+    core.wanted(Lsn::FIRST);
+    assert_eq!(jobs(&mut core, again).len(), 1);
+}
+
 #[test]
 fn slots_are_acknowledged_in_the_order_of_their_names() {
     let mut source = Source::new();
