@@ -82,6 +82,13 @@ pub(super) fn control_of_mount(node: &Path) -> Result<Control, CliError> {
 
 /// The directory of the node that SRC names.
 pub(super) fn node_of(source: &Path) -> Result<PathBuf, CliError> {
+    if source.to_str().is_some_and(|text| text.contains("://")) && !source.exists() {
+        return Err(CliError::new(format!(
+            "{} is the URL of a store, and a node is wanted here",
+            source.display()
+        ))
+        .hint("murphy verify URL looks at an archive, and murphy restore URL DIR makes a node of it"));
+    }
     if source.join("murphy.toml").is_file() || !source.is_dir() {
         return std::path::absolute(source).map_err(at(source));
     }
@@ -107,3 +114,17 @@ const CONNECT_ATTEMPTS: u32 = 100;
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// What Linux allows a path to have.
 const PATH_BYTES_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: on a bad night somebody asks how the archive does, and is told of a path that nobody has heard of.
+    #[test]
+    fn who_gives_the_url_of_an_archive_where_a_node_is_wanted_is_told_what_takes_it() {
+        let refused = node_of(Path::new("s3://bucket/home?region=eu-west-1")).unwrap_err();
+        assert!(refused.to_string().starts_with("s3://bucket/home?region=eu-west-1 is the URL of a store"));
+        assert!(refused.hint.unwrap().contains("murphy verify URL"));
+        assert!(node_of(Path::new("nowhere")).is_ok(), "whoever opens it says what is wrong");
+    }
+}
