@@ -61,12 +61,13 @@ fn a_seed_is_the_same_world_twice() {
 /// - 876, 4226: an archive that ended before the logs of all mirrors that were left began;
 /// - 10681: a mirror that had gone over to a new source, and was refused by an archive that had been sealed below what was carried over;
 /// - 17939: a mirror that had joined a source which was replaced and did not know it yet;
-/// - 3469: an archive that was sealed by one who never led, and was asked for ever by the source that had been promoted without it.
+/// - 3469: an archive that was sealed by one who never led, and was asked for ever by the source that had been promoted without it;
+/// - 1779: a restore that took over and called a pack lost that its own store had, when it brought up an archive.
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
     let seeds = [
         7299, 4051, 3637, 4160, 5499, 6747, 9217, 10284, 11878, 12958, 229, 4110, 5067, 7042, 5960, 301,
-        4212, 876, 4226, 10681, 17939, 3469,
+        4212, 876, 4226, 10681, 17939, 3469, 1779,
     ];
     for seed in seeds.map(|seed: u64| seed.to_string()) {
         let (output, said) = simulate(&["--first-seed", &seed, "--seeds", "1"]);

@@ -277,7 +277,7 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
     let late = source.now().after(Duration::from_secs(100));
     let successor = Successor { node: NodeId::default(), attempts: vec![next], given_up: BTreeSet::new() };
     let base = source.state().position;
-    is_send(take_over_at(&[fence], &successor, base, (source.now(), late))).await.unwrap();
+    is_send(take_over_at(&[fence], (&successor, None), base, (source.now(), late))).await.unwrap();
     let mut successor = source.taken_over(next);
     log.claim(next).unwrap();
     append(&log, &successor.frames(30, 3));

@@ -27,14 +27,15 @@ use crate::{
 ///
 /// Says up to where every place holds the history then. If that is beyond `base`, the source got more into one place after another one had been
 /// sealed: it is in all of them, in the new epoch, and the tree is restored anew before it is used. `as_of` is the log time of the newest
-/// entry known, `now` the wall clock. It may be called again, with the same attempts.
+/// entry known, `now` the wall clock. It may be called again, with the same attempts. Packs that a place lacks come from the others, and from the
+/// successor's `own` store.
 pub async fn take_over_at(
     places: &[ArchiveFence],
-    successor: &Successor,
+    (successor, own): (&Successor, Option<Arc<dyn BlockStore>>),
     base: Position,
     (as_of, now): (LogTime, LogTime),
 ) -> Result<Lsn, TakeOverError> {
-    let mut over = RestoredTakeOver { places: places.iter().collect(), successor, base };
+    let mut over = RestoredTakeOver { places: places.iter().collect(), successor, own, base };
     over.places.sort_by_key(|place| place.rank());
     let (mut is_begun, mut is_settled, mut ahead) = (false, false, None);
     for place in &over.places {
@@ -77,6 +78,7 @@ struct RestoredTakeOver<'a> {
     /// In the order in which everybody seals them.
     places: Vec<&'a ArchiveFence>,
     successor: &'a Successor,
+    own: Option<Arc<dyn BlockStore>>,
     base: Position,
 }
 
@@ -234,11 +236,12 @@ impl RestoredTakeOver<'_> {
         Ok(log)
     }
 
-    /// The packs of all other places.
+    /// The packs of the own store and of all other places.
     fn packs(&self, lagging: &ArchiveFence) -> Arc<dyn BlockStore> {
         let others = self.places.iter().filter(|place| !std::ptr::eq(**place, lagging));
         let full = others.filter(|place| place.archive().descriptor().kind == ArchiveKind::Full);
-        let mut stores = full.map(|place| Arc::new(place.archive().packs()) as Arc<dyn BlockStore>);
+        let full = full.map(|place| Arc::new(place.archive().packs()) as Arc<dyn BlockStore>);
+        let mut stores = self.own.iter().cloned().chain(full);
         match stores.next() {
             Some(first) => Arc::new(BlockStores::new(first, stores.collect())),
             None => Arc::new(lagging.archive().packs()),
@@ -251,7 +254,7 @@ impl RestoredTakeOver<'_> {
     }
 }
 
-/// The source is gone, and its store is not asked: what every other place says that it does not have, nobody has any more. One that does not answer
+/// The source is gone: what the own store and every other place say that they do not have, nobody has any more. One that does not answer
 /// is waited for.
 #[derive(Debug)]
 struct DeniedByAll;

@@ -198,7 +198,7 @@ impl World {
     ) -> Result<Lsn, TakeOverError> {
         let as_of = self.source.now();
         let late = as_of.after(Duration::from_secs(100));
-        take_over_at(fences, &successor(8, &[epoch(2, 80)], &[]), base, (as_of, late)).await
+        take_over_at(fences, (&successor(8, &[epoch(2, 80)], &[]), None), base, (as_of, late)).await
     }
 
     /// The new source goes on, ships, and its archives restore to one history, which has everything up to `kept` of the old one.
@@ -385,18 +385,18 @@ async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
     let next = epoch(2, 9);
     let (fences, who) = ([fence(&archive, 0)], successor(0, &[next], &[]));
     let soon = source.now().after(Duration::from_secs(59));
-    let refused = take_over_at(&fences, &who, base, (source.now(), soon)).await.unwrap_err();
+    let refused = take_over_at(&fences, (&who, None), base, (source.now(), soon)).await.unwrap_err();
     assert_eq!(refused, TakeOverError::Alive { seconds: 59, wanted: 60 });
     let later = source.now().after(Duration::from_secs(60));
     put(&store, &source.frames(1, 1)).await;
-    let refused = take_over_at(&fences, &who, base, (source.now(), later)).await.unwrap_err();
+    let refused = take_over_at(&fences, (&who, None), base, (source.now(), later)).await.unwrap_err();
     assert!(matches!(refused, TakeOverError::Alive { .. }), "{refused}");
     let as_of = LogTime::from_nanos(source.now().as_nanos() - 1_000_000_000);
-    let refused = take_over_at(&fences, &who, base, (as_of, later)).await.unwrap_err();
+    let refused = take_over_at(&fences, (&who, None), base, (as_of, later)).await.unwrap_err();
     assert!(matches!(refused, TakeOverError::Behind { .. }), "{refused}");
     let end = source.state().position;
-    take_over_at(&fences, &who, end, (as_of, later)).await.unwrap();
-    take_over_at(&fences, &who, end, (as_of, later)).await.unwrap();
+    take_over_at(&fences, (&who, None), end, (as_of, later)).await.unwrap();
+    take_over_at(&fences, (&who, None), end, (as_of, later)).await.unwrap();
     assert_eq!(fences[0].adopt().await.unwrap().seals[0].next, next);
 }
 
@@ -412,10 +412,10 @@ async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
         let who = successor(8, &[epoch(2, 80)], &[]);
         let life = Life::of(requests, requests % 2 == 0);
         world.live(Some(&life));
-        let first = take_over_at(&fences, &who, base, (as_of, late)).await;
+        let first = take_over_at(&fences, (&who, None), base, (as_of, late)).await;
         world.live(None);
         if life.is_over() {
-            take_over_at(&fences, &who, base, (as_of, late)).await.unwrap();
+            take_over_at(&fences, (&who, None), base, (as_of, late)).await.unwrap();
         }
         for fence in &fences {
             let held = fence.adopt().await.unwrap();

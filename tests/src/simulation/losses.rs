@@ -198,7 +198,8 @@ impl World {
         let next = *attempts.last().ok_or("no epoch was remembered")?;
         let successor = Successor { node: identity, attempts, given_up: BTreeSet::new() };
         let times = (restored.as_of, clock.wall());
-        let taken = take_over_at(&fences, &successor, position, times).await;
+        let own = blocks_in(ground.store(host).objects());
+        let taken = take_over_at(&fences, (&successor, Some(own)), position, times).await;
         let reached = taken.map_err(|error| error.to_string())?;
         if reached > position.lsn {
             return Err(format!(
@@ -263,6 +264,11 @@ struct Restored {
     as_of: LogTime,
 }
 
+/// The own store of a node that is restored.
+fn blocks_in(objects: Arc<InMemory>) -> Arc<dyn BlockStore> {
+    Arc::new(ObjectBlockStore::new(objects as _, Path::from("blocks"), "the new store".to_owned()))
+}
+
 /// Restores the newest state that `accounts` hold, around snapshots that turn out to be damaged; its packs go to `target`.
 async fn restore_newest(
     accounts: &[(String, Arc<InMemory>)],
@@ -274,8 +280,7 @@ async fn restore_newest(
     let tree = index.snapshot();
     let stores: Vec<Arc<dyn BlockStore>> =
         archives.iter().map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
-    let blocks = ObjectBlockStore::new(target as _, Path::from("blocks"), "the new store".to_owned());
-    let packs = restore_packs(&stores, &tree, Arc::new(blocks), Arc::new(|_| {})).await;
+    let packs = restore_packs(&stores, &tree, blocks_in(target), Arc::new(|_| {})).await;
     let packs = packs.map_err(|error| error.to_string())?;
     let mut as_of = LogTime::default();
     for archive in &archives {

@@ -236,24 +236,24 @@ async fn what_was_acknowledged_behind_the_seal_of_one_who_never_led_is_restored_
             assert_eq!(base, all, "{context}");
             let who = successor(8, &[epoch(3, 80)], &[9]);
             let as_of = world.source.now();
-            let refused = take_over_at(&fences, &who, base, (as_of, as_of)).await.unwrap_err();
+            let refused = take_over_at(&fences, (&who, None), base, (as_of, as_of)).await.unwrap_err();
             assert!(
                 matches!(refused, TakeOverError::Alive { .. }),
                 "{context}: the source may be alive: {refused}"
             );
             let late = as_of.after(Duration::from_secs(100));
             let unforgiving = successor(8, &[epoch(3, 80)], &[]);
-            let refused = take_over_at(&fences, &unforgiving, base, (as_of, late)).await.unwrap_err();
+            let refused = take_over_at(&fences, (&unforgiving, None), base, (as_of, late)).await.unwrap_err();
             assert!(
                 matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }),
                 "{refused}"
             );
             let life = Life::of(requests, requests % 2 == 0);
             world.live(Some(&life));
-            let mut taken = take_over_at(&fences, &who, base, (as_of, late)).await;
+            let mut taken = take_over_at(&fences, (&who, None), base, (as_of, late)).await;
             world.live(None);
             if life.is_over() {
-                taken = take_over_at(&fences, &who, world.restorable().await, (as_of, late)).await;
+                taken = take_over_at(&fences, (&who, None), world.restorable().await, (as_of, late)).await;
             }
             assert_eq!(taken, Ok(all.lsn), "{context}");
             for held in world.held().await {

@@ -334,7 +334,10 @@ impl Restore {
             attempts::remember(&path, &attempts)?;
         }
         let successor = Successor { node, attempts, given_up: self.given_up.nodes.clone() };
-        let taken = take_over_at(&fences, &successor, state.position, (as_of, clock.wall())).await;
+        let own = self.blocks.as_ref().map(ObjectBlockStore::open).transpose().map_err(failed)?;
+        let own = own.map(|own| Arc::new(own) as Arc<dyn BlockStore>);
+        let times = (as_of, clock.wall());
+        let taken = take_over_at(&fences, (&successor, own), state.position, times).await;
         let reached = taken.map_err(|error| {
             let unfinished = staging.path.display();
             if let Some(way) = way_past(&error, &successor) {
