@@ -14,7 +14,7 @@ use murphy_log::{OsFiles, Position, replace_file};
 
 use crate::{
     error::{CliError, at},
-    mirror_notes,
+    mirror_notes, scrub_notes,
     settings::SharedArchive,
 };
 
@@ -47,6 +47,7 @@ pub(crate) fn known_durable(directory: &Path) -> Result<Option<Position>, CliErr
 /// Forgets what vouches for a log that was put aside: the one that takes its place never had that.
 pub(crate) fn forget_durable(directory: &Path) -> Result<(), CliError> {
     mirror_notes::forget(directory)?;
+    scrub_notes::forget(directory)?;
     let folder = cursors(directory);
     match fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&folder)(error)),

@@ -6,8 +6,10 @@
 
 mod packs;
 
-use murphy_fs::{FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_tree_with};
-use murphy_log::Log;
+use murphy_fs::{
+    DigestCheck, FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_digest_while, check_tree_with,
+};
+use murphy_log::{Log, Lsn, State, VolumeKeys};
 use murphy_mirror::Identity;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -83,6 +85,45 @@ impl Findings<'_> {
     }
 }
 
+/// What a comparison of an index with its log has shown.
+pub(crate) struct Compared {
+    /// What the index held.
+    pub(crate) lsn: Lsn,
+    /// How many rows were read.
+    pub(crate) rows: u64,
+    /// In what it is not what the log says; `None` if it is.
+    pub(crate) differs: Option<String>,
+}
+
+/// Compares every row of `snapshot` with what the log says of all of them, by one thread that asks `go_on` now and then; `None` once that says
+/// no.
+pub(crate) fn compare_index(
+    snapshot: &dyn IndexSnapshot,
+    keys: &VolumeKeys,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<Compared>, CliError> {
+    let state = state_of(snapshot)?;
+    let found = check_digest_while(snapshot, keys, go_on).map_err(failed)?;
+    Ok(found.map(|found| Compared {
+        lsn: state.position.lsn,
+        rows: found.rows.values().sum(),
+        differs: differs(&found, &state),
+    }))
+}
+
+fn state_of(snapshot: &dyn IndexSnapshot) -> Result<State, CliError> {
+    snapshot.state().ok_or_else(|| CliError::new("the tree has no state to be compared with"))
+}
+
+fn differs(found: &DigestCheck, state: &State) -> Option<String> {
+    (found.digest != state.digest).then(|| {
+        format!(
+            "the index has digest {}, the log says {} at lsn {}",
+            found.digest, state.digest, state.position.lsn
+        )
+    })
+}
+
 /// Checks an open node and hands out what is wrong; with `data` every pack is read too.
 pub(crate) fn check(
     node: &Node,
@@ -92,13 +133,10 @@ pub(crate) fn check(
 ) -> Result<Summary, CliError> {
     let mut findings = Findings { found, count: 0 };
     let view = node.volume.view_with_state();
-    let state = view.state().ok_or_else(|| CliError::new("the tree has no state to be compared with"))?;
+    let state = state_of(&view)?;
     let digest = check_digest(&view, &node.keys).map_err(failed)?;
-    if digest.digest != state.digest {
-        findings.add(format!(
-            "the index has digest {}, the log says {} at lsn {}",
-            digest.digest, state.digest, state.position.lsn
-        ));
+    if let Some(text) = differs(&digest, &state) {
+        findings.add(text);
     }
     check_log(node, &mut findings);
     match Identity::load_existing(&node.directory) {

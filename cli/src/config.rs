@@ -190,6 +190,9 @@ pub(crate) struct MountDefaults {
     /// As `--cache-dir`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cache_dir: Option<PathBuf>,
+    /// As `--scrub-every`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scrub_every: Option<String>,
 }
 
 impl MountDefaults {

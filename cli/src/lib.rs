@@ -25,6 +25,7 @@ mod output;
 mod places;
 mod progress;
 mod replaced;
+mod scrub_notes;
 mod serve;
 mod settings;
 mod status;

@@ -5,7 +5,7 @@
 //!   lock          held by the process that has it open      identity/   the node's key
 //!   log/          the ground: segment files                 base/       the snapshot that the log begins after
 //!   index/        derived: may be deleted                   control.sock, murphy.log
-//!   look.tmp/     while it is looked at: a copy of the index
+//!   look.tmp/     while it is looked at: a copy of the index      scrubbed.json   what the last scrub has found
 //! ```
 //!
 //! Invariants:
@@ -94,6 +94,8 @@ pub(crate) struct NodeOptions {
     pub(crate) cache_size: Option<u64>,
     /// Where the cache on disk is.
     pub(crate) cache_dir: Option<PathBuf>,
+    /// How often index and log are compared.
+    pub(crate) scrub_every: Option<Duration>,
 }
 
 impl Node {

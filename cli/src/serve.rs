@@ -9,6 +9,7 @@ mod answer;
 mod beforehand;
 mod host;
 mod level;
+mod scrub;
 mod tasks;
 
 use std::{
@@ -34,6 +35,7 @@ use crate::{
     replaced::way_on,
 };
 use host::{Host, HostOptions, Purpose};
+use scrub::Scrub;
 
 /// What to serve.
 pub(crate) struct Plan {
@@ -69,15 +71,18 @@ pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
         given_up: BTreeSet::new(),
     };
     let (node, mirroring) = Mirroring::start(opened, plan.listen, runtime.handle())?;
+    let scrub_every = scrub::every(&node.config, &plan.options)?;
     let host = Arc::new(Host::start(node, mirroring, options, runtime.handle())?);
     let handler = Arc::clone(&host) as Arc<dyn Handler>;
     let server = ControlServer::start(&plan.directory, &handler)?;
     if let Some(request) = &plan.mount {
         host.mount(request)?;
     }
+    let scrub = Scrub::start(&host.node, scrub_every)?;
     tracing::info!(node = %plan.directory.display(), "serving");
     background::report_ready();
     let why = runtime.block_on(wait(&host, &mut signals));
+    drop(scrub);
     let code = end(&host, &why, output);
     host.mirroring.stop();
     server.drain();

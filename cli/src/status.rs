@@ -3,7 +3,7 @@
 //! Invariants:
 //! - The verdict never says more than what is known: a copy that does not answer is not counted as one.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use murphy_fs::SilentStore;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,9 @@ use crate::{
     archive_notes::fenced_before,
     error::{CliError, failed},
     node::Node,
+    scrub_notes::{self, ScrubNote},
     settings::Settings,
-    units::bytes_text,
+    units::{age_text, bytes_text},
 };
 
 /// What `status` shows.
@@ -88,6 +89,35 @@ pub(crate) struct Status {
     /// Stores that have not answered readers lately.
     #[serde(default)]
     pub(crate) silent_stores: Vec<SilentStoreStatus>,
+    /// When the node last compared its index with its log by itself, and what it has found.
+    #[serde(default)]
+    pub(crate) scrubbed: Option<ScrubStatus>,
+}
+
+/// The last scrub.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ScrubStatus {
+    /// Up to where index and log were compared.
+    pub(crate) lsn: u64,
+    /// How long ago it ended.
+    pub(crate) seconds_ago: u64,
+    pub(crate) took_ms: u64,
+    /// What was wrong.
+    pub(crate) trouble: Option<String>,
+}
+
+impl ScrubStatus {
+    fn line(&self) -> String {
+        let found = self.trouble.as_deref().unwrap_or("index and log are sound");
+        format!("lsn {}, {} ago: {found}", self.lsn, age_text(Duration::from_secs(self.seconds_ago)))
+    }
+}
+
+impl From<ScrubNote> for ScrubStatus {
+    fn from(note: ScrubNote) -> ScrubStatus {
+        let seconds_ago = note.age().as_secs();
+        ScrubStatus { lsn: note.lsn, seconds_ago, took_ms: note.took_ms, trouble: note.trouble() }
+    }
 }
 
 /// A store that is asked for packs after all others, until it answers.
@@ -271,6 +301,7 @@ pub(crate) fn of(
         packs: None,
         packs_from_archives: 0,
         silent_stores: Vec::new(),
+        scrubbed: scrub_notes::load(&node.directory).map(ScrubStatus::from),
     };
     judge(&mut status);
     Ok(status)
@@ -288,6 +319,11 @@ pub(crate) fn judge_again(status: &mut Status) {
             false => format!("A mirror of {from}: everything up to lsn {data} survives its loss"),
         };
         status.advice = advice(status);
+    }
+    if let Some(trouble) = status.scrubbed.as_ref().and_then(|scrubbed| scrubbed.trouble.clone()) {
+        status.danger = true;
+        status.verdict = format!("DAMAGED: {trouble}. {}", status.verdict);
+        status.advice = Some(MEND.to_owned());
     }
 }
 
@@ -421,6 +457,8 @@ impl Status {
                 ),
             );
         }
+        let scrubbed = self.scrubbed.as_ref().map_or_else(|| "not yet".to_owned(), ScrubStatus::line);
+        row("scrubbed", scrubbed);
         self.silent_stores.iter().for_each(|store| row("silent", store.line()));
         self.lag_ms.iter().for_each(|lag| row("behind", format!("{lag} ms")));
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
@@ -449,6 +487,8 @@ impl Status {
 
 /// How a mirror comes back that was removed.
 const JOIN_ELSEWHERE: &str = "stop this node, and murphy join in a new directory, with a token of murphy invite at the source and with --blocks as shown here: no pack is copied again. If they lie in this directory, as without --blocks, do not delete it. It keeps what it holds";
+/// What to do about a node whose scrub has found damage.
+const MEND: &str = "start this node again while an archive or another member answers: its index is made anew from its log, and what is damaged in its log is fetched from there";
 /// How a mirror comes to another source.
 const JOIN_AGAIN: &str = "stop this node, and murphy join DIR with a token of murphy invite at the source";
 

@@ -29,7 +29,7 @@ use murphy_log::State;
 
 use crate::RowKey;
 
-pub use digest_check::{DigestCheck, check_digest};
+pub use digest_check::{DigestCheck, check_digest, check_digest_while};
 pub use fjall_index::{FjallIndex, FjallOptions, OpenIndexError};
 pub use fold::{Fold, FoldError, FoldedRows};
 pub use memory::MemoryIndex;

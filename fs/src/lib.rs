@@ -56,7 +56,8 @@ pub use fuse::{
 pub use fuse::{RequestCounters, Session, kernel_config};
 pub use index::{
     DigestCheck, FjallIndex, FjallOptions, Fold, FoldError, FoldedRows, Index, IndexError, IndexSnapshot,
-    MemoryIndex, OpenIndexError, ReplayBudget, ReplayError, RowIterator, check_digest, replay,
+    MemoryIndex, OpenIndexError, ReplayBudget, ReplayError, RowIterator, check_digest, check_digest_while,
+    replay,
 };
 pub use ino::Ino;
 pub use name::{NAME_MAX, Name, XattrName};

@@ -41,8 +41,8 @@ use murphy_log::{Clock, Epoch, Log, LogTime, Position, State, VolumeKeys};
 use tokio::{runtime::Handle as Runtime, sync::watch};
 
 use crate::{
-    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, Mandate, NameHasher, Observation, RowKey,
-    SettingRow, SilentStore, View, ViewError,
+    Acknowledger, Answer, Caller, ChangeObserver, Errno, Index, IndexSnapshot, Mandate, NameHasher,
+    Observation, RowKey, SettingRow, SilentStore, View, ViewError,
     data::{BlockStore, PackFetcher, WriterId},
     decide::{BeginSession, ChangeSettings, Genesis, Operation},
     sequencer::{Limits, Sequencer, SubmitError},
@@ -393,6 +393,12 @@ impl Volume {
         self.make_durable().await?;
         let volume = self.clone();
         murphy_log::aside(move || volume.settle_index()).await
+    }
+
+    /// The rows that are in the index by now, all of them of durable entries. Whoever keeps it for long keeps nobody waiting: only the
+    /// disk space of older rows is not given back meanwhile.
+    pub fn index_snapshot(&self) -> Arc<dyn IndexSnapshot> {
+        self.shared.index.snapshot()
     }
 
     /// Moves every durable entry into the index, which then survives a power cut. EIO if that takes longer than a request may.

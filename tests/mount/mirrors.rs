@@ -3,8 +3,8 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::MetadataExt,
-    path::Path,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -397,6 +397,18 @@ fn change_a_row(index: &Path, ino: Ino) {
     index.sync().unwrap();
 }
 
+fn first_segment(log: &Path) -> PathBuf {
+    let files = fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).min().unwrap()
+}
+
+fn flip_a_bit(path: &Path, at: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
 /// A mirror that shows another tree than its source, and says nothing, is worse than none.
 #[test]
 fn a_row_that_changed_behind_a_mirrors_back_is_found_by_its_digest() {
@@ -427,11 +439,36 @@ fn a_row_that_changed_behind_a_mirrors_back_is_found_by_its_digest() {
     pair.settle();
     assert_found();
     pair.scratch.run(["fsck", "a"]).expect_code(0);
-    // The index is derived: without it the tree is the source's again.
+    // By itself, and a promotion would not make it the volume.
     pair.scratch.run(["umount", "mb"]).expect_code(0);
-    fs::remove_dir_all(pair.scratch.path("b/index")).unwrap();
-    pair.mount("b", "127.0.0.1:0");
+    pair.scratch
+        .run(["mount", "b", "mb", "-d", "--listen", "127.0.0.1:0", "--scrub-every", "20ms"])
+        .expect_code(0);
+    wait_for("the scrub of the mirror", || pair.status("b")["scrubbed"]["trouble"].is_string());
+    let status = pair.status("b");
+    let verdict = status["verdict"].as_str().unwrap();
+    assert!(verdict.starts_with("DAMAGED: the index has digest") && status["danger"] == true, "{status}");
+    let refused = pair.scratch.run(["promote", "b", "--dry-run"]).expect_code(1).stderr();
+    assert!(refused.contains("the tree of this mirror is damaged"), "{refused}");
+    // The index is derived: the next start makes it anew, and the tree is the source's again.
+    pair.scratch.run(["umount", "mb"]).expect_code(0);
+    pair.scratch
+        .run(["mount", "b", "mb", "-d", "--listen", "127.0.0.1:0", "--scrub-every", "20ms"])
+        .expect_code(0);
     pair.settle();
+    wait_for("a sound round of the scrub", || {
+        let scrubbed = pair.status("b")["scrubbed"].clone();
+        scrubbed["lsn"].is_u64() && scrubbed["trouble"].is_null()
+    });
+    assert!(!pair.status("b")["verdict"].as_str().unwrap().contains("DAMAGED"));
+    // So does a log that nobody has read since it was written, and says where.
+    let flip = || flip_a_bit(&first_segment(&pair.scratch.path("b/log")), 1000);
+    flip();
+    wait_for("the scrub of the log", || pair.status("b")["scrubbed"]["trouble"].is_string());
+    let trouble = pair.status("b")["scrubbed"]["trouble"].to_string();
+    assert!(trouble.contains("segment") || trouble.contains(".seg"), "{trouble}");
+    flip();
+    wait_for("a sound log", || pair.status("b")["scrubbed"]["trouble"].is_null());
     pair.scratch.run(["fsck", "b"]).expect_code(0);
     assert_eq!(fs::metadata(mb.join("small")).unwrap().mode(), small.mode());
 }

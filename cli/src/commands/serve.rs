@@ -51,6 +51,9 @@ pub(crate) struct ServeOptions {
     /// Keep it there [default: DIR/cache]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    /// Compare index and log of the node so often, slowly; 0s for never [default: 1d]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    scrub_every: Option<Duration>,
 }
 
 impl ServeOptions {
@@ -61,6 +64,7 @@ impl ServeOptions {
             ("--io-timeout", self.io_timeout.is_some()),
             ("--cache-size", self.cache_size.is_some()),
             ("--cache-dir", self.cache_dir.is_some()),
+            ("--scrub-every", self.scrub_every.is_some()),
         ];
         options.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
     }
@@ -72,6 +76,7 @@ impl ServeOptions {
             io_timeout: self.io_timeout,
             cache_size: self.cache_size,
             cache_dir: cache_dir.transpose()?,
+            scrub_every: self.scrub_every,
         })
     }
 }

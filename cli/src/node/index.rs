@@ -16,15 +16,27 @@ use murphy_fs::{
 use murphy_log::{DiskLog, Log, Lsn, OsFiles, Position, State, VolumeKeys};
 
 use super::{base::load_base_file, index_directory};
-use crate::error::{CliError, failed};
+use crate::{
+    error::{CliError, failed},
+    scrub_notes,
+};
 
-/// Opens the index of the node in `node` and brings it to the durable end of `log`.
+/// Opens the index of the node in `node` and brings it to the durable end of `log`. One that a scrub has found to differ is made anew.
 pub(super) fn open_index(
     node: &Path,
     log: &DiskLog,
     keys: &VolumeKeys,
 ) -> Result<(Arc<FjallIndex>, State), CliError> {
-    open_index_in(&index_directory(node), node, log, keys)
+    let opened = open_index_in(&index_directory(node), node, log, keys)?;
+    if found_to_differ(node).is_some() {
+        scrub_notes::forget(node)?;
+    }
+    Ok(opened)
+}
+
+/// What the last scrub of a node has found its index to differ in.
+fn found_to_differ(node: &Path) -> Option<String> {
+    scrub_notes::load(node)?.index
 }
 
 /// The same for an index in `directory`.
@@ -37,7 +49,11 @@ pub(super) fn open_index_in(
     let index =
         FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
     check_not_ahead(&index, log, keys)?;
-    let reason = match catch_up(node, &index, log) {
+    let caught_up = match found_to_differ(node) {
+        Some(reason) => Err(CatchUpError::Index(reason)),
+        None => catch_up(node, &index, log),
+    };
+    let reason = match caught_up {
         Ok(state) => return Ok((Arc::new(index), state)),
         Err(CatchUpError::Index(reason)) => reason,
         Err(CatchUpError::Fatal(error)) => return Err(error),

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - Every row is read once, and one at a time is held.
+//! - A check that was stopped says nothing, whatever it has seen.
 //! - The sum does not depend on the order of rows, so that parts are summed in parallel.
 
 use std::{collections::BTreeMap, ops::Range, thread};
@@ -28,24 +29,38 @@ pub fn check_digest(snapshot: &dyn IndexSnapshot, keys: &VolumeKeys) -> Result<D
     // Dentries are about as many as everything else together.
     let (before, behind) = (first_key(1)..names.start.clone(), names.end.clone()..first_key(u8::MAX));
     let (first, second) = thread::scope(|scope| {
-        let names = scope.spawn(|| sum(snapshot, keys, [names]));
-        let others = sum(snapshot, keys, [before, behind]);
+        let names = scope.spawn(|| sum(snapshot, keys, [names], &mut || true));
+        let others = sum(snapshot, keys, [before, behind], &mut || true);
         (names.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), others)
     });
-    let (first, mut check) = (first?, second?);
+    let (first, mut check) = (first?.unwrap_or_default(), second?.unwrap_or_default());
     check.digest = check.digest.plus(first.digest);
     check.rows.extend(first.rows);
     Ok(check)
+}
+
+/// The same by the calling thread alone, which asks `go_on` every few hundred rows; `None` once that says no. It may wait there for as long
+/// as it likes.
+pub fn check_digest_while(
+    snapshot: &dyn IndexSnapshot,
+    keys: &VolumeKeys,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<DigestCheck>, IndexError> {
+    sum(snapshot, keys, [RowKey::from_parts(1, &[])..RowKey::from_parts(u8::MAX, &[])], go_on)
 }
 
 fn sum<const N: usize>(
     snapshot: &dyn IndexSnapshot,
     keys: &VolumeKeys,
     ranges: [Range<RowKey>; N],
-) -> Result<DigestCheck, IndexError> {
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<DigestCheck>, IndexError> {
     let mut check = DigestCheck::default();
     for range in ranges {
-        for row in snapshot.scan(range) {
+        for (read, row) in snapshot.scan(range).enumerate() {
+            if read % ROWS_A_TURN == 0 && !go_on() {
+                return Ok(None);
+            }
             let (key, value) = row?;
             *check.rows.entry(key.table()).or_default() += 1;
             if Table::in_digest(key.table()) {
@@ -53,5 +68,8 @@ fn sum<const N: usize>(
             }
         }
     }
-    Ok(check)
+    Ok(Some(check))
 }
+
+/// Rows that are read between two questions whether to go on.
+const ROWS_A_TURN: usize = 512;

@@ -1,0 +1,41 @@
+//! Whether the tree of a mirror is what its log says, before it becomes the volume.
+//!
+//! Invariants:
+//! - A tree that is known to differ is not promoted: the next start makes it anew from the log.
+//! - A disaster is no time to wait for hours: what is compared takes a bounded time, and what was not compared is said.
+
+use std::time::Duration;
+
+use murphy_log::{Clock, SystemClock};
+
+use super::Mirroring;
+use crate::{check::compare_index, error::CliError, node::index_directory, scrub_notes, units::age_text};
+
+impl Mirroring {
+    /// Compares the tree with the log, as far as the time reaches, and says what is known. Refuses a tree that differs.
+    pub(super) fn check_tree(&self) -> Result<String, CliError> {
+        let clock = SystemClock::new();
+        let snapshot = self.volume.index_snapshot();
+        let compared = compare_index(&*snapshot, &self.keys, &mut || clock.monotonic() < COMPARE_MAX)?;
+        let note = scrub_notes::load(&self.directory);
+        let (differs, said) = match (compared, note) {
+            (Some(compared), _) => {
+                (compared.differs, format!("its tree is what its log says: {} rows compared", compared.rows))
+            }
+            (None, Some(note)) => {
+                let (lsn, age) = (note.lsn, age_text(note.age()));
+                (note.index, format!("{NOT_NOW}; {age} ago it was what the log said at lsn {lsn}"))
+            }
+            (None, None) => (None, format!("{NOT_NOW}, and never was: murphy fsck does it")),
+        };
+        let Some(differs) = differs else { return Ok(said) };
+        let index = index_directory(&self.directory);
+        Err(CliError::new(format!("the tree of this mirror is damaged: {differs}")).hint(format!(
+            "stop this node if it is served, delete {}, and run it again: the index is made anew from the log",
+            index.display()
+        )))
+    }
+}
+
+const COMPARE_MAX: Duration = Duration::from_secs(10);
+const NOT_NOW: &str = "its tree is too large to be compared with its log within 10 s";
