@@ -152,3 +152,38 @@ fn one_that_has_promised_a_later_epoch_meanwhile_does_not_begin_its_own() {
     wait_for_bytes(&pair, "c", "b");
     assert_eq!(fs::read(pair.scratch.path("mb/after")).unwrap(), b"there is one source");
 }
+
+/// The fear: the source was replaced while it was away, the one that replaced it is lost before it could say so, and of those that are left
+/// nobody answers when the old source starts. Nobody has a predecessor to tell then, and the old source goes on for ever beside the new one.
+#[test]
+fn a_source_whose_successor_is_lost_hears_from_the_next_one_that_it_was_replaced() {
+    if !can_mount("a_source_whose_successor_is_lost_hears_from_the_next_one_that_it_was_replaced") {
+        return;
+    }
+    let pair = Pair::start("local");
+    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    fs::write(pair.scratch.path("ma/shared"), b"on all").unwrap();
+    pair.settle();
+    wait_for_bytes(&pair, "a", "c");
+    wait_for_addresses(&pair, "a", 2);
+    let (at_a, at_c) = (pair.listens("a"), pair.listens("c"));
+    pair.kill("a");
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
+    let b = pair.listens("b");
+    wait_for("the other mirror to go over", || {
+        let source = status_of(&pair, "c").map(|status| status["source"].clone()).unwrap_or_default();
+        source["connected"] == true && source["address"].as_str().is_some_and(|address| address == b)
+    });
+    pair.kill("b");
+    fs::remove_dir_all(pair.scratch.path("b")).unwrap();
+    pair.scratch.run(["promote", "c", "--confirm", "vol"]).expect_code(0);
+    pair.kill("c");
+    pair.mount("a", &at_a);
+    fs::write(pair.scratch.path("ma/alone"), b"at the old source").unwrap();
+    pair.mount("c", &at_c);
+    wait_for("the old source to end", || {
+        pair.scratch.run(["serve", "a"]).stderr().contains("no longer the source")
+    });
+    assert!(!pair.scratch.path("mc/alone").exists());
+    assert_eq!(fs::read(pair.scratch.path("mc/shared")).unwrap(), b"on all");
+}

@@ -48,7 +48,7 @@ impl Mirroring {
         self.note_mirrors();
         self.register();
         self.tell_predecessor();
-        self.tell_members();
+        self.speak_with_members();
         self.begin_gathering();
         Ok(())
     }

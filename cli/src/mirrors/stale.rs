@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Before a source decides, it asks every member whose address it knows whether that one has promised, leads or holds a later epoch. One that
-//!   does not answer does not stop it.
+//!   does not answer does not stop it, and is asked again for as long as it does not follow (`succession.rs`).
 //! - Once it knows, its directory says so: it is never served as a source again, and what only it holds is listed as a branch.
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -1,4 +1,5 @@
-//! Whom the mirrors follow after a promotion: the new source tells them, and they go on with it, with what they hold.
+//! Whom the mirrors follow after a promotion: the new source tells them, and they go on with it, with what they hold. A source that was never
+//! promoted asks those that do not follow whether somebody else was.
 //!
 //! Invariants:
 //! - A mirror follows whoever leads the epoch that it has promised last, and nobody else by itself. A source of which it hears is left only for
@@ -19,22 +20,22 @@ use crate::{
 };
 
 impl Mirroring {
-    /// As a source that was a mirror: tells every member that is not connected who leads, and where it listens, for as long as it leads.
-    pub(super) fn tell_members(self: &Arc<Mirroring>) {
-        if self.config().promoted.is_none() {
-            return;
-        }
-        let Some(listen) = self.listen else {
+    /// As a source, for as long as it leads, speaks with every member that does not follow. One that was a mirror tells them who leads, and where
+    /// it listens. One that never was asks them whether somebody else does: nobody may have answered when it began, and whoever took over from
+    /// it may be gone, so that no source is left that knows whom it has to tell.
+    pub(super) fn speak_with_members(self: &Arc<Mirroring>) {
+        let tells = self.config().promoted.is_some();
+        if tells && self.listen.is_none() {
             tracing::warn!("this source does not listen, so no mirror can follow it: serve it with --listen");
-            return;
-        };
+        }
+        let leads = self.listen.filter(|_| tells).map(|listen| listen.to_string());
         let (this, mut stopped) = (Arc::downgrade(self), self.stop.subscribe());
         self.runtime.spawn(async move {
             loop {
                 let Some(mirroring) = this.upgrade() else { return };
-                let told = mirroring.absent_members().into_iter();
-                let told = told.map(|member| mirroring.tell_member(member, listen.to_string()));
-                futures::future::join_all(told).await;
+                let spoken = mirroring.absent_members().into_iter();
+                let spoken = spoken.map(|member| mirroring.speak_with(member, leads.clone()));
+                futures::future::join_all(spoken).await;
                 drop(mirroring);
                 tokio::select! {
                     () = tokio::time::sleep(TELL_AGAIN) => {}
@@ -42,6 +43,13 @@ impl Mirroring {
                 }
             }
         });
+    }
+
+    async fn speak_with(&self, member: Member, leads: Option<String>) {
+        match leads {
+            Some(listen) => self.tell_member(member, listen).await,
+            None => self.ask_for_successor(member, self.known_epoch()).await,
+        }
     }
 
     /// The members that hold a copy, can be reached, and do not follow.

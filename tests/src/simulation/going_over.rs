@@ -6,8 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_fs::MemberState;
-use murphy_mirror::{Dialer, Leader, Proof, PublicKey, Replica, Seal, Services};
+use murphy_fs::{MemberRow, MemberState};
+use murphy_log::Epoch;
+use murphy_mirror::{Ask, Dialer, ExchangeError, Leader, Proof, PublicKey, Replica, Seal, Services};
 use parking_lot::Mutex;
 
 use super::{
@@ -90,34 +91,27 @@ impl World {
         true
     }
 
-    /// Lets the node on `host`, which leads and was a mirror, tell every member that does not follow that it does, for as long as it lives.
-    pub(super) fn tell_members(&self, host: usize) {
+    /// Lets the node on `host`, which leads, speak with every member that does not follow, for as long as it lives: one that was a mirror tells
+    /// them that it leads, any other asks them whether somebody else does.
+    pub(super) fn speak_with_members(&self, host: usize) {
         let home = self.hosts[host].lock();
-        let (Some(process), Some(epoch), Some(_)) = (&home.process, home.leads(), home.disk.promoted) else {
-            return;
-        };
+        let (Some(process), Some(epoch)) = (&home.process, home.leads()) else { return };
         let Some(among) = &process.among else { return };
-        let (services, dialer) = (Arc::clone(&among.services), among.dialer.clone());
+        let speaker = Speaker {
+            epoch,
+            leads: home.disk.promoted.map(|_| vec![address_of(host).to_string()]),
+            services: Arc::clone(&among.services),
+            dialer: among.dialer.clone(),
+        };
         let (volume, own) = (process.volume.clone(), process.identity.node());
         let (ground, clock) = (Arc::clone(&self.ground), Arc::clone(&process.clock));
         process.tasks.run(async move {
             loop {
-                let status = services.board.status(murphy_log::Clock::monotonic(&*clock));
+                let status = speaker.services.board.status(murphy_log::Clock::monotonic(&*clock));
                 let follows = |node| status.iter().any(|mirror| mirror.node == node && mirror.connected);
-                let is_told = |node| node != own && !follows(node) && !ground.gone.lock().contains(&node);
-                let absent = holders(&volume).into_iter().filter(|(node, _)| is_told(*node));
-                let told = absent.map(|(_, row)| {
-                    let (leads, proof) = (vec![address_of(host).to_string()], services.proof());
-                    let seal = Seal { volume: VOLUME, branch: BRANCH, epoch, proof, leads };
-                    let dialer = &dialer;
-                    async move {
-                        let MemberState::Joined { public_key } = row.state else { return };
-                        let key = PublicKey::from_bytes(public_key);
-                        // Whoever does not answer is told again.
-                        drop(tokio::time::timeout(TELL_MAX, dialer.seal(&row.addresses, key, seal)).await);
-                    }
-                });
-                futures::future::join_all(told).await;
+                let is_absent = |node| node != own && !follows(node) && !ground.gone.lock().contains(&node);
+                let absent = holders(&volume).into_iter().filter(|(node, _)| is_absent(*node));
+                futures::future::join_all(absent.map(|(_, row)| speaker.speak_with(row))).await;
                 tokio::time::sleep(AGAIN).await;
             }
         });
@@ -133,6 +127,37 @@ impl World {
             }
             tokio::time::sleep(AGAIN).await;
             waited += AGAIN;
+        }
+    }
+}
+
+/// A source that speaks with members.
+struct Speaker {
+    epoch: Epoch,
+    /// Where it listens, if it has taken over.
+    leads: Option<Vec<String>>,
+    services: Arc<Services>,
+    dialer: Dialer,
+}
+
+impl Speaker {
+    async fn speak_with(&self, MemberRow { state, addresses, .. }: MemberRow) {
+        let MemberState::Joined { public_key } = state else { return };
+        let (key, epoch) = (PublicKey::from_bytes(public_key), self.epoch);
+        if let Some(leads) = self.leads.clone() {
+            let seal = Seal { volume: VOLUME, branch: BRANCH, epoch, proof: self.services.proof(), leads };
+            // Whoever does not answer is told again.
+            let told = tokio::time::timeout(TELL_MAX, self.dialer.seal(&addresses, key, seal)).await;
+            if !matches!(told, Ok(Err(ExchangeError::Refused(_)))) {
+                return;
+            }
+        }
+        let ask = Ask { volume: VOLUME, branch: BRANCH, epoch: Some(epoch) };
+        let asked = tokio::time::timeout(TELL_MAX, self.dialer.lender(&addresses, key, ask)).await;
+        if let Ok(Ok(lender)) = asked
+            && let Some(later) = lender.stands.ends(epoch)
+        {
+            self.services.board.fenced(later);
         }
     }
 }

@@ -75,7 +75,7 @@ impl World {
             home.process = Some(process);
         }
         self.tell_predecessor(host);
-        self.tell_members(host);
+        self.speak_with_members(host);
         Ok(tail)
     }
 

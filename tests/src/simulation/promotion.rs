@@ -108,7 +108,7 @@ impl World {
                 *self.refused.lock() = Refused::default();
                 self.led_by(host, parts.source, &taken);
                 self.tell_predecessor(host);
-                self.tell_members(host);
+                self.speak_with_members(host);
             }
             Err(error) if error.contains("was removed from volume") => {
                 self.stage().note(format!("host {host}: is not promoted: {error}"));
