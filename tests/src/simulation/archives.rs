@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Nothing is taken out unless the source says that it cannot go on with it: it shows another source, somebody has sealed it who never led, or it
-//!   ends before the log begins.
+//!   ends before the log begins. Then one whose account is gone for ever goes with it, if nothing else is left that could acknowledge.
 //! - What was the last one, or ends before the log begins, is replaced by one in another account, which begins with a snapshot of now.
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    Level,
     account::Account,
     shipping::{Shipped, Shipping},
     world::{World, witness},
@@ -93,7 +94,10 @@ impl World {
             let is_known = given_up.contains(&one.account.name);
             one.is_stranded() || (is_known && one.shows_another_source())
         };
-        let found = archives.iter().find(is_in_the_way)?;
+        // Nothing is acknowledged before another one is added, and that is not added while an fsync waits for one that is gone for ever.
+        let lacks = self.ground.level == Level::Archive && self.lacks_archive.load(Ordering::Relaxed);
+        let are_all_gone = lacks && archives.iter().all(|one| one.account.is_gone());
+        let found = archives.iter().find(is_in_the_way).or(archives.first().filter(|_| are_all_gone))?;
         Some((shipping, Arc::clone(found)))
     }
 
