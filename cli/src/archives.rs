@@ -94,6 +94,16 @@ impl Archives {
         Archives { context: Arc::new(context), shipped: Mutex::default(), changing: Default::default() }
     }
 
+    /// The volume that is shipped.
+    pub(crate) fn volume(&self) -> &Volume {
+        &self.context.volume
+    }
+
+    /// Where the shippers run.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.context.runtime
+    }
+
     fn shipped(&self) -> MutexGuard<'_, Vec<Shipped>> {
         // A list is whole after every operation on it.
         self.shipped.lock().unwrap_or_else(PoisonError::into_inner)
@@ -366,7 +376,7 @@ const STRANDED: &str = "what it holds stays restorable; to go on, murphy archive
 /// What to do about an archive that was given up and is another one's.
 const GIVEN_UP: &str = "it was given up when this node took over, so that nothing is shipped there; murphy archive remove --assume-lost takes it out of the volume";
 /// What the status of an archive says that acknowledges nothing yet.
-const JOINING: &str = "it acknowledges nothing before another archive has the entry that added it";
+const JOINING: &str = "it acknowledges nothing before another archive that does, or every archive and every mirror, has the entry that added it";
 
 /// What is known of the archives of a node that is not served.
 pub(crate) fn status_at_rest(node: &Node, shared: &[SharedArchive]) -> Result<Vec<ArchiveStatus>, CliError> {

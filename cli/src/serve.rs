@@ -8,6 +8,7 @@
 mod answer;
 mod beforehand;
 mod host;
+mod joining;
 mod level;
 mod scrub;
 mod tasks;

@@ -143,4 +143,129 @@ mod tests {
         assert_eq!(left.towards(1, &nodes(0b110)), SetStep::Grow { asked: 1, of: nodes(0b10) });
         assert_eq!(left.towards(1, &nodes(0b10)), SetStep::Stay);
     }
+
+    /// A source with `--ack mirror=W`: what its log says of members, how much of it each node has, and who counts.
+    #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+    struct World {
+        /// The members after each entry.
+        log: Vec<u32>,
+        /// So many entries of it each node has.
+        has: Vec<usize>,
+        set: u32,
+        removals: u32,
+    }
+
+    impl World {
+        fn members(&self) -> u32 {
+            self.log.last().copied().unwrap_or_default()
+        }
+
+        fn informed(&self) -> u32 {
+            (0..NODES)
+                .filter(|node| self.has[*node as usize] == self.log.len())
+                .fold(0, |bits, node| bits | 1 << node)
+        }
+
+        /// What can happen next, when `wanted` are waited for.
+        fn next(&self, wanted: u32) -> Vec<World> {
+            let mut worlds = Vec::new();
+            // Something is written, and members stay.
+            if self.log.len() < 2 || self.log[self.log.len() - 2] != self.members() {
+                let mut next = self.clone();
+                next.log.push(self.members());
+                worlds.push(next);
+            }
+            for node in 0..NODES {
+                let (bit, members) = (1 << node, self.members());
+                let entry = |members: u32, change: &dyn Fn(&mut World)| {
+                    let mut next = self.clone();
+                    next.log.push(members);
+                    change(&mut next);
+                    next
+                };
+                let was = self.log.iter().any(|members| members & bit != 0);
+                if !was {
+                    // One after the other: they are alike. Whoever joins begins with a snapshot that has its own entry.
+                    worlds.push(entry(members | bit, &|next| next.has[node as usize] = next.log.len()));
+                    break;
+                } else if members & bit != 0 && self.removals < REMOVALS {
+                    // Given up: nobody else has to have heard of it.
+                    worlds.push(entry(members & !bit, &|next| {
+                        next.set &= !bit;
+                        next.removals += 1;
+                    }));
+                }
+                if was && members & bit != 0 && self.has[node as usize] < self.log.len() {
+                    let mut next = self.clone();
+                    next.has[node as usize] += 1;
+                    worlds.push(next);
+                }
+            }
+            let step = AcknowledgingSet { members: nodes(self.set), unsettled: None };
+            if let SetStep::Grow { asked, of } = step.towards(wanted as usize, &nodes(self.members()))
+                && nodes(self.informed()).intersection(&of).count() >= asked
+            {
+                worlds.push(World { set: self.members(), ..self.clone() });
+            }
+            worlds
+        }
+
+        /// Whether a member that takes over may end without having met anybody who has all of it. Nodes that were removed and do not know it
+        /// promise as the others do.
+        fn misses(&self, taker: u32, wanted: u32) -> bool {
+            let mut known = self.has[taker as usize];
+            loop {
+                let members = self.log[known - 1] | 1 << taker;
+                let needed = (members.count_ones() + 1).saturating_sub(wanted.max(1)).max(1);
+                let sealed = |bits: &u32| bits & 1 << taker != 0;
+                // Those that answer are the ones that have the least of it.
+                let furthest = |bits: u32| {
+                    (0..NODES).filter(|node| bits & 1 << node != 0).map(|node| self.has[node as usize]).max()
+                };
+                let least =
+                    of_size(members, needed).filter(sealed).filter_map(furthest).min().unwrap_or(known);
+                if least == self.log.len() {
+                    return false;
+                }
+                if least == known || self.log[least - 1] == self.log[known - 1] {
+                    return true;
+                }
+                known = least;
+            }
+        }
+    }
+
+    /// The fear: members are given up, others join and count at once, and one that was away takes over from nobody, because it still asks those
+    /// that were given up.
+    #[test]
+    fn whoever_takes_over_after_members_were_given_up_meets_what_was_acknowledged() {
+        let mut judged = 0u32;
+        for wanted in 1..=2 {
+            let mut seen = BTreeSet::new();
+            let mut open = vec![World { log: Vec::new(), has: vec![0; NODES as usize], set: 0, removals: 0 }];
+            while let Some(world) = open.pop() {
+                if world.log.len() > ENTRIES || !seen.insert(world.clone()) {
+                    continue;
+                }
+                // Something is acknowledged now by W of the set that have everything, and by nobody else.
+                let is_acknowledged = (world.set & world.informed()).count_ones() >= wanted;
+                for taker in (0..NODES).filter(|node| is_acknowledged && world.members() & 1 << node != 0) {
+                    judged += 1;
+                    assert!(
+                        !world.misses(taker, wanted),
+                        "W {wanted}, {taker} takes over: members {:?}, has {:?}, set {:b}",
+                        world.log,
+                        world.has,
+                        world.set
+                    );
+                }
+                open.extend(world.next(wanted));
+            }
+        }
+        assert!(judged > 10_000, "{judged} take-overs");
+    }
+
+    const NODES: u32 = 4;
+    const ENTRIES: usize = 7;
+    const REMOVALS: u32 = 2;
 }

@@ -1,16 +1,8 @@
-//! How the archives that acknowledge change.
+//! How the list of archives changes.
 //!
 //! Invariants:
-//! - The set changes under the old set: an archive that was added acknowledges once one that acknowledged before has the entry that names it.
-//!   Whoever takes over through that one then knows, and seals, the new one.
-//! - Only an order that gives an archive up changes the set without it.
-
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
-
-use murphy_fs::{FileSystem, Volume};
+//! - One that is joining acknowledges nothing; when that ends is told in `serve/joining.rs`.
+//! - One that was removed acknowledges nothing from the moment on at which the log says so.
 
 use super::Archives;
 use crate::{
@@ -44,7 +36,7 @@ impl Archives {
         Ok(made)
     }
 
-    /// Lets these acknowledge, now that an archive that does has the entries that named them.
+    /// Lets these acknowledge, now that whoever takes over meets the entries that named them.
     pub(crate) async fn let_acknowledge(&self, urls: &[String]) -> Result<(), CliError> {
         self.change(|archives| {
             let named = archives.iter_mut().filter(|archive| urls.contains(&archive.url));
@@ -54,41 +46,10 @@ impl Archives {
         .await
     }
 
-    /// Lets those that are joining acknowledge as soon as an archive that does has everything up to now.
-    pub(crate) fn join_later(self: &Arc<Archives>) {
-        let (this, volume) = (Arc::downgrade(self), self.context.volume.clone());
-        self.context.runtime.spawn(join(this, volume));
-    }
-
     /// Those that acknowledge nothing yet.
-    fn joining(&self) -> Vec<String> {
+    pub(crate) fn joining(&self) -> Vec<String> {
         let shipped = self.shipped();
         let joining = shipped.iter().filter(|shipped| shipped.shared.joining);
         joining.map(|shipped| shipped.shared.url.clone()).collect()
     }
 }
-
-async fn join(this: Weak<Archives>, volume: Volume) {
-    loop {
-        // Those that are named meanwhile are not in what is waited for.
-        let joining = this.upgrade().map(|archives| archives.joining()).unwrap_or_default();
-        if joining.is_empty() || volume.ended().is_some() {
-            return;
-        }
-        match volume.sync_all().wait().await {
-            Ok(()) => {
-                let Some(archives) = this.upgrade() else { return };
-                if let Err(error) = archives.let_acknowledge(&joining).await {
-                    tracing::error!(%error, "an archive that was added acknowledges nothing before the next start");
-                    return;
-                }
-            }
-            Err(_) => {
-                tracing::warn!("an archive that was added acknowledges nothing yet: no other one answers");
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
-    }
-}
-
-const AGAIN: Duration = Duration::from_secs(5);

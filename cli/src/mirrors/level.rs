@@ -203,6 +203,11 @@ impl Mirroring {
         }
     }
 
+    /// Whether no other node has a copy.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.mirrors().is_empty()
+    }
+
     /// The mirrors of which it is not known that they have the entries up to `lsn`.
     pub(super) fn unheard(&self, lsn: Lsn) -> Vec<String> {
         let status = self.services.board.status(self.clock.monotonic());

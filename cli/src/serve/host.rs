@@ -15,6 +15,7 @@ use murphy_log::NodeId;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
+use super::joining::join_later;
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
@@ -85,7 +86,7 @@ impl Host {
                 archives.start(shared)?;
             }
             acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside(&node)?);
-            archives.join_later();
+            join_later(&archives, &mirroring);
         }
         let (mounts, level_turn) = Default::default();
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, level_turn, options })
@@ -219,7 +220,7 @@ impl Host {
                     tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
                 }
             }
-            self.archives.join_later();
+            join_later(&self.archives, &self.mirroring);
         }
         Ok(answer)
     }

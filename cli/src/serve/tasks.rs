@@ -15,7 +15,10 @@ use murphy_log::{Clock, Lsn, OsFiles, SystemClock, WaitError, rename_durably};
 use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
-use super::host::Host;
+use super::{
+    host::Host,
+    joining::{any_acknowledges, join_later, may_acknowledge, must_wait},
+};
 use crate::{
     check::{self, Finding},
     control::Replies,
@@ -125,9 +128,7 @@ pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Resul
 pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
     let url = check_new_archive(host, url, log_only)?;
     let (settings, shared) = (Settings::of(host.volume())?, shared_form(&url));
-    let waits = host.waits_for_archives()?;
-    let others = settings.archives.iter().any(SharedArchive::may_acknowledge);
-    if !waits || others {
+    if !host.waits_for_archives()? || any_acknowledges(host, &settings.archives)? {
         host.flush(&mut |_| {})?;
     }
     if shared != url.to_string() {
@@ -137,22 +138,26 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         })?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
-    archive = host.runtime.block_on(host.archives.change(|archives| {
+    let (by_others, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
-        let others = archives.iter().any(SharedArchive::may_acknowledge);
-        archive.joining = host.waits_for_archives()? && others && !log_only;
+        let by_others = any_acknowledges(host, archives)?;
+        archive.joining = !log_only && must_wait(host, archives)?;
         archives.push(archive.clone());
-        Ok(archive)
+        Ok((by_others, archive))
     }))?;
+    archive = listed;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
-        host.flush(&mut |_| {}).map_err(|error| {
-            host.archives.join_later();
-            error
-                .hint("it is shipped to, and acknowledges once one of the others has the entry that added it")
-        })?;
-        host.runtime.block_on(host.archives.let_acknowledge(std::slice::from_ref(&archive.url)))?;
-        archive.joining = false;
+        if archive.joining {
+            host.runtime.block_on(may_acknowledge(host, by_others)).map_err(|error| {
+                join_later(&host.archives, &host.mirroring);
+                CliError::new(format!("{shared} was added and acknowledges nothing yet: {error}"))
+                    .hint(JOINS_LATER)
+            })?;
+            host.runtime.block_on(host.archives.let_acknowledge(std::slice::from_ref(&archive.url)))?;
+            archive.joining = false;
+        }
+        host.flush(&mut |_| {})?;
     }
     serde_json::to_value(archive).map_err(failed)
 }
@@ -177,7 +182,7 @@ fn take_out(
     if archives.len() == before && !host.archives.ships_to(shared) {
         return Err(CliError::new(format!("{shared} is not an archive of this volume")));
     }
-    if !host.waits_for_archives()? || archives.iter().any(SharedArchive::may_acknowledge) {
+    if !host.waits_for_archives()? || any_acknowledges(host, archives)? {
         return Ok(());
     }
     if !assume_lost {
@@ -186,8 +191,6 @@ fn take_out(
         ))
         .hint("add another archive first; if this one is gone for good, --assume-lost gives it up"));
     }
-    // Nobody is left whom those that are joining could wait for.
-    archives.iter_mut().for_each(|archive| archive.joining = false);
     Ok(())
 }
 
@@ -238,6 +241,9 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
     Ok(Value::Array(taken))
 }
 
+/// How an archive comes to acknowledge that was added and does not yet.
+const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once another archive that does, or every archive and every mirror, has the entry that \
+    added it; who is gone for good is taken out with murphy archive remove DIR URL --assume-lost, or murphy member remove DIR MEMBER --assume-lost";
 const OUT_BYTES: usize = 1 << 20;
 /// A subscriber asks again so often when nothing happens.
 const ENTRIES_WAIT: std::time::Duration = std::time::Duration::from_secs(1);

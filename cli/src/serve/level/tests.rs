@@ -23,6 +23,8 @@ use crate::{
     settings::{SharedArchive, shared_form},
 };
 
+mod joining;
+
 /// A node that is served, and two mirrors that nobody has admitted yet.
 struct Scene {
     host: Arc<Host>,
@@ -70,7 +72,8 @@ impl Scene {
             scope.spawn(|| {
                 while follows.load(Ordering::Relaxed) {
                     MIRRORS.iter().for_each(|node| self.host.mirroring.has_everything(*node));
-                    thread::yield_now();
+                    // As often as a network would carry it: whoever is waited for needs the processor too.
+                    thread::sleep(Duration::from_millis(1));
                 }
             });
             let done = act();

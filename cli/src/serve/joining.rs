@@ -1,0 +1,122 @@
+//! When an archive that was added begins to acknowledge, while an fsync waits for archives.
+//!
+//! ```text
+//!   one that acknowledges has the entry that names it          whoever takes over reads that one, and is led to the new one
+//!   every other archive, and every mirror, has that entry      whoever takes over knows the new one
+//! ```
+//!
+//! Invariants:
+//! - Either is enough. The second is the only way once the archives that acknowledged before were given up: one of them may answer again, and
+//!   knows nothing of what was added since.
+//! - It is waited for until it is so, also by a node that was started anew.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures::future::{Either, select};
+use murphy_fs::{FileSystem, Volume};
+
+use super::host::{Host, outside};
+use crate::{
+    archives::Archives, error::CliError, mirrors::Mirroring, places::local_url, settings::SharedArchive,
+};
+
+/// The archives of the volume, and who else would take over.
+struct Joining {
+    archives: Weak<Archives>,
+    mirroring: Weak<Mirroring>,
+    volume: Volume,
+}
+
+/// Returns when the archives that were added by now may acknowledge. `by_others` says whether any acknowledges already: then it is enough that one of
+/// those has heard of them.
+pub(super) async fn may_acknowledge(host: &Host, by_others: bool) -> Result<(), CliError> {
+    let everybody = everybody_knows(&host.archives, &host.mirroring, host.volume(), HEARD_MAX);
+    if !by_others {
+        return everybody.await;
+    }
+    either(host.volume(), everybody).await
+}
+
+/// Whether any of `archives` may acknowledge an fsync here: it holds packs, is not joining itself, and does not die with the source.
+pub(super) fn any_acknowledges(host: &Host, archives: &[SharedArchive]) -> Result<bool, CliError> {
+    let domains = outside(&host.node)?;
+    let config = &host.node.config;
+    let mut full = archives.iter().filter(|archive| archive.may_acknowledge());
+    full.try_fold(false, |any, shared| {
+        let domain = local_url(config, shared)?.failure_domain().to_string();
+        Ok(any || !domains.contains(&domain))
+    })
+}
+
+/// Whether an archive that is added to `archives` has to wait before it acknowledges: there is somebody who would take over without it.
+pub(super) fn must_wait(host: &Host, archives: &[SharedArchive]) -> Result<bool, CliError> {
+    Ok(host.waits_for_archives()? && !(archives.is_empty() && host.mirroring.is_alone()))
+}
+
+/// Lets those that are joining acknowledge as soon as they may.
+pub(super) fn join_later(archives: &Arc<Archives>, mirroring: &Arc<Mirroring>) {
+    let volume = archives.volume().clone();
+    let joining =
+        Joining { archives: Arc::downgrade(archives), mirroring: Arc::downgrade(mirroring), volume };
+    archives.runtime().spawn(joining.run());
+}
+
+impl Joining {
+    async fn run(self) {
+        loop {
+            let Some((archives, mirroring)) = self.archives.upgrade().zip(self.mirroring.upgrade()) else {
+                return;
+            };
+            // Those that are named meanwhile are not in what is waited for.
+            let joining = archives.joining();
+            if joining.is_empty() || self.volume.ended().is_some() {
+                return;
+            }
+            let everybody = everybody_knows(&archives, &mirroring, &self.volume, HEARD_MAX);
+            let known = either(&self.volume, everybody).await;
+            let joined = match known {
+                Ok(()) => archives.let_acknowledge(&joining).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = joined {
+                tracing::warn!(%error, "an archive that was added acknowledges nothing yet");
+                drop((archives, mirroring));
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Returns when everything so far is acknowledged, or `everybody` is through.
+async fn either(
+    volume: &Volume,
+    everybody: impl Future<Output = Result<(), CliError>>,
+) -> Result<(), CliError> {
+    let acknowledged = volume.sync_all().wait();
+    match select(pin!(acknowledged), pin!(everybody)).await {
+        Either::Left((Ok(()), _)) | Either::Right((Ok(()), _)) => Ok(()),
+        Either::Left((Err(_), everybody)) => everybody.await,
+        Either::Right((Err(unheard), acknowledged)) => acknowledged.await.map_err(|_| unheard),
+    }
+}
+
+/// Returns when every archive holds everything so far, and every mirror has the entries.
+async fn everybody_knows(
+    archives: &Archives,
+    mirroring: &Mirroring,
+    volume: &Volume,
+    at_most: Duration,
+) -> Result<(), CliError> {
+    let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
+    let lsn = volume.durable_here().await.map_err(refused)?;
+    let known = async { tokio::try_join!(archives.all_hold(lsn, at_most), mirroring.heard_by_all(lsn)) };
+    known.await.map(|_| ())
+}
+
+/// So long everybody gets to hear of an archive that was added, before it is said who has not.
+const HEARD_MAX: Duration = Duration::from_secs(20);
+const AGAIN: Duration = Duration::from_secs(5);

@@ -1,0 +1,110 @@
+//! When an archive that was added begins to acknowledge, while mirrors have not heard of it.
+
+use super::*;
+use crate::serve::{
+    joining::join_later,
+    tasks::{add_archive, remove_archive},
+};
+
+/// A URL in a failure domain of its own.
+fn url(scene: &Scene, name: &str) -> String {
+    format!("file://{}?domain={name}", scene.folder.path().join(name).display())
+}
+
+fn archives(scene: &Scene) -> Vec<SharedArchive> {
+    Settings::of(scene.host.volume()).unwrap().archives
+}
+
+/// Whether archives acknowledge everything so far, each of which has it.
+fn acknowledges(scene: &Scene) -> bool {
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    scene.runtime.block_on(async {
+        let lsn = scene.host.volume().durable_here().await.unwrap();
+        scene.host.archives.all_hold(lsn, PATIENCE).await.unwrap();
+        by.acknowledged(lsn, Duration::from_millis(200)).await.is_ok()
+    })
+}
+
+fn wait_until(what: &str, is_done: impl Fn() -> bool) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while !is_done() {
+        assert!(std::time::Instant::now() < until, "waited for {what}");
+        thread::yield_now();
+    }
+}
+
+/// The fear: an archive is given up, another one is added and acknowledges at once; the first one answers again, and a mirror that was away the
+/// whole time takes over through it, without asking anybody what the other one has acknowledged.
+#[test]
+fn an_archive_that_follows_one_that_was_given_up_acknowledges_once_every_mirror_has_heard_of_it() {
+    let scene = Scene::new(2).at(Ack::Archive);
+    remove_archive(&scene.host, &archives(&scene)[0].url, true).unwrap();
+    let near = url(&scene, "near");
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| add_archive(&scene.host, &near, false));
+        wait_until("the list", || scene.host.archives.ships_to(&near));
+        scene.host.mirroring.has_everything(MIRRORS[0]);
+        assert!(!acknowledges(&scene), "{} does not know of it", MIRRORS[1]);
+        assert!(archives(&scene)[0].joining);
+        scene.while_they_follow(|| adding.join().unwrap()).unwrap();
+    });
+    assert!(!archives(&scene)[0].joining);
+    scene.fsync().unwrap();
+}
+
+/// The same for one that had been added by then, and waited for the one that is given up.
+#[test]
+fn an_archive_that_waited_for_one_that_is_given_up_waits_for_every_mirror_then() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    let there: StoreUrl = near.parse().unwrap();
+    let made = scene.host.archives.create(&there, false).unwrap();
+    let joining = SharedArchive { joining: true, ..made };
+    let listed = scene.host.archives.change(|list| {
+        list.push(joining.clone());
+        Ok(())
+    });
+    scene.runtime.block_on(listed).unwrap();
+    scene.host.archives.start_at(joining, there).unwrap();
+    remove_archive(&scene.host, &far, true).unwrap();
+    assert!(archives(&scene)[0].joining && !acknowledges(&scene));
+    join_later(&scene.host.archives, &scene.host.mirroring);
+    scene.while_they_follow(|| wait_until("it to acknowledge", || !archives(&scene)[0].joining));
+    scene.fsync().unwrap();
+}
+
+/// The fear: an archive from which somebody restores, and takes over, has never heard of the one that acknowledges.
+#[test]
+fn an_archive_that_was_added_waits_for_every_other_one_too() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, log_only) = (archives(&scene)[0].url.clone(), url(&scene, "log"));
+    add_archive(&scene.host, &log_only, true).unwrap();
+    remove_archive(&scene.host, &far, true).unwrap();
+    let (there, away) = (scene.folder.path().join("log"), scene.folder.path().join("log.away"));
+    std::fs::rename(&there, &away).unwrap();
+    let near = url(&scene, "near");
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| add_archive(&scene.host, &near, false));
+        wait_until("the list", || scene.host.archives.ships_to(&near));
+        assert_eq!(archives(&scene).iter().map(|one| one.joining).collect::<Vec<_>>(), [false, true]);
+        std::fs::rename(&away, &there).unwrap();
+        adding.join().unwrap().unwrap();
+    });
+    scene.fsync().unwrap();
+}
+
+/// The fear: an archive that dies with the source acknowledges nothing, is taken for one that could, and the one that was added waits for it for ever.
+#[test]
+fn an_archive_that_dies_with_the_source_is_not_waited_for() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let far = archives(&scene)[0].url.clone();
+    let beside = format!("file://{}", scene.folder.path().join("beside").display());
+    add_archive(&scene.host, &beside, false).unwrap();
+    let refused = remove_archive(&scene.host, &far, false).unwrap_err();
+    assert!(refused.message.contains("it is the last archive"), "{refused}");
+    remove_archive(&scene.host, &far, true).unwrap();
+    add_archive(&scene.host, &url(&scene, "near"), false).unwrap();
+    scene.fsync().unwrap();
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
