@@ -10,6 +10,7 @@
 //! - Each cell is taken from the first origin that has it intact; a damaged cell does not hide its neighbours.
 //! - Concurrent reads of one cell cost one GET, while the store that is asked is not slow.
 
+mod landing;
 mod origin;
 mod round;
 mod silence;
@@ -27,7 +28,8 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{runtime::Handle, sync::Semaphore};
 
-use origin::{Landed, Origins};
+use landing::{Landed, Landing};
+use origin::Origins;
 pub use silence::SilentStore;
 
 use super::{
@@ -45,7 +47,7 @@ pub struct PackFetcher {
 }
 
 struct Shared {
-    origins: Origins,
+    landing: Landing,
     cache: CellCache,
     footers: Arc<Flights<PackName, FooterLanded>>,
     cells: Arc<Flights<CellKey, CellsLanded>>,
@@ -68,7 +70,7 @@ impl PackFetcher {
         disk: Option<Arc<DiskCache>>,
     ) -> PackFetcher {
         let shared = Shared {
-            origins: Origins::new(sources, disk),
+            landing: Landing::new(Origins::new(sources, disk)),
             cache,
             footers: Flights::new(),
             cells: Flights::new(),
@@ -133,7 +135,7 @@ impl PackFetcher {
 
     /// The stores that have not answered lately, and are asked last until they do.
     pub fn silent_stores(&self) -> Vec<SilentStore> {
-        self.shared.origins.silences.stores()
+        self.shared.landing.origins.silences.stores()
     }
 
     /// What was done so far.
@@ -141,14 +143,14 @@ impl PackFetcher {
         FetchStats {
             cell_hits: self.shared.hits.load(Ordering::Relaxed),
             cell_misses: self.shared.misses.load(Ordering::Relaxed),
-            ..self.shared.origins.stats()
+            ..self.shared.landing.origins.stats()
         }
     }
 }
 
 impl std::fmt::Debug for PackFetcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PackFetcher").field("origins", &self.shared.origins).finish_non_exhaustive()
+        f.debug_struct("PackFetcher").field("origins", &self.shared.landing.origins).finish_non_exhaustive()
     }
 }
 
@@ -212,14 +214,14 @@ impl Shared {
         let range = if whole { 0..meta.stored_len } else { PackFooter::tail_range(meta) };
         let described = *meta;
         let parse = move |bytes: &Bytes| PackFooter::parse(&described, bytes);
-        let (footer, bytes) = self.origins.first_intact(meta, range, parse).await?;
+        let (footer, bytes) = self.landing.first_intact(meta, range, parse).await?;
         let footer = Arc::new(footer);
         self.cache.insert_footer(Arc::clone(&footer));
         if !whole {
             return Ok((footer, Arc::default()));
         }
         let all = 0..footer.cell_count();
-        let cells = self.origins.open_cells(&footer, all, bytes).await;
+        let cells = self.landing.open_cells(&footer, all, bytes).await;
         // A damaged cell is asked for again, and elsewhere, by whoever needs it.
         let cells: Vec<_> = cells.into_iter().map(Result::ok).collect();
         for (number, cell) in cells.iter().enumerate() {
@@ -318,7 +320,7 @@ impl Shared {
         let (shared, meta, footer) = (Arc::clone(self), *meta, Arc::clone(footer));
         let together = !small && run == span_of(&footer, run.start);
         let fetch = async move {
-            let landed = shared.origins.cells(&meta, &footer, run.clone(), together).await;
+            let landed = shared.landing.cells(&meta, &footer, run.clone(), together).await;
             for landed in &landed {
                 if let Landed::Intact(stretch) = landed {
                     shared.cache.insert(&footer, stretch);

@@ -1,12 +1,9 @@
-//! Where bytes of packs come from: the disk cache, then the stores in order, each verified before it is believed.
+//! Whom bytes of packs are asked of: the disk cache, then the stores in order; and how often that was.
 //!
 //! Invariants:
-//! - An origin whose bytes do not verify is asked once more (the disk cache is not: it forgets them), then the next one is.
-//! - Damage is logged where it was found, with pack, cell and origin, even if another origin makes up for it; that a store does not answer once.
-//! - Only verified bytes enter the disk cache.
+//! - What they give is believed by nobody before it was verified.
 
 use std::{
-    borrow::Cow,
     ops::Range,
     sync::{
         Arc,
@@ -15,19 +12,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
-use super::{
-    FetchStats, ReadError,
-    round::{Answer, Failures, Origin, Question, Round},
-    silence::Silences,
-};
-use crate::data::{
-    buffers::Buffers,
-    cache::DiskCache,
-    pack::{PackDamage, PackError, PackFooter, PackMeta, Stretch},
-    store::BlockStore,
-};
+use super::{FetchStats, silence::Silences};
+use crate::data::{cache::DiskCache, pack::PackMeta, store::BlockStore};
+
+/// Where bytes may come from.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    Disk(Arc<DiskCache>),
+    Store { store: Arc<dyn BlockStore>, is_second: bool },
+}
 
 /// The disk cache and the stores.
 #[derive(Debug)]
@@ -35,8 +29,6 @@ pub(super) struct Origins {
     pub(super) sources: Vec<Arc<dyn BlockStore>>,
     pub(super) disk: Option<Arc<DiskCache>>,
     pub(super) silences: Arc<Silences>,
-    disk_writes: Arc<Semaphore>,
-    buffers: Arc<Buffers>,
     counts: Counts,
 }
 
@@ -50,9 +42,7 @@ struct Counts {
 
 impl Origins {
     pub(super) fn new(sources: Vec<Arc<dyn BlockStore>>, disk: Option<Arc<DiskCache>>) -> Origins {
-        let disk_writes = Arc::new(Semaphore::new(DISK_WRITES_MAX));
-        let silences = Arc::default();
-        Origins { sources, disk, silences, disk_writes, buffers: Arc::default(), counts: Counts::default() }
+        Origins { sources, disk, silences: Arc::default(), counts: Counts::default() }
     }
 
     pub(super) fn count_get(&self) {
@@ -77,92 +67,6 @@ impl Origins {
         }
     }
 
-    /// The stored bytes `range` from the first origin whose bytes pass `check`, and what `check` made of them.
-    pub(super) async fn first_intact<T>(
-        &self,
-        meta: &PackMeta,
-        range: Range<u64>,
-        check: impl Fn(&Bytes) -> Result<T, PackError>,
-    ) -> Result<(T, Bytes), ReadError> {
-        let question = Question { cells: 0..0, stored: range };
-        let mut round = Round::new(self, meta);
-        while let Some(Answer { origin, question, bytes }) = round.next(&question).await {
-            match check(&bytes) {
-                Ok(made) => {
-                    round.won();
-                    self.keep(&origin, meta, question.stored.start, &bytes);
-                    return Ok((made, bytes));
-                }
-                Err(error) => round.found_damage(origin, &question.stored, error),
-            }
-        }
-        Err(self.conclude(meta, round.failures))
-    }
-
-    /// The cells `run`, each from the first origin that has it intact; if they are wanted together and the first answer has all of them
-    /// intact, in one buffer.
-    pub(super) async fn cells(
-        &self,
-        meta: &PackMeta,
-        footer: &Arc<PackFooter>,
-        run: Range<usize>,
-        together: bool,
-    ) -> Vec<Landed> {
-        let mut cells: Vec<Option<Bytes>> = vec![None; run.len()];
-        let mut round = Round::new(self, meta);
-        while let Some(first) = cells.iter().position(Option::is_none) {
-            let last = cells.iter().rposition(Option::is_none).unwrap_or(first);
-            let wanted = run.start + first..run.start + last + 1;
-            let question = Question { stored: footer.stored_range(wanted.clone()), cells: wanted };
-            // It may be the answer to a question of before, about more cells.
-            let Some(Answer { origin, question, bytes }) = round.next(&question).await else { break };
-            let (wanted, start) = (question.cells, question.stored.start);
-            if together && wanted == run {
-                let (of, cells, stored) = (Arc::clone(footer), run.clone(), bytes.clone());
-                let buffers = Arc::clone(&self.buffers);
-                let open = move || of.open_stretch(cells, &stored, &buffers);
-                // If one is damaged, the others are taken one by one.
-                if let Ok(stretch) = verifying(run.len(), open).await {
-                    round.won();
-                    self.keep(&origin, meta, start, &bytes);
-                    return vec![Landed::Intact(stretch)];
-                }
-            }
-            let opened = self.open_cells(footer, wanted.clone(), bytes.clone()).await;
-            let damaged = opened.iter().find_map(|cell| cell.as_ref().err().copied());
-            for (slot, cell) in cells[wanted.start - run.start..].iter_mut().zip(opened) {
-                if slot.is_none() {
-                    *slot = cell.ok();
-                }
-            }
-            match damaged {
-                Some(error) => round.found_damage(origin, &question.stored, error),
-                None => self.keep(&origin, meta, start, &bytes),
-            }
-        }
-        round.won();
-        self.all_or_error(meta, run.start, cells, round.failures)
-    }
-
-    /// Verifies and unpacks the cells `run`, whose stored bytes begin `bytes`; on another thread if they are many.
-    pub(super) async fn open_cells(
-        &self,
-        footer: &Arc<PackFooter>,
-        run: Range<usize>,
-        bytes: Bytes,
-    ) -> Vec<Result<Bytes, PackError>> {
-        let (footer, count) = (Arc::clone(footer), run.len());
-        let open = move || {
-            let start = footer.stored_range(run.clone()).start;
-            let open = |cell| {
-                let at = footer.stored_range(cell..cell + 1);
-                footer.open_cell(cell, &bytes[(at.start - start) as usize..(at.end - start) as usize])
-            };
-            run.map(open).collect()
-        };
-        verifying(count, open).await
-    }
-
     pub(super) async fn get_from_disk(
         &self,
         disk: &Arc<DiskCache>,
@@ -177,92 +81,4 @@ impl Origins {
         self.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
         Some(bytes.into())
     }
-
-    /// Keeps verified bytes of a store on the cache's disk, in the background; not at all if the disk cannot keep up.
-    fn keep(&self, origin: &Origin, meta: &PackMeta, start: u64, bytes: &Bytes) {
-        let (Origin::Store { .. }, Some(disk)) = (origin, &self.disk) else { return };
-        let Ok(permit) = Arc::clone(&self.disk_writes).try_acquire_owned() else { return };
-        let (disk, name, bytes) = (Arc::clone(disk), meta.name, bytes.clone());
-        murphy_log::spawn_blocking(move || {
-            disk.put(name, start, &bytes);
-            drop(permit);
-        });
-    }
-
-    /// The error of a read that no origin could answer: the one that leaves most hope.
-    fn conclude(&self, meta: &PackMeta, failures: Failures) -> ReadError {
-        match failures {
-            Failures { store: Some(source), .. } => ReadError::Store { pack: meta.name, source },
-            Failures { damage: Some(error), .. } => ReadError::Damaged(error),
-            Failures { .. } => {
-                let sources: Vec<Cow<'_, str>> = self.sources.iter().map(|store| store.label()).collect();
-                ReadError::NotFound { pack: meta.name, sources: sources.join(", ") }
-            }
-        }
-    }
-
-    fn all_or_error(
-        &self,
-        meta: &PackMeta,
-        first: usize,
-        cells: Vec<Option<Bytes>>,
-        failures: Failures,
-    ) -> Vec<Landed> {
-        let intact = |(plain, cell)| Landed::Intact(Stretch::of_cell(cell, plain));
-        if cells.iter().all(Option::is_some) {
-            return cells.into_iter().flatten().zip(first..).map(intact).collect();
-        }
-        let error = self.conclude(meta, failures);
-        let named = |cell: usize| match &error {
-            // The damage found last may be that of another cell of the run.
-            ReadError::Damaged(PackError { pack, damage: PackDamage::Cell { fault, .. } }) => {
-                ReadError::Damaged(PackError {
-                    pack: *pack,
-                    damage: PackDamage::Cell { cell, fault: *fault },
-                })
-            }
-            error => error.clone(),
-        };
-        let landed = |(plain, cell)| match plain {
-            Some(plain) => intact((plain, cell)),
-            None => Landed::Lost(cell, named(cell)),
-        };
-        cells.into_iter().zip(first..).map(landed).collect()
-    }
 }
-
-/// What became of a cell, or of several that were wanted together.
-#[derive(Clone, Debug)]
-pub(super) enum Landed {
-    Intact(Stretch),
-    /// No origin has the cell.
-    Lost(usize, ReadError),
-}
-
-impl Landed {
-    pub(super) fn error(&self) -> Option<&ReadError> {
-        match self {
-            Landed::Intact(_) => None,
-            Landed::Lost(_, error) => Some(error),
-        }
-    }
-
-    /// Whether it is about a cell of `cells`.
-    pub(super) fn is_within(&self, cells: &Range<usize>) -> bool {
-        match self {
-            Landed::Intact(stretch) => stretch.cells.start < cells.end && cells.start < stretch.cells.end,
-            Landed::Lost(cell, _) => cells.contains(cell),
-        }
-    }
-}
-
-/// Does the work of verifying so many cells: on another thread if they are many.
-async fn verifying<T: Send + 'static>(cells: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
-    if cells > CELLS_INLINE { murphy_log::aside(work).await } else { work() }
-}
-
-/// So many cells (0.2 ms of work, 1 ms if they are compressed) are verified on the async worker itself.
-const CELLS_INLINE: usize = 16;
-
-/// How many runs may be waiting to be written to the disk cache.
-const DISK_WRITES_MAX: usize = 16;

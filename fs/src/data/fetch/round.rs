@@ -5,26 +5,18 @@
 //! - Silent stores are asked last.
 //! - Who was slow and is outrun by another one counts as silent.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 
-use super::origin::Origins;
+use super::origin::{Origin, Origins};
 use crate::data::{
-    cache::DiskCache,
     intact::flattened,
     pack::{PackDamage, PackError, PackMeta},
-    store::{BlockStore, BlockStoreError},
+    store::BlockStoreError,
 };
-
-/// Where bytes may come from.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    Disk(Arc<DiskCache>),
-    Store { store: Arc<dyn BlockStore>, is_second: bool },
-}
 
 /// What is asked for.
 #[derive(Clone, Debug)]
