@@ -41,7 +41,7 @@ pub use document::{DocumentError, PositionText, StateText};
 pub use fence::{ArchiveFence, Supplies};
 pub use pack::{CopyPackError, NamedPackError};
 pub use plan::{PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Window, plan_restore};
-pub use proof::{Proof, ProofError};
+pub use proof::{Proof, ProofError, RESTORE, VERIFY};
 pub use registry::{Pin, Record, Registry, RegistryError, RegistryView, StoredRecord};
 pub use rejoin::{NotContinued, check_continued_by};
 pub use restore::{

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A proof is never changed. Two that end in the same nanosecond are one.
 
+use futures::TryStreamExt;
 use murphy_log::LogTime;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
-    /// What was done: `verify`, `drill`.
+    /// What was done: `verify`, `restore`.
     pub kind: String,
     /// The node that did it, hexadecimal.
     pub node: String,
@@ -53,6 +54,20 @@ impl Proof {
         document::decode(PROOF_KIND, bytes)
     }
 
+    /// The newest proof in `archive`, by its name; `None` if none is listed. One that cannot be read hides the older ones: what it would have said
+    /// is not known.
+    pub async fn newest(archive: &Archive) -> Result<Option<Proof>, ProofError> {
+        let mut listed = archive.store().list(layout::PROOF_FOLDER);
+        let mut newest: Option<String> = None;
+        while let Some(found) = listed.try_next().await? {
+            newest = newest.max(Some(found.name));
+        }
+        match newest {
+            Some(name) => Proof::read(archive, &name).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Reads the proof `name`.
     pub async fn read(archive: &Archive, name: &str) -> Result<Proof, ProofError> {
         let bytes = archive.store().get(name, DOCUMENT_BYTES_MAX).await?;
@@ -77,4 +92,8 @@ pub enum ProofError {
     Store(#[from] StoreError),
 }
 
+/// The kind of a verification.
+pub const VERIFY: &str = "verify";
+/// The kind of a restore that came to its end.
+pub const RESTORE: &str = "restore";
 const PROOF_KIND: &str = "proof";

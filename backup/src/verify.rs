@@ -24,7 +24,7 @@ use crate::{
     document::PositionText,
     layout,
     pack::{named_packs, released_packs},
-    proof::Proof,
+    proof::{Proof, VERIFY},
     registry::{Pin, Registry, RegistryError},
     slot::SlotHeader,
     store::StoreError,
@@ -119,7 +119,7 @@ impl VerifyReport {
     /// The proof that this report is, of a verification from `began` to `ended`.
     pub fn proof(&self, node: NodeId, data_percent: u8, began: u64, ended: u64) -> Proof {
         Proof {
-            kind: "verify".to_owned(),
+            kind: VERIFY.to_owned(),
             node: node.to_string(),
             began,
             ended,

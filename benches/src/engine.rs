@@ -30,6 +30,21 @@ pub fn new_volume(directory: &Path, options: VolumeOptions) -> Volume {
 /// # Panics
 /// As [`new_volume`].
 pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume, Arc<dyn Log>) {
+    let url = StoreUrl::from_directory(&directory.join("blocks")).expect("an absolute path");
+    let blocks = Arc::new(ObjectBlockStore::open(&url).expect("an empty directory"));
+    new_volume_over(directory, options, blocks, CellCache::new(64 << 20))
+}
+
+/// The same with another store, and so much memory for what was read from it.
+///
+/// # Panics
+/// As [`new_volume`].
+pub fn new_volume_over(
+    directory: &Path,
+    options: VolumeOptions,
+    blocks: Arc<dyn BlockStore>,
+    cache: CellCache,
+) -> (Volume, Arc<dyn Log>) {
     murphy_cli::allocator::keep_freed_memory();
     let epoch = Epoch { number: 1, id: EpochId::from_bytes([1; 16]) };
     let origin = State::origin(epoch);
@@ -40,8 +55,6 @@ pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume,
     let index =
         FjallIndex::open(&directory.join("index"), FjallOptions::default()).expect("an empty directory");
     let index: Arc<dyn Index> = Arc::new(index);
-    let url = StoreUrl::from_directory(&directory.join("blocks")).expect("an absolute path");
-    let blocks: Arc<dyn BlockStore> = Arc::new(ObjectBlockStore::open(&url).expect("an empty directory"));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let parts = VolumeParts {
         log: Arc::clone(&log),
@@ -50,7 +63,7 @@ pub fn new_volume_with_log(directory: &Path, options: VolumeOptions) -> (Volume,
         last_time: clock.wall(),
         keys: VolumeKeys::derive(VOLUME),
         clock,
-        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], CellCache::new(64 << 20), None),
+        fetcher: PackFetcher::new(vec![Arc::clone(&blocks)], cache, None),
         blocks,
         runtime: tokio::runtime::Handle::current(),
         options,

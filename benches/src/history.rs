@@ -13,11 +13,25 @@ use murphy_log::{
 /// # Panics
 /// If the log's own code refuses an entry of it.
 pub fn creates(count: usize, keys: &VolumeKeys) -> (State, Vec<Frame>) {
-    let epoch = Epoch { number: 1, id: EpochId::from_bytes([2; 16]) };
-    let base = State::origin(epoch);
-    let mut appender = Appender::new(keys.clone(), epoch, base);
+    let mut frames = Vec::new();
+    let base = for_each_create(count, keys, &mut |frame| frames.push(frame));
+    (base, frames)
+}
+
+/// The state that such frames follow.
+pub fn origin() -> State {
+    State::origin(Epoch { number: 1, id: EpochId::from_bytes([2; 16]) })
+}
+
+/// Hands out the same frames one by one, and returns the state that they follow.
+///
+/// # Panics
+/// As [`creates`].
+pub fn for_each_create(count: usize, keys: &VolumeKeys, out: &mut dyn FnMut(Frame)) -> State {
+    let base = origin();
+    let mut appender = Appender::new(keys.clone(), base.position.epoch, base);
     let hasher = NameHasher::new(keys.derived("names of the replay benchmark"));
-    let (mut frames, mut digest) = (Vec::new(), Digest::default());
+    let mut digest = Digest::default();
     let (mut directory, mut row) = (Ino::ROOT, DirectoryRow::default());
     let mut old_row: Option<Change> = None;
     for number in 0..count as u64 {
@@ -36,11 +50,11 @@ pub fn creates(count: usize, keys: &VolumeKeys) -> (State, Vec<Frame>) {
         let usage = Usage { inodes: number + 2, bytes: 0 };
         appender.push(&entry, digest, usage).expect("the entry is the next one");
         if appender.should_close(time) {
-            frames.extend(std::iter::from_fn(|| appender.close(time, Lsn::ROOT)));
+            std::iter::from_fn(|| appender.close(time, Lsn::ROOT)).for_each(&mut *out);
         }
     }
-    frames.extend(std::iter::from_fn(|| appender.close(LogTime::default(), Lsn::ROOT)));
-    (base, frames)
+    std::iter::from_fn(|| appender.close(LogTime::default(), Lsn::ROOT)).for_each(out);
+    base
 }
 
 fn row_digest(keys: &VolumeKeys, change: &Change) -> Digest {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use murphy_backup::{
-    Archive, Boundary, NewBase, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
+    Archive, Boundary, NewBase, Proof, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
 };
 use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
 use murphy_log::{Clock, Epoch, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
@@ -31,7 +31,7 @@ use crate::{
     node::Node,
     places::{create_archive, find_archive, local_url, open_archive},
     settings::{Settings, SharedArchive, shared_form},
-    status::ArchiveStatus,
+    status::{ArchiveStatus, ProofStatus},
 };
 pub(crate) use abandon::Abandoning;
 pub(crate) use acknowledge::{acknowledge_as_set, by_archives, check_outlives};
@@ -76,6 +76,8 @@ struct Shipped {
 struct ShipState {
     handle: Option<ShipHandle>,
     error: Option<String>,
+    /// The newest proof in it, once it was asked.
+    proof: Option<Option<Proof>>,
 }
 
 impl Archives {
@@ -222,7 +224,8 @@ impl Archives {
     /// How each archive does.
     pub(crate) fn status(&self) -> Vec<ArchiveStatus> {
         let own = self.context.volume.state().position.epoch;
-        self.shipped().iter().map(|shipped| shipped.status(own)).collect()
+        let now = self.context.clock.wall();
+        self.shipped().iter().map(|shipped| shipped.status(own, now)).collect()
     }
 
     /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
@@ -282,7 +285,7 @@ impl Archives {
             let Some(found) = shipped.iter().find(|one| one.shared.url == shared.url) else {
                 return Some(format!("{} (it is not shipped to)", shared.url));
             };
-            let status = found.status(own);
+            let status = found.status(own, self.context.clock.wall());
             let why = status.error.unwrap_or_else(|| format!("it is at lsn {}", status.lsn));
             (status.lsn < lsn.get()).then(|| format!("{} ({why})", shared.url))
         };
@@ -338,7 +341,7 @@ impl Shipped {
         self.is_given_up && end.is_some_and(is_foreign)
     }
 
-    fn status(&self, own: Epoch) -> ArchiveStatus {
+    fn status(&self, own: Epoch, now: LogTime) -> ArchiveStatus {
         let is_lost = self.is_lost(own);
         let state = self.state();
         let mut status = ArchiveStatus {
@@ -348,6 +351,8 @@ impl Shipped {
             lsn: self.noted.map_or(0, |held| held.position.lsn.get()),
             lag_ms: None,
             error: state.error.clone(),
+            proof: state.proof.iter().flatten().next().map(|proof| ProofStatus::of(proof, now)),
+            never_proven: state.proof.as_ref().is_some_and(Option::is_none),
         };
         if self.shared.joining {
             status.error.get_or_insert_with(|| JOINING.to_owned());
@@ -395,6 +400,8 @@ pub(crate) fn status_at_rest(node: &Node, shared: &[SharedArchive]) -> Result<Ve
                 lsn: held.map_or(0, |held| held.position.lsn.get()),
                 lag_ms: None,
                 error,
+                proof: None,
+                never_proven: false,
             })
         })
         .collect()

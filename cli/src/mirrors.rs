@@ -18,6 +18,7 @@
 mod book;
 mod following;
 mod gathering;
+mod heard;
 mod leading;
 mod level;
 mod lost;

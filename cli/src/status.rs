@@ -3,6 +3,8 @@
 //! Invariants:
 //! - The verdict never says more than what is known: a copy that does not answer is not counted as one.
 
+mod copies;
+
 use std::{path::PathBuf, time::Duration};
 
 use murphy_fs::SilentStore;
@@ -16,6 +18,7 @@ use crate::{
     settings::Settings,
     units::{age_text, bytes_text},
 };
+pub(crate) use copies::{ArchiveStatus, MirrorStatus, ProofStatus};
 
 /// What `status` shows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -202,58 +205,6 @@ pub(crate) struct Scenario {
     pub(crate) outcome: String,
 }
 
-/// What is known of an archive.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ArchiveStatus {
-    pub(crate) url: String,
-    pub(crate) log_only: bool,
-    /// What dies together with it.
-    pub(crate) domain: String,
-    /// Up to where it restores; 0 if that is not known.
-    pub(crate) lsn: u64,
-    pub(crate) lag_ms: Option<u64>,
-    pub(crate) error: Option<String>,
-}
-
-impl ArchiveStatus {
-    /// The archive for people.
-    pub(crate) fn text(&self) -> String {
-        let state = match (&self.error, self.lag_ms) {
-            (Some(error), _) => error.clone(),
-            (None, Some(lag)) => format!("lsn {}, {lag} ms behind", self.lsn),
-            (None, None) if self.lsn == 0 => "not known yet how far it is".to_owned(),
-            (None, None) => format!("lsn {}", self.lsn),
-        };
-        let kind = if self.log_only { " (log only)" } else { "" };
-        format!("{}{kind}: {state}", self.url)
-    }
-}
-
-/// What is known of a mirror.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct MirrorStatus {
-    pub(crate) node: String,
-    pub(crate) metadata_lsn: u64,
-    pub(crate) data_lsn: u64,
-    pub(crate) lag_ms: Option<u64>,
-    #[serde(default)]
-    pub(crate) connected: bool,
-    /// Where it listens, as far as it has said.
-    #[serde(default)]
-    pub(crate) addresses: Vec<String>,
-    /// What its copy dies with, as it says: its machine, and its block store.
-    #[serde(default)]
-    pub(crate) domains: Vec<String>,
-}
-
-impl MirrorStatus {
-    /// Whether its copy is there when everything in the failure domain `lost` is gone. One that has not said where it is counts for nothing.
-    fn survives(&self, lost: &str) -> bool {
-        let is_elsewhere = !self.domains.is_empty() && self.domains.iter().all(|domain| domain != lost);
-        self.connected && self.data_lsn > 0 && is_elsewhere
-    }
-}
-
 /// The status of an open node.
 pub(crate) fn of(
     node: &Node,
@@ -375,13 +326,14 @@ fn scenario(status: &Status, lost: String) -> Scenario {
     let archive = status.archives.iter().filter(survives).max_by_key(|archive| archive.lsn);
     let mirror = status.mirrors.iter().filter(|mirror| mirror.survives(&lost));
     let mirror = mirror.max_by_key(|mirror| mirror.data_lsn);
-    let best = archive.map(|archive| (archive.lsn, archive.url.clone()));
-    let best = best.max(mirror.map(|mirror| (mirror.data_lsn, format!("mirror {}", mirror.node))));
+    let best = archive.map(|archive| (archive.lsn, archive.url.clone(), archive.proof_text()));
+    let best = best.max(mirror.map(|mirror| (mirror.data_lsn, format!("mirror {}", mirror.node), None)));
     match best {
-        Some((lsn, place)) => {
+        Some((lsn, place, proof)) => {
             let behind = status.durable_lsn.saturating_sub(lsn);
+            let proof = proof.map(|proof| format!("; it was {proof}")).unwrap_or_default();
             let outcome = format!(
-                "without {lost}, {place} has everything up to lsn {lsn}; {behind} entries would be lost"
+                "without {lost}, {place} has everything up to lsn {lsn}; {behind} entries would be lost{proof}"
             );
             Scenario { lost, restorable_lsn: Some(lsn), outcome }
         }
@@ -528,6 +480,8 @@ mod tests {
                 lsn: 90,
                 lag_ms: None,
                 error: error.map(str::to_owned),
+                never_proven: false,
+                proof: None,
             })
             .collect();
         status.mirrors = mirrors

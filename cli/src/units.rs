@@ -38,6 +38,14 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// How long something took: `1.3 s`.
+pub(crate) fn took_text(took: Duration) -> String {
+    match took.as_secs() {
+        0..120 => format!("{:.1} s", took.as_secs_f64()),
+        _ => age_text(took),
+    }
+}
+
 /// A time that has passed, in its largest unit: `3 h`.
 pub(crate) fn age_text(age: Duration) -> String {
     let seconds = age.as_secs();

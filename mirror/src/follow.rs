@@ -42,6 +42,8 @@ pub struct FollowSetup {
     pub random: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// After so long without a word the source is given up.
     pub silence: Duration,
+    /// The last LSN that the source was heard of before; 0 for nothing.
+    pub heard: Lsn,
 }
 
 /// What others can see of a mirror that follows, and ask of it.
@@ -84,7 +86,7 @@ impl Following {
         let core = Follower::new(config, replica.keys().clone(), replica.state(), replica.promised());
         let address = setup.addresses.first().cloned().unwrap_or_default();
         let status = watch::Sender::new(core.status(setup.clock.monotonic(), address.clone()));
-        let heard = watch::Sender::new(Lsn::new(0));
+        let heard = watch::Sender::new(setup.heard);
         let handle =
             FollowHandle { status: status.subscribe(), heard: heard.subscribe(), packs: packs.clone() };
         (Following { setup, core, status, heard, packs, address, attempts: 0 }, handle)
@@ -278,7 +280,9 @@ impl Following {
             changed
         });
         let lsn = self.core.source_lsn();
-        self.heard.send_if_modified(|known| std::mem::replace(known, lsn) != lsn);
+        // Nothing heard takes nothing back that was heard before.
+        let was_heard = lsn > Lsn::new(0);
+        self.heard.send_if_modified(|known| was_heard && std::mem::replace(known, lsn) != lsn);
     }
 
     fn now(&self) -> Duration {

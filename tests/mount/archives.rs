@@ -128,6 +128,7 @@ fn two_restored_copies_and_their_source_go_on_apart() {
         scratch.run(["fsck", node, "--data"]).expect_code(0);
     }
     // Production ships on in its own epoch, also as a process that begins anew: nobody has sealed it.
+    scratch.run(["verify", &archive]).expect_code(0);
     scratch.umount("mnt");
     let mount = scratch.mount("node", "mnt");
     fs::write(mount.join("after a restart"), "of production").unwrap();
@@ -137,6 +138,10 @@ fn two_restored_copies_and_their_source_go_on_apart() {
     wait_archived(&scratch, status["durable_lsn"].as_u64().unwrap());
     let status = scratch.run(["status", "mnt", "--json"]).json();
     assert_eq!((&status["archives"][0]["error"], &position()["epoch"]), (&serde_json::Value::Null, &epoch));
+    wait_for_ok("the proof of the archive", PATIENCE, || {
+        let said = scratch.run(["status", "mnt"]).stdout();
+        said.lines().any(|line| line.contains("; verified up to lsn")).then_some(()).ok_or(said)
+    });
     let after = (scratch.prints_of("archive"), scratch.prints_of("blocks"));
     for (path, bytes) in before.0.iter().chain(&before.1) {
         let now = after.0.get(path).or_else(|| after.1.get(path));

@@ -16,7 +16,7 @@ use murphy_fs::{
     BlockStore, FileSystem, Index, MemberRole, MemberRow, MemberState, MemoryIndex, ObjectBlockStore,
     SnapshotOrigin, SnapshotReader, Volume, VolumeOptions, VolumeParts, write_snapshot,
 };
-use murphy_log::{BranchId, Clock, Log, LogTime, MemoryLog, NodeId, State, SystemClock};
+use murphy_log::{BranchId, Clock, Log, LogTime, Lsn, MemoryLog, NodeId, State, SystemClock};
 use murphy_mirror::{
     Dialer, Durability, FollowSetup, Following, Identity, Listener, MemoryBook, MemoryReplica,
     MemorySnapshots, NetworkOptions, Part, Services, SourcePart, UdpSockets,
@@ -192,6 +192,7 @@ impl Mirrored {
             clock: Arc::new(SystemClock::new()),
             random: Arc::new(|| 7),
             silence: Duration::from_secs(10),
+            heard: Lsn::new(0),
         });
         tokio::spawn(following.run(stopped));
         let (log, index) = (replica.log().unwrap(), Arc::new(MemoryIndex::new()));

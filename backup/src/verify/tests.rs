@@ -48,6 +48,9 @@ async fn an_intact_archive_has_no_findings_and_is_left_as_it_is() {
     let proof = report.proof(NodeId::default(), 100, 5, 6);
     let name = proof.keep(&archive).await.unwrap();
     assert_eq!(Proof::read(&archive, &name).await.unwrap(), proof);
+    let later = Proof { began: 7, ended: 1 << 60, ..proof.clone() };
+    later.keep(&archive).await.unwrap();
+    assert_eq!(Proof::newest(&archive).await.unwrap(), Some(later));
     assert_eq!(verify(&archive, 0, 1).await.packs_read, 0);
 }
 

@@ -7,7 +7,7 @@
 use std::{sync::PoisonError, time::Duration};
 
 use murphy_backup::{
-    Boundary, KnownLosses, LostPacks, ShipLimits, Shipper, ShipperParts, bases, snapshot_due, walk,
+    Boundary, KnownLosses, LostPacks, Proof, ShipLimits, Shipper, ShipperParts, bases, snapshot_due, walk,
 };
 use murphy_fs::View;
 
@@ -64,6 +64,7 @@ pub(super) async fn ship(
         // Its end stands in its status.
         _end = shipper.run() => {}
         () = take_snapshots(&context, &archive, &snapshots) => {}
+        () = look_for_proofs(&archive, &state) => {}
     }
 }
 
@@ -102,6 +103,19 @@ async fn take_snapshots(context: &Context, archive: &Archive, shipped: &ShipHand
             }
         }
         tokio::time::sleep(SNAPSHOT_LOOK).await;
+    }
+}
+
+/// Looks now and then whether somebody has verified or restored the archive: `status` says when that was.
+async fn look_for_proofs(archive: &Archive, state: &Mutex<ShipState>) {
+    loop {
+        match Proof::newest(archive).await {
+            Ok(found) => state.lock().unwrap_or_else(PoisonError::into_inner).proof = Some(found),
+            Err(error) => {
+                tracing::warn!(url = archive.url(), %error, "the proofs of an archive are not known");
+            }
+        }
+        tokio::time::sleep(PROOF_LOOK).await;
     }
 }
 
@@ -190,5 +204,6 @@ pub(crate) fn entry_time(log: &dyn Log, lsn: Lsn) -> Result<Option<LogTime>, Cli
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 const SNAPSHOT_LOOK: Duration = Duration::from_secs(30);
+const PROOF_LOOK: Duration = Duration::from_secs(5 * 60);
 /// What an entry takes in the log, about.
 const ENTRY_BYTES: u64 = 150;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use murphy_log::{DiskLog, Log, Lsn, OsFiles, SystemClock, replace_file};
+use murphy_log::{DiskLog, Log, Lsn, SystemClock};
 use murphy_mirror::{
     Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Leader, Lookup, MirrorPart, Part,
     RemotePacks, Replica, look_up,
@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use super::{Mirroring, lock, replica::DiskReplica};
 use crate::{
     config::NodeConfig,
-    error::{CliError, at, failed},
+    error::{CliError, failed},
 };
 
 /// A source that is followed.
@@ -57,6 +57,7 @@ impl Followed {
                 clock: Arc::new(SystemClock::new()),
                 random: Arc::new(any_number),
                 silence: SILENCE,
+                heard: replica.heard(),
             },
         );
         let stop = watch::Sender::new(false);
@@ -79,19 +80,17 @@ impl Followed {
     }
 
     /// Notes now and then up to where the source has been heard of, so that a promotion after a restart knows what is lost.
-    fn note_heard(&self, directory: &Path, runtime: &Handle) {
-        let (path, mut heard, mut stopping) =
-            (directory.join(HEARD), self.heard.clone(), self.stop.subscribe());
+    fn note_heard(&self, replica: &Arc<DiskReplica>, runtime: &Handle) {
+        let (replica, mut heard, mut stopping) =
+            (Arc::clone(replica), self.heard.clone(), self.stop.subscribe());
         self.run(runtime.spawn(async move {
             loop {
                 let is_over = tokio::select! {
                     changed = heard.changed() => changed.is_err(),
                     _ = stopping.wait_for(|stop| *stop) => true,
                 };
-                let (lsn, path) = (*heard.borrow_and_update(), path.clone());
-                let noted = murphy_log::aside(move || {
-                    replace_file(&OsFiles, &path, lsn.get().to_string().as_bytes())
-                });
+                let (lsn, replica) = (*heard.borrow_and_update(), Arc::clone(&replica));
+                let noted = murphy_log::aside(move || replica.note_heard(lsn));
                 if let Err(error) = noted.await {
                     tracing::warn!(%error, "up to where the source was heard of is not noted");
                 }
@@ -172,7 +171,7 @@ impl Mirroring {
     pub(super) fn begin_copying(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let followed = lock(&self.followed);
         let (Some(followed), Some(replica)) = (followed.as_ref(), &self.replica) else { return Ok(()) };
-        followed.note_heard(&self.directory, &self.runtime);
+        followed.note_heard(replica, &self.runtime);
         let copier = self.copier(replica, followed.packs.clone());
         let (volume, stopping) = (self.volume.clone(), followed.stop.subscribe());
         let copying = followed.copying.clone();
@@ -221,20 +220,6 @@ pub(super) fn load_data_position(
     Ok(())
 }
 
-/// Up to where a source was heard of before, as far as that was noted.
-pub(super) fn load_heard(directory: &Path) -> Result<Option<Lsn>, CliError> {
-    let path = directory.join(HEARD);
-    match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(at(&path)(error)),
-        Ok(text) => {
-            let lsn = text.trim().parse().map(Lsn::new);
-            lsn.map(Some)
-                .map_err(|_| CliError::new(format!("{} is damaged: it holds no lsn", path.display())))
-        }
-    }
-}
-
 fn cursor(directory: &Path) -> CursorFile {
     let path: PathBuf = directory.join(CURSOR);
     CursorFile::new(path)
@@ -250,28 +235,9 @@ fn any_number() -> u64 {
 
 /// After so long without a word the source is given up, and tried again.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
-/// Beside the cursor of the copier: the last LSN that the source was heard of.
-const HEARD: &str = "heard";
 const NOTE_PAUSE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 const END_MAX: Duration = Duration::from_secs(5);
 pub(super) const COPY_HELPERS: usize = 4;
 /// Packs that the source lacks are asked for again so often, if a snapshot's tree needs them.
 const CURSOR: &str = "copied";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The fear: a mirror that was started again while its source was gone says that nothing is known to be lost.
-    #[test]
-    fn up_to_where_the_source_was_heard_of_outlives_the_process() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(load_heard(directory.path()), Ok(None));
-        std::fs::write(directory.path().join(HEARD), "37").unwrap();
-        assert_eq!(load_heard(directory.path()), Ok(Some(Lsn::new(37))));
-        std::fs::write(directory.path().join(HEARD), "x").unwrap();
-        let refused = load_heard(directory.path()).unwrap_err().to_string();
-        assert!(refused.contains("heard is damaged"), "{refused}");
-    }
-}

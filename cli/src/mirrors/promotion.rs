@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     Mirroring,
-    following::{SILENCE, load_heard},
+    following::SILENCE,
     leading::{waits_for_mirrors, write_set},
     lock,
     replica::DiskReplica,
@@ -231,9 +231,8 @@ impl Mirroring {
             CliError::new("this mirror holds nothing yet").hint("it was never seeded by its source: promote a mirror that holds something, or restore from an archive")
         })?;
         let heard = lock(&self.followed).as_ref().map(|followed| *followed.heard.borrow());
-        let heard = heard.or(*lock(&self.heard)).max(load_heard(&self.directory)?);
-        let heard = heard.unwrap_or(state.position.lsn);
-        Ok(Standing { state, data_lsn: *replica.data().borrow(), heard_lsn: heard })
+        let heard = heard.or(*lock(&self.heard)).unwrap_or_default().max(replica.heard());
+        Ok(Standing { state, data_lsn: *replica.data().borrow(), heard_lsn: heard.max(state.position.lsn) })
     }
 
     /// The plan as it would be if every member that must be sealed answered, and held nothing more.

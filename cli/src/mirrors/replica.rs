@@ -29,6 +29,7 @@ use murphy_log::{
 use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, check_append, check_promise};
 use tokio::sync::watch;
 
+use super::heard;
 use crate::{
     attempts::StoredEpoch,
     config::NodeConfig,
@@ -57,6 +58,20 @@ struct Shared {
 }
 
 impl DiskReplica {
+    /// The last LSN that the source of the own epoch was heard of, as far as it was noted; 0 for nothing.
+    pub(super) fn heard(&self) -> Lsn {
+        let noted = self.state().and_then(|state| heard::load(&self.directory, state.position.epoch));
+        noted.unwrap_or(Lsn::new(0))
+    }
+
+    /// Notes up to where the source was heard of.
+    pub(super) fn note_heard(&self, lsn: Lsn) -> Result<(), CliError> {
+        match self.state() {
+            Some(state) => heard::save(&self.directory, state.position.epoch, lsn),
+            None => Ok(()),
+        }
+    }
+
     /// Opens what is in `directory`, whose lock the caller holds.
     pub(crate) fn open(directory: &Path, config: &NodeConfig) -> Result<DiskReplica, CliError> {
         settle(directory, config)?;

@@ -162,6 +162,7 @@ pub(super) fn follow_with(
         clock: Arc::new(SystemClock::new()),
         random: Arc::new(|| 7),
         silence: Duration::from_secs(3),
+        heard: Lsn::new(0),
     });
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(following.run(stopped));

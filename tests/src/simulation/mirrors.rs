@@ -105,6 +105,7 @@ impl Ground {
             clock: Arc::clone(&begun.clock) as Arc<dyn Clock>,
             random: Arc::new(move || stage.below(u64::MAX)),
             silence: SILENCE,
+            heard: Lsn::new(0),
         };
         let (following, handle) = Following::new(setup);
         let (stop, stopped) = watch::channel(false);
