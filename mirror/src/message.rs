@@ -393,6 +393,15 @@ impl Stands {
         let held = self.state.map(|state| state.position.epoch);
         self.promised.into_iter().chain(held).filter(|known| is_older(epoch, *known)).max()
     }
+
+    /// The epoch, promised or held there, for which a source that leads `epoch` has to stop: a later one, or another one of the same number
+    /// that has begun. One of the same number that was only promised is an attempt of somebody else to replace the source before: whoever made
+    /// it meets this source's promises and seals, and has to ask for a later one.
+    pub fn replaces(&self, epoch: Epoch) -> Option<Epoch> {
+        let held = self.state.map(|state| state.position.epoch);
+        let promised = self.promised.filter(|promised| promised.number > epoch.number);
+        promised.into_iter().chain(held).filter(|known| is_older(epoch, *known)).max()
+    }
 }
 
 /// See [`Message::LendRequest`].

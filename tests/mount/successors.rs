@@ -187,3 +187,36 @@ fn a_source_whose_successor_is_lost_hears_from_the_next_one_that_it_was_replaced
     assert!(!pair.scratch.path("mc/alone").exists());
     assert_eq!(fs::read(pair.scratch.path("mc/shared")).unwrap(), b"on all");
 }
+
+/// The fear: a promotion comes to nothing, and another mirror takes over without the one that tried. What that one has promised itself stops
+/// the new source, and then nobody leads.
+#[test]
+fn the_promise_of_a_promotion_that_failed_does_not_end_the_next_source() {
+    if !can_mount("the_promise_of_a_promotion_that_failed_does_not_end_the_next_source") {
+        return;
+    }
+    let pair = Pair::start("mirror=1");
+    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    wait_for_addresses(&pair, "a", 2);
+    acknowledge(&pair.scratch.path("ma/shared"), b"on all");
+    pair.settle();
+    wait_for_bytes(&pair, "a", "c");
+    let (b, at_b, at_c) = (id_at(&pair, "a", "b"), pair.listens("b"), pair.listens("c"));
+    pair.kill("c");
+    pair.lose_source();
+    pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "--assume-lost");
+    let promised = read_summed(&pair.scratch.path("b/promised.json")).unwrap();
+    pair.kill("b");
+    pair.mount("c", &at_c);
+    pair.scratch.run(["promote", "c", "--confirm", "vol", "--assume-lost", &b]).expect_code(0);
+    assert_eq!((&promised["number"], &pair.status("c")["position"]["epoch"]), (&2.into(), &2.into()));
+    pair.mount("b", &at_b);
+    // It asks the members whether it was replaced before it decides, and those that do not follow for as long as it leads.
+    pair.kill("c");
+    pair.mount("c", &at_c);
+    pair.scratch.run(["member", "remove", "c", &b, "--assume-lost"]).expect_code(0);
+    join(&pair, "c", "d", Some("127.0.0.1:0"));
+    acknowledge(&pair.scratch.path("mc/after"), b"there is a source");
+    assert_eq!(pair.status("c")["role"], "source");
+    assert_eq!(fs::read(pair.scratch.path("mc/shared")).unwrap(), b"on all");
+}

@@ -26,7 +26,7 @@ impl Mirroring {
     pub(crate) fn ask_members(&self, node: &Node, given_up: &BTreeSet<NodeId>) -> Result<(), CliError> {
         let own = node.log.recovery().epoch;
         let standing = self.standings(own, given_up);
-        if let Some(later) = standing.iter().find_map(|(_, stands)| stands.ends(own)) {
+        if let Some(later) = standing.iter().find_map(|(_, stands)| stands.replaces(own)) {
             return stale::replaced(self, later);
         }
         let end = |stands: Stands| stands.state.map(|state| state.position).filter(|end| end.epoch == own);

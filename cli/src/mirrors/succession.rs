@@ -78,12 +78,12 @@ impl Mirroring {
         }
     }
 
-    /// A member has promised another epoch: if it says that this is a later one, this source has been replaced.
+    /// Asks a member that does not follow where it stands: if it knows of a later epoch, this source has been replaced.
     async fn ask_for_successor(&self, member: Member, own: Epoch) {
         let giver = MirrorGiver::new(&self.config().clone(), member, self.dialer.clone());
         let asked = tokio::time::timeout(TELL_MAX, giver.ask(Some(own))).await;
         if let Ok(Ok(lender)) = asked
-            && let Some(later) = lender.stands.ends(own)
+            && let Some(later) = lender.stands.replaces(own)
         {
             tracing::error!(epoch = later.number, "{} knows of a later epoch", giver.member);
             self.services.board.fenced(later);

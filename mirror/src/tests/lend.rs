@@ -288,6 +288,14 @@ fn what_is_promised_or_held_ends_older_epochs_and_others_of_its_number() {
     assert_eq!(stands(Some(epoch(3)), Some(epoch(2))).ends(epoch(1)), Some(epoch(3)));
     assert_eq!(stands(None, Some(epoch(2))).ends(other), Some(epoch(2)));
     assert_eq!(stands(Some(other), None).ends(epoch(2)), Some(other));
+    // The fear: the promise of a promotion that came to nothing stops the source that has taken over meanwhile.
+    assert_eq!(stands(Some(epoch(1)), Some(other)).replaces(epoch(2)), None);
+    assert_eq!(stands(None, Some(other)).replaces(epoch(2)), None);
+    assert_eq!(stands(Some(other), Some(other)).replaces(epoch(2)), Some(other));
+    assert_eq!(stands(Some(other), Some(epoch(2))).replaces(epoch(2)), Some(other));
+    assert_eq!(stands(Some(epoch(1)), Some(epoch(3))).replaces(epoch(2)), Some(epoch(3)));
+    assert_eq!(stands(Some(epoch(3)), Some(other)).replaces(epoch(2)), Some(epoch(3)));
+    assert_eq!(stands(Some(epoch(2)), Some(epoch(2))).replaces(epoch(2)), None);
 }
 
 /// The fear: a source whose disk lied goes on, and the mirror that has what it lost cannot make itself heard.

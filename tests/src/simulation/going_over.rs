@@ -155,7 +155,7 @@ impl Speaker {
         let ask = Ask { volume: VOLUME, branch: BRANCH, epoch: Some(epoch) };
         let asked = tokio::time::timeout(TELL_MAX, self.dialer.lender(&addresses, key, ask)).await;
         if let Ok(Ok(lender)) = asked
-            && let Some(later) = lender.stands.ends(epoch)
+            && let Some(later) = lender.stands.replaces(epoch)
         {
             self.services.board.fenced(later);
         }

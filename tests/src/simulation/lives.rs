@@ -83,8 +83,9 @@ impl World {
     async fn check_replaced(&self, host: usize, process: &Process, disk: &Disk) -> Result<(), String> {
         let mut replaced = self.ground.check_fences(process, disk).await.err();
         if let (None, Some(among)) = (&replaced, &process.among) {
-            let epoch = self.ground.successor(process, among).await;
-            replaced = epoch.map(|epoch| format!("a member leads epoch {}", epoch.number));
+            let own = disk.leads.ok_or("this node is no source")?;
+            let epoch = self.ground.successor(process, among, own).await;
+            replaced = epoch.map(|epoch| format!("a member knows of epoch {}", epoch.number));
         }
         match replaced {
             None => Ok(()),

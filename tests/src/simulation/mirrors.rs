@@ -9,8 +9,8 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 use murphy_fs::MemberState;
 use murphy_log::{Clock, Epoch, Log, Lsn, NodeId};
 use murphy_mirror::{
-    Copier, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener, MemberBook,
-    MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart, compare,
+    Ask, Copier, CursorFile, Dialer, FollowHandle, FollowSetup, Following, Identity, Leader, Listener,
+    MemberBook, MirrorPart, NetworkOptions, Part, PublicKey, RemotePacks, Replica, Services, SourcePart,
 };
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
@@ -23,7 +23,7 @@ use super::{
     node::{Begun, Ground, Process},
     seeding::{NodeReplica, Snapshots},
     stage::{NodeClock, Stage},
-    world::{BRANCH, World},
+    world::{BRANCH, VOLUME, World},
 };
 
 /// What a process is among other nodes.
@@ -167,20 +167,16 @@ impl Ground {
         Ok(Among { services, dialer, followed, leaders, removal: Arc::default(), _stop: stop })
     }
 
-    /// Whether another node leads a later epoch than `log`, as far as any of the members answers.
-    pub(super) async fn successor(&self, process: &Process, among: &Among) -> Option<Epoch> {
-        let log = Arc::clone(&process.log) as Arc<dyn Log>;
+    /// The later epoch that any of the members knows of that answer.
+    pub(super) async fn successor(&self, process: &Process, among: &Among, own: Epoch) -> Option<Epoch> {
         let members = Book(process.volume.clone()).members();
         let others = members.into_iter().filter(|(node, _)| *node != process.identity.node());
-        let asked = others.map(|(_, row)| {
-            let log = &log;
-            async move {
-                let MemberState::Joined { public_key } = row.state else { return None };
-                let key = PublicKey::from_bytes(public_key);
-                let ask = compare(&among.dialer, &row.addresses, key, (&self.keys, BRANCH), log);
-                let found = tokio::time::timeout(ASK_MAX, ask).await.ok()?.ok()??;
-                Some(found.state.position.epoch)
-            }
+        let asked = others.map(|(_, row)| async move {
+            let MemberState::Joined { public_key } = row.state else { return None };
+            let key = PublicKey::from_bytes(public_key);
+            let ask = Ask { volume: VOLUME, branch: BRANCH, epoch: Some(own) };
+            let asked = among.dialer.lender(&row.addresses, key, ask);
+            tokio::time::timeout(ASK_MAX, asked).await.ok()?.ok()?.stands.replaces(own)
         });
         futures::future::join_all(asked).await.into_iter().flatten().max()
     }
