@@ -102,13 +102,13 @@ pub fn authorize(row: Option<&MemberRow>, key: PublicKey) -> Result<MemberRole, 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AdmitError {
     /// There is none with this secret.
-    #[error("no invitation has this secret")]
+    #[error("no such invitation: none has this secret")]
     Unknown,
     /// It is too old.
-    #[error("the invitation has expired: ask for a new one")]
+    #[error("the invitation has expired")]
     Expired,
     /// Somebody has used it.
-    #[error("the invitation was used: ask for a new one, and find out by whom if it was not you")]
+    #[error("the invitation was used: find out by whom if it was not you")]
     Used,
     /// The node was removed.
     #[error("the node was removed from the volume: join in a new directory; the invitation is still good")]

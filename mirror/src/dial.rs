@@ -207,7 +207,7 @@ pub enum ExchangeError {
     #[error("the node does not answer")]
     NoAnswer,
     /// It will not.
-    #[error("refused: {}: {}", .0.reason, .0.detail)]
+    #[error("refused: {0}")]
     Refused(Refused),
     /// It answered something else.
     #[error("the node breaks the protocol: {0}")]

@@ -232,6 +232,16 @@ pub struct Refused {
     pub detail: String,
 }
 
+impl std::fmt::Display for Refused {
+    /// The kind, and what a person should read, which may begin with it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.detail.starts_with(&self.reason.to_string()) {
+            true => f.write_str(&self.detail),
+            false => write!(f, "{}: {}", self.reason, self.detail),
+        }
+    }
+}
+
 macro_rules! refusals {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
         /// Why a peer does not go on.

@@ -467,7 +467,7 @@ impl Source {
 
     fn refused_by_peer(&mut self, refused: &Refused) -> Vec<SourceAction> {
         self.phase = Phase::Closed;
-        let report = SourceReport::RefusedByPeer(format!("{}: {}", refused.reason, refused.detail));
+        let report = SourceReport::RefusedByPeer(refused.to_string());
         vec![SourceAction::Report(report), SourceAction::Close]
     }
 }

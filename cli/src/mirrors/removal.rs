@@ -64,18 +64,29 @@ impl MemberStatus {
 impl Mirroring {
     /// Every member of the volume, as this node's log says.
     pub(crate) fn list_members(&self) -> Vec<MemberStatus> {
-        let own = self.identity.node();
+        let (own, source) = (self.identity.node(), self.source());
         let members = self.book.members().into_iter();
         members
             .map(|(node, row)| MemberStatus {
                 node: node.to_string(),
                 name: row.name,
-                role: row.role.to_string(),
+                role: if source == Some(node) { SOURCE.to_owned() } else { row.role.to_string() },
                 removed: matches!(row.state, MemberState::Revoked { .. }),
                 addresses: row.addresses,
                 own: node == own,
             })
             .collect()
+    }
+
+    /// Who leads the volume, as far as this node knows: itself, or whom it follows. Its row says what it would be if it came back after it was
+    /// replaced.
+    fn source(&self) -> Option<NodeId> {
+        let config = self.config().clone();
+        match (&config.fenced, &config.source) {
+            (Some(_), _) => None,
+            (None, Some(source)) => Some(source.key.node()),
+            (None, None) => Some(self.identity.node()),
+        }
     }
 
     /// Removes members, one after the other, if all of them can be; each that is out is told. With `assume_lost` nobody waits for what only they
@@ -240,6 +251,8 @@ impl Mirroring {
     }
 }
 
+/// The role of the node that leads, to people.
+const SOURCE: &str = "source";
 /// So long the members that are left get to have what the one that is removed has.
 const REMOVE_MAX: Duration = Duration::from_secs(20);
 /// So long mirrors get to have the entry before the answer says that they do not.

@@ -110,7 +110,7 @@ pub enum ObserveError {
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
     /// The source refuses.
-    #[error("the source refuses: {}: {}", .0.reason, .0.detail)]
+    #[error("the source refuses: {0}")]
     Refused(Refused),
     /// The last frame of the earlier subscription is not in the source's history any more.
     #[error("the source's history is another one since the last frame")]

@@ -227,6 +227,8 @@ async fn an_invited_node_joins_once_and_follows_as_a_member() {
     assert_eq!((members[0].0, members[0].1.name.as_str()), (joiner.identity.node(), "berlin"));
 
     let outcome = dialer().join(&token, "y".to_owned(), Vec::new()).await;
+    let said = outcome.as_ref().err().map(ToString::to_string);
+    assert_eq!(said.unwrap(), "refused: the invitation was used: find out by whom if it was not you");
     assert_eq!(refusal(outcome), Refusal::UsedInvitation);
 
     let late = Secret::random().unwrap();

@@ -375,3 +375,13 @@ fn the_removal_of_an_archive_names_the_mirrors_that_would_still_look_for_it() {
     let end = scene.host.volume().durable().lsn;
     assert!(scene.runtime.block_on(scene.host.mirroring.untold(end)).is_empty());
 }
+
+/// The fear: the source is called an observer, and somebody removes it.
+#[test]
+fn the_source_is_called_so_among_its_members() {
+    let scene = Scene::new(1);
+    scene.host.mirroring.admit(scene.host.node.identity.public_key().node());
+    let listed = scene.host.mirroring.list_members();
+    let roles: Vec<_> = listed.iter().map(|member| (member.own, member.role.as_str())).collect();
+    assert!(roles.contains(&(true, "source")) && roles.contains(&(false, "mirror")), "{roles:?}");
+}

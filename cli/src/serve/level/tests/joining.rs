@@ -1,5 +1,7 @@
 //! When an archive that was added begins to acknowledge, while mirrors have not heard of it.
 
+use murphy_log::{Clock, SystemClock};
+
 use super::*;
 use crate::serve::{
     joining::join_later,
@@ -26,9 +28,10 @@ fn acknowledges(scene: &Scene) -> bool {
 }
 
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
-    let until = std::time::Instant::now() + PATIENCE;
+    let clock = SystemClock::new();
+    let until = clock.monotonic() + PATIENCE;
     while !is_done() {
-        assert!(std::time::Instant::now() < until, "waited for {what}");
+        assert!(clock.monotonic() < until, "waited for {what}");
         thread::yield_now();
     }
 }
