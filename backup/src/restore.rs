@@ -273,7 +273,7 @@ pub struct PackReport {
     pub is_cut_short: bool,
     /// Some of those that are missing or were not answered for, and why.
     pub examples: Vec<String>,
-    /// Those that are missing and that the tree does not call so, if they were looked for and not copied: 8 bytes each.
+    /// Those that are missing and that the tree does not call so: 8 bytes each.
     pub uncalled: Vec<PackNumber>,
 }
 
@@ -283,8 +283,9 @@ impl PackReport {
         self.missing == 0 && self.unanswered == 0 && !self.is_cut_short
     }
 
-    fn miss(&mut self, row: &PackRow, reason: &str) {
+    fn miss(&mut self, (number, row): (PackNumber, &PackRow), reason: &str) {
         self.missing += 1;
+        self.uncalled.extend((!row.is_missing()).then_some(number));
         self.example(row, reason);
     }
 
@@ -308,22 +309,22 @@ pub async fn restore_packs(
     let copies = live_packs(tree).map(|row| {
         let target = &target;
         async move {
-            let (_, row) = row?;
-            Ok::<_, PackRowError>((row, restore_pack(&row.meta(), sources, target).await))
+            let (number, row) = row?;
+            Ok::<_, PackRowError>((number, row, restore_pack(&row.meta(), sources, target).await))
         }
     });
     let mut copies = Box::pin(copies.buffer_unordered(PACKS_AT_ONCE));
     let mut report = PackReport::default();
     while let Some(copied) = copies.next().await {
         match copied? {
-            (_, Ok(PackOutcome::Present)) => report.present += 1,
-            (_, Ok(PackOutcome::Copied { bytes, is_replaced })) => {
+            (_, _, Ok(PackOutcome::Present)) => report.present += 1,
+            (_, _, Ok(PackOutcome::Copied { bytes, is_replaced })) => {
                 report.copied += 1;
                 report.replaced += u64::from(is_replaced);
                 report.bytes += bytes;
             }
-            (row, Err(PackFailure::Missing(reason))) => report.miss(&row, &reason),
-            (_, Err(PackFailure::Target(error))) => return Err(error.into()),
+            (number, row, Err(PackFailure::Missing(reason))) => report.miss((number, &row), &reason),
+            (_, _, Err(PackFailure::Target(error))) => return Err(error.into()),
         }
         let (packs, pack_bytes) = (report.present + report.copied, report.bytes);
         progress(RestoreProgress { packs, pack_bytes, ..RestoreProgress::default() });
@@ -348,10 +349,7 @@ pub async fn count_packs(
         while let Some(look) = looks.next().await {
             match look? {
                 (_, _, Look::Seen) => report.present += 1,
-                (number, row, Look::Missing(reason)) => {
-                    report.miss(&row, &reason);
-                    report.uncalled.extend((!row.is_missing()).then_some(number));
-                }
+                (number, row, Look::Missing(reason)) => report.miss((number, &row), &reason),
                 (_, row, Look::Unanswered(reason)) => {
                     report.unanswered += 1;
                     report.example(&row, &reason);

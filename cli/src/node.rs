@@ -22,6 +22,7 @@ mod open;
 mod random;
 mod settle;
 mod staging;
+mod turn;
 
 use std::{
     path::{Path, PathBuf},
@@ -40,12 +41,13 @@ use crate::{
     givers::Giver,
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
-pub(crate) use create::{CopyOf, Lacking, NewNode, begin_copy, create};
+pub(crate) use create::{CopyOf, NewNode, begin_copy, create};
 pub(crate) use look::Looked;
 pub(crate) use open::open_log;
 pub(crate) use random::random;
 pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
 pub(crate) use staging::Staging;
+pub(crate) use turn::Turn;
 
 /// An open node. Dropping it stops its threads and then gives its lock back.
 pub(crate) struct Node {

@@ -159,8 +159,13 @@ async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_
     let report = restore_packs(&both[..1], &tree, Arc::clone(&target), quiet()).await.unwrap();
     assert_eq!((report.copied, report.present, report.missing), (3, 1, 2), "{report:?}");
     assert!(!report.is_complete() && report.examples.len() == 2);
+    // Nobody has to look once more for what was not found.
+    let mut lacking = report.uncalled;
+    lacking.sort();
+    assert_eq!(lacking, [1, 2].map(|at: usize| PackNumber(frames[at].last().get())));
     let report = restore_packs(&both, &tree, Arc::clone(&target), quiet()).await.unwrap();
     assert_eq!((report.copied, report.present, report.missing), (2, 4, 0), "{report:?}");
+    assert!(report.uncalled.is_empty());
     for (sealed, _) in &packs {
         assert_eq!(target.get(sealed.name).await.unwrap(), sealed.bytes);
     }

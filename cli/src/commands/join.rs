@@ -24,7 +24,7 @@ use crate::{
     error::{CliError, Code, at, failed},
     givers::dialer,
     mirrors::keep_proof,
-    node::Staging,
+    node::{Staging, Turn},
     output::Output,
 };
 
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
         let (config, role) = again::run(&directory, &token, blocks.as_ref(), &runtime)?;
         return told(&directory, &config, role, output);
     }
-    let staging = Staging::beside(&directory)?;
+    let staging = Staging::beside(Turn::take(&directory, "murphy join")?)?;
     let own = staging.path.join(BLOCKS);
     let (url, opened) = match blocks {
         Some(url) => (url.clone(), url.open().map_err(failed)?),

@@ -19,7 +19,7 @@ use crate::{
     check,
     config::NodeConfig,
     error::{CliError, Code, at, failed},
-    node::{BaseWriter, CopyOf, Lacking, Staging, begin_copy, index_directory, random},
+    node::{BaseWriter, CopyOf, Staging, Turn, begin_copy, index_directory, random},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, parse_name},
@@ -50,7 +50,7 @@ pub(crate) struct LoadArgs {
 pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     let blocks = parse_url("--blocks", &args.blocks)?;
     let runtime = Runtime::new().map_err(failed)?;
-    let staging = Staging::beside(&args.directory)?;
+    let staging = Staging::beside(Turn::take(&args.directory, "murphy load")?)?;
     let base = Arc::new(Mutex::new(BaseWriter::begin(&OsFiles, &staging.path)?));
     let tee = Tee { input: open(&args.file)?, copy: Arc::clone(&base) };
     let bad = |error: ReadSnapshotError| CliError::new(format!("{}: {error}", args.file.display()));
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
     config.write(&staging.path)?;
     let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
-    let copy = CopyOf { state, epoch, is_successor: false, lacking: Lacking::Nothing };
+    let copy = CopyOf { state, epoch, is_successor: false, lacking: Vec::new() };
     let node = begin_copy(&staging.path, &config, &copy, runtime.handle())?;
     let missing = check::missing_packs(&node, runtime.handle())?;
     drop(node);

@@ -13,6 +13,7 @@ mod succession;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use jiff::tz::TimeZone;
@@ -26,7 +27,7 @@ use self::succession::Succession;
 use super::format::parse_url;
 use crate::{
     error::{CliError, Code, at, failed},
-    node::Staging,
+    node::{Staging, Turn},
     output::Output,
     places::{check_there, open_store},
     take_over::GivenUp,
@@ -87,6 +88,8 @@ struct Restore {
     given_up_epochs: Vec<Epoch>,
     /// Snapshots that turned out to be damaged.
     excluded: BTreeSet<String>,
+    /// Nobody else makes the node meanwhile. A plan that is only printed needs none.
+    turn: Option<Arc<Turn>>,
 }
 
 pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
@@ -95,6 +98,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     if !args.dry_run {
         check_target(&restore.directory, restore.blocks.as_ref())?;
     }
+    restore.turn = (!args.dry_run).then(|| Turn::take(&restore.directory, COMMAND)).transpose()?;
     if restore.lacks_packs() && !args.take_over && !args.dry_run {
         // Before a pin is left in archives that are of no use alone.
         let plan = runtime.block_on(restore.plan(&restore.excluded))?;
@@ -154,7 +158,7 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
     }
     let directory = PathBuf::from(directory);
     let (take_over, assume_lost) = (args.take_over, args.assume_lost.clone());
-    let (given_up, given_up_epochs, excluded) = Default::default();
+    let (given_up, given_up_epochs, excluded, turn) = Default::default();
     Ok(Restore {
         urls,
         archives,
@@ -166,6 +170,7 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
         given_up,
         given_up_epochs,
         excluded,
+        turn,
     })
 }
 
@@ -323,6 +328,9 @@ fn plan_text(plan: &RestorePlan) -> String {
     lines.extend(plan.problems.iter().map(|problem| format!("problem: {problem}")));
     lines.join("\n")
 }
+
+/// What is said of it to people.
+const COMMAND: &str = "murphy restore";
 
 #[cfg(test)]
 mod tests {

@@ -15,10 +15,7 @@ use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, Sta
 use tokio::runtime::Handle;
 
 use super::{
-    Node, NodeOptions, lock, log_directory,
-    missing::{call_missing, call_these_missing},
-    open, random,
-    staging::Staging,
+    Node, NodeOptions, lock, log_directory, missing::call_missing, open, random, staging::Staging, turn::Turn,
 };
 use crate::{
     config::NodeConfig,
@@ -37,7 +34,7 @@ pub(crate) struct NewNode {
 
 /// Makes a new volume and its first node in `directory`.
 pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Result<NodeConfig, CliError> {
-    let staging = Staging::beside(directory)?;
+    let staging = Staging::beside(Turn::take(directory, "murphy format")?)?;
     let (volume, branch) = (VolumeId::from_bytes(random()?), BranchId::from_bytes(random()?));
     let config = NodeConfig {
         archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
@@ -113,18 +110,8 @@ pub(crate) struct CopyOf {
     pub(crate) epoch: Epoch,
     /// A copy is a branch of its own, without archives; a successor keeps what it takes over.
     pub(crate) is_successor: bool,
-    /// Which packs of the tree it lacks, so that its tree calls them missing.
-    pub(crate) lacking: Lacking,
-}
-
-/// The packs that a copy lacks.
-pub(crate) enum Lacking {
-    /// None that anybody knows of.
-    Nothing,
-    /// The own store should have all, and does not: each is looked for there.
-    OwnStore,
-    /// These; it reads all others in archives.
-    These(Vec<PackNumber>),
+    /// Which packs of the tree it lacks: its tree calls them missing from its beginning on.
+    pub(crate) lacking: Vec<PackNumber>,
 }
 
 /// Begins the log of a copy in `directory`, which has everything else, and opens it. `config` is as it is while the directory has its
@@ -149,11 +136,7 @@ pub(crate) fn begin_copy(
         })?;
         forget_members(&node, runtime)?;
     }
-    match &copy.lacking {
-        Lacking::Nothing => {}
-        Lacking::OwnStore => runtime.block_on(call_missing(&node))?,
-        Lacking::These(packs) => runtime.block_on(call_these_missing(&node, packs))?,
-    }
+    runtime.block_on(call_missing(&node, &copy.lacking))?;
     close(&node, runtime)?;
     Ok(node)
 }

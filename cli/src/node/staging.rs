@@ -7,59 +7,50 @@
 //!   same directory goes on with it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     ffi::OsString,
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use murphy_log::{DirectoryLock, Files, OsFiles};
+use murphy_log::{Files, OsFiles};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 
-use super::random;
+use super::{random, turn::Turn};
 use crate::error::{CliError, at};
 
 /// A directory that becomes `target` when it is complete, and is removed when it is not.
 pub(crate) struct Staging {
     pub(crate) path: PathBuf,
-    target: PathBuf,
+    turn: Arc<Turn>,
     /// Whether it stays when this is dropped: it was published, or is kept for the next attempt.
     stays: Cell<bool>,
-    /// Held while it is kept, so that two attempts do not go on with it at once.
-    lock: RefCell<Option<DirectoryLock>>,
 }
 
 impl Staging {
-    /// Begins a directory beside `target`, which must not be there, or be empty.
-    pub(crate) fn beside(target: &Path) -> Result<Staging, CliError> {
-        let target = wanted(target)?;
-        check_unused(&target)?;
-        let (parent, name) = split(&target)?;
-        fs::create_dir_all(parent).map_err(at(parent))?;
+    /// Begins a directory beside the one whose `turn` it is, which must not be there, or be empty.
+    pub(crate) fn beside(turn: Arc<Turn>) -> Result<Staging, CliError> {
+        check_unused(turn.target())?;
+        let (parent, name) = split(turn.target())?;
         let suffix: [u8; 16] = random()?;
-        let mut hidden = begins(name);
+        let mut hidden = hidden(name);
         hidden.push(format!("{:02x}{:02x}{:02x}{:02x}{ENDS}", suffix[0], suffix[1], suffix[2], suffix[3]));
         let path = parent.join(hidden);
         fs::create_dir(&path).map_err(at(&path))?;
         // The control socket in it takes orders from whoever can reach it.
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(at(&path))?;
-        Ok(Staging { path, target, stays: Cell::new(false), lock: RefCell::new(None) })
+        Ok(Staging { path, turn, stays: Cell::new(false) })
     }
 
-    /// Goes on with a directory in which an earlier attempt at `target` has kept the file `kept`, and that attempt's key; begins one if there
-    /// is none.
-    pub(crate) fn resume(target: &Path, kept: &str) -> Result<Staging, CliError> {
-        let absolute = wanted(target)?;
-        check_unused(&absolute)?;
-        let Some((path, _)) = Staging::left(target, kept)? else { return Staging::beside(target) };
-        let folder = path.join(KEPT);
-        let Some(lock) = OsFiles.lock(&folder).map_err(at(&folder))? else {
-            return Err(CliError::new(format!("{} is in use by another process", path.display()))
-                .hint("somebody makes this node at the moment"));
-        };
+    /// Goes on with a directory in which an earlier attempt at the one whose `turn` it is has kept the file `kept`, and that attempt's key;
+    /// begins one if there is none.
+    pub(crate) fn resume(turn: Arc<Turn>, kept: &str) -> Result<Staging, CliError> {
+        check_unused(turn.target())?;
+        let Some((path, _)) = Staging::left(turn.target(), kept)? else { return Staging::beside(turn) };
         clear(&path)?;
-        Ok(Staging { path, target: absolute, stays: Cell::new(true), lock: RefCell::new(Some(lock)) })
+        Ok(Staging { path, turn, stays: Cell::new(true) })
     }
 
     /// Refuses a directory that cannot become a node: something is in it already, or nothing can be renamed onto it.
@@ -70,9 +61,10 @@ impl Staging {
     /// Refuses, as [`Staging::check`], if [`Staging::publish`] would fail now. For whoever cannot go back afterwards: an empty directory is
     /// taken away, which fails wherever a rename onto it would.
     pub(crate) fn clear_the_way(&self) -> Result<(), CliError> {
-        check_unused(&self.target)?;
-        match fs::remove_dir(&self.target) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(&self.target)(error)),
+        let target = self.turn.target();
+        check_unused(target)?;
+        match fs::remove_dir(target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(target)(error)),
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -81,7 +73,7 @@ impl Staging {
     pub(crate) fn left(target: &Path, kept: &str) -> Result<Option<(PathBuf, PathBuf)>, CliError> {
         let target = wanted(target)?;
         let (parent, name) = split(&target)?;
-        let begins = begins(name);
+        let begins = hidden(name);
         let entries = match fs::read_dir(parent) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -107,11 +99,7 @@ impl Staging {
     pub(crate) fn keep(&self, kept: &str) -> Result<PathBuf, CliError> {
         let folder = self.path.join(KEPT);
         OsFiles.create_dir(&folder).map_err(at(&folder))?;
-        let mut lock = self.lock.borrow_mut();
-        if lock.is_none() {
-            *lock = OsFiles.lock(&folder).map_err(at(&folder))?;
-        }
-        let (parent, _) = split(&self.target)?;
+        let (parent, _) = split(self.turn.target())?;
         for directory in [&self.path, parent] {
             OsFiles.sync_dir(directory).map_err(at(directory))?;
         }
@@ -127,13 +115,15 @@ impl Staging {
     /// Gives the directory its name, durably.
     pub(crate) fn publish(&self) -> Result<(), CliError> {
         File::open(&self.path).and_then(|made| made.sync_all()).map_err(at(&self.path))?;
+        let target = self.turn.target();
         // A rename replaces an empty directory, and nothing else.
-        fs::rename(&self.path, &self.target).map_err(at(&self.target))?;
+        fs::rename(&self.path, target).map_err(at(target))?;
         self.stays.set(true);
-        let (parent, _) = split(&self.target)?;
+        let (parent, _) = split(target)?;
         OsFiles.sync_dir(parent).map_err(at(parent))?;
-        if self.lock.borrow_mut().take().is_some()
-            && let Err(error) = fs::remove_dir_all(self.target.join(KEPT))
+        let kept = target.join(KEPT);
+        if kept.exists()
+            && let Err(error) = fs::remove_dir_all(kept)
         {
             tracing::debug!(%error, "what the attempt has remembered stays, and means nothing any more");
         }
@@ -153,7 +143,7 @@ impl Drop for Staging {
 }
 
 /// The directory that is meant, whatever stands behind its name: a slash there would lead through a symbolic link.
-fn wanted(target: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn wanted(target: &Path) -> Result<PathBuf, CliError> {
     let absolute = std::path::absolute(target).map_err(at(target))?;
     let (parent, name) = split(&absolute)?;
     Ok(parent.join(name))
@@ -210,15 +200,15 @@ fn clear(path: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-fn split(target: &Path) -> Result<(&Path, &std::ffi::OsStr), CliError> {
+pub(super) fn split(target: &Path) -> Result<(&Path, &std::ffi::OsStr), CliError> {
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
         return Err(CliError::usage(format!("{} cannot become a node", target.display())));
     };
     Ok((parent, name))
 }
 
-/// How the names of directories begin in which `name` is made.
-fn begins(name: &std::ffi::OsStr) -> OsString {
+/// How the names begin of what is made beside `name` while that is made.
+pub(super) fn hidden(name: &std::ffi::OsStr) -> OsString {
     let mut hidden = OsString::from(".");
     hidden.push(name);
     hidden.push(".");
@@ -233,6 +223,10 @@ const IDENTITY: &str = "identity";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn turn(target: &Path) -> Arc<Turn> {
+        Turn::take(target, "test").unwrap()
+    }
 
     /// The fear: hours later, with every archive sealed, the successor cannot get its name, whatever is tried.
     #[test]
@@ -255,7 +249,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("node");
         fs::create_dir(&target).unwrap();
-        let staging = Staging::beside(&target).unwrap();
+        let staging = Staging::beside(turn(&target)).unwrap();
         fs::write(target.join("file"), "x").unwrap();
         let refused = staging.clear_the_way().unwrap_err().to_string();
         assert!(refused.contains("is not empty"), "{refused}");
@@ -270,7 +264,7 @@ mod tests {
     #[test]
     fn what_an_attempt_at_a_longer_name_has_left_is_not_gone_on_with() {
         let folder = tempfile::tempdir().unwrap();
-        let other = Staging::resume(&folder.path().join("home.eu"), "x.json").unwrap();
+        let other = Staging::resume(turn(&folder.path().join("home.eu")), "x.json").unwrap();
         fs::write(other.keep("x.json").unwrap(), "remembered").unwrap();
         assert_eq!(Staging::left(&folder.path().join("home"), "x.json").unwrap(), None);
         assert!(Staging::left(&folder.path().join("home.eu"), "x.json").unwrap().is_some());
@@ -281,21 +275,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("node");
         let count = || fs::read_dir(folder.path()).unwrap().count();
-        drop(Staging::resume(&target, "x.json").unwrap());
+        drop(Staging::resume(turn(&target), "x.json").unwrap());
         assert_eq!(count(), 0);
-        let first = Staging::resume(&target, "x.json").unwrap();
+        let first = Staging::resume(turn(&target), "x.json").unwrap();
         for inner in ["identity", "log"] {
             fs::create_dir(first.path.join(inner)).unwrap();
         }
         fs::write(first.path.join("murphy.toml"), "x").unwrap();
         fs::write(first.keep("x.json").unwrap(), "remembered").unwrap();
-        let refused = Staging::resume(&target, "x.json").err().unwrap().to_string();
-        assert!(refused.contains("in use"), "{refused}");
         let path = first.path.clone();
         drop(first);
-        let other = Staging::resume(&target, "y.json").unwrap();
+        let other = Staging::resume(turn(&target), "y.json").unwrap();
         assert_ne!(other.path, path, "another volume's is not touched");
-        let again = Staging::resume(&target, "x.json").unwrap();
+        drop(other);
+        let again = Staging::resume(turn(&target), "x.json").unwrap();
         assert_eq!(again.path, path);
         assert_eq!(fs::read(again.keep("x.json").unwrap()).unwrap(), b"remembered");
         assert!(path.join("identity").exists() && !path.join("log").exists());

@@ -26,12 +26,12 @@ use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use super::{Restore, pins::Unwritten};
+use super::{COMMAND, Restore, pins::Unwritten};
 use crate::{
     attempts,
     config::NodeConfig,
     error::{CliError, failed},
-    node::{CopyOf, Lacking, Staging, begin_copy, index_directory, random, write_base_file},
+    node::{CopyOf, Staging, Turn, begin_copy, index_directory, random, write_base_file},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, shared_form},
@@ -101,11 +101,7 @@ impl Restore {
         let first = self.archives.first().cloned();
         let first = first.ok_or_else(|| CliError::usage("give at least one archive"))?;
         let lineage = first.lineage();
-        // A take-over that was cut short may have sealed: it is gone on with, by the node that has.
-        let staging = match self.take_over {
-            true => Staging::resume(&self.directory, &remembered(lineage.branch))?,
-            false => Staging::beside(&self.directory)?,
-        };
+        let staging = self.staging(lineage.branch)?;
         let identity = Identity::load_or_create(&staging.path).map_err(failed)?;
         let branch = if self.take_over { lineage.branch } else { BranchId::from_bytes(random()?) };
         let mut unregistered = match !self.take_over && self.blocks.is_none() {
@@ -138,11 +134,14 @@ impl Restore {
             false => Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) },
         };
         let unfinished = |error: CliError| if self.take_over { unpublished(&error, &staging) } else { error };
-        let (packs, lacking) = match copied {
-            Some(copied) => (copied, if lacks_packs { Lacking::OwnStore } else { Lacking::Nothing }),
-            None => self.look_for_packs(&index, runtime, &progress).map_err(unfinished)?,
+        // What was copied is known. A copy that reads in archives disturbs nobody, and nobody waits for it.
+        let looks = copied.is_none() && self.take_over;
+        let mut packs = match copied {
+            Some(copied) => copied,
+            None if looks => self.look_for_packs(&index, runtime, &progress).map_err(unfinished)?,
+            None => PackReport::default(),
         };
-        let packs_are_asked_for = !matches!(lacking, Lacking::Nothing);
+        let (packs_are_asked_for, lacking) = (lacks_packs || looks, std::mem::take(&mut packs.uncalled));
         drop(index);
         let copy = CopyOf { state, epoch, is_successor: self.take_over, lacking };
         let begun = begin_copy(&staging.path, &config, &copy, runtime.handle()).map(drop);
@@ -167,6 +166,18 @@ impl Restore {
             unpinned: unpinned.to_vec(),
             unregistered,
         }))
+    }
+
+    /// The directory in which the node is made. A take-over of `branch` that was cut short may have sealed: it is gone on with, by the node that has.
+    fn staging(&self, branch: BranchId) -> Result<Staging, CliError> {
+        let turn = match &self.turn {
+            Some(turn) => Arc::clone(turn),
+            None => Turn::take(&self.directory, COMMAND)?,
+        };
+        match self.take_over {
+            true => Staging::resume(turn, &remembered(branch)),
+            false => Staging::beside(turn),
+        }
     }
 
     /// Says in every archive whose packs will be read that this branch refers to them. Returns those that did not take it.
@@ -285,18 +296,12 @@ impl Restore {
         index: &Arc<FjallIndex>,
         runtime: &Runtime,
         progress: &OnProgress,
-    ) -> Result<(PackReport, Lacking), CliError> {
-        // A copy disturbs nobody.
-        if !self.take_over {
-            return Ok((PackReport::default(), Lacking::Nothing));
-        }
+    ) -> Result<PackReport, CliError> {
         let sources: Vec<Arc<dyn BlockStore>> =
             self.full().map(|archive| Arc::new(archive.packs()) as Arc<dyn BlockStore>).collect();
         let tree = index.snapshot();
         let looking = count_packs(&sources, &tree, COUNT_PATIENCE, Arc::clone(progress));
-        let mut seen = runtime.block_on(looking).map_err(failed)?;
-        let uncalled = std::mem::take(&mut seen.uncalled);
-        Ok((seen, Lacking::These(uncalled)))
+        runtime.block_on(looking).map_err(failed)
     }
 
     /// Ends the epoch of the old source in every archive, for an epoch that was remembered before. Says which, and up to where they hold the
