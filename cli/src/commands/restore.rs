@@ -8,6 +8,7 @@
 
 mod execute;
 mod pins;
+mod proof;
 mod succession;
 
 use std::{
@@ -23,7 +24,7 @@ use murphy_log::{Clock, Epoch, Lsn, SystemClock, Usage};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use self::succession::Succession;
+use self::{proof::Rehearsal, succession::Succession};
 use super::format::parse_url;
 use crate::{
     error::{CliError, Code, at, failed},
@@ -94,6 +95,7 @@ struct Restore {
 
 pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError> {
     let runtime = Runtime::new().map_err(failed)?;
+    let began = SystemClock::new().wall();
     let mut restore = prepare(args, &runtime)?;
     if !args.dry_run {
         check_target(&restore.directory, restore.blocks.as_ref())?;
@@ -131,7 +133,9 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     // What could not be read may have gone further than what was restored.
     let is_sound = plan.problems.is_empty();
     let unpinned = pins.as_ref().map_or(&[][..], pins::Pins::unpinned).to_vec();
+    let rehearsal = Rehearsal { began, slots: plan.slots.len() as u64, problems: plan.problems.clone() };
     let restored = restore.execute(plan, &unpinned, &runtime, output)?;
+    rehearsal.prove(&restore, &restored, &runtime, output);
     output.data(&restored, restored_text)?;
     let is_sound = is_sound && restored.missing_packs == 0 && restored.damaged_snapshots == 0;
     let is_sound = is_sound && restored.packs_replaced == 0;

@@ -1,7 +1,7 @@
 //! Executing a restore: into a directory beside the wanted one, proven, then published by a rename.
 //!
 //! Invariants:
-//! - A copy writes nothing into the archives but records: that it reads there, and that its branch reads their packs.
+//! - A copy writes nothing into the archives but records (that it reads there, that its branch reads their packs) and, in the end, its proof.
 //! - What an archive has got after another one was sealed is restored too, before anything is published.
 //! - A successor seals after everything else has succeeded; then it looks for packs, for a bounded time, and is published. Which epoch it begins was remembered durably
 //!   before; killed at any moment, the same command goes on, as the same node.
@@ -21,7 +21,9 @@ use murphy_fs::{
     BlockStore, Fence, FenceError, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin,
     StoreUrl, adopt_prefix,
 };
-use murphy_log::{BranchId, Clock, Epoch, EpochId, LogTime, Lsn, NodeId, OsFiles, State, SystemClock};
+use murphy_log::{
+    BranchId, Clock, Epoch, EpochId, LogTime, Lsn, NodeId, OsFiles, Position, State, SystemClock,
+};
 use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -58,6 +60,11 @@ pub(super) struct Restored {
     /// Whether the tree says which are missing, so that the node asks whoever may have them.
     #[serde(skip)]
     pub(super) packs_are_asked_for: bool,
+    #[serde(skip)]
+    pub(super) position: Position,
+    /// Whether every pack of the tree was read, or found to be missing.
+    #[serde(skip)]
+    pub(super) packs_were_read: bool,
     /// Snapshots that turned out to be damaged, around which it was restored.
     pub(super) damaged_snapshots: usize,
     /// Archives that were read without a pin: what was deleted in them meanwhile was deleted without knowing of this.
@@ -119,6 +126,7 @@ impl Restore {
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, copied) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
+        let packs_were_read = copied.is_some();
         let lacks_packs = copied.as_ref().is_some_and(|copied| !copied.is_complete());
         if lacks_packs && !self.take_over {
             // It reads there what may still come.
@@ -162,6 +170,8 @@ impl Restore {
             unanswered_packs: packs.unanswered,
             packs_cut_short: packs.is_cut_short,
             packs_are_asked_for,
+            position: state.position,
+            packs_were_read,
             damaged_snapshots,
             unpinned: unpinned.to_vec(),
             unregistered,
