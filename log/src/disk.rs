@@ -18,9 +18,9 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    AppendError, BranchId, ClaimError, DurableWatch, Epoch, FetchFrames, Frame, FrameReader, Log, Lsn,
-    MAX_FRAME_BYTES, OpenError, Position, ReadError, Recovery, RepairError, Scrub, State, TrimError,
-    VolumeId,
+    AppendError, BranchId, ChainHash, ClaimError, DurableWatch, Epoch, FetchFrames, ForkError, Frame,
+    FrameReader, Log, Lsn, MAX_FRAME_BYTES, OpenError, Origin, Position, ReadError, Recovery, RepairError,
+    Scrub, State, TrimError, VolumeId,
     admit::{self, Admission},
     files::{DirectoryLock, Files, OsFiles},
     segment::{
@@ -46,6 +46,8 @@ pub struct DiskOptions {
     /// The furthest position that is known from elsewhere to have been durable here: the saved cursor of an archive, a
     /// mirror's acknowledgement. A log that ends before it is damaged.
     pub known_durable: Option<Position>,
+    /// Who made its frames: a mirror's are copies.
+    pub frames: Origin,
     /// How much of the newest durable frames is kept in memory for readers near the tail, in bytes.
     pub recent_bytes: usize,
     /// How much is read at opening.
@@ -87,6 +89,7 @@ impl DiskOptions {
             branch,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             known_durable: None,
+            frames: Origin::Here,
             recent_bytes: DEFAULT_RECENT_BYTES,
             scrub: Scrub::default(),
             access: Access::Write,
@@ -102,6 +105,7 @@ impl DiskOptions {
             volume: self.volume,
             branch: self.branch,
             known_durable: self.known_durable,
+            frames: self.frames,
             scrub: self.scrub,
         }
     }
@@ -181,6 +185,14 @@ impl DiskLog {
         let first = name.ok_or_else(|| RepairError::NoSegment(segment.to_owned()))?;
         let _lock = options.lock()?;
         options.place().repair(first, fetch)
+    }
+
+    /// Makes a log in `directory`, which is made for it and must be empty, that holds what this one holds up to the frame end at `lsn`, after
+    /// which the chain hash is `hash`. This one is not changed; all up to there must be durable.
+    pub fn fork(&self, directory: &Path, lsn: Lsn, hash: ChainHash) -> Result<State, ForkError> {
+        let options = &self.inner.shared.options;
+        options.files.create_dir(directory).map_err(|error| OpenError::io(directory, &error))?;
+        options.place().fork(directory, (lsn, hash))
     }
 
     fn start(

@@ -379,6 +379,16 @@ impl Files for FaultyDisk {
         })
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change(|disk| {
+            let node = disk.now.names.find(from).ok_or(io::ErrorKind::NotFound)?;
+            if disk.now.names.find(to).is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            disk.now.names.change(NameChange::Add(to.to_owned(), node))
+        })
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.change(|disk| disk.now.names.change(NameChange::Remove(path.to_owned())))
     }

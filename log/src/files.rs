@@ -32,6 +32,8 @@ pub trait Files: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Renames a file, replacing the one that has the name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file that is never written again a second name, which must not be there; where that cannot be done it is copied, durably.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes creations, renames and removals in a directory durable.
@@ -235,6 +237,18 @@ impl Files for OsFiles {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(from, to) {
+            // There are file systems without, and limits on how many names a file may have.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
+                fs::copy(from, unfinished(to))?;
+                fs::File::open(unfinished(to))?.sync_all()?;
+                fs::rename(unfinished(to), to)
+            }
+            linked => linked,
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -11,6 +11,7 @@
 //! - A mark is written at the head of every group commit, after everything before it has been synced: a valid mark proves that
 //!   whatever precedes it was durable.
 
+mod fork;
 mod header;
 mod mark;
 mod recover;
@@ -20,12 +21,14 @@ mod writer;
 
 use crate::Lsn;
 
+pub use fork::ForkError;
 pub use header::{HeaderError, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, SegmentHeader};
 pub(crate) use mark::{MARK_BYTES, Mark};
 pub use recover::{OpenError, Recovery, Scrub};
 pub(crate) use recover::{Place, Torn, look, recover};
 pub use repair::{FetchFrames, RepairError};
-pub(crate) use scan::{Scan, Step};
+pub use scan::Origin;
+pub(crate) use scan::{Behind, Scan, Step};
 pub(crate) use writer::{SegmentWriter, frame_cost, prepare_spare};
 
 /// The name of the segment whose first entry is `first`.

@@ -5,6 +5,7 @@
 
 mod crash;
 mod damage;
+mod fork;
 
 use std::path::Path;
 

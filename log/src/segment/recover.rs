@@ -16,8 +16,8 @@ use std::{
 };
 
 use super::{
-    HeaderError, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX, parse_segment_name,
-    scan::EndOfScan, segment_name,
+    HeaderError, Origin, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
+    parse_segment_name, scan::EndOfScan, segment_name,
 };
 use crate::{BranchId, Epoch, Lsn, Position, State, VolumeId, VolumeKeys, files::Files};
 
@@ -29,6 +29,7 @@ pub(crate) struct Place<'a> {
     pub(crate) volume: VolumeId,
     pub(crate) branch: BranchId,
     pub(crate) known_durable: Option<Position>,
+    pub(crate) frames: Origin,
     pub(crate) scrub: Scrub,
 }
 
@@ -175,7 +176,7 @@ impl Place<'_> {
     pub(crate) fn scan(&self, header: &SegmentHeader) -> Result<Scan, OpenError> {
         let path = self.path(header.first());
         let file = self.files.open(&path).map_err(|error| OpenError::io(&path, &error))?;
-        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), header.base))
+        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), header.base).of(self.frames))
     }
 
     /// Checks that every older segment ends where the next one begins, as far as the scrub reads them.

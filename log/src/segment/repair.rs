@@ -3,12 +3,14 @@
 //! Invariants:
 //! - Only frames that continue the log on the chain get in, and every intact frame of the segment that continues them stays.
 //! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
-//! - A log never gets into a later epoch by being mended.
+//! - A log never gets into a later epoch by being mended, unless a frame of its own is of that epoch.
+//! - The newest segment is mended as far as the log proves that it was, and no further; frames that contradict a whole one in it are refused.
 
 use std::{io, path::PathBuf};
 
 use super::{
-    Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX, segment_name,
+    Behind, Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
+    segment_name,
 };
 use crate::{Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
 
@@ -48,8 +50,9 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the
-    /// first frame that somebody has, which for the newest one must be that of the segment before.
+    /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of what
+    /// is whole in it. Without such a frame it is that of the first one that somebody has, which for the newest one must be that of the segment
+    /// before.
     fn header_of(
         &self,
         first: Lsn,
@@ -70,6 +73,14 @@ impl Place<'_> {
             }
         }
         let base = scan.state();
+        let begun = |epoch| SegmentHeader { epoch, base, previous: Some(older.first()), ..older };
+        if base.position.lsn == first.previous() && segments.contains(&first) {
+            let mut own = self.scan(&begun(older.epoch))?;
+            let behind = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
+            if let Some((_, (epoch, _))) = behind.whole.first_key_value() {
+                return Ok(begun(*epoch));
+            }
+        }
         *early = fetch(base.position).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
         let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
             return Err(refused.into());
@@ -79,7 +90,7 @@ impl Place<'_> {
         if is_newest && frame.epoch() != older.epoch {
             return Err(RepairError::Other { lsn: base.position.lsn });
         }
-        Ok(SegmentHeader { epoch: frame.epoch(), base, previous: Some(older.first()), ..older })
+        Ok(begun(frame.epoch()))
     }
 
     fn fill(
@@ -94,6 +105,8 @@ impl Place<'_> {
         if let Some(scan) = &mut scan {
             scan.resume(out.state).map_err(|error| read(&scan.path, &error))?;
         }
+        // What the newest segment says of its end, once a frame was missing.
+        let mut own: Option<Behind> = None;
         loop {
             let at = out.state.position.lsn;
             if target.is_some_and(|target| at >= target.position.lsn) {
@@ -107,15 +120,22 @@ impl Place<'_> {
                     }
                     Step::End(_) if target.is_some() => {}
                     Step::End(_) => {
-                        let proof = scan.find_proof().map_err(|error| read(&scan.path, &error))?;
-                        if proof.is_none() {
-                            break;
+                        if own.is_none() {
+                            own = Some(scan.behind().map_err(|error| read(&scan.path, &error))?);
                         }
                     }
                 }
             }
+            let durable = own.as_ref().and_then(|own| own.durable);
+            if own.is_some() && durable.is_none_or(|durable| durable <= at) {
+                break;
+            }
             let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
-            let frames = fetch(out.state.position).map_err(nobody)?;
+            let mut frames = fetch(out.state.position).map_err(nobody)?;
+            if let (Some(own), Some(durable)) = (&own, durable) {
+                frames.retain(|frame| frame.last() <= durable);
+                check_same(&frames, own)?;
+            }
             out.append(frames, header, target)?;
             if out.state.position.lsn == at {
                 return Err(nobody("nobody who answers has them".to_owned()));
@@ -128,6 +148,18 @@ impl Place<'_> {
             Some(target) if target != out.state => Err(RepairError::Other { lsn: target.position.lsn }),
             _ => Ok(()),
         }
+    }
+}
+
+/// Refuses frames in the place of which the segment has whole ones that differ.
+fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
+    let differs = |frame: &&Frame| {
+        let held = own.whole.get(&frame.first());
+        held.is_some_and(|held| *held != (frame.epoch(), frame.position().hash))
+    };
+    match frames.iter().find(differs) {
+        Some(frame) => Err(RepairError::Other { lsn: frame.first().previous() }),
+        None => Ok(()),
     }
 }
 

@@ -4,14 +4,14 @@
 //! - Every frame that comes out has been verified: checksum, linkage, chain.
 //! - Nothing is believed because of where it stands: an end is an end, and whether it may be one is for the caller to decide.
 
-use std::{io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use bytes::Bytes;
 
 use super::{MARK_BYTES, Mark, SEGMENT_HEADER_BYTES, mark::MARK_MAGIC};
 use crate::{
-    FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader, MAX_FRAME_BYTES, Position, State,
-    UnverifiedFrame, VolumeKeys, files::SegmentFile,
+    ChainHash, Epoch, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader, Lsn, MAX_FRAME_BYTES,
+    Position, State, UnverifiedFrame, VolumeKeys, files::SegmentFile,
 };
 
 /// A reader of one segment.
@@ -20,12 +20,23 @@ pub(crate) struct Scan {
     pub(crate) path: PathBuf,
     file: Box<dyn SegmentFile>,
     keys: VolumeKeys,
+    /// Who made its frames.
+    frames: Origin,
     /// Where the next mark or frame begins.
     offset: u64,
     /// The state before it.
     state: State,
     window: Vec<u8>,
     window_start: u64,
+}
+
+/// Who made the frames of a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// This log: what a frame says of the durable end is said of this one.
+    Here,
+    /// Another one, of which they are copies: what was durable there need not have been durable here when they were written.
+    Elsewhere,
 }
 
 /// What a scan found next.
@@ -50,11 +61,25 @@ pub(crate) enum EndOfScan {
     Frame(FrameError),
 }
 
+/// What stands behind the end of a scan.
+#[derive(Debug, Default)]
+pub(crate) struct Behind {
+    /// Up to where it says that the log was durable.
+    pub(crate) durable: Option<Lsn>,
+    /// The frames that are whole by themselves: by their first entries their epochs, and the hashes after them.
+    pub(crate) whole: BTreeMap<Lsn, (Epoch, ChainHash)>,
+}
+
 impl Scan {
     /// A scan of the segment in `file`, whose header says that `base` is the state before it.
     pub(crate) fn new(path: PathBuf, file: Box<dyn SegmentFile>, keys: VolumeKeys, base: State) -> Scan {
-        let offset = SEGMENT_HEADER_BYTES as u64;
-        Scan { path, file, keys, offset, state: base, window: Vec::new(), window_start: 0 }
+        let (frames, offset) = (Origin::Here, SEGMENT_HEADER_BYTES as u64);
+        Scan { path, file, keys, frames, offset, state: base, window: Vec::new(), window_start: 0 }
+    }
+
+    /// The same with frames of this origin.
+    pub(crate) fn of(self, frames: Origin) -> Scan {
+        Scan { frames, ..self }
     }
 
     /// The position behind what has been read.
@@ -117,55 +142,40 @@ impl Scan {
             return Ok(());
         }
         self.state = state;
-        let mut at = self.offset;
-        loop {
-            self.window.clear();
-            let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
-            let length = bytes.len();
-            for offset in candidates(bytes) {
-                let place = at + offset as u64;
-                let Ok(frame) = self.frame_at(place)? else { continue };
-                if frame.verify(&self.keys, &state.position).is_ok() {
-                    self.offset = place;
-                    return Ok(());
-                }
-            }
-            if length < PROOF_WINDOW_BYTES {
-                return Ok(());
-            }
-            // Magic bytes may lie across the border of two windows.
-            at += (PROOF_WINDOW_BYTES - MARK_MAGIC.len() + 1) as u64;
-        }
+        let continues = self.candidate(|scan, place| {
+            let Ok(frame) = scan.frame_at(place)? else { return Ok(None) };
+            Ok(frame.verify(&scan.keys, &state.position).is_ok().then_some(place))
+        })?;
+        self.offset = continues.unwrap_or(self.offset);
+        Ok(())
     }
 
     /// Looks behind the end of the scan for something that proves that what should stand here was durable: a later mark, or
     /// a frame that was written when it was durable. Returns what it found.
     pub(crate) fn find_proof(&mut self) -> io::Result<Option<&'static str>> {
         let lost = self.state.position.lsn.next();
-        let mut at = self.offset;
-        loop {
-            self.window.clear();
-            let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
-            let length = bytes.len();
-            let candidates = candidates(bytes);
-            for offset in candidates {
-                let place = at + offset as u64;
-                let mark = Mark::parse(self.fetch(place, MARK_BYTES)?);
-                if mark.is_some_and(|mark| mark.after >= lost) {
-                    return Ok(Some("a later group commit follows"));
-                }
-                if let Ok(frame) = self.frame_at(place)?
-                    && frame.header().durable_lsn >= lost
-                {
-                    return Ok(Some("a later frame says that it was durable"));
-                }
+        self.candidate(|scan, place| {
+            let (mark, frame) = scan.durable_at(place)?;
+            if mark.is_some_and(|after| after >= lost) {
+                return Ok(Some("a later group commit follows"));
             }
-            if length < PROOF_WINDOW_BYTES {
-                return Ok(None);
-            }
-            // Magic bytes may lie across the border of two windows.
-            at += (PROOF_WINDOW_BYTES - MARK_MAGIC.len() + 1) as u64;
-        }
+            let said = frame.is_some_and(|header| scan.frames == Origin::Here && header.durable_lsn >= lost);
+            Ok(said.then_some("a later frame says that it was durable"))
+        })
+    }
+
+    /// What stands behind the end of the scan, whatever it continues.
+    pub(crate) fn behind(&mut self) -> io::Result<Behind> {
+        let mut behind = Behind::default();
+        self.candidate(|scan, place| {
+            let (mark, frame) = scan.durable_at(place)?;
+            let vouches = frame.filter(|_| scan.frames == Origin::Here);
+            let said = mark.into_iter().chain(vouches.map(|header| header.durable_lsn));
+            behind.durable = behind.durable.into_iter().chain(said).max();
+            behind.whole.extend(frame.map(|header| (header.first, (header.epoch, header.hash_after))));
+            Ok(None::<()>)
+        })?;
+        Ok(behind)
     }
 
     /// Whether nothing but zeros follows, to the end of the file.
@@ -187,6 +197,35 @@ impl Scan {
     /// Forgets what was read ahead, because the file has grown since.
     pub(crate) fn forget_window(&mut self) {
         self.window.clear();
+    }
+
+    /// Shows `look` every place from the end of the scan on where a mark or a frame may begin, until it returns something.
+    fn candidate<T>(
+        &mut self,
+        mut look: impl FnMut(&mut Scan, u64) -> io::Result<Option<T>>,
+    ) -> io::Result<Option<T>> {
+        let mut at = self.offset;
+        loop {
+            self.window.clear();
+            let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
+            let length = bytes.len();
+            for offset in candidates(bytes) {
+                if let Some(found) = look(self, at + offset as u64)? {
+                    return Ok(Some(found));
+                }
+            }
+            if length < PROOF_WINDOW_BYTES {
+                return Ok(None);
+            }
+            // Magic bytes may lie across the border of two windows.
+            at += (PROOF_WINDOW_BYTES - MARK_MAGIC.len() + 1) as u64;
+        }
+    }
+
+    /// The mark, or the whole frame, that stands at `place`: behind what the mark comes, and the frame's header.
+    fn durable_at(&mut self, place: u64) -> io::Result<(Option<Lsn>, Option<FrameHeader>)> {
+        let mark = Mark::parse(self.fetch(place, MARK_BYTES)?).map(|mark| mark.after);
+        Ok((mark, self.frame_at(place)?.ok().map(|frame| *frame.header())))
     }
 
     fn frame_at(&mut self, offset: u64) -> io::Result<Result<UnverifiedFrame, FrameError>> {

@@ -4,7 +4,7 @@
 //! - No damage changes an entry silently: it is cut with the torn tail, refused at the open, or refused at the read.
 
 use super::*;
-use crate::Recovery;
+use crate::{Appender, Digest, Entry, LogTime, Recovery, Usage, VolumeKeys};
 
 /// A log of one segment with three groups, of two frames each.
 fn three_groups() -> (FaultyDisk, Vec<Frame>) {
@@ -136,7 +136,7 @@ fn a_tail_that_is_known_to_have_been_durable_is_not_cut() {
     DiskLog::open(known(&frames[1])).unwrap();
 
     let mut other = frames[1].position();
-    other.hash = crate::ChainHash::default();
+    other.hash = ChainHash::default();
     let refused = DiskLog::open(DiskOptions { known_durable: Some(other), ..options(&files) }).unwrap_err();
     assert!(matches!(refused, OpenError::Diverged { .. }), "{refused}");
 }
@@ -176,7 +176,7 @@ fn a_later_frame_proves_what_was_durable() {
 }
 
 /// Many segments: `claims` claims with enough frames for several segments each.
-fn many_segments() -> (FaultyDisk, Vec<Frame>) {
+pub(super) fn many_segments() -> (FaultyDisk, Vec<Frame>) {
     let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut frames = Vec::new();
@@ -333,13 +333,103 @@ fn a_log_is_not_mended_into_the_epoch_of_a_successor() {
         assert_eq!(damaged_segment(&damaged), Some(path.clone()));
         let before = damaged.contents();
         let last = theirs.last().unwrap().last();
-        let refused = DiskLog::repair(&options(&damaged), &path, &mut others(&theirs, last));
-        assert!(refused.is_err(), "empty: {is_empty}");
-        assert_eq!(damaged.contents(), before);
-        let last = frames.last().unwrap().last();
-        DiskLog::repair(&options(&damaged), &path, &mut others(&frames, last)).unwrap();
+        let mended = DiskLog::repair(&options(&damaged), &path, &mut others(&theirs, last));
+        // What is whole in it says in which epoch it is, and nobody is asked.
+        assert_eq!(mended.is_err(), is_empty);
+        if is_empty {
+            assert_eq!(damaged.contents(), before);
+            let last = frames.last().unwrap().last();
+            DiskLog::repair(&options(&damaged), &path, &mut others(&frames, last)).unwrap();
+        } else {
+            assert_same(&recovered(&damaged).unwrap().1, &frames);
+        }
         let (recovery, read) = recovered(&damaged).unwrap();
         assert_eq!(recovery.epoch, epoch(3));
         assert_same(&read[..], &frames[..read.len()]);
     }
+}
+
+/// The fear: a mirror is mended in an epoch that it had followed into, or not at all because that one is not the epoch of the segment before.
+#[test]
+fn the_header_of_a_segment_comes_back_in_the_epoch_of_what_is_whole_in_it() {
+    let files = disk();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut frames = Vec::new();
+    for number in 1..3 {
+        let mut history = History::new(epoch(number), log.claim(epoch(number)).unwrap());
+        for _ in 0..3 {
+            frames.push(append(&log, &mut history, 1).unwrap());
+            log.step();
+        }
+    }
+    drop(log);
+    let path = Path::new("/log").join(segment_name(frames[3].first()));
+    let first = SEGMENT_HEADER_BYTES + MARK_BYTES + 30;
+    files.damage(&path, |bytes| bytes[20..first].fill(0));
+    assert_eq!(damaged_segment(&files), Some(path.clone()));
+    DiskLog::repair(&options(&files), &path, &mut others(&frames, frames[3].last())).unwrap();
+    let (recovery, read) = recovered(&files).unwrap();
+    assert_eq!(recovery.epoch, epoch(2));
+    assert_same(&read, &frames);
+}
+
+/// The fear: a mirror that is mended claims what it never held, or gives up what it holds for the other history of whoever is asked.
+#[test]
+fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_contradicts_it() {
+    let (files, frames) = three_groups();
+    let lost = SEGMENT_HEADER_BYTES + MARK_BYTES + 40;
+    let damaged = || {
+        let damaged = files.after_kill();
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[lost] ^= 1);
+        damaged
+    };
+    let path = Path::new(SEGMENT);
+    let mut history = History::new(epoch(1), frames.last().unwrap().state());
+    let beyond: Vec<Frame> = frames.iter().cloned().chain((0..3).map(|_| history.frame(1))).collect();
+    let everything = |_| Ok(beyond.clone());
+    for last_is_torn in [false, true] {
+        let holed = damaged();
+        if last_is_torn {
+            let last = beyond[5].bytes().len();
+            let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
+            holed.damage(path, |bytes| bytes[used - last - group_bytes(&frames[4..5]) + 8..used].fill(3));
+        }
+        DiskLog::repair(&options(&holed), path, &mut everything.clone()).unwrap();
+        let kept = if last_is_torn { 4 } else { 6 };
+        assert_same(&recovered(&holed).unwrap().1, &frames[..kept]);
+    }
+    let mut other = Appender::new(VolumeKeys::derive(VOLUME), epoch(1), History::origin());
+    let others = frames.iter().map(|frame| {
+        for lsn in frame.first().get()..=frame.last().get() {
+            let tick = Entry::tick(Lsn::new(lsn), LogTime::from_nanos(lsn));
+            other.push(&tick, Digest::default(), Usage::default()).unwrap();
+        }
+        other.close(LogTime::from_nanos(5), Lsn::ROOT).unwrap()
+    });
+    let others: Vec<Frame> = others.collect();
+    let holed = damaged();
+    let before = holed.contents();
+    let refused = DiskLog::repair(&options(&holed), path, &mut |_| Ok(others.clone()));
+    assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
+    assert_eq!(holed.contents(), before);
+}
+
+/// The fear: a mirror that a power cut met while it caught up is never opened again, because its source had long had on its disk what was torn
+/// here.
+#[test]
+fn what_a_copied_frame_says_of_its_source_proves_nothing_of_the_copy() {
+    let files = disk();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
+    let first = append(&log, &mut history, 1).unwrap();
+    history.set_durable(first.last());
+    append(&log, &mut history, 1).unwrap();
+    // One group, as a mirror writes what comes together.
+    assert!(log.step() && !log.step());
+    drop(log);
+    files.damage(Path::new(SEGMENT), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 50] ^= 1);
+    assert!(matches!(recovered(&files), Err(OpenError::DamagedMiddle { .. })));
+    let copy = DiskLog::open(DiskOptions { frames: Origin::Elsewhere, ..options(&files) }).unwrap();
+    assert!(copy.recovery().cut.is_some());
+    assert_eq!(copy.tail(), History::origin());
 }
