@@ -141,6 +141,8 @@ pub(crate) fn check(
     check_log(node, &mut findings);
     match Identity::load_existing(&node.directory) {
         Ok(Some(_)) => {}
+        // It is nobody's.
+        Ok(None) if node.config.is_branch() => {}
         Ok(None) => findings.add(
             "the identity is missing: the next start makes another one, which nobody knows; put the old one back"
                 .to_owned(),

@@ -224,6 +224,11 @@ impl NodeConfig {
         }
     }
 
+    /// Whether it is of a history that a mirror has put aside: nobody's copy, to be looked at.
+    pub(crate) fn is_branch(&self) -> bool {
+        self.role == Role::Mirror && self.removed && self.source.is_none()
+    }
+
     /// Whether `directory` is a node's.
     pub(crate) fn is_in(directory: &Path) -> bool {
         directory.join(FILE).exists()

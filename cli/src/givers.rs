@@ -1,4 +1,4 @@
-//! Who can give back what a node has lost: archives, and the members that hold copies.
+//! Who can give back what a node has lost: archives, the members that hold copies, and the source that a mirror follows.
 //!
 //! Invariants:
 //! - What a giver hands out continues the history that it was asked about, verified on the chain.
@@ -28,11 +28,24 @@ pub(crate) trait Giver: Send + Sync {
     fn name(&self) -> String;
 
     /// The next frames that it holds behind `after`, of whatever epochs, a bounded number; none if it holds nothing there.
-    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, CliError>>;
+    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, NotGiven>>;
 
     /// Appends to `log`, which nobody leads yet, what it holds beyond it of the epoch `own`; durable when it returns. Fails if that epoch has
     /// ended there.
     fn give_back(&self, log: Arc<DiskLog>, own: Epoch) -> BoxFuture<'_, Result<(), CliError>>;
+}
+
+/// Why frames are not handed out.
+pub(crate) struct NotGiven {
+    pub(crate) error: CliError,
+    /// It was not reached: there is no use in asking again soon, which takes long.
+    pub(crate) is_silent: bool,
+}
+
+impl From<CliError> for NotGiven {
+    fn from(error: CliError) -> NotGiven {
+        NotGiven { error, is_silent: false }
+    }
 }
 
 /// Everybody who may have what the node in `directory` has lost, archives first. Without a log only the index is asked who they are.
@@ -51,8 +64,14 @@ pub(crate) fn givers_of(
     for shared in known.archives()? {
         givers.push(Box::new(ArchiveGiver::new(config, shared, identity.node())));
     }
+    let source = config.source.as_ref().map(Member::of_source);
+    let followed = source.as_ref().map(|source| source.node);
+    if let Some(member) = source {
+        givers.push(Box::new(MirrorGiver::new(config, member, dialer(&identity))));
+    }
     for (node, row) in known.members {
         if node != identity.node()
+            && Some(node) != followed
             && row.role.holds_copy()
             && let Some(member) = Member::of_row(node, row)
         {

@@ -24,6 +24,7 @@ mod node;
 mod output;
 mod places;
 mod progress;
+mod promise;
 mod replaced;
 mod scrub_notes;
 mod serve;

@@ -57,7 +57,7 @@ use crate::{
     error::{CliError, failed},
     givers::dialer,
     node::{Node, NodeOpening, NodeOptions, failure_domain},
-    replaced::list_behind,
+    replaced::{list_behind, refuse_branch},
     settings::Settings,
     status::{MirrorStatus, PackStatus, SilentStoreStatus, SourceStatus, Status},
 };
@@ -130,6 +130,7 @@ pub(crate) fn open(
 ) -> Result<Option<Opened>, CliError> {
     let config = NodeConfig::read(directory)?;
     stale::refuse(directory, &config)?;
+    refuse_branch(directory, &config)?;
     if config.role == Role::Source {
         // What only its log holds is not written to any more.
         refuse_fenced(directory)?;
@@ -137,7 +138,7 @@ pub(crate) fn open(
         return Ok(Some(Opened { node, replica: None, followed: None }));
     }
     let opening = NodeOpening::begin(directory)?;
-    let replica = Arc::new(DiskReplica::open(directory, &opening.config)?);
+    let replica = Arc::new(DiskReplica::open(directory, &opening.config, runtime)?);
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
     let followed =
         Followed::start(&opening.config, &replica, (dialer(&identity), RemotePacks::default()), runtime)?;

@@ -6,6 +6,7 @@
 //!   log/          the ground: segment files                 base/       the snapshot that the log begins after
 //!   index/        derived: may be deleted                   control.sock, murphy.log
 //!   look.tmp/     while it is looked at: a copy of the index      scrubbed.json   what the last scrub has found
+//!   branches/     of a mirror: logs that parted from the volume's history
 //! ```
 //!
 //! Invariants:
@@ -32,7 +33,7 @@ use std::{
 
 use murphy_fs::{BlockStores, FailureDomain, StoreUrl, Volume};
 use murphy_log::{DirectoryLock, DiskLog, Files, Log, Lsn, OsFiles, VolumeKeys};
-use murphy_mirror::{Identity, RemotePacks};
+use murphy_mirror::{CursorFile, Identity, RemotePacks};
 
 use crate::{
     archive_reads::ArchiveReads,
@@ -43,9 +44,10 @@ use crate::{
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, begin_copy, create};
 pub(crate) use look::Looked;
+pub(crate) use lost_tail::open as open_whole_log;
 pub(crate) use open::open_log;
 pub(crate) use random::random;
-pub(crate) use settle::{SEED_READY, keep_aside, seed_file, settle};
+pub(crate) use settle::{SEED_READY, order_beginning, order_snapshot, seed_file, settle};
 pub(crate) use staging::Staging;
 pub(crate) use turn::Turn;
 
@@ -192,6 +194,11 @@ pub(crate) fn is_unlocked(directory: &Path) -> Result<bool, CliError> {
 /// Where the log of a node is.
 pub(crate) fn log_directory(directory: &Path) -> PathBuf {
     directory.join("log")
+}
+
+/// Where a mirror remembers up to where it has every byte.
+pub(crate) fn data_cursor(directory: &Path) -> CursorFile {
+    CursorFile::new(directory.join("copied"))
 }
 
 /// Where the index of a node is.

@@ -1,4 +1,4 @@
-//! A source that was replaced: what only its log holds, and what people do with it.
+//! A source that was replaced, and a history that a mirror has put aside: what only their logs hold, and what people do with it.
 //!
 //! Invariants:
 //! - What is listed stays in the log; a later finding of where the histories part takes the place of an earlier one.
@@ -22,6 +22,19 @@ pub(crate) fn way_on(directory: &Path) -> String {
          copy files out of it: murphy dump {dir} FILE, then murphy load FILE NEW-DIR --blocks URL with the block store that it names, and \
          mount that. To take part again: murphy invite at the new source, murphy join in a new directory"
     )
+}
+
+/// Refuses what is only to be looked at: the directory of a history that a mirror has put aside.
+pub(crate) fn refuse_branch(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
+    if !config.is_branch() {
+        return Ok(());
+    }
+    let (dir, blocks) = (directory.display(), &config.blocks);
+    Err(CliError::new(format!("{dir} holds a history that is not the volume's any more, and was put aside")).hint(
+        format!(
+            "murphy dump {dir} FILE, then murphy load FILE NEW-DIR --blocks '{blocks}' makes a volume of its own of it, to copy files out of"
+        ),
+    ))
 }
 
 /// Lists the entries that only this source's log holds, once its epoch was sealed.

@@ -5,9 +5,12 @@
 //!   verified, and only if its epoch is not older than what this mirror has promised without the source's knowing.
 //! - The tail never passes a frame that was refused or could not be appended: whatever fails, the next connection goes on from there.
 //! - Only what is durable in the mirror's own log is acknowledged, and after a promise nothing of an older epoch.
-//! - A different history stops it: it looks for the common ancestor and has the own branch kept before anything else happens.
+//! - A different history stops it: it looks for the common ancestor and has the own branch kept before anything else happens. Without a common
+//!   ancestor it gives nothing up before a snapshot has come that takes the place of what it holds.
 //! - Only a tail of older epochs than the one that the source decides in is ever set aside. A source without the frames of its own epoch that
 //!   this mirror holds has lost them, and they may have been acknowledged.
+
+mod report;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -17,10 +20,11 @@ use murphy_log::{
 
 use crate::{
     history::{AncestorSearch, Lookup, Point, SearchStep, is_older},
-    message::{Ack, Frames, Hello, Message, Refusal, Refused, Resume, SeedReason, Verdict, Welcome},
+    message::{Ack, Frames, Hello, Message, Refusal, Refused, Resume, Verdict, Welcome},
     replica::forbidding_promise,
     status::{FollowerStatus, LagMeter, millis},
 };
+pub use report::FollowerReport;
 
 /// The mirror's side of one connection after another.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub struct Follower {
     /// What the source of this connection was told of it.
     told: Option<Epoch>,
     acked: Option<Ack>,
+    /// What is held has no point in common with what the source has left: a snapshot is to take its place.
+    is_unrelated: bool,
     lag: LagMeter,
     source_lsn: Lsn,
     last_heard: Duration,
@@ -103,11 +109,11 @@ pub enum FollowerAction {
         /// The length in bytes.
         bytes: u64,
     },
-    /// Keep what the own log holds after `ancestor` as a branch of its own, and go back to the ancestor or to nothing. If that fails, call
+    /// Keep what the own log holds after `ancestor` as a branch of its own, and go back to the ancestor. If that fails, call
     /// [`Follower::set_aside_failed`] and drop the actions after it.
     SetAside {
-        /// The last common point; `None` if the logs do not reach back to one.
-        ancestor: Option<Point>,
+        /// The last common point.
+        ancestor: Point,
         /// The end of what is kept.
         tail: Position,
     },
@@ -115,105 +121,6 @@ pub enum FollowerAction {
     Report(FollowerReport),
     /// Give the connection up; connect again after a while.
     Disconnect,
-}
-
-/// What a follower has to say.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum FollowerReport {
-    /// The source refused it.
-    #[error("the source refuses: {reason}: {detail}")]
-    Refused {
-        /// Why.
-        reason: Refusal,
-        /// What it said.
-        detail: String,
-    },
-    /// The source sent something else than it may.
-    #[error("the source breaks the protocol: {0}")]
-    Protocol(String),
-    /// The source serves another volume or branch than this mirror holds.
-    #[error("the source serves volume {volume}, branch {branch}")]
-    Foreign {
-        /// Its volume.
-        volume: VolumeId,
-        /// Its branch.
-        branch: BranchId,
-    },
-    /// A frame was damaged or does not continue the own history. Nothing of it was kept.
-    #[error("refused what the source sent: {0}")]
-    BadFrame(FrameError),
-    /// A frame is of an epoch that has been sealed.
-    #[error("refused lsn {lsn} of epoch {found}: epoch {promised} has been promised")]
-    OldEpoch {
-        /// The first entry.
-        lsn: Lsn,
-        /// Its epoch.
-        found: Epoch,
-        /// The promise.
-        promised: Epoch,
-    },
-    /// The own log could not take a frame.
-    #[error("cannot append lsn {lsn}: {message}")]
-    Append {
-        /// The first entry.
-        lsn: Lsn,
-        /// What the log said.
-        message: String,
-    },
-    /// The own log cannot be read where it is compared with the source's.
-    #[error("the own log cannot be read at lsn {lsn}: {message}")]
-    Unreadable {
-        /// Where.
-        lsn: Lsn,
-        /// What the log said.
-        message: String,
-    },
-    /// The own log ends elsewhere than the source's history.
-    #[error("this mirror and its source differ after lsn {}: kept lsn {} to {} as a branch", lsn_of(ancestor), lsn_of(ancestor).next(), tail.lsn)]
-    Diverged {
-        /// The last common point.
-        ancestor: Option<Point>,
-        /// The end of the own branch.
-        tail: Position,
-    },
-    /// The own log ends elsewhere than the source's history, and could not be kept as a branch: nothing is given up.
-    #[error("this mirror and its source differ, and the own branch could not be set aside: {0}")]
-    NotSetAside(String),
-    /// The source holds less than this mirror, and nothing else: it has lost entries.
-    #[error(
-        "the source is durable up to lsn {source_lsn}, this mirror holds its history up to {own_lsn}: the source has lost entries; started again it asks for them"
-    )]
-    Ahead {
-        /// Where the source ends.
-        source_lsn: Lsn,
-        /// Where the mirror ends.
-        own_lsn: Lsn,
-    },
-    /// The source goes on without frames of its own epoch, or a later one, that this mirror holds: it has lost entries.
-    #[error(
-        "this mirror and its source differ after lsn {}, and the source still leads the epoch: it has lost entries up to lsn {own_lsn}, which are kept here; murphy promote here goes on with them, murphy member remove with --assume-lost at the source gives them up",
-        lsn_of(ancestor)
-    )]
-    Forked {
-        /// The last common point.
-        ancestor: Option<Point>,
-        /// Where the mirror ends.
-        own_lsn: Lsn,
-    },
-    /// A snapshot is coming.
-    #[error("receiving a snapshot at lsn {lsn} ({reason:?})")]
-    Seeding {
-        /// Its position.
-        lsn: Lsn,
-        /// Why.
-        reason: SeedReason,
-    },
-    /// The snapshot could not be installed.
-    #[error("the snapshot was refused: {0}")]
-    SeedFailed(String),
-    /// The source has been silent.
-    #[error("nothing heard from the source for {0:?}")]
-    Silent(Duration),
 }
 
 impl Follower {
@@ -237,6 +144,7 @@ impl Follower {
             promised,
             told: None,
             acked: None,
+            is_unrelated: false,
             lag,
             source_lsn: Lsn::new(0),
             last_heard: Duration::ZERO,
@@ -253,7 +161,8 @@ impl Follower {
         let point = |held: &State| Point { lsn: held.position.lsn, hash: held.position.hash };
         self.resent = self.pending.iter().map(point).collect();
         self.phase = Phase::Greeting;
-        let resume = self.durable.map_or(Resume::Fresh, |state| Resume::After(state.position));
+        let held = self.durable.filter(|_| !self.is_unrelated);
+        let resume = held.map_or(Resume::Fresh, |state| Resume::After(state.position));
         let FollowerConfig { volume, branch, node, .. } = self.config;
         let data_lsn = self.shown_data_lsn();
         self.told = self.promised;
@@ -426,6 +335,15 @@ impl Follower {
         self.revoked = false;
         self.hear(now, state.position.lsn);
         match (welcome.verdict, self.durable) {
+            (Verdict::Tail | Verdict::Diverged, Some(_)) if self.is_unrelated => {
+                self.protocol(format!("{:?} where a snapshot was asked for", welcome.verdict))
+            }
+            (Verdict::Seed(_), Some(State { position: tail, .. }))
+                if self.is_unrelated && !is_older(tail.epoch, welcome.epoch) =>
+            {
+                self.is_unrelated = false;
+                self.stop(FollowerReport::NotReplaced { tail, leads: welcome.epoch }, None)
+            }
             (Verdict::Tail, Some(_)) => {
                 self.phase = Phase::Following;
                 self.error = None;
@@ -517,6 +435,10 @@ impl Follower {
             };
             return self.stop(report, None);
         }
+        let Some(ancestor) = ancestor else {
+            self.is_unrelated = true;
+            return self.stop(FollowerReport::Unrelated { tail }, None);
+        };
         let mut actions = vec![FollowerAction::SetAside { ancestor, tail }];
         actions.extend(self.stop(FollowerReport::Diverged { ancestor, tail }, None));
         actions
@@ -558,6 +480,7 @@ impl Follower {
     }
 
     fn restart(&mut self, state: State) {
+        self.is_unrelated = false;
         self.pending.clear();
         self.resent.clear();
         self.durable = Some(state);
@@ -587,8 +510,4 @@ impl Follower {
         let end = [FollowerAction::Report(report), FollowerAction::Disconnect];
         reply.into_iter().chain(end).collect()
     }
-}
-
-fn lsn_of(ancestor: &Option<Point>) -> Lsn {
-    ancestor.map_or(Lsn::new(0), |point| point.lsn)
 }

@@ -45,7 +45,7 @@ pub enum Durability {
 /// A tail that was set aside.
 #[derive(Clone, Debug)]
 pub struct KeptBranch {
-    /// Where it left the common history.
+    /// Where it left the common history, if that is known.
     pub ancestor: Option<Point>,
     /// Its end.
     pub tail: Position,
@@ -133,19 +133,17 @@ impl Replica for MemoryReplica {
         Ok(Box::new(MemorySeed { shared: Arc::clone(&self.shared), bytes: Vec::new(), written: 0 }))
     }
 
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         let mut shared = self.shared.lock();
         let shared = &mut *shared;
-        let Some(old) = shared.log.take() else { return Ok(()) };
-        if let (Some(ancestor), Some(base)) = (ancestor, shared.base) {
-            let log = new_log(base, Durability::Immediate);
-            let frames = old.read(old.first()).map_err(|error| ReplicaError::Storage(error.to_string()))?;
-            for frame in frames.map_while(Result::ok).take_while(|frame| frame.last() <= ancestor.lsn) {
-                append_copy(&*log, frame)?;
-            }
-            shared.log = Some(log);
+        let (Some(old), Some(base)) = (shared.log.clone(), shared.base) else { return Ok(()) };
+        let log = new_log(base, Durability::Immediate);
+        let frames = old.read(old.first()).map_err(|error| ReplicaError::Storage(error.to_string()))?;
+        for frame in frames.map_while(Result::ok).take_while(|frame| frame.last() <= ancestor.lsn) {
+            append_copy(&*log, frame)?;
         }
-        shared.kept.push(KeptBranch { ancestor, tail, log: old });
+        shared.log = Some(log);
+        shared.kept.push(KeptBranch { ancestor: Some(ancestor), tail, log: old });
         Ok(())
     }
 }
@@ -179,7 +177,11 @@ impl SeedWriter for MemorySeed {
         let head = Bytes::copy_from_slice(content.get(..SEED_HEAD_BYTES).ok_or_else(|| bad("too short"))?);
         let Ok(Message::SeedOffer { state }) = Message::decode(&head) else { return Err(bad("no state")) };
         let mut shared = self.shared.lock();
-        shared.log = Some(new_log(state, shared.durability));
+        let log = new_log(state, shared.durability);
+        if let Some(old) = shared.log.replace(log) {
+            let tail = old.tail().position;
+            shared.kept.push(KeptBranch { ancestor: None, tail, log: old });
+        }
         shared.base = Some(state);
         Ok(state)
     }

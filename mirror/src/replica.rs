@@ -74,13 +74,13 @@ pub trait Replica: Send + Sync {
     /// state returned is the last one of older epochs. The same promise may be made again; one that [`check_promise`] forbids is refused. Blocks.
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError>;
 
-    /// Gets ready to receive a snapshot of `state`. What is held now stays valid, and is kept as a branch if it is not known to be part of
-    /// the same history, until [`SeedWriter::finish`] replaces it. May read a disk.
+    /// Gets ready to receive a snapshot of `state`. What is held now stays as it is, to be read, lent, promised with and promoted, until
+    /// [`SeedWriter::finish`] replaces it in one step; it is kept as a branch then. May read a disk.
     fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError>;
 
-    /// Keeps everything after `ancestor` up to `tail` as a branch of its own, listed by `status`, and goes back to the ancestor; without
-    /// one, or if that cannot be done in place, to nothing, so that a snapshot is asked for. Blocks.
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError>;
+    /// Keeps everything after `ancestor` up to `tail` as a branch of its own, listed by `status`, and goes back to the ancestor in one step: after
+    /// an error, or a crash, all is as it was or all is done. If that cannot be done in place, nothing is held until the process has begun anew. Blocks.
+    fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError>;
 }
 
 /// Takes a snapshot that arrives in pieces. Dropped unfinished, it leaves the node as it was.
@@ -88,7 +88,8 @@ pub trait SeedWriter: Send {
     /// Takes bytes of the snapshot; pieces come in any order and do not overlap. May write to a disk.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplicaError>;
 
-    /// Says that all `bytes` are there: verifies the snapshot (counts, digest), installs it durably and returns its state. Blocks.
+    /// Says that all `bytes` are there: verifies the snapshot (counts, digest), installs it durably and returns its state. After an error, or a
+    /// crash, what was held before is there, or all of the snapshot. Blocks.
     fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError>;
 }
 

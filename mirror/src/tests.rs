@@ -112,7 +112,7 @@ pub(crate) trait ReplicaLayer: Send + Sync {
     }
 
     /// Called for [`Replica::set_aside`].
-    fn on_set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn on_set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         self.below().set_aside(ancestor, tail)
     }
 }
@@ -150,7 +150,7 @@ impl<L: ReplicaLayer> Replica for L {
         self.below().begin_seed(state)
     }
 
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         self.on_set_aside(ancestor, tail)
     }
 }

@@ -17,6 +17,7 @@ mod huge;
 mod log_archive;
 mod lost;
 mod members;
+mod mend;
 mod mirror_cache;
 mod mirrors;
 mod model;

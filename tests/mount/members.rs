@@ -101,7 +101,7 @@ pub(super) fn id_at(pair: &Pair, node: &str, name: &str) -> String {
 }
 
 /// All packs in a store, each with its inode.
-fn packs_of(pair: &Pair, store: &str) -> BTreeSet<(PathBuf, u64)> {
+pub(super) fn packs_of(pair: &Pair, store: &str) -> BTreeSet<(PathBuf, u64)> {
     let packs = pair.scratch.prints_of(store).into_keys();
     let packs = packs.filter(|path| path.is_file() && path.parent().is_some_and(|dir| !dir.ends_with(store)));
     packs.map(|path| (path.clone(), fs::metadata(&path).unwrap().ino())).collect()

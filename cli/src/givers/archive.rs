@@ -8,7 +8,7 @@ use murphy_fs::Fence;
 use murphy_log::{Clock, DiskLog, Epoch, Frame, Log, NodeId, Position, SystemClock, VolumeKeys};
 use tokio::sync::OnceCell;
 
-use super::Giver;
+use super::{Giver, NotGiven};
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
@@ -45,8 +45,8 @@ impl Giver for ArchiveGiver {
         self.shared.url.clone()
     }
 
-    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, CliError>> {
-        Box::pin(async move { self.place().await?.entries(after).await.map_err(failed) })
+    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, NotGiven>> {
+        Box::pin(async move { Ok(self.place().await?.entries(after).await.map_err(failed)?) })
     }
 
     fn give_back(&self, log: Arc<DiskLog>, own: Epoch) -> BoxFuture<'_, Result<(), CliError>> {

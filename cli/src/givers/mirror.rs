@@ -10,9 +10,9 @@ use murphy_fs::{MemberRow, MemberState};
 use murphy_log::{DiskLog, Epoch, Frame, Log, NodeId, Position, VolumeKeys, append_copy};
 use murphy_mirror::{Ask, Dialer, ExchangeError, Identity, Lender, NetworkOptions, PublicKey, UdpSockets};
 
-use super::Giver;
+use super::{Giver, NotGiven};
 use crate::{
-    config::NodeConfig,
+    config::{NodeConfig, Upstream},
     error::{CliError, failed},
 };
 
@@ -31,6 +31,12 @@ impl Member {
         let MemberState::Joined { public_key } = row.state else { return None };
         let key = PublicKey::from_bytes(public_key);
         Some(Member { node, name: row.name, addresses: row.addresses, key })
+    }
+
+    /// The source that a mirror follows, as its file names it.
+    pub(crate) fn of_source(source: &Upstream) -> Member {
+        let Upstream { addresses, key } = source.clone();
+        Member { node: key.node(), name: "the source".to_owned(), addresses, key }
     }
 
     /// Whether anybody knows where it listens.
@@ -109,10 +115,13 @@ impl Giver for MirrorGiver {
         self.member.to_string()
     }
 
-    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, CliError>> {
+    fn frames(&self, after: Position) -> BoxFuture<'_, Result<Vec<Frame>, NotGiven>> {
         Box::pin(async move {
             // Where the log cannot be opened nobody knows its epoch: whoever leads it afterwards is asked again.
-            let lender = self.ask(None).await.map_err(|error| self.said(error))?;
+            let lender = self.ask(None).await.map_err(|error| {
+                let is_silent = matches!(error, ExchangeError::Unreachable(_) | ExchangeError::NoAnswer);
+                NotGiven { is_silent, error: self.said(error) }
+            })?;
             let Some(state) = lender.stands.state else { return Ok(Vec::new()) };
             let keys = VolumeKeys::derive(self.config.volume);
             let lent = lender.frames(&keys, after, state.position.lsn).await;

@@ -4,15 +4,15 @@
 //! - What was begun here ends with the [`Followed`], within a limit.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use murphy_log::{DiskLog, Log, Lsn, SystemClock};
 use murphy_mirror::{
-    Copier, CursorFile, Dialer, FollowSetup, FollowerStatus, Following, Leader, Lookup, MirrorPart, Part,
-    RemotePacks, Replica, look_up,
+    Copier, Dialer, FollowSetup, FollowerStatus, Following, Leader, Lookup, MirrorPart, Part, RemotePacks,
+    Replica, look_up,
 };
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
@@ -20,6 +20,7 @@ use super::{Mirroring, lock, replica::DiskReplica};
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
+    node::data_cursor,
 };
 
 /// A source that is followed.
@@ -117,6 +118,9 @@ impl Followed {
     pub(super) async fn seeded(&self, replica: &Arc<DiskReplica>) -> Result<(), CliError> {
         let mut said = None;
         while replica.state().is_none() {
+            if let Some(why) = replica.restart().borrow().clone() {
+                return Err(CliError::new(why).hint("start it again: it goes on where it was"));
+            }
             if let Some(why) = self.broken() {
                 return Err(CliError::new(why));
             }
@@ -185,7 +189,7 @@ impl Mirroring {
             log: Arc::clone(&self.log) as Arc<dyn Log>,
             source: Arc::new(source),
             store: self.blocks.own(),
-            cursor: cursor(&self.directory),
+            cursor: data_cursor(&self.directory),
             data: replica.data_sender(),
             clock: Arc::clone(&self.clock),
             helpers: COPY_HELPERS,
@@ -211,18 +215,13 @@ pub(super) fn load_data_position(
     log: &DiskLog,
     data: &watch::Sender<Lsn>,
 ) -> Result<(), CliError> {
-    let saved = cursor(directory).load().map_err(failed)?;
+    let saved = data_cursor(directory).load().map_err(failed)?;
     if let Some(saved) = saved
         && look_up(log, saved.lsn).map_err(failed)? == Lookup::End(saved)
     {
         data.send_replace(saved.lsn);
     }
     Ok(())
-}
-
-fn cursor(directory: &Path) -> CursorFile {
-    let path: PathBuf = directory.join(CURSOR);
-    CursorFile::new(path)
 }
 
 /// Spreads attempts; that it repeats is no harm.
@@ -239,5 +238,3 @@ const NOTE_PAUSE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 const END_MAX: Duration = Duration::from_secs(5);
 pub(super) const COPY_HELPERS: usize = 4;
-/// Packs that the source lacks are asked for again so often, if a snapshot's tree needs them.
-const CURSOR: &str = "copied";

@@ -45,6 +45,7 @@ use crate::{
     error::{CliError, failed},
     node::{failure_domain, random},
     places::local_url,
+    replaced::refuse_branch,
     settings::{Ack, Settings},
     take_over::{GivenUp, Outlook},
 };
@@ -114,6 +115,7 @@ impl Mirroring {
 
     /// Refuses on a mirror that was removed: whoever is left would not know of what it does.
     fn check_member(&self) -> Result<(), CliError> {
+        refuse_branch(&self.directory, &self.config())?;
         let own = self.book.row(self.identity.node()).map(|row| row.state);
         if !self.config().removed && !matches!(own, Some(MemberState::Revoked { .. })) {
             return Ok(());

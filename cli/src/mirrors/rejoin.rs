@@ -7,6 +7,7 @@ use std::path::Path;
 
 use murphy_log::{Epoch, Position};
 use murphy_mirror::{Ask, BorrowError, Dialer, ExchangeError, Refusal, Replica, Token};
+use tokio::runtime::Handle;
 
 use super::replica::DiskReplica;
 use crate::{config::NodeConfig, error::CliError};
@@ -18,8 +19,12 @@ pub(crate) struct Rejoining {
 
 impl Rejoining {
     /// Opens what is in `directory`, whose lock the caller holds.
-    pub(crate) fn open(directory: &Path, config: &NodeConfig) -> Result<Rejoining, CliError> {
-        Ok(Rejoining { replica: DiskReplica::open(directory, config)? })
+    pub(crate) fn open(
+        directory: &Path,
+        config: &NodeConfig,
+        runtime: &Handle,
+    ) -> Result<Rejoining, CliError> {
+        Ok(Rejoining { replica: DiskReplica::open(directory, config, runtime)? })
     }
 
     /// The epoch that no source before may lead this node any more: the one it has promised, or follows.

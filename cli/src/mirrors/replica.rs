@@ -4,13 +4,15 @@
 //!   base/seed.partial     a snapshot that is arriving
 //!   base/seed.ready       one that is complete and verified: the next start puts it in place, over whatever is there
 //!   base/base.snapshot    what the log begins after            promised.json   the epoch that has been promised
-//!   branches/N/           a log that was set aside, with its base
+//!   branches/N/           a log that was set aside, with its base: see [`settle`]
 //! ```
 //!
 //! Invariants:
 //! - No frame of an epoch older than the promise is queued; both are decided under one lock.
 //! - A process that is killed between any two steps leaves a node that starts again: [`settle`] finishes what was begun.
 //! - While a volume is open above the log, the log is replaced only by a process that begins anew.
+//! - What is held is given up in one step, for something else that is complete and durable: until a snapshot is, the log that it replaces is
+//!   read, lent, promised with and promoted.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,15 +29,17 @@ use murphy_log::{
     rename_durably,
 };
 use murphy_mirror::{Point, Replica, ReplicaError, SeedWriter, check_append, check_promise};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use super::heard;
 use crate::{
-    attempts::StoredEpoch,
     config::NodeConfig,
     error::CliError,
-    node::{SEED_READY, keep_aside, log_directory, open_log, seed_file, settle},
-    summed,
+    node::{
+        SEED_READY, log_directory, open_log, open_whole_log, order_beginning, order_snapshot, seed_file,
+        settle,
+    },
+    promise,
 };
 
 /// A mirror's node on disk.
@@ -72,10 +76,15 @@ impl DiskReplica {
         }
     }
 
-    /// Opens what is in `directory`, whose lock the caller holds.
-    pub(crate) fn open(directory: &Path, config: &NodeConfig) -> Result<DiskReplica, CliError> {
+    /// Opens what is in `directory`, whose lock the caller holds. What its log has lost comes from others first.
+    pub(crate) fn open(
+        directory: &Path,
+        config: &NodeConfig,
+        runtime: &Handle,
+    ) -> Result<DiskReplica, CliError> {
         settle(directory, config)?;
-        let log = if log_directory(directory).is_dir() { Some(open_log(directory, config)?) } else { None };
+        let held = log_directory(directory).is_dir();
+        let log = held.then(|| open_whole_log(directory, config, runtime)).transpose()?;
         DiskReplica::above(directory, config, log.map(Arc::new))
     }
 
@@ -85,7 +94,7 @@ impl DiskReplica {
         config: &NodeConfig,
         log: Option<Arc<DiskLog>>,
     ) -> Result<DiskReplica, CliError> {
-        let promised = read_promise(directory)?;
+        let promised = promise::load(directory)?;
         let shared = Shared { config: config.clone(), log, promised, in_use: false };
         Ok(DiskReplica {
             directory: directory.to_owned(),
@@ -160,7 +169,7 @@ impl Replica for DiskReplica {
             let held = shared.log.as_ref().map(|log| log.tail().position.epoch);
             check_promise(shared.promised, held, epoch)?;
             if shared.promised != Some(epoch) {
-                write_promise(&self.directory, epoch).map_err(|error| storage(&error))?;
+                promise::save(&self.directory, epoch).map_err(|error| storage(&error))?;
                 shared.promised = Some(epoch);
             }
             shared.log.clone()
@@ -192,10 +201,44 @@ impl Replica for DiskReplica {
         }))
     }
 
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
-        let kept = keep_aside(&self.directory, ancestor, tail).map_err(|error| storage(&error))?;
+    fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
+        let mut shared = self.shared();
+        let held = shared.log.clone().filter(|log| log.tail().position == tail);
+        let log = held.filter(|_| self.restart.borrow().is_none());
+        let log = log.ok_or_else(|| ReplicaError::Storage("what is held has changed".to_owned()))?;
+        let kept = order_beginning(&self.directory, &log, (ancestor, tail), *self.data.borrow());
+        let kept = kept.map_err(|error| storage(&error))?;
         let why = format!("its history differs from the source's: kept {kept}");
-        self.restart.send_replace(Some(why));
+        if shared.in_use {
+            self.restart.send_replace(Some(why));
+            return Ok(());
+        }
+        tracing::warn!("{why}");
+        drop(log);
+        shared.settled(&self.directory, &self.restart)
+    }
+}
+
+impl Shared {
+    /// Lets what was ordered come about, where no volume is open above the log.
+    fn settled(
+        &mut self,
+        directory: &Path,
+        restart: &watch::Sender<Option<String>>,
+    ) -> Result<(), ReplicaError> {
+        let was_held = self.log.take().is_some();
+        let opened = settle(directory, &self.config).and_then(|()| open_log(directory, &self.config));
+        match opened {
+            Ok(log) => self.log = Some(Arc::new(log)),
+            Err(error) => {
+                if was_held {
+                    restart.send_replace(Some(format!(
+                        "what was to take the place of its log is not there: {error}"
+                    )));
+                }
+                return Err(storage(&error));
+            }
+        }
         Ok(())
     }
 }
@@ -237,40 +280,26 @@ impl SeedWriter for Seed {
             return Err(bad(&format!("it holds {}", header.state.position)));
         }
         let ready = seed_file(&self.directory, SEED_READY);
-        // The lock is not held meanwhile: whoever talks to the source asks for it often.
-        let (held, in_use, config) = {
-            let mut shared = lock(&self.shared);
-            let held = shared.log.as_ref().map(|log| log.tail().position);
-            if !shared.in_use {
-                shared.log = None;
-            }
-            (held, shared.in_use, shared.config.clone())
+        // The lock is not held while a file is written: whoever talks to the source asks for it often.
+        let (tail, config) = {
+            let shared = lock(&self.shared);
+            (shared.log.as_ref().map(|log| log.tail().position), shared.config.clone())
         };
-        if let Some(tail) = held {
-            // Nobody could compare it with the source's history: it is kept.
-            keep_aside(&self.directory, None, tail).map_err(|error| storage(&error))?;
+        if let Some(tail) = tail {
+            // It may not be known whether that is part of the same history: it is kept.
+            let ordered = order_snapshot(&self.directory, &config, self.state, tail);
+            ordered.map_err(|error| storage(&error))?;
         }
+        // From here on the snapshot is what the node holds; before, all is as it was.
         rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
-        if in_use {
+        let mut shared = lock(&self.shared);
+        if shared.in_use {
             self.restart.send_replace(Some("a snapshot has replaced what it held".to_owned()));
             return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));
         }
-        settle(&self.directory, &config).map_err(|error| storage(&error))?;
-        let log = open_log(&self.directory, &config).map_err(|error| storage(&error))?;
-        lock(&self.shared).log = Some(Arc::new(log));
+        shared.settled(&self.directory, &self.restart)?;
         Ok(self.state)
     }
-}
-
-fn read_promise(directory: &Path) -> Result<Option<Epoch>, CliError> {
-    let path = directory.join(PROMISED);
-    let Some(promise) = summed::read::<StoredEpoch>(&path, PROMISE_LOST)? else { return Ok(None) };
-    let damaged = |error| CliError::new(format!("{} is damaged: {error}", path.display())).hint(PROMISE_LOST);
-    promise.epoch().map(Some).map_err(damaged)
-}
-
-fn write_promise(directory: &Path, epoch: Epoch) -> Result<(), CliError> {
-    summed::write(&directory.join(PROMISED), &StoredEpoch::from(&epoch))
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -283,8 +312,6 @@ fn storage(error: &dyn std::fmt::Display) -> ReplicaError {
 }
 
 const PARTIAL: &str = "seed.partial";
-const PROMISED: &str = "promised.json";
-const PROMISE_LOST: &str = "it keeps this mirror from acknowledging to a source that was replaced: put the file back, or join in a new directory (--blocks may be the same)";
 const DURABLE_MAX: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 1 << 20;
 

@@ -85,13 +85,18 @@ enum CatchUpError {
 /// the earlier one ends. Nor do the rows of another volume, which nobody but a person can have put here.
 fn check_not_ahead(index: &FjallIndex, log: &DiskLog, keys: &VolumeKeys) -> Result<(), CliError> {
     let Some(known) = known_beyond(index, log, keys) else { return Ok(()) };
+    Err(ahead_of(log, &known))
+}
+
+/// What is said of a log that ends before what its index knows of.
+pub(super) fn ahead_of(log: &DiskLog, known: &Position) -> CliError {
     let end = log.durable().state().position;
     let text = format!(
         "the log ends at lsn {} in epoch {}, its index knows of lsn {} in epoch {}: what was durable is missing from the log",
         end.lsn, end.epoch.number, known.lsn, known.epoch.number
     );
     let hint = "put the missing segments back, or repair the node from an archive or a mirror; to go on without them, delete DIR/index";
-    Err(CliError::new(text).hint(hint).damage())
+    CliError::new(text).hint(hint).damage()
 }
 
 /// The furthest position beyond the end of `log` that the index of the node in `node` proves to have been durable there. An index that cannot

@@ -77,9 +77,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Copies what lies below `from`. Tables are never written again once they have their name: a second name is enough.
+/// Copies what lies below `from`. Tables are never written again once they have their name: a second name is enough. A journal is emptied
+/// when it is opened.
 fn copy_below(from: &Path, to: &Path) -> io::Result<()> {
-    let are_tables = from.file_name().is_some_and(|name| name == TABLES);
+    let keyspaces = from.parent().and_then(Path::parent).and_then(Path::file_name);
+    let are_tables = from.file_name().is_some_and(|name| name == TABLES)
+        && keyspaces.is_some_and(|name| name == KEYSPACES);
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
@@ -95,5 +98,6 @@ fn copy_below(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Where the copy is, in the node's directory: on the same disk.
 const SCRATCH: &str = "look.tmp";
-/// What fjall calls its folders of tables.
+/// What fjall calls its folders of tables, and where it has one for each keyspace.
 const TABLES: &str = "tables";
+const KEYSPACES: &str = "keyspaces";

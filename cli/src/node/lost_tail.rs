@@ -1,53 +1,175 @@
-//! A source whose log is damaged, or has lost its end: what archives and mirrors hold is fetched before the node decides anything.
+//! A node whose log is damaged, or has lost its end: what archives, mirrors and the source hold is fetched before the node decides, follows or
+//! promises anything.
 //!
 //! Invariants:
-//! - Only entries of the node's own epoch that continue its log, verified on the chain, are appended. A successor stops it.
+//! - Only entries that continue the log, verified on the chain, are appended: at a source those of its own epoch, and a successor stops it; at a
+//!   mirror, which may have followed others since, those that lead to what it is known to have held, and nothing behind that; if a later epoch
+//!   has left that history, those that lead there.
 //! - A log that still ends below what is known to have been durable is not used.
 //! - What is damaged at its end is cut only once somebody was found who gives back what is known to have been there.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use murphy_log::{Access, DiskLog, DiskOptions, Frame, Log, Lsn, OpenError, Position, VolumeKeys};
-use murphy_mirror::{Lookup, Point, look_up};
+use murphy_log::{
+    Access, DiskLog, DiskOptions, Epoch, FetchFrames, Frame, Log, Lsn, OpenError, Position, VolumeKeys,
+    append_copy,
+};
+use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
 
-use super::{index::known_to_index, index_directory, log_directory};
+use super::{
+    index::{ahead_of, known_to_index},
+    index_directory,
+    open::{log_options, open_log_for},
+};
 use crate::{
     archive_notes::known_durable,
-    config::NodeConfig,
+    config::{NodeConfig, Role},
     error::{CliError, failed},
-    givers::{Giver, givers_of},
-    mirror_notes,
+    givers::{Giver, NotGiven, givers_of},
+    mirror_notes, promise,
 };
 
+/// Opens the log of the node in `directory`, to be gone on with. What is damaged in it, and what its end lacks of what is known to have been
+/// durable, comes from others first.
+pub(crate) fn open(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
+    // What is not whole at its end is cut only once others were asked.
+    let log = match open_log_for(directory, config, Access::WriteWhole) {
+        Err(refused) if refused.is_damage() => return reopen(directory, config, refused, runtime),
+        opened => opened?,
+    };
+    // A source asks the others for more than its index knows of, once that is open.
+    let known = match config.role {
+        Role::Mirror => known_to_index(directory, &log, &VolumeKeys::derive(config.volume)),
+        Role::Source => None,
+    };
+    let Some(known) = known else { return Ok(log) };
+    let mut asked = Asked::new(directory, config, runtime);
+    let lost = given_to_mirror(directory, &log, known, &mut asked);
+    let taken = lost.and_then(|lost| take_back(&log, &lost, &mut asked));
+    taken.map_err(|error| with_way_out(config, ahead_of(&log, &known)).because(&error))?;
+    Ok(log)
+}
+
+/// What was refused, of a mirror with what people can do with a damaged one: it follows again with all that it held, or as another member. One
+/// that came back with less would be asked what it has acknowledged, and would not know.
+pub(super) fn with_way_out(config: &NodeConfig, refused: CliError) -> CliError {
+    if config.role == Role::Source || !refused.is_damage() {
+        return refused;
+    }
+    refused.hint(format!(
+        "bring an archive, a member or the source that has these entries within reach (murphy serve --listen ADDR there) and start this mirror again: they \
+         are fetched. If nobody has them: murphy join NEW-DIR --token-file FILE --blocks '{}', with a token of murphy invite at the source, makes a mirror anew \
+         and copies no pack again (keep this directory if they lie in it); murphy member remove takes the old one out. Without a source: murphy promote at another \
+         mirror, or murphy restore URL DIR --take-over",
+        config.blocks
+    ))
+}
+
 /// Opens a log that was refused as damaged or torn: frames that are damaged or missing in it, and an end that a note or the index vouches
-/// for, come from archives and mirrors. `refused` is returned if nobody has them.
-pub(super) fn reopen(
+/// for, come from others. `refused` is returned if nobody has them.
+fn reopen(
     directory: &Path,
     config: &NodeConfig,
     refused: CliError,
     runtime: &Handle,
 ) -> Result<DiskLog, CliError> {
     let noted = known_durable(directory)?;
-    let plain = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    let plain = log_options(directory, config);
     let vouched = DiskOptions { known_durable: noted, access: Access::Read, ..plain.clone() };
     if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
         return Err(who_differs(directory, refused, noted));
     }
-    let (log, known) = match mended(directory, config, (&plain, noted), runtime) {
-        Ok((log, known)) => (Arc::new(log), known),
+    let mut asked = Asked::new(directory, config, runtime);
+    let (log, lost) = match mended(directory, config, (&plain, noted), &mut asked) {
+        Ok((log, lost)) => (Arc::new(log), lost),
         Err(error) => return Err(why_refused(directory, refused, &error, None)),
     };
-    if let Some(known) = known {
-        let point = Point { lsn: known.lsn, hash: known.hash };
-        fetch(directory, config, &log, known.lsn, runtime).map_err(|error| {
+    if let Some(lost) = lost {
+        let known = lost.known;
+        let fetched = match config.role {
+            Role::Source => fetch(directory, config, &log, known.lsn, runtime),
+            Role::Mirror => take_back(&log, &lost, &mut asked),
+        };
+        fetched.map_err(|error| {
             why_refused(directory, refused.clone(), &error, Some(log.tail().position.lsn))
         })?;
-        if look_up(&*log, known.lsn).map_err(failed)? != Lookup::End(point) {
+        let point = Point { lsn: known.lsn, hash: known.hash };
+        if !lost.is_superseded && look_up(&*log, known.lsn).map_err(failed)? != Lookup::End(point) {
             return Err(who_differs(directory, refused, noted));
         }
     }
     Arc::into_inner(log).ok_or_else(|| CliError::new("the log is in use"))
+}
+
+/// What is known to have been durable, and the ends of the frames that are missing.
+struct Lost {
+    known: Position,
+    ends: Vec<Position>,
+    /// A later epoch goes on without all that is known: the last one of the frames is its first.
+    is_superseded: bool,
+}
+
+/// Those who may have what is missing; found out when the first of them is asked.
+struct Asked<'a> {
+    directory: &'a Path,
+    config: &'a NodeConfig,
+    runtime: &'a Handle,
+    givers: Option<Vec<Box<dyn Giver>>>,
+    /// What is said of those who were not reached, who are not asked again.
+    silent: Vec<String>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(directory: &'a Path, config: &'a NodeConfig, runtime: &'a Handle) -> Asked<'a> {
+        Asked { directory, config, runtime, givers: None, silent: Vec::new() }
+    }
+
+    /// Frames that follow `after`, from the first who has any, on the way to `upto` if that is said. Who they are may be read in `log`.
+    fn frames(
+        &mut self,
+        log: Option<&DiskLog>,
+        after: Position,
+        upto: Option<&Position>,
+    ) -> Result<Vec<Frame>, String> {
+        let givers = match &mut self.givers {
+            Some(givers) => givers,
+            None => {
+                let index = index_directory(self.directory);
+                let givers = givers_of(self.directory, self.config, &index, log);
+                self.givers.insert(givers.map_err(|error| error.to_string())?)
+            }
+        };
+        let mut why = vec!["nobody who answers has them".to_owned()];
+        let mut asked = 0;
+        while let Some(giver) = givers.get(asked) {
+            asked += 1;
+            match self.runtime.block_on(giver.frames(after)) {
+                Ok(frames) if frames.is_empty() => {}
+                Ok(frames) if upto.is_some_and(|upto| !lead_to(upto, &frames)) => {
+                    why.push(format!("{} holds another history", giver.name()));
+                }
+                Ok(frames) => return Ok(frames),
+                Err(NotGiven { error, is_silent: true }) => {
+                    self.silent.push(error.to_string());
+                    asked -= 1;
+                    givers.remove(asked);
+                }
+                Err(NotGiven { error, .. }) => why.push(error.to_string()),
+            }
+        }
+        why.extend(self.silent.iter().cloned());
+        Err(why.join("; "))
+    }
+}
+
+/// Whether frames can be of a history that has `upto`. Whoever took over from the source of that may have begun before it.
+fn lead_to(upto: &Position, frames: &[Frame]) -> bool {
+    frames.iter().take_while(|frame| frame.first() <= upto.lsn).all(|frame| {
+        let end = frame.position();
+        end.epoch.number <= upto.epoch.number
+            && (end.lsn < upto.lsn || (end.lsn, end.hash) == (upto.lsn, upto.hash))
+    })
 }
 
 /// What a note about the mirrors says is told, unless the log reached it at `end`.
@@ -67,84 +189,142 @@ fn who_differs(directory: &Path, refused: CliError, noted: Option<Position>) -> 
     }
 }
 
-/// Opens the log, one damaged segment after the other mended, and says up to where it is known to have been durable. An end that is torn is
-/// cut only when somebody was found who has everything that is known to come then.
+/// Opens the log, one damaged segment after the other mended, and says what of its end was lost. An end that is torn is cut only when somebody
+/// was found who has everything that is known to come then.
 fn mended(
     directory: &Path,
     config: &NodeConfig,
     (options, noted): (&DiskOptions, Option<Position>),
-    runtime: &Handle,
-) -> Result<(DiskLog, Option<Position>), CliError> {
-    let mut givers: Option<Vec<Box<dyn Giver>>> = None;
+    asked: &mut Asked<'_>,
+) -> Result<(DiskLog, Option<Lost>), CliError> {
     for _ in 0..MENDED_MAX {
-        let looked = DiskLog::open(DiskOptions { access: Access::Read, ..options.clone() });
-        let segment = match &looked {
-            Ok(_) => None,
+        let segment = match DiskLog::open(DiskOptions { access: Access::Read, ..options.clone() }) {
+            Ok(look) => {
+                let indexed = known_to_index(directory, &look, &VolumeKeys::derive(config.volume));
+                let known = noted.into_iter().chain(indexed).max_by_key(|position| position.lsn);
+                let lost = known.map(|known| {
+                    let missing = |error| {
+                        CliError::new(format!("lsn {} is known to have been durable: {error}", known.lsn))
+                    };
+                    let own = look.recovery().epoch;
+                    match config.role {
+                        Role::Mirror => given_to_mirror(directory, &look, known, asked),
+                        Role::Source => given(&look, &known, Some(own), &mut |after| {
+                            asked.frames(Some(&look), after, None)
+                        })
+                        .map(|ends| Lost { known, ends, is_superseded: false }),
+                    }
+                    .map_err(missing)
+                });
+                let lost = lost.transpose()?;
+                drop(look);
+                return Ok((DiskLog::open(options.clone()).map_err(failed)?, lost));
+            }
             Err(OpenError::DamagedMiddle { segment, .. } | OpenError::Header { path: segment, .. }) => {
-                Some(segment.clone())
+                segment
             }
             Err(error) => return Err(failed(error)),
         };
-        let mut lost = None;
-        if let Ok(look) = &looked {
-            let keys = VolumeKeys::derive(config.volume);
-            let indexed = known_to_index(directory, look, &keys);
-            lost = noted.into_iter().chain(indexed).max_by_key(|position| position.lsn);
-            if lost.is_none_or(|known| known.lsn <= look.tail().position.lsn) {
-                drop(looked);
-                return Ok((DiskLog::open(options.clone()).map_err(failed)?, lost));
-            }
-        }
-        let givers = match &mut givers {
-            Some(givers) => givers,
-            None => {
-                let log = looked.as_ref().ok();
-                givers.insert(givers_of(directory, config, &index_directory(directory), log)?)
-            }
-        };
-        let mut fetch = |after: Position| -> Result<Vec<Frame>, String> {
-            let mut why = vec!["nobody who answers has them".to_owned()];
-            for giver in &*givers {
-                match runtime.block_on(giver.frames(after)) {
-                    Ok(frames) if !frames.is_empty() => return Ok(frames),
-                    Ok(_) => {}
-                    Err(error) => why.push(error.to_string()),
-                }
-            }
-            Err(why.join("; "))
-        };
-        if let (Ok(look), Some(known)) = (&looked, lost) {
-            check_given(look, &known, &mut fetch)?;
-            drop(looked);
-            return Ok((DiskLog::open(options.clone()).map_err(failed)?, lost));
-        }
-        drop(looked);
-        if let Some(segment) = segment {
-            DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
-            tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
-        }
+        DiskLog::repair(options, &segment, &mut |after| asked.frames(None, after, None)).map_err(failed)?;
+        tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }
 
-/// Checks that somebody has what comes behind the end of `log`, up to `known`. What is read for that is not kept.
-fn check_given(
+/// The ends of the frames behind the end of `log`, up to `known`, which somebody has; none if the log reaches it. What is read for that is not
+/// kept. With an `own` epoch only frames of that one count.
+fn given(
     log: &DiskLog,
     known: &Position,
-    fetch: &mut dyn FnMut(Position) -> Result<Vec<Frame>, String>,
-) -> Result<(), CliError> {
-    let (mut at, own) = (log.tail().position, log.recovery().epoch);
+    own: Option<Epoch>,
+    fetch: &mut FetchFrames<'_>,
+) -> Result<Vec<Position>, CliError> {
+    let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
         let frames = fetch(at).map_err(behind)?;
-        if let Some(other) = frames.iter().find(|frame| frame.epoch() != own) {
+        let is_other = |frame: &&Frame| own.is_some_and(|own| frame.epoch() != own);
+        if let Some(other) = frames.iter().find(is_other) {
             return Err(behind(format!(
                 "lsn {} is of epoch {}, not of this node's",
                 other.first(),
                 other.epoch()
             )));
         }
+        ends.extend(frames.iter().map(Frame::position).take_while(|end| end.lsn <= known.lsn));
         at = frames.last().map_or(at, Frame::position);
+    }
+    match ends.last() {
+        Some(last) if (last.lsn, last.hash) != (known.lsn, known.hash) => Err(CliError::new(format!(
+            "whoever has what comes behind lsn {} holds another lsn {}",
+            log.tail().position.lsn,
+            known.lsn
+        ))),
+        _ => Ok(ends),
+    }
+}
+
+/// What a mirror's log has lost up to `known`, and somebody has; or, if nobody does, up to where a later epoch has left that history. What a
+/// mirror holds it keeps until a later epoch has decided.
+fn given_to_mirror(
+    directory: &Path,
+    log: &DiskLog,
+    known: Position,
+    asked: &mut Asked<'_>,
+) -> Result<Lost, CliError> {
+    let all = given(log, &known, None, &mut |after| asked.frames(Some(log), after, Some(&known)));
+    let nobody = match all {
+        Ok(ends) => return Ok(Lost { known, ends, is_superseded: false }),
+        Err(nobody) => nobody,
+    };
+    let promised = promise::load(directory)?;
+    let (mut at, mut ends) = (log.tail().position, Vec::new());
+    while at.lsn < known.lsn {
+        let Ok(frames) = asked.frames(Some(log), at, None) else { return Err(nobody) };
+        for frame in frames {
+            at = frame.position();
+            ends.push(at);
+            if frame.epoch().number > known.epoch.number {
+                check_append(promised, frame.epoch(), None)
+                    .map_err(|error| nobody.clone().because(&failed(error)))?;
+                return Ok(Lost { known, ends, is_superseded: true });
+            }
+        }
+    }
+    Err(nobody)
+}
+
+/// Appends to `log`, which nobody leads, what is lost and was found to be given, and nothing else; durable when it returns.
+fn take_back(log: &DiskLog, lost: &Lost, asked: &mut Asked<'_>) -> Result<(), CliError> {
+    let Lost { known, ends, is_superseded } = lost;
+    let began = log.tail().position.lsn;
+    let upto = (!is_superseded).then_some(known);
+    let mut missing = ends.iter().peekable();
+    while missing.peek().is_some() {
+        let at = log.tail().position;
+        let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
+        for frame in asked.frames(Some(log), at, upto).map_err(behind)? {
+            let Some(end) = missing.next() else { break };
+            if frame.position() != *end {
+                return Err(behind("it is another history than a moment ago".to_owned()));
+            }
+            append_copy(log, frame).map_err(failed)?;
+        }
+        if log.tail().position == at {
+            return Err(behind("nobody who answers has it any more".to_owned()));
+        }
+    }
+    let end = log.tail().position.lsn;
+    log.durable().wait_blocking(end, DURABLE_MAX).map_err(failed)?;
+    if end > began {
+        tracing::warn!("lsn {} to {end} were lost here, and came back from elsewhere", began.next());
+    }
+    if *is_superseded {
+        let (own, epoch) = (known.epoch.number, log.tail().position.epoch.number);
+        tracing::warn!(
+            "up to lsn {} of epoch {own} were lost here; epoch {epoch} goes on without them",
+            known.lsn
+        );
     }
     Ok(())
 }
@@ -193,5 +373,7 @@ pub(super) fn fetch_from(
     Err(CliError::new(why.join("; ")))
 }
 
+/// What came back is on the disk by then.
+const DURABLE_MAX: Duration = Duration::from_secs(60);
 /// So many segments are mended at one opening.
 const MENDED_MAX: usize = 64;

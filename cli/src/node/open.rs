@@ -1,7 +1,7 @@
 //! Opening a node, in the order in which each step may refuse: whose block store it is, log, index, volume.
 //!
 //! Invariants:
-//! - A step that refuses leaves what is on the disk as it was, except that a source's log gets back what archives hold of it.
+//! - A step that refuses leaves what is on the disk as it was, except that the log gets back what others hold of it.
 //! - No directory is made in place of a store that is not there.
 
 use std::{path::Path, sync::Arc};
@@ -11,7 +11,7 @@ use murphy_fs::{
     PackFetcher, RowKey, SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
-    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, State,
+    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Origin, State,
     SystemClock, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{Identity, RemotePacks, SourceStore};
@@ -43,14 +43,7 @@ pub(super) fn open(opening: NodeOpening, options: &NodeOptions, runtime: &Handle
     }
     // Before the log is opened to be gone on with.
     check_blocks(&config.blocks, config.volume, runtime)?;
-    // A source whose log ends in something that is not whole asks the others before it is cut.
-    let access = if config.role == Role::Source { Access::WriteWhole } else { Access::Write };
-    let log = match open_log_for(directory, &config, access) {
-        Err(refused) if config.role == Role::Source && refused.is_damage() => {
-            lost_tail::reopen(directory, &config, refused, runtime)?
-        }
-        opened => opened?,
-    };
+    let log = lost_tail::open(directory, &config, runtime)?;
     assemble(directory, config, lock, log, options, runtime)
 }
 
@@ -106,7 +99,8 @@ pub(super) fn open_to_look(
             .hint("murphy serve or murphy mount finishes that"));
     }
     let log = Arc::new(open_log_for(directory, &config, Access::Read)?);
-    let (index, state) = open_index_in(scratch, directory, &log, &VolumeKeys::derive(config.volume))?;
+    let indexed = open_index_in(scratch, directory, &log, &VolumeKeys::derive(config.volume));
+    let (index, state) = indexed.map_err(|refused| lost_tail::with_way_out(&config, refused))?;
     // One without an identity gets one when it is served, not by being looked at.
     let identity = match Identity::load_existing(directory).map_err(failed)? {
         Some(identity) => identity,
@@ -170,56 +164,72 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
     open_log_for(directory, config, Access::Write)
 }
 
-fn open_log_for(directory: &Path, config: &NodeConfig, access: Access) -> Result<DiskLog, CliError> {
+/// How the log of the node in `directory` is opened, without what is known from elsewhere.
+pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    if config.role == Role::Mirror {
+        options.frames = Origin::Elsewhere;
+    }
+    options
+}
+
+pub(super) fn open_log_for(
+    directory: &Path,
+    config: &NodeConfig,
+    access: Access,
+) -> Result<DiskLog, CliError> {
+    let mut options = log_options(directory, config);
     options.known_durable = known_durable(directory)?;
     options.access = access;
-    DiskLog::open(options).map_err(|error| {
-        let hint = match &error {
-            OpenError::Locked { .. } => "one process serves a node; murphy status shows it",
-            OpenError::Empty { .. } => {
-                "the log is gone: restore the node from an archive, or join it again as a mirror"
-            }
-            OpenError::Torn { .. } => {
-                "its index knows of what came then: bring an archive or a mirror that has it within reach and start again; to go on without it, delete DIR/index"
-            }
-            OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
-                "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
-            }
-            OpenError::Header { source: HeaderError::Version { .. }, .. } => {
-                "another version of murphy wrote it; use that version"
-            }
-            OpenError::Header { source: HeaderError::Volume { .. } | HeaderError::Branch { .. }, .. } => {
-                "murphy.toml and the log are of different volumes; put back the file that belongs here"
-            }
-            OpenError::Header { .. } => "nothing was changed; repair the node from an archive or a mirror",
-            OpenError::NotEmpty { .. } | OpenError::SegmentTooSmall { .. } | OpenError::Io { .. } => {
-                "nothing was changed"
-            }
-        };
-        let refused = failed(&error).hint(hint);
-        match &error {
-            OpenError::DamagedMiddle { .. }
-            | OpenError::Diverged { .. }
-            | OpenError::Torn { .. }
-            | OpenError::Empty { .. } => refused.damage(),
-            OpenError::Header { source, .. } => match source {
-                HeaderError::Truncated { .. }
-                | HeaderError::NotASegment
-                | HeaderError::Checksum
-                | HeaderError::Reserved { .. }
-                | HeaderError::FirstLsn { .. } => refused.damage(),
-                HeaderError::Version { .. }
-                | HeaderError::Name { .. }
-                | HeaderError::Volume { .. }
-                | HeaderError::Branch { .. } => refused.wrong(),
-            },
-            OpenError::Locked { .. }
-            | OpenError::NotEmpty { .. }
-            | OpenError::SegmentTooSmall { .. }
-            | OpenError::Io { .. } => refused,
+    DiskLog::open(options).map_err(|error| lost_tail::with_way_out(config, told(&error)))
+}
+
+/// Why a log was not opened, with what to do.
+fn told(error: &OpenError) -> CliError {
+    let hint = match error {
+        OpenError::Locked { .. } => "one process serves a node; murphy status shows it",
+        OpenError::Empty { .. } => {
+            "the log is gone: restore the node from an archive, or join it again as a mirror"
         }
-    })
+        OpenError::Torn { .. } => {
+            "its index knows of what came then: bring an archive or a mirror that has it within reach and start again; to go on without it, delete DIR/index"
+        }
+        OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
+            "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
+        }
+        OpenError::Header { source: HeaderError::Version { .. }, .. } => {
+            "another version of murphy wrote it; use that version"
+        }
+        OpenError::Header { source: HeaderError::Volume { .. } | HeaderError::Branch { .. }, .. } => {
+            "murphy.toml and the log are of different volumes; put back the file that belongs here"
+        }
+        OpenError::Header { .. } => "nothing was changed; repair the node from an archive or a mirror",
+        OpenError::NotEmpty { .. } | OpenError::SegmentTooSmall { .. } | OpenError::Io { .. } => {
+            "nothing was changed"
+        }
+    };
+    let refused = failed(error).hint(hint);
+    match error {
+        OpenError::DamagedMiddle { .. }
+        | OpenError::Diverged { .. }
+        | OpenError::Torn { .. }
+        | OpenError::Empty { .. } => refused.damage(),
+        OpenError::Header { source, .. } => match source {
+            HeaderError::Truncated { .. }
+            | HeaderError::NotASegment
+            | HeaderError::Checksum
+            | HeaderError::Reserved { .. }
+            | HeaderError::FirstLsn { .. } => refused.damage(),
+            HeaderError::Version { .. }
+            | HeaderError::Name { .. }
+            | HeaderError::Volume { .. }
+            | HeaderError::Branch { .. } => refused.wrong(),
+        },
+        OpenError::Locked { .. }
+        | OpenError::NotEmpty { .. }
+        | OpenError::SegmentTooSmall { .. }
+        | OpenError::Io { .. } => refused,
+    }
 }
 
 /// When the last entry of the log was decided; `None` if the log has none.

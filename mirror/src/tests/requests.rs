@@ -467,7 +467,7 @@ impl ReplicaLayer for Full {
         self.replica.append(frame, told)
     }
 
-    fn on_set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn on_set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         if self.is_full.load(Ordering::SeqCst) {
             return Err(ReplicaError::NoSpace("the disk is full".to_owned()));
         }

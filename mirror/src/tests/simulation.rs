@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use murphy_fs::MemberRole;
-use murphy_log::{Epoch, Log, Lsn, MemoryLog, NodeId, VolumeId};
+use murphy_log::{Epoch, Log, Lsn, MemoryLog, NodeId, State, VolumeId};
 
 use super::{
     BRANCH, VOLUME, base_state, epoch, extend, frames_in, keys, log_of, ms, test_frames,
@@ -150,6 +150,64 @@ fn a_divergent_tail_is_kept_and_the_mirror_follows_from_the_common_ancestor() {
     assert!(matches!(world.reports[..], [FollowerReport::Diverged { .. }]), "{:?}", world.reports);
     assert!(matches!(world.source_reports[..], [SourceReport::Diverged { .. }]));
     assert_eq!(World::all_frames(&*world.replica.log().unwrap()), World::all_frames(&*world.log));
+}
+
+/// A mirror whose tail of epoch 1 has lost, and a source of epoch 2 whose log begins behind where they part.
+fn unrelated(seed: u64) -> (World, State) {
+    let shared = test_frames(base_state(), 0, 30, 3);
+    let fork = shared.last().unwrap().state();
+    let tail = test_frames(fork, 1, 9, 2);
+    let replica = MemoryReplica::new(keys(), Some(base_state()), Durability::Immediate);
+    shared.iter().chain(&tail).for_each(|frame| replica.append(frame.clone(), None).unwrap());
+    let log = log_of(base_state(), &shared);
+    extend(&log, &frames_in(epoch(2), fork, 2, 30, 2));
+    log.trim(fork.position.lsn.advanced(6)).unwrap();
+    let mut world = World::with_replica(seed, log, replica);
+    world.config.epoch = epoch(2);
+    (world, tail.last().unwrap().state())
+}
+
+/// The fear: for the whole time of a long seeding a mirror holds nothing, and a second disaster in that time takes the volume.
+#[test]
+fn a_mirror_without_a_common_ancestor_holds_what_it_has_until_the_snapshot_is_there() {
+    for lost_after in [None, Some(10), Some(40), Some(90), Some(150)] {
+        let (mut world, held) = unrelated(3);
+        for step in 0..60_000 {
+            if world.source.is_none() {
+                world.connect();
+            }
+            if lost_after == Some(step) {
+                world.disconnect();
+            }
+            world.run(1);
+            let state = world.replica.state().expect("it never holds nothing");
+            assert!(state == held || state.position.epoch == epoch(2), "{state:?}");
+            if state == world.log.durable().state() {
+                break;
+            }
+        }
+        assert_eq!(world.replica.state(), Some(world.log.durable().state()));
+        let kept = world.replica.kept();
+        assert_eq!((kept.len(), kept[0].ancestor, kept[0].log.tail()), (1, None, held));
+        let unrelated = |report: &FollowerReport| matches!(report, FollowerReport::Unrelated { .. });
+        assert!(world.reports.iter().any(unrelated), "{:?}", world.reports);
+    }
+}
+
+/// The fear: a mirror that was about to give its log up for a successor gives it up for whoever else answers there.
+#[test]
+fn what_was_to_be_replaced_for_a_later_epoch_is_not_for_an_earlier_one() {
+    let (mut world, held) = unrelated(3);
+    world.connect();
+    while !matches!(world.reports[..], [FollowerReport::Unrelated { .. }]) {
+        world.run(1);
+    }
+    world.config.epoch = epoch(1);
+    world.connect();
+    world.run(500);
+    let refused = |report: &FollowerReport| matches!(report, FollowerReport::NotReplaced { leads, .. } if *leads == epoch(1));
+    assert!(world.reports.iter().any(refused), "{:?}", world.reports);
+    assert_eq!((world.replica.state(), world.replica.kept().len()), (Some(held), 0));
 }
 
 /// The source lost what the mirror holds: it must hear so, and the mirror throws nothing away.

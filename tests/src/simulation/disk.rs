@@ -99,8 +99,8 @@ pub(super) struct Base {
 /// What a process has begun with a mirror's directory, and the next start finishes.
 #[derive(Default)]
 pub(super) struct Orders {
-    /// The log is put aside.
-    pub(super) aside: bool,
+    /// The log goes back to the frame end there.
+    pub(super) back_to: Option<Lsn>,
     /// A snapshot takes its place.
     pub(super) ready: Option<Base>,
 }
@@ -139,10 +139,16 @@ impl Disk {
     }
 
     /// Finishes what an earlier process of a mirror has begun.
-    pub(super) fn settle(&mut self) {
-        let Orders { aside, ready } = std::mem::take(&mut *self.orders.lock());
-        if aside || ready.is_some() {
-            (self.log, self.base, self.index) = (None, None, Arc::new(MemoryIndex::new()));
+    pub(super) fn settle(&mut self, origin: State) {
+        let Orders { back_to, ready } = std::mem::take(&mut *self.orders.lock());
+        if back_to.is_some() || ready.is_some() {
+            self.index = Arc::new(MemoryIndex::new());
+        }
+        if let (Some(lsn), Some(log)) = (back_to, &mut self.log) {
+            let begins = self.base.as_ref().map_or(origin, |base| base.state);
+            let frames = log.read(log.first()).into_iter().flatten().map_while(Result::ok);
+            let kept: Vec<Frame> = frames.take_while(|frame| frame.last() <= lsn).collect();
+            *log = Arc::new(log_of(begins, &kept));
         }
         if let Some(base) = ready {
             self.log = Some(Arc::new(MemoryLog::held(base.state)));

@@ -101,7 +101,7 @@ impl World {
         let network = self.network.as_ref().ok_or("there is no network")?;
         let gate = {
             let mut home = self.hosts[host].lock();
-            home.disk.settle();
+            home.disk.settle(self.ground.origin);
             let (waiting, following) = self.ground.begin_following(host, &home.disk, source, network)?;
             let gate = Arc::clone(&waiting.begun.gate);
             if self.stage().has(Canary::SilentMirror) {

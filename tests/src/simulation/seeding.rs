@@ -140,12 +140,11 @@ impl Replica for NodeReplica {
         Ok(Box::new(Seed { held: Arc::clone(&self.held), state, content: Vec::new() }))
     }
 
-    fn set_aside(&self, ancestor: Option<Point>, tail: Position) -> Result<(), ReplicaError> {
+    fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         let Held { stage, host, orders, restart, .. } = &*self.held;
-        let from = ancestor.map_or(0, |point| point.lsn.get());
-        stage.note(format!("host {host}: lsn {from} to {} is set aside", tail.lsn));
+        stage.note(format!("host {host}: lsn {} to {} is set aside", ancestor.lsn.next(), tail.lsn));
         stage.count("tails that were set aside");
-        orders.lock().aside = true;
+        orders.lock().back_to = Some(ancestor.lsn);
         restart.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -188,10 +187,7 @@ impl SeedWriter for Seed {
         stage.note(format!("host {host}: is seeded at lsn {}", state.position.lsn));
         let base = Base { state, snapshot: Bytes::from(content) };
         let in_use = held.in_use.load(Ordering::Relaxed);
-        let mut orders = held.orders.lock();
-        orders.aside = held.log.lock().is_some();
-        orders.ready = Some(base);
-        drop(orders);
+        held.orders.lock().ready = Some(base);
         if in_use {
             held.restart.store(true, Ordering::Relaxed);
             return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));

@@ -20,6 +20,7 @@ use crate::{
     givers::dialer,
     mirrors::{Rejoining, keep_proof},
     node::NodeOpening,
+    replaced::refuse_branch,
 };
 
 /// Lets the mirror in `directory` join anew: with what it holds it follows the source that the token is of.
@@ -31,6 +32,7 @@ pub(super) fn run(
 ) -> Result<(NodeConfig, MemberRole), CliError> {
     let opening = NodeOpening::begin(directory)?;
     let held = opening.config.clone();
+    refuse_branch(directory, &held)?;
     if held.role != Role::Mirror {
         let hint = if held.volume == token.volume { ELSEWHERE } else { ANOTHER_VOLUME };
         return Err(CliError::new(format!("{} is not a mirror's", directory.display())).hint(hint));
@@ -49,7 +51,7 @@ pub(super) fn run(
         return Err(CliError::usage(format!("this mirror keeps its packs in {}", held.blocks))
             .hint("leave --blocks out, or join in a new directory"));
     }
-    let rejoining = Rejoining::open(directory, &held)?;
+    let rejoining = Rejoining::open(directory, &held, runtime.handle())?;
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
     let dialer = dialer(&identity);
     match runtime.block_on(rejoining.parts_from(&dialer, token)) {

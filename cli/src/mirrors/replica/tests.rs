@@ -1,11 +1,18 @@
 //! What a mirror's node on disk promises, and to whom.
 
+use murphy_fs::{Index, MemoryIndex, SnapshotOrigin, write_snapshot};
 use murphy_log::{Appender, Digest, DiskOptions, Entry, EpochId, LogTime, Usage, VolumeId};
+use tokio::runtime::Runtime;
 
 use super::*;
 
 fn epoch(number: u32) -> Epoch {
     Epoch { number, id: EpochId::from_bytes([number as u8; 16]) }
+}
+
+fn open(directory: &Path, config: &NodeConfig) -> DiskReplica {
+    let runtime = Runtime::new().unwrap();
+    DiskReplica::open(directory, config, runtime.handle()).unwrap()
 }
 
 /// A node's directory whose log holds an entry of each of these epochs.
@@ -33,7 +40,7 @@ impl Scene {
     }
 
     fn open(&self) -> DiskReplica {
-        DiskReplica::open(self.directory.path(), &self.config).unwrap()
+        open(self.directory.path(), &self.config)
     }
 }
 
@@ -92,8 +99,85 @@ fn a_node_takes_nothing_older_than_its_promise_but_from_who_knows_of_it() {
 fn a_node_that_holds_nothing_promises_too() {
     let directory = tempfile::tempdir().unwrap();
     let scene = Scene::new(&[1]);
-    let open = || DiskReplica::open(directory.path(), &scene.config).unwrap();
+    let open = || open(directory.path(), &scene.config);
     scene.config.write(directory.path()).unwrap();
     assert_eq!(open().promise(epoch(2)), Ok(None));
     assert_eq!(open().promise(epoch(1)), Err(ReplicaError::Promised { promised: epoch(2) }));
+}
+
+/// A snapshot of an empty tree at `state`.
+fn snapshot(state: State, branch: BranchId) -> Vec<u8> {
+    let index = MemoryIndex::new();
+    index.ingest(&mut std::iter::empty(), &state).unwrap();
+    let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
+    let (mut bytes, origin) = (Vec::new(), SnapshotOrigin { branch, created: LogTime::default() });
+    write_snapshot(&*index.snapshot(), &keys, origin, &mut bytes, &|_| {}).unwrap();
+    bytes
+}
+
+/// The fear: a mirror whose history has parted gives all of it up, or goes on acknowledging what it has put aside.
+#[test]
+fn a_node_goes_back_to_the_common_ancestor_and_keeps_the_rest() {
+    for in_use in [false, true] {
+        let scene = Scene::new(&[1, 1, 1]);
+        let replica = scene.open();
+        let frames: Vec<Frame> =
+            replica.history().unwrap().read(Lsn::FIRST).unwrap().map(Result::unwrap).collect();
+        let ancestor = Point { lsn: frames[0].last(), hash: frames[0].position().hash };
+        let early = replica.set_aside(ancestor, frames[1].position());
+        assert!(matches!(early, Err(ReplicaError::Storage(_))), "it goes on behind that");
+        replica.promise(epoch(2)).unwrap();
+        let log = if in_use { replica.use_log() } else { None };
+        replica.set_aside(ancestor, scene.end.position).unwrap();
+        assert_eq!(replica.restart().borrow().is_some(), in_use);
+        assert_eq!(replica.state(), (!in_use).then(|| frames[0].state()));
+        drop((replica, log));
+        let replica = scene.open();
+        assert_eq!(replica.state(), Some(frames[0].state()));
+        assert_eq!(replica.promised(), Some(epoch(2)), "what it has promised it keeps");
+        let old = Err(ReplicaError::Promised { promised: epoch(2) });
+        assert_eq!(replica.append(frames[1].clone(), None), old);
+        replica.append(frame(epoch(2), frames[0].state()), None).unwrap();
+        let config = NodeConfig::read(scene.directory.path()).unwrap();
+        let [kept] = &config.branches[..] else { panic!("{:?}", config.branches) };
+        assert_eq!((kept.after_lsn, kept.last_lsn), (2, 4));
+        let kept = open_log(&scene.directory.path().join(&kept.place), &config).unwrap();
+        assert_eq!(kept.tail(), scene.end);
+    }
+}
+
+/// The fear: while a snapshot arrives, or because it does not, a mirror holds nothing that a second disaster would leave.
+#[test]
+fn what_a_node_holds_stays_until_a_snapshot_can_take_its_place() {
+    for in_use in [false, true] {
+        let scene = Scene::new(&[1, 1]);
+        let replica = scene.open();
+        let log = if in_use { replica.use_log() } else { None };
+        let position = Position { lsn: Lsn::new(90), epoch: epoch(2), ..scene.end.position };
+        let state = State { position, digest: Digest(0), usage: Usage::default() };
+        let bytes = snapshot(state, scene.config.branch);
+        let seed = |cut: usize| {
+            let mut seed = replica.begin_seed(state).unwrap();
+            seed.write_at(0, &bytes[..bytes.len() - cut]).unwrap();
+            seed
+        };
+        for refused in [seed(1).finish(bytes.len() as u64), seed(1).finish(bytes.len() as u64 - 1)] {
+            assert!(matches!(refused, Err(ReplicaError::BadSnapshot(_))), "{refused:?}");
+            assert_eq!(replica.state(), Some(scene.end));
+        }
+        drop(seed(0));
+        // A process that was killed right before the snapshot counted.
+        order_snapshot(scene.directory.path(), &scene.config, state, scene.end.position).unwrap();
+        assert_eq!(replica.state(), Some(scene.end));
+        assert_eq!(replica.promise(epoch(1)), Ok(Some(scene.end)), "a holder like any other");
+        let finished = seed(0).finish(bytes.len() as u64);
+        assert_eq!(finished.is_ok(), !in_use, "{finished:?}");
+        assert_eq!(replica.state(), (!in_use).then_some(state));
+        drop((replica, log));
+        assert_eq!(scene.open().state(), Some(state));
+        let config = NodeConfig::read(scene.directory.path()).unwrap();
+        let [kept] = &config.branches[..] else { panic!("{:?}", config.branches) };
+        let kept = open_log(&scene.directory.path().join(&kept.place), &config).unwrap();
+        assert_eq!(kept.tail(), scene.end);
+    }
 }
