@@ -35,6 +35,7 @@ mod notify;
 mod options;
 mod reply;
 mod session;
+mod trial;
 
 #[cfg(test)]
 mod memory;
@@ -73,10 +74,11 @@ pub use self::{
     invalidate::{InvalidationStats, Invalidator},
     kernel::{Lifetimes, kernel_config},
     mount::{Mount, NODE_XATTR},
-    mount_table::MountError,
+    mount_table::{MountError, detach_below},
     notify::Notifier,
     options::MountOptions,
     session::{Session, UnmountError},
+    trial::try_mount,
 };
 use crate::{Answer, Attr, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};
 

@@ -50,7 +50,7 @@ pub use file_system::{
 };
 pub use fuse::{
     InvalidationStats, Invalidator, Lifetimes, Mount, MountError, MountOptions, NODE_XATTR, Notifier,
-    RequestCounts, RequestKind, UnmountError,
+    RequestCounts, RequestKind, UnmountError, detach_below, try_mount,
 };
 #[doc(hidden)]
 pub use fuse::{RequestCounters, Session, kernel_config};

@@ -10,10 +10,13 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
-use rustix::{fs::SeekFrom, mount::UnmountFlags, process::Signal};
+use rustix::{fs::SeekFrom, process::Signal};
 
 use crate::{PATIENCE, output_of, wait_until};
 
@@ -171,9 +174,8 @@ impl Drop for Scratch {
                 let _gone = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
-        for mount in mounts_below(self.directory.path()) {
-            let _detached = rustix::mount::unmount(&mount, UnmountFlags::DETACH);
-        }
+        // What stays mounted keeps the directory from being removed, which is all that can be done about it here.
+        let _detached = self.directory.path().canonicalize().and_then(|path| murphy_fs::detach_below(&path));
     }
 }
 
@@ -269,12 +271,18 @@ impl fmt::Display for Ran {
     }
 }
 
-/// Whether this machine can mount. Says so when it cannot: a test that is skipped has proven nothing.
+/// Whether this process can mount, as the program itself finds out. Says so when it cannot: a test that is skipped has proven nothing.
 pub fn can_mount(test: &str) -> bool {
-    let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    let Err(error) = opened else { return true };
-    skip(test, &format!("/dev/fuse: {error}"));
-    false
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+    let tried = TRIED.get_or_init(|| {
+        let directory = tempfile::Builder::new().prefix("murphy-test").tempdir();
+        let directory = directory.expect("a scratch directory");
+        murphy_fs::try_mount(directory.path()).map_err(|error| error.to_string())
+    });
+    if let Err(why) = tried {
+        skip(test, why);
+    }
+    tried.is_ok()
 }
 
 /// Says that a test is skipped, and why.
@@ -302,16 +310,6 @@ pub fn is_dead(mount: &Path) -> bool {
     let name = format!("is anybody there {}", ASKED.fetch_add(1, Ordering::Relaxed));
     let asked = fs::symlink_metadata(mount.join(name));
     asked.is_err_and(|error| error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()))
-}
-
-/// Mount points below `directory`, the deepest first.
-fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    let mut below: Vec<_> = points.filter(|point| point.starts_with(directory)).collect();
-    below.sort();
-    below.reverse();
-    below
 }
 
 const PRINT_BLOCK: usize = 64 << 10;

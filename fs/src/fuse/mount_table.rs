@@ -1,13 +1,14 @@
 //! What is mounted where, and whether a directory can become a mount point.
 //!
 //! Invariants:
-//! - Only a dead mount of the same volume is ever detached; anything else in the way is an error that names it.
+//! - Only a dead mount of the same volume is ever detached to make room; anything else in the way is an error that names it.
 
 use std::{
     ffi::OsString,
     fs, io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -74,8 +75,7 @@ pub(super) fn prepare(path: &Path, source: &str) -> Result<PathBuf, MountError> 
             break;
         }
         tracing::warn!(path = %resolved.display(), source, "detaching a dead mount of this volume");
-        unmount(&resolved, UnmountFlags::DETACH)
-            .map_err(|error| failed("detaching a dead mount", error.into()))?;
+        detach(&resolved).map_err(|error| failed("detaching a dead mount", error))?;
     }
     check_empty(resolved)
 }
@@ -87,6 +87,38 @@ pub(super) fn check(path: &Path, source: &str) -> Result<(), MountError> {
         true => Ok(()),
         false => check_empty(resolved).map(drop),
     }
+}
+
+/// Detaches every mount at or below `directory`, which has no links in it, the deepest first: dead ones and those that are in use too.
+/// Returns how many there were.
+pub fn detach_below(directory: &Path) -> io::Result<usize> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let mut found: Vec<_> = parse(&table).map(|line| line.path).collect();
+    found.retain(|path| path.starts_with(directory));
+    found.sort();
+    found.iter().rev().try_for_each(|path| detach(path))?;
+    Ok(found.len())
+}
+
+/// Takes a mount away from its place; what is open on it goes on until it is closed. One that is gone already is no error.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
+    match unmount(path, UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::PERM) => {
+            let helper = fusermount().ok_or_else(no_helper)?;
+            let output = Command::new(helper).args(["-u", "-z", "--"]).arg(path).output()?;
+            match output.status.success() {
+                true => Ok(()),
+                false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Without root nothing is unmounted but by the program that mounts for other users.
+pub(super) fn no_helper() -> io::Error {
+    io::Error::other("fusermount3 is needed to unmount without root and is not installed")
 }
 
 /// Whether the process behind a mount of `source` at `resolved` is gone; refuses any other mount there.

@@ -163,11 +163,7 @@ impl Session {
     }
 
     fn unmount_with_helper(&self) -> Result<(), UnmountError> {
-        let helper = mount_table::fusermount().ok_or_else(|| {
-            self.failed(io::Error::other(
-                "fusermount3 is needed to unmount without root and is not installed",
-            ))
-        })?;
+        let helper = mount_table::fusermount().ok_or_else(|| self.failed(mount_table::no_helper()))?;
         let output = Command::new(helper).arg("-u").arg("--").arg(&self.path).output();
         let output = output.map_err(|error| self.failed(error))?;
         if output.status.success() {
@@ -264,7 +260,7 @@ fn read_ahead(device: &str, bytes: u32) {
 
 /// Takes the mount away from its place; what is open on it goes on until it is closed.
 fn detach(path: &Path) {
-    if let Err(error) = rustix::mount::unmount(path, UnmountFlags::DETACH) {
+    if let Err(error) = mount_table::detach(path) {
         tracing::error!(path = %path.display(), %error, "cannot detach the mount");
     }
 }

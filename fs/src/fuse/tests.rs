@@ -48,11 +48,12 @@ impl World {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let memory = Arc::new(Memory::new());
         let fs: Arc<dyn FileSystem> = memory.clone();
-        match Mount::new(fs, directory.path(), options, runtime.handle().clone()) {
-            Ok(mount) => Some(World { mount: Some(mount), memory, runtime, directory }),
-            Err(error @ (MountError::Device { .. } | MountError::NoFusermount)) => skip(&error),
-            Err(error) => panic!("{error}"),
+        if let Err(error) = try_mount(directory.path()) {
+            return skip(&error);
         }
+        let mount = Mount::new(fs, directory.path(), options, runtime.handle().clone());
+        let mount = mount.unwrap_or_else(|error| panic!("{error}"));
+        Some(World { mount: Some(mount), memory, runtime, directory })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -92,6 +93,16 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(POLL);
     }
     panic!("waited {PATIENCE:?} for {what}");
+}
+
+/// What a process that was killed leaves.
+fn mount_without_a_process(source: &str, path: &Path) {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let data = CString::new(data).unwrap();
+    rustix::mount::mount(source, path, "fuse", MountFlags::empty(), data.as_c_str()).unwrap();
+    drop(device);
+    assert_eq!(fs::metadata(path).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
 }
 
 #[test]
@@ -455,13 +466,8 @@ fn a_dead_mount_of_the_same_volume_is_replaced_and_of_another_is_not() {
     let Some(mut world) = World::new() else { return };
     world.mount.take().unwrap().unmount().unwrap();
     for dead_source in ["murphy:test", "murphy:other"] {
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
-        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        let data = CString::new(data).unwrap();
         let path = world.directory.path();
-        rustix::mount::mount(dead_source, path, "fuse", MountFlags::empty(), data.as_c_str()).unwrap();
-        drop(device);
-        assert_eq!(fs::metadata(path).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+        mount_without_a_process(dead_source, path);
         let fs: Arc<dyn FileSystem> = world.memory.clone();
         let mounted = Mount::new(fs, path, &MountOptions::new("test"), world.runtime.handle().clone());
         if dead_source == "murphy:test" {
@@ -472,6 +478,36 @@ fn a_dead_mount_of_the_same_volume_is_replaced_and_of_another_is_not() {
             rustix::mount::unmount(path, UnmountFlags::DETACH).unwrap();
         }
     }
+}
+
+/// The fear: what says that mounting works has not tried it, or leaves behind what it has tried it with.
+#[test]
+fn a_trial_leaves_nothing_behind_and_says_why_it_cannot_be() {
+    let Some(world) = World::new() else { return };
+    let empty = tempfile::tempdir().unwrap();
+    try_mount(empty.path()).unwrap();
+    assert_eq!(detach_below(&empty.path().canonicalize().unwrap()).unwrap(), 0, "it is still mounted");
+    assert!(matches!(try_mount(world.directory.path()), Err(MountError::AlreadyMounted { .. })));
+    let missing = try_mount(&empty.path().join("none")).unwrap_err().to_string();
+    assert!(missing.contains("none") && !missing.contains('\n'), "{missing}");
+}
+
+#[test]
+fn everything_below_a_directory_is_detached_dead_or_in_use() {
+    let Some(mut world) = World::new() else { return };
+    let outside = tempfile::tempdir().unwrap();
+    let below = outside.path().join("a b/in-use");
+    fs::create_dir_all(&below).unwrap();
+    let fs: Arc<dyn FileSystem> = world.memory.clone();
+    let mount = Mount::new(fs, &below, &MountOptions::new("test"), world.runtime.handle().clone()).unwrap();
+    let open = File::create(below.join("open")).unwrap();
+    let dead = outside.path().join("dead");
+    fs::create_dir(&dead).unwrap();
+    mount_without_a_process("murphy:dead", &dead);
+    assert_eq!(detach_below(&outside.path().canonicalize().unwrap()).unwrap(), 2);
+    assert!(listing(&below).is_empty() && listing(&dead).is_empty());
+    assert!(world.mount.take().unwrap().unmount().is_ok(), "one elsewhere was touched");
+    drop((open, mount));
 }
 
 #[test]
