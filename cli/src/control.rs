@@ -56,12 +56,7 @@ pub(crate) enum Request {
         log_only: bool,
     },
     /// Ships to an archive no longer; what it holds stays.
-    ArchiveRemove {
-        /// Which.
-        url: String,
-        /// Whether nobody waits for it any more, and what only it holds is given up.
-        assume_lost: bool,
-    },
+    ArchiveRemove(ArchiveRemoval),
     /// Takes a snapshot of now.
     ArchiveSnapshot {
         /// Into which archive; all if that is not said.
@@ -79,12 +74,7 @@ pub(crate) enum Request {
     /// Every member, as items.
     Members,
     /// Takes members out of the volume, one after the other; each that is out is an item.
-    MemberRemove {
-        /// Their ids.
-        nodes: Vec<String>,
-        /// Whether what only they have acknowledged is given up.
-        assume_lost: bool,
-    },
+    MemberRemove(MemberRemoval),
     /// What an fsync waits for; changes it if a level is given.
     Ack(AckOrder),
     /// Makes a mirror the source, or says what that would cost.
@@ -109,8 +99,8 @@ impl Request {
         matches!(
             self,
             Request::ArchiveAdd { .. }
-                | Request::ArchiveRemove { .. }
-                | Request::MemberRemove { .. }
+                | Request::ArchiveRemove(ArchiveRemoval { dry_run: false, .. })
+                | Request::MemberRemove(MemberRemoval { dry_run: false, .. })
                 | Request::Ack(AckOrder { level: Some(_), dry_run: false, .. })
         )
     }
@@ -122,6 +112,8 @@ impl Request {
             Request::Status
                 | Request::Members
                 | Request::Invite { .. }
+                | Request::ArchiveRemove(ArchiveRemoval { dry_run: true, .. })
+                | Request::MemberRemove(MemberRemoval { dry_run: true, .. })
                 | Request::Ack(AckOrder { level: None, .. } | AckOrder { dry_run: true, .. })
         )
     }
@@ -130,12 +122,38 @@ impl Request {
     pub(crate) fn given_up(&self) -> BTreeSet<NodeId> {
         match self {
             // What is not an id is refused before anything is removed.
-            Request::MemberRemove { nodes, assume_lost: true } => {
+            Request::MemberRemove(MemberRemoval { nodes, assume_lost: true, dry_run: false, .. }) => {
                 nodes.iter().filter_map(|node| node.parse().ok()).collect()
             }
             _ => BTreeSet::new(),
         }
     }
+}
+
+/// An archive that is to be shipped to no longer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ArchiveRemoval {
+    /// Which.
+    pub(crate) url: String,
+    /// Whether nobody waits for it any more, and what only it holds is given up.
+    pub(crate) assume_lost: bool,
+    /// Only say what would be given up.
+    pub(crate) dry_run: bool,
+    /// Whether it was said what is given up, and people agreed.
+    pub(crate) confirmed: bool,
+}
+
+/// Members that are to be taken out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MemberRemoval {
+    /// Their ids.
+    pub(crate) nodes: Vec<String>,
+    /// Whether what only they have acknowledged is given up.
+    pub(crate) assume_lost: bool,
+    /// Only say what would be given up.
+    pub(crate) dry_run: bool,
+    /// Whether it was said what is given up, and people agreed.
+    pub(crate) confirmed: bool,
 }
 
 /// What an fsync is to wait for.

@@ -7,6 +7,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::CliError;
 
@@ -90,6 +91,18 @@ impl Output {
         }
         Err(CliError::usage(format!("the volume is called {name:?}, not {answer:?}"))
             .hint("nothing was changed"))
+    }
+
+    /// Shows a plan, and asks for the name in it if it gives something up; says whether it did, and people agreed.
+    pub(crate) fn agree(&self, plan: &Value, given: Option<&str>, effect: &str) -> Result<bool, CliError> {
+        let text = |field: &str| plan[field].as_str().unwrap_or_default().to_owned();
+        if !self.json {
+            self.note(&text("text"));
+        }
+        if plan["gives_up"] != true {
+            return Ok(false);
+        }
+        self.confirm(given, &text("name"), effect).map(|()| true)
     }
 
     /// Whether a person looks at stderr.

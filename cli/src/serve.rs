@@ -11,6 +11,7 @@ mod host;
 mod joining;
 mod level;
 mod scrub;
+mod removals;
 mod tasks;
 
 use std::{

@@ -156,7 +156,7 @@ fn fewer_mirrors_are_enough_once_as_many_as_before_have_heard_of_it() {
     assert_eq!(pair.status("a")["ack_before"], "mirror=2");
     pair.scratch.run(["ack", "a", "archive", "--confirm", "vol"]).expect_error(1, "is not in force yet");
     wait_for_connected(&pair, "a", 1);
-    pair.scratch.run(["member", "remove", "a", &gone, "--assume-lost"]).expect_code(0);
+    pair.scratch.run(["member", "remove", "a", &gone, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     wait_for("the lower level to be in force by itself", || level(&pair, "a")["in_force"] == true);
     assert_eq!(pair.status("a")["ack_before"], Value::Null);
     write_safely(&ma.join("later"), b"on the one that is left").unwrap();
@@ -249,7 +249,7 @@ fn a_level_that_is_raised_after_a_restore_holds_for_everything_so_far() {
     run(&["restore", &far, "d", "--take-over", "--confirm", "vol", "--assume-lost", &gone]).expect_code(0);
     pair.mount("d", "127.0.0.1:0");
     run(&["ack", "d", "local", "--confirm", "vol"]).expect_code(0);
-    run(&["member", "remove", "d", &gone, "--assume-lost"]).expect_code(0);
+    run(&["member", "remove", "d", &gone, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     join(&pair, "d", "c");
     wait_for_connected(&pair, "d", 1);
     let raised = run(&["ack", "d", "mirror=1", "--json"]).expect_code(0).json();

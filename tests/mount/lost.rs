@@ -123,6 +123,9 @@ impl Rolled {
     }
 }
 
+/// What gives up what only a member holds.
+const GIVE_UP: [&str; 3] = ["--assume-lost", "--confirm", "vol"];
+
 /// The id of the member that people call `name`.
 fn member(pair: &Pair, name: &str) -> String {
     let listed = pair.scratch.run(["member", "list", "a", "--json"]).expect_code(0).stdout();
@@ -234,7 +237,7 @@ fn a_source_that_went_on_without_what_a_mirror_holds_ends_and_people_decide() {
         if gives_up {
             let remove = ["member", "remove", "a", &rolled.node];
             rolled.pair.scratch.run(remove).expect_error(1, "another ");
-            rolled.pair.scratch.run([&remove[..], &["--assume-lost"]].concat()).expect_code(0).stdout();
+            rolled.pair.scratch.run([&remove[..], &GIVE_UP].concat()).expect_code(0).stdout();
             rolled.pair.mount("a", &rolled.address);
             assert_eq!(fs::read(ma.join("instead-0")).unwrap(), b"of another history");
             wait_for("the mirror to be told", || rolled.pair.status("b")["removed"] == true);
@@ -269,7 +272,10 @@ fn a_mirror_that_was_given_up_joins_anew_and_its_directory_keeps_its_history() {
         let refused = scratch.run(join).expect_error(1, "has lost entries").stderr();
         assert!(refused.contains("murphy promote") && refused.contains("--assume-lost"), "{refused}");
         assert_eq!(rolled.pair.status("a")["role"], "source", "nobody has ended it");
-        scratch.run(["member", "remove", "a", &rolled.node, "--assume-lost"]).expect_code(0).stdout();
+        scratch
+            .run(["member", "remove", "a", &rolled.node, "--assume-lost", "--confirm", "vol"])
+            .expect_code(0)
+            .stdout();
         if knows {
             rolled.pair.mount("b", &rolled.mirror_address);
             wait_for("the mirror to be told", || rolled.pair.status("b")["removed"] == true);
@@ -331,13 +337,13 @@ fn two_mirrors_that_hold_the_other_history_are_given_up_together() {
         named && said.contains("murphy member remove DIR") && said.contains("--assume-lost")
     });
     let remove = ["member", "remove", "a", &rolled.node];
-    let one = [&remove[..], &["--assume-lost"]].concat();
+    let one = [&remove[..], &GIVE_UP].concat();
     let refused = pair.scratch.run(one).expect_error(1, &other).stderr();
     assert!(refused.contains("murphy member remove DIR"), "{refused}");
-    let wrong = [&remove[..], &[&other, "nobody", "--assume-lost"]].concat();
+    let wrong = [&remove[..], &[&other, "nobody"], &GIVE_UP].concat();
     pair.scratch.run(wrong).expect_error(2, "not the id of a member");
     pair.scratch.run(["serve", "a"]).expect_error(1, "another ");
-    let both = [&remove[..], &[&other, "--assume-lost", "--json"]].concat();
+    let both = [&remove[..], &[&other, "--json"], &GIVE_UP].concat();
     let said = pair.scratch.run(both).expect_code(0).stdout();
     let removed: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(removed.len(), 2, "{said}");

@@ -172,7 +172,11 @@ fn a_mirror_that_was_removed_is_told_keeps_what_it_has_and_joins_anew() {
     let node = id(&pair, "b");
     pair.scratch.run(["member", "remove", "a", &node]).expect_error(1, "every fsync would fail");
     write_safely(&ma.join("still"), b"it acknowledges as before").unwrap();
-    let removed = pair.scratch.run(["member", "remove", "a", &node, "--assume-lost"]).expect_code(0).stdout();
+    let removed = pair
+        .scratch
+        .run(["member", "remove", "a", &node, "--assume-lost", "--confirm", "vol"])
+        .expect_code(0)
+        .stdout();
     assert!(removed.contains("it fails until another one joins"), "{removed}");
     wait_for("the mirror to be told", || pair.status("b")["removed"] == true);
     let status = pair.status("b");
@@ -222,7 +226,10 @@ fn a_dead_mirror_that_alone_acknowledged_is_replaced() {
     join(&pair, "a", "c", Some("127.0.0.1:0"));
     wait_for_bytes(&pair, "a", "c");
     pair.scratch.run(["member", "remove", "a", &dead]).expect_error(1, "do not count before");
-    pair.scratch.run(["member", "remove", "a", &dead, "--assume-lost"]).expect_code(0).stdout();
+    pair.scratch
+        .run(["member", "remove", "a", &dead, "--assume-lost", "--confirm", "vol"])
+        .expect_code(0)
+        .stdout();
     wait_for_acknowledged(&ma.join("after"));
     pair.lose_source();
     pair.scratch.run(["promote", "c", "--confirm", "vol"]).expect_code(0).stdout();
@@ -326,7 +333,10 @@ fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
     pair.scratch.run(["umount", "mb"]).expect_code(0);
     pair.mount("a", &address);
     for node in [&tried, &gone] {
-        pair.scratch.run(["member", "remove", "a", node, "--assume-lost"]).expect_code(0).stdout();
+        pair.scratch
+            .run(["member", "remove", "a", node, "--assume-lost", "--confirm", "vol"])
+            .expect_code(0)
+            .stdout();
     }
     let token = pair.scratch.run(["invite", "a"]).expect_code(0).stdout();
     fs::write(pair.scratch.path("again"), token).unwrap();

@@ -46,7 +46,7 @@ fn an_archive_that_nobody_can_bring_up_is_left_restorable_and_another_one_begins
         let said = pair.status("c")["archives"][0]["error"].as_str().unwrap_or_default().to_owned();
         said.contains("murphy archive remove") && said.contains("murphy archive add")
     });
-    scratch.run(["archive", "remove", "mc", &old]).expect_code(0);
+    scratch.run(["archive", "remove", "mc", &old, "--confirm", "vol"]).expect_code(0);
     scratch.run(["archive", "add", "mc", &new]).expect_code(0);
     write_safely(&mc.join("after"), b"in the new archive").unwrap();
     archived("c");

@@ -259,7 +259,7 @@ fn an_archive_that_was_given_up_keeps_the_new_source_from_nothing_but_acknowledg
     assert!(said.contains("holds entries up to"), "{said}");
     let refused = region.scratch.run(["archive", "remove", "b", &two]).expect_code(1);
     assert!(refused.stderr().contains("--assume-lost"), "{}", refused.stderr());
-    region.scratch.run(["archive", "remove", "b", &two, "--assume-lost"]).expect_code(0);
+    region.scratch.run(["archive", "remove", "b", &two, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     write().unwrap();
     // The same of a node that is not served.
     region.kill("b");

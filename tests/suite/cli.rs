@@ -277,7 +277,7 @@ fn every_command_that_prints_prints_json_when_asked() {
     assert_eq!(said(0, &["restore", &archive, "then"])[0]["missing_packs"], 0);
     assert_eq!(said(0, &["verify", &archive])[0]["findings"], Value::Array(Vec::new()));
     assert_eq!(said(0, &["fsck", "node", "--data"])[0]["findings"], 0);
-    assert_eq!(said(0, &["archive", "remove", "node", &archive])[0]["removed"], archive);
+    assert_eq!(said(0, &["archive", "remove", "node", &archive, "--confirm", "vol"])[0]["removed"], archive);
     let refused = scratch.run(["status", "nowhere", "--json"]).expect_code(1);
     let refused: Value = serde_json::from_str(&refused.stderr()).unwrap();
     assert!(refused["error"]["message"].as_str().unwrap().contains("nowhere"), "{refused}");
@@ -402,7 +402,7 @@ fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
     scratch.run(["serve", "node", "-d", "--io-timeout", "5s"]).expect_code(0);
     scratch.run(["archive", "add", "node", &second]).expect_error(1, "not everything is durable");
     scratch.run(["archive", "remove", "node", &first]).expect_error(1, "--assume-lost");
-    scratch.run(["archive", "remove", "node", &first, "--assume-lost"]).expect_code(0);
+    scratch.run(["archive", "remove", "node", &first, "--assume-lost", "--confirm", "node"]).expect_code(0);
     scratch.run(["flush", "node"]).expect_error(1, "not everything is durable");
     scratch.run(["archive", "add", "node", &second]).expect_code(0);
     wait_until("the flush", PATIENCE, || scratch.run(["flush", "node"]).code() == Some(0));

@@ -14,6 +14,7 @@ mod house;
 mod mirrors;
 mod model;
 mod races;
+mod removals;
 mod simulation;
 mod stalls;
 mod volume;

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use super::{format::parse_url, source::node_of};
 use crate::{
     archives::Abandoning,
-    control::Request,
+    control::{ArchiveRemoval, Request},
     error::{CliError, Code, failed},
     output::Output,
     serve,
@@ -65,19 +65,12 @@ enum ArchiveCommand {
         url: Option<String>,
     },
     /// Ship to an archive no longer; nothing in it is deleted
-    #[command(after_help = "Example:\n  murphy archive remove /srv/home 's3://other/home?account=backup'")]
-    Remove {
-        /// The directory of a node, or a mount point
-        #[arg(value_name = "DIR")]
-        directory: PathBuf,
-        /// The archive
-        #[arg(value_name = "URL")]
-        url: String,
-        /// It is gone for good: do not wait for it, also if fsync does and no other archive acknowledges. What only it holds is given up, and
-        /// whoever takes over through it all the same does not know of this node any more
-        #[arg(long)]
-        assume_lost: bool,
-    },
+    #[command(
+        long_about = "Ship to an archive no longer; nothing in it is deleted\n\nPrints what stays and what is given up. Asks for the volume's name if it \
+                      is the last archive, or with --assume-lost.",
+        after_help = "Example:\n  murphy archive remove /srv/home 's3://other/home?account=backup' --dry-run"
+    )]
+    Remove(RemoveArgs),
     /// Give up slots that neither the log nor anything in the archive leads to
     #[command(
         long_about = "Give up slots that neither the log nor anything in the archive leads to\n\nA source that finds such slots does not \
@@ -87,6 +80,26 @@ enum ArchiveCommand {
         after_help = "Example:\n  murphy archive abandon /srv/home s3://other-account/home --dry-run"
     )]
     Abandon(AbandonArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct RemoveArgs {
+    /// The directory of a node, or a mount point
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The archive
+    #[arg(value_name = "URL")]
+    url: String,
+    /// It is gone for good: do not wait for it, also if fsync does and no other archive acknowledges. What only it holds is given up, and
+    /// whoever takes over through it all the same does not know of this node any more
+    #[arg(long)]
+    assume_lost: bool,
+    /// Only print the plan
+    #[arg(long)]
+    dry_run: bool,
+    /// The volume's name, instead of asking for it
+    #[arg(long, value_name = "NAME")]
+    confirm: Option<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -165,13 +178,29 @@ pub(crate) fn run(args: &ArchiveArgs, output: &Output) -> Result<Code, CliError>
             }
         }
         ArchiveCommand::Abandon(args) => return abandon(args, output),
-        ArchiveCommand::Remove { directory, url, assume_lost } => {
-            let url = parse_url("URL", url)?.to_string();
-            let removed = ask(directory, &Request::ArchiveRemove { url, assume_lost: *assume_lost })?;
-            output.data(&removed, kept_for)?;
-        }
+        ArchiveCommand::Remove(args) => remove(args, output)?,
     }
     Ok(Code::Done)
+}
+
+/// Shows what is given up, and removes the archive once that is agreed to.
+fn remove(args: &RemoveArgs, output: &Output) -> Result<(), CliError> {
+    let (directory, url) = (node_of(&args.directory)?, parse_url("URL", &args.url)?.to_string());
+    let ask = |dry_run, confirmed| {
+        let order = ArchiveRemoval { url: url.clone(), assume_lost: args.assume_lost, dry_run, confirmed };
+        serve::ask(&directory, &Request::ArchiveRemove(order), output, |_| Ok(()))
+    };
+    let plan = ask(true, false)?;
+    if args.dry_run {
+        return output.data(&plan, plan_text);
+    }
+    let effect = "it is shipped to no longer";
+    let agreed = output.agree(&plan, args.confirm.as_deref(), effect)?;
+    output.data(&ask(false, agreed)?, kept_for)
+}
+
+fn plan_text(plan: &Value) -> String {
+    plan["text"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Who still looks for an archive that was removed.

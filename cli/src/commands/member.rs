@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::source::node_of;
 use crate::{
-    control::Request,
+    control::{MemberRemoval, Request},
     error::{CliError, Code, failed},
     mirrors::MemberStatus,
     output::Output,
@@ -40,8 +40,9 @@ enum MemberCommand {
         long_about = "Take members out: they follow, acknowledge and seal no more\n\nRun it at the source. A node that is removed keeps what it \
                       holds, is told when it comes back, and joins anew in a new directory, with the same block store. With --ack \
                       mirror=W the other mirrors must have everything that it may have acknowledged first, and there must be enough of them.\n\n\
-                      Several are taken out one after the other. Those that hold another history than the source are given up together.",
-        after_help = "Example:\n  murphy member remove /srv/home 0011223344556677889900aabbccddee"
+                      Several are taken out one after the other. Those that hold another history than the source are given up together.\n\n\
+                      Prints what would be given up; --assume-lost asks for the volume's name.",
+        after_help = "Example:\n  murphy member remove /srv/home 0011223344556677889900aabbccddee --dry-run"
     )]
     Remove {
         /// The directory of the source, or its mount point
@@ -53,6 +54,12 @@ enum MemberCommand {
         /// They are gone for good: give up what only they have acknowledged, and remove them also if too few mirrors are left for fsync
         #[arg(long)]
         assume_lost: bool,
+        /// Only print the plan
+        #[arg(long)]
+        dry_run: bool,
+        /// The volume's name, instead of asking for it
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
     },
 }
 
@@ -68,9 +75,20 @@ pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> 
                 output.note("This volume has no member: murphy invite makes a token for one");
             }
         }
-        MemberCommand::Remove { directory, nodes, assume_lost } => {
-            let request = Request::MemberRemove { nodes: nodes.clone(), assume_lost: *assume_lost };
-            serve::ask(&node_of(directory)?, &request, output, |removed| output.data(&removed, told))?;
+        MemberCommand::Remove { directory, nodes, assume_lost, dry_run, confirm } => {
+            let directory = node_of(directory)?;
+            let order = |dry_run, confirmed| {
+                let (nodes, assume_lost) = (nodes.clone(), *assume_lost);
+                Request::MemberRemove(MemberRemoval { nodes, assume_lost, dry_run, confirmed })
+            };
+            let plan = serve::ask(&directory, &order(true, false), output, |_| Ok(()))?;
+            if *dry_run {
+                output.data(&plan, |plan| plan["text"].as_str().unwrap_or_default().to_owned())?;
+                return Ok(Code::Done);
+            }
+            let effect = "what only they have acknowledged is given up";
+            let agreed = output.agree(&plan, confirm.as_deref(), effect)?;
+            serve::ask(&directory, &order(false, agreed), output, |removed| output.data(&removed, told))?;
         }
     }
     Ok(Code::Done)

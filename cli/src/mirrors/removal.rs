@@ -48,6 +48,14 @@ pub(crate) struct MemberStatus {
     pub(crate) own: bool,
 }
 
+/// How far a mirror is, as its source knows.
+pub(crate) struct HolderStatus {
+    pub(crate) node: String,
+    pub(crate) metadata_lsn: u64,
+    pub(crate) data_lsn: u64,
+    pub(crate) connected: bool,
+}
+
 impl MemberStatus {
     /// The member for people.
     pub(crate) fn text(&self) -> String {
@@ -76,6 +84,21 @@ impl Mirroring {
                 own: node == own,
             })
             .collect()
+    }
+
+    /// How far each mirror is, as far as is known here.
+    pub(crate) fn show_holders(&self) -> Vec<HolderStatus> {
+        let status = self.services.board.status(self.clock.monotonic());
+        let shown = self.mirrors().into_iter().map(|node| {
+            let seen = status.iter().find(|mirror| mirror.node == node);
+            HolderStatus {
+                node: node.to_string(),
+                metadata_lsn: seen.map_or(0, |mirror| mirror.metadata_lsn.get()),
+                data_lsn: seen.map_or(0, |mirror| mirror.data_lsn.get()),
+                connected: seen.is_some_and(|mirror| mirror.connected),
+            }
+        });
+        shown.collect()
     }
 
     /// Who leads the volume, as far as this node knows: itself, or whom it follows. Its row says what it would be if it came back after it was

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{host::Host, level, tasks};
+use super::{host::Host, level, removals, tasks};
 use crate::{
     control::{Handler, Replies, Request},
     error::{CliError, failed},
@@ -38,17 +38,12 @@ impl Handler for Host {
                 Ok(serde_json::json!({ "token": token }))
             }
             Request::Members => serde_json::to_value(self.mirroring.list_members()).map_err(failed),
-            Request::MemberRemove { nodes, assume_lost } => {
-                self.mirroring.check_source()?;
-                let mut removed = |member| replies.item(member);
-                self.mirroring.remove_members(&nodes, assume_lost, &mut removed)?;
-                Ok(Value::Null)
-            }
+            Request::MemberRemove(order) => removals::members(self, &order, replies),
             Request::Ack(order) => level::ack(self, &order),
             Request::Promote(order) => self.promote(&order),
             Request::Entries { from } => tasks::entries(self, from, replies),
             Request::ArchiveAdd { url, log_only } => tasks::add_archive(self, &url, log_only),
-            Request::ArchiveRemove { url, assume_lost } => tasks::remove_archive(self, &url, assume_lost),
+            Request::ArchiveRemove(order) => removals::archive(self, &order),
             Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
         }
     }

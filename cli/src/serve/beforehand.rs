@@ -48,9 +48,9 @@ fn refuse(host: &Host, request: &Request) -> Result<(), CliError> {
     }
     match request {
         Request::ArchiveAdd { url, log_only } => tasks::check_new_archive(host, url, *log_only).map(drop),
-        Request::ArchiveRemove { url, assume_lost } => tasks::check_removal(host, url, *assume_lost),
+        Request::ArchiveRemove(order) => tasks::check_removal(host, &order.url, order.assume_lost),
         Request::ArchiveSnapshot { url } => tasks::chosen_archives(host, url.as_deref()).map(drop),
-        Request::MemberRemove { nodes, .. } => host.mirroring.check_removable(nodes),
+        Request::MemberRemove(order) => host.mirroring.check_removable(&order.nodes),
         Request::Ack(order) => level::check(host, order),
         _ => Ok(()),
     }

@@ -25,7 +25,7 @@ use crate::{
     node::Node,
     progress::Progress,
     settings::{Ack, Settings},
-    status::{self, Running},
+    status::{self, ArchiveStatus, Running},
 };
 
 /// A node and everything that runs with it.
@@ -241,16 +241,21 @@ impl Host {
         Ok(serde_json::json!({ "unmounted": path }))
     }
 
+    /// How each archive does, as far as is known.
+    pub(super) fn archive_status(&self) -> Result<Vec<ArchiveStatus>, CliError> {
+        match self.ships() {
+            true => Ok(self.archives.status()),
+            false => archives::status_at_rest(&self.node, &Settings::of(self.volume())?.archives),
+        }
+    }
+
     pub(super) fn status(&self) -> Result<Value, CliError> {
         let running = self.ships().then(|| Running {
             pid: std::process::id(),
             mounts: self.mounts().iter().map(|mount| mount.path().to_owned()).collect(),
             ends_with_mounts: self.options.ends_with_mounts,
         });
-        let archives = match running {
-            Some(_) => self.archives.status(),
-            None => archives::status_at_rest(&self.node, &Settings::of(self.volume())?.archives)?,
-        };
+        let archives = self.archive_status()?;
         let mut status = status::of(&self.node, running, archives)?;
         self.mirroring.describe(&mut status);
         status::judge_again(&mut status);

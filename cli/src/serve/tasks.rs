@@ -170,7 +170,7 @@ pub(super) fn check_removal(host: &Host, url: &str, assume_lost: bool) -> Result
 }
 
 /// Takes the archive `shared` out of the list, if fsync can do without it.
-fn take_out(
+pub(super) fn take_out(
     host: &Host,
     archives: &mut Vec<SharedArchive>,
     shared: &str,

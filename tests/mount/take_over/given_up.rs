@@ -44,7 +44,7 @@ fn an_archive_that_was_given_up_and_that_another_one_has_sealed_fences_nobody() 
     region.kill("b");
     region.mount("b", &[]);
     write_safely(&region.path("mb/newest"), b"after a start").unwrap();
-    region.scratch.run(["archive", "remove", "b", &one, "--assume-lost"]).expect_code(0);
+    region.scratch.run(["archive", "remove", "b", &one, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     write_safely(&region.path("mb/last"), b"without it").unwrap();
     // A later epoch is another source's, whatever was given up.
     let two = region.archives[1].clone();
