@@ -7,6 +7,7 @@
 //!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
 //!   volume/workers its threads                 volume/members who may follow it
 //!   volume/durable what an fsync waits for     volume/length  how long a file is
+//!   volume/memory  what dirty bytes take
 //! ```
 //!
 //! Invariants:
@@ -22,6 +23,7 @@ mod flush;
 mod io;
 mod length;
 mod members;
+mod memory;
 mod packs;
 mod purge;
 #[cfg(test)]
@@ -112,7 +114,8 @@ pub struct VolumeOptions {
     pub io_timeout: Duration,
     /// Every operation is durable before it returns.
     pub sync: bool,
-    /// Writers wait while more bytes than this are dirty.
+    /// Writers wait while dirty data takes more bytes of memory than this. It takes as much as was written and has no entry yet, at most the
+    /// same again for buffers that are not full, 256 bytes for each run of bytes, and the packs that are on their way.
     pub dirty_bytes: u64,
     /// How many rows are cached in memory.
     pub cached_rows: usize,

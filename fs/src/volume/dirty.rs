@@ -7,18 +7,22 @@
 //! Invariants:
 //! - Segments do not overlap and are not empty.
 //! - One flight at a time. What is seen of it is part of what it still brings, and whatever else it brings is hidden by later writes.
+//! - What is not in flight has more than half of its buffer for itself: the rest of a buffer that was overwritten or cut off is moved.
 //! - No clock, store or tree in here.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use super::memory::{Growing, Memory};
 use crate::{SLOT_BYTES, Timespec, decide::Piece};
 
 /// Written bytes of one file.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyData {
     segments: BTreeMap<u64, Segment>,
+    /// Where the buffers of the segments count.
+    memory: Arc<Memory>,
     /// The bytes of all segments.
     bytes: u64,
     /// What the flight under way still brings into the file: from where, to where.
@@ -43,32 +47,58 @@ struct Segment {
 #[derive(Debug)]
 enum Data {
     /// Still growing at its end.
-    Open(BytesMut),
-    Shared(Bytes),
+    Open(Growing),
+    Shared(Part),
+}
+
+/// A part of a buffer of `capacity` bytes.
+#[derive(Clone, Debug)]
+struct Part {
+    bytes: Bytes,
+    capacity: usize,
+}
+
+impl Part {
+    /// All of a buffer.
+    fn whole(bytes: Bytes) -> Part {
+        Part { capacity: bytes.len(), bytes }
+    }
+
+    fn slice(&self, range: Range<usize>) -> Part {
+        Part { bytes: self.bytes.slice(range), capacity: self.capacity }
+    }
+
+    /// The same bytes in a buffer of their own, unless most of this one is theirs.
+    fn moved(self, memory: &Arc<Memory>) -> Part {
+        if self.bytes.len() > self.capacity / 2 {
+            return self;
+        }
+        Part::whole(Growing::holding(&self.bytes, memory).freeze())
+    }
 }
 
 impl Segment {
     fn len(&self) -> u64 {
         match &self.data {
-            Data::Open(bytes) => bytes.len() as u64,
-            Data::Shared(bytes) => bytes.len() as u64,
+            Data::Open(growing) => growing.as_ref().len() as u64,
+            Data::Shared(part) => part.bytes.len() as u64,
         }
     }
 
-    fn share(&mut self) -> Bytes {
-        let data = std::mem::replace(&mut self.data, Data::Shared(Bytes::new()));
-        let bytes = match data {
-            Data::Open(bytes) => bytes.freeze(),
-            Data::Shared(bytes) => bytes,
+    fn share(&mut self) -> Part {
+        let data = std::mem::replace(&mut self.data, Data::Shared(Part::whole(Bytes::new())));
+        let part = match data {
+            Data::Open(growing) => Part { capacity: growing.capacity(), bytes: growing.freeze() },
+            Data::Shared(part) => part,
         };
-        self.data = Data::Shared(bytes.clone());
-        bytes
+        self.data = Data::Shared(part.clone());
+        part
     }
 
     fn copy(&self, range: Range<usize>) -> Bytes {
         match &self.data {
-            Data::Open(bytes) => Bytes::copy_from_slice(&bytes[range]),
-            Data::Shared(bytes) => bytes.slice(range),
+            Data::Open(growing) => Bytes::copy_from_slice(&growing.as_ref()[range]),
+            Data::Shared(part) => part.bytes.slice(range),
         }
     }
 }
@@ -95,6 +125,11 @@ pub(crate) struct FlightPiece {
 }
 
 impl DirtyData {
+    /// Nothing yet; its buffers will count in `memory`.
+    pub(crate) fn new(memory: &Arc<Memory>) -> DirtyData {
+        DirtyData { memory: Arc::clone(memory), ..DirtyData::default() }
+    }
+
     /// Whether there is nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.segments.is_empty()
@@ -152,14 +187,14 @@ impl DirtyData {
             !segment.in_flight && **start + segment.len() == offset && room
         });
         match grows.map(|(_, segment)| &mut segment.data) {
-            Some(Data::Open(open)) => open.extend_from_slice(bytes),
+            Some(Data::Open(growing)) => growing.push(bytes),
             _ if bytes.len() < SMALL_WRITE => {
-                let mut open = BytesMut::with_capacity(4 * SMALL_WRITE);
-                open.extend_from_slice(bytes);
-                self.segments.insert(offset, Segment { data: Data::Open(open), in_flight: false });
+                let data = Data::Open(Growing::holding(bytes, &self.memory));
+                self.segments.insert(offset, Segment { data, in_flight: false });
             }
             _ => {
-                self.segments.insert(offset, Segment { data: Data::Shared(bytes.clone()), in_flight: false });
+                let data = Data::Shared(Part::whole(self.memory.count(bytes.clone())));
+                self.segments.insert(offset, Segment { data, in_flight: false });
             }
         }
         self.bytes += bytes.len() as u64;
@@ -187,12 +222,15 @@ impl DirtyData {
                 continue;
             }
             let Some(mut segment) = self.segments.remove(&start) else { continue };
-            let (in_flight, bytes) = (segment.in_flight, segment.share());
+            let (in_flight, part) = (segment.in_flight, segment.share());
+            drop(segment);
             let count = if in_flight { &mut taken.in_flight } else { &mut taken.grounded };
             *count += end.min(range.end) - start.max(range.start);
             let mut keep = |from: u64, to: u64| {
-                let data = Data::Shared(bytes.slice((from - start) as usize..(to - start) as usize));
-                self.segments.insert(from, Segment { data, in_flight });
+                let kept = part.slice((from - start) as usize..(to - start) as usize);
+                // The flight has the whole buffer, whatever is left of it.
+                let kept = if in_flight { kept } else { kept.moved(&self.memory) };
+                self.segments.insert(from, Segment { data: Data::Shared(kept), in_flight });
             };
             if start < range.start {
                 keep(start, range.start);
@@ -240,7 +278,7 @@ impl DirtyData {
         let mut pieces = Vec::new();
         for (start, segment) in self.segments.iter_mut().filter(|(_, segment)| !segment.in_flight) {
             segment.in_flight = true;
-            let mut bytes = segment.share();
+            let mut bytes = segment.share().bytes;
             let mut offset = *start;
             let end = start + bytes.len() as u64;
             let joined = self.flying.last_key_value().filter(|(_, end)| *end == start);
@@ -292,7 +330,10 @@ impl DirtyData {
     /// A flight has ended: what is seen of it and did not land is to be sent again. Returns how many bytes are not kept any more: what is
     /// hidden was never there, if it did not land, for whoever is told that the flight failed.
     pub(crate) fn ground(&mut self) -> u64 {
-        self.segments.values_mut().for_each(|segment| segment.in_flight = false);
+        for segment in self.segments.values_mut().filter(|segment| segment.in_flight) {
+            segment.in_flight = false;
+            segment.data = Data::Shared(segment.share().moved(&self.memory));
+        }
         self.flying.clear();
         std::mem::take(&mut self.hidden)
     }
@@ -305,9 +346,11 @@ const OPEN_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::memory::AROUND_BYTES, *};
 
     fn time() -> Timespec {
         Timespec { seconds: 1, nanos: 0 }
@@ -321,6 +364,64 @@ mod tests {
             }
         }
         all
+    }
+
+    /// Bytes of a writer, and how many of such are held.
+    struct Lent(Vec<u8>, Arc<AtomicU64>);
+
+    impl AsRef<[u8]> for Lent {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Lent {
+        fn drop(&mut self) {
+            self.1.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The fear: of each large write that is overwritten a little is left, and keeps all of it in memory.
+    #[test]
+    fn what_is_left_of_overwritten_buffers_does_not_keep_them() {
+        const MIB: u64 = 1 << 20;
+        let (mut dirty, lent) = (DirtyData::default(), Arc::new(AtomicU64::new(0)));
+        for at in (0..MIB - 65_536).step_by(4096) {
+            let bytes = vec![1; (MIB - at) as usize];
+            lent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            dirty.write(at, &Bytes::from_owner(Lent(bytes, Arc::clone(&lent))), time());
+            assert!(lent.load(Ordering::Relaxed) <= 2 * dirty.len(), "{lent:?} of {} bytes", dirty.len());
+            let around = AROUND_BYTES * dirty.segments.len() as u64;
+            assert!(dirty.memory.bytes() <= 2 * dirty.len() + around);
+        }
+    }
+
+    /// The same of writes that a flight has, when it fails.
+    #[test]
+    fn what_is_left_of_a_flight_that_failed_does_not_keep_it() {
+        let mut dirty = DirtyData::default();
+        dirty.write(0, &Bytes::from(vec![1; 1 << 20]), time());
+        let flight = dirty.take_off();
+        dirty.write(1, &Bytes::from(vec![2; (1 << 20) - 1]), time());
+        drop(flight);
+        dirty.ground();
+        assert!(dirty.memory.bytes() <= (1 << 20) + 2 * AROUND_BYTES, "{}", dirty.memory.bytes());
+    }
+
+    /// The fear: each small write here and there gets a buffer for many.
+    #[test]
+    fn small_scattered_writes_take_the_memory_that_they_need() {
+        let mut dirty = DirtyData::default();
+        for number in 0..1000 {
+            dirty.write(number * 4096, &Bytes::from(vec![1; 100]), time());
+        }
+        let capacity = |segment: &Segment| match &segment.data {
+            Data::Open(growing) => growing.capacity() as u64,
+            Data::Shared(part) => part.capacity as u64,
+        };
+        let held: u64 = dirty.segments.values().map(capacity).sum();
+        assert!(held <= 2 * dirty.len(), "{held} bytes for {}", dirty.len());
+        assert_eq!(dirty.memory.bytes(), held + 1000 * AROUND_BYTES);
     }
 
     #[derive(Clone, Debug)]
@@ -431,6 +532,10 @@ mod tests {
                         model.ground();
                     }
                 }
+                let flown: usize = flight.iter().map(|piece| piece.bytes.len()).sum();
+                let around = AROUND_BYTES * (dirty.segments.len() + flight.len()) as u64;
+                let held = dirty.memory.bytes();
+                prop_assert!(held >= dirty.len() && held <= 2 * (dirty.len() + flown as u64) + around);
                 prop_assert_eq!(dirty.kept(), kept.cast_unsigned());
                 prop_assert_eq!(model.kept(), kept as usize);
                 prop_assert_eq!(dirty.len(), model.seen.iter().flatten().count() as u64);

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::Notify;
 
-use super::dirty::DirtyData;
+use super::{dirty::DirtyData, memory::Memory};
 use crate::{Errno, Handle, Ino, OpenFlags};
 
 /// The state of one inode that is open or dirty.
@@ -65,8 +65,8 @@ pub(crate) struct FileTable {
     files: RwLock<HashMap<Ino, Arc<FileState>>>,
     /// Dirty bytes of all files.
     pub(crate) dirty_bytes: AtomicU64,
-    /// Woken when dirty bytes became fewer.
-    pub(crate) cleaned: Notify,
+    /// What they take, and what is on its way although it was cut off.
+    pub(crate) memory: Arc<Memory>,
 }
 
 impl FileTable {
@@ -80,7 +80,10 @@ impl FileTable {
         if let Some(file) = self.find(ino) {
             return file;
         }
-        let new = || Arc::new(FileState { ino, inner: Mutex::default(), flushed: Notify::new() });
+        let new = || {
+            let inner = FileInner { dirty: DirtyData::new(&self.memory), ..FileInner::default() };
+            Arc::new(FileState { ino, inner: Mutex::new(inner), flushed: Notify::new() })
+        };
         Arc::clone(self.files.write().entry(ino).or_insert_with(new))
     }
 
@@ -110,7 +113,6 @@ impl FileTable {
             self.dirty_bytes.fetch_add(by.cast_unsigned(), Ordering::Relaxed);
         } else {
             self.dirty_bytes.fetch_sub(by.unsigned_abs(), Ordering::Relaxed);
-            self.cleaned.notify_waiters();
         }
     }
 }

@@ -26,6 +26,7 @@ use super::{
     dirty::FlightPiece,
     files::{FileInner, FileState, WeakVolume},
     io::may_truncate,
+    memory::Counted,
 };
 use crate::{
     Errno, Ino, PackRow,
@@ -151,7 +152,7 @@ impl Volume {
 
     /// Whether writers have to wait.
     pub(super) fn is_dirty_full(&self) -> bool {
-        self.shared.files.dirty_bytes.load(Ordering::Relaxed) >= self.shared.options.dirty_bytes
+        self.shared.files.memory.bytes() >= self.shared.options.dirty_bytes
     }
 
     /// Waits until writers may go on; asks for flushes. EIO if nothing could be stored for the longest that a request may take.
@@ -159,8 +160,8 @@ impl Volume {
         let cleaning = async {
             while self.is_dirty_full() {
                 self.request_all(Urgency::Now);
-                let cleaned = self.shared.files.cleaned.notified();
-                let _waited = tokio::time::timeout(LINGER, cleaned).await;
+                let released = self.shared.files.memory.released.notified();
+                let _waited = tokio::time::timeout(LINGER, released).await;
             }
         };
         tokio::time::timeout(self.shared.options.io_timeout, cleaning).await.map_err(|_| {
@@ -248,6 +249,8 @@ struct Flight {
 struct Load {
     pack: SealedPack,
     placed: Vec<(usize, Piece)>,
+    /// What was cut off or overwritten meanwhile is in memory until its pack is stored.
+    _held: Counted,
 }
 
 impl Batch {
@@ -276,7 +279,7 @@ impl Batch {
         let pieces: Vec<_> =
             self.flights.iter_mut().map(|flight| std::mem::take(&mut flight.pieces)).collect();
         let packer = self.volume.clone();
-        let packing = murphy_log::spawn_blocking(move || cut(&packer.shared, &pieces, &sender));
+        let packing = murphy_log::spawn_blocking(move || cut(&packer.shared, pieces, &sender));
         let store = Arc::clone(&self.volume.shared.blocks);
         let patience = self.volume.shared.options.io_timeout;
         let puts = futures::stream::unfold(receiver, |mut receiver| async {
@@ -455,14 +458,14 @@ fn cut_off(pieces: &mut Vec<Piece>, end: u64) {
 }
 
 /// Cuts the pieces of all flights into packs and sends each when it is full.
-fn cut(shared: &Shared, flights: &[Vec<FlightPiece>], packs: &mpsc::Sender<Load>) {
+fn cut(shared: &Shared, flights: Vec<Vec<FlightPiece>>, packs: &mpsc::Sender<Load>) {
     let mut cutter = Cutter { shared, packs, builder: None, placed: Vec::new() };
     let pieces = flights
-        .iter()
+        .into_iter()
         .enumerate()
-        .flat_map(|(flight, pieces)| pieces.iter().map(move |piece| (flight, piece)));
+        .flat_map(|(flight, pieces)| pieces.into_iter().map(move |piece| (flight, piece)));
     for (flight, piece) in pieces {
-        if !cutter.add(flight, piece) {
+        if !cutter.add(flight, &piece) {
             return;
         }
     }
@@ -515,11 +518,14 @@ impl Cutter<'_> {
     fn send(&mut self) -> bool {
         let placed = std::mem::take(&mut self.placed);
         match self.builder.take().and_then(PackBuilder::finish) {
-            Some(pack) => match self.packs.try_send(Load { pack, placed }) {
-                Ok(()) => true,
-                Err(TrySendError::Full(load)) => self.packs.blocking_send(load).is_ok(),
-                Err(TrySendError::Closed(_)) => false,
-            },
+            Some(pack) => {
+                let held = self.shared.files.memory.hold(pack.bytes.len());
+                match self.packs.try_send(Load { pack, placed, _held: held }) {
+                    Ok(()) => true,
+                    Err(TrySendError::Full(load)) => self.packs.blocking_send(load).is_ok(),
+                    Err(TrySendError::Closed(_)) => false,
+                }
+            }
             None => true,
         }
     }

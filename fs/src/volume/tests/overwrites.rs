@@ -5,6 +5,7 @@
 
 mod judge;
 mod length;
+mod memory;
 
 use futures::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;

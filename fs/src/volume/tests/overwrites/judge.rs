@@ -135,6 +135,7 @@ async fn judge_overwrites(seed: u64, forgets_hidden: bool) -> Result<u64, String
     tokio::time::timeout(PATIENCE, synced).await.unwrap();
     history.judge(history.reached.load(Ordering::SeqCst), &scene.crashed().await)?;
     assert_eq!(scene.volume.dirty_bytes(), 0);
+    until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
     Ok(promises)
 }
 
