@@ -7,7 +7,7 @@
 //!   volume/purge   the end of orphans          volume/dirty   bytes that no entry refers to yet
 //!   volume/workers its threads                 volume/members who may follow it
 //!   volume/durable what an fsync waits for     volume/length  how long a file is
-//!   volume/memory  what dirty bytes take
+//!   volume/memory  what dirty bytes take       volume/placed where bytes without an entry are
 //! ```
 //!
 //! Invariants:
@@ -25,6 +25,7 @@ mod length;
 mod members;
 mod memory;
 mod packs;
+mod placed;
 mod purge;
 #[cfg(test)]
 mod tests;

@@ -10,11 +10,17 @@
 //! - What is not in flight has more than half of its buffer for itself: the rest of a buffer that was overwritten or cut off is moved.
 //! - No clock, store or tree in here.
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::memory::{Growing, Memory};
+use super::{
+    memory::{Growing, Memory},
+    placed::{Place, Places, StoredPack},
+};
 use crate::{SLOT_BYTES, Timespec, decide::Piece};
 
 /// Written bytes of one file.
@@ -29,6 +35,8 @@ pub(crate) struct DirtyData {
     flying: BTreeMap<u64, u64>,
     /// How many of these bytes later writes hide.
     hidden: u64,
+    /// Where segments, or parts of them, are in the store.
+    places: Places,
     /// The fault that a judge must find: what is hidden does not land.
     #[cfg(test)]
     pub(crate) forgets_hidden: bool,
@@ -122,6 +130,8 @@ struct Taken {
 pub(crate) struct FlightPiece {
     pub(crate) offset: u64,
     pub(crate) bytes: Bytes,
+    /// Where it is in the store already.
+    pub(crate) place: Option<Place>,
 }
 
 impl DirtyData {
@@ -211,6 +221,7 @@ impl DirtyData {
 
     /// Takes what is seen in `range` out.
     fn take(&mut self, range: Range<u64>, which: Which) -> Taken {
+        self.places.cut(range.clone());
         let first = self.segments.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);
         let touched = self.segments.range(first..range.end);
         let touched = touched.filter(|(_, segment)| which == Which::All || segment.in_flight);
@@ -279,17 +290,18 @@ impl DirtyData {
         for (start, segment) in self.segments.iter_mut().filter(|(_, segment)| !segment.in_flight) {
             segment.in_flight = true;
             let mut bytes = segment.share().bytes;
-            let mut offset = *start;
             let end = start + bytes.len() as u64;
             let joined = self.flying.last_key_value().filter(|(_, end)| *end == start);
             let from = joined.map_or(*start, |(from, _)| *from);
             self.flying.insert(from, end);
-            while !bytes.is_empty() {
-                let room = SLOT_BYTES - offset % SLOT_BYTES;
-                let piece = bytes.split_to(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
-                let length = piece.len() as u64;
-                pieces.push(FlightPiece { offset, bytes: piece });
-                offset += length;
+            for (part, place) in self.places.parts(*start..end) {
+                let mut offset = part.start;
+                while offset < part.end {
+                    let length = (SLOT_BYTES - offset % SLOT_BYTES).min(part.end - offset);
+                    let place = place.as_ref().map(|place| place.later(offset - part.start));
+                    pieces.push(FlightPiece { offset, bytes: bytes.split_to(length as usize), place });
+                    offset += length;
+                }
             }
         }
         pieces
@@ -310,6 +322,22 @@ impl DirtyData {
             }
         }
         left
+    }
+
+    /// Bytes of the flight are in `pack`, but their entry was refused: what is seen of them is not put again.
+    pub(crate) fn refused(&mut self, pieces: &[Piece], pack: &Arc<StoredPack>) {
+        for piece in pieces {
+            let first = self.segments.range(..=piece.offset).next_back();
+            let first = first.map_or(piece.offset, |(start, _)| *start);
+            let touched = self.segments.range(first..piece.end()).filter(|(_, segment)| segment.in_flight);
+            for (start, segment) in touched {
+                let (from, to) = (piece.offset.max(*start), piece.end().min(start + segment.len()));
+                if from < to {
+                    let offset = piece.pack_offset + (from - piece.offset) as u32;
+                    self.places.insert(from..to, Place { pack: Arc::clone(pack), offset });
+                }
+            }
+        }
     }
 
     /// Forgets bytes that an entry refers to now, and none that hide them; returns how many.
@@ -343,210 +371,3 @@ impl DirtyData {
 const SMALL_WRITE: usize = 64 << 10;
 /// A segment stops growing here.
 const OPEN_BYTES: u64 = 1 << 20;
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use proptest::prelude::*;
-
-    use super::{super::memory::AROUND_BYTES, *};
-
-    fn time() -> Timespec {
-        Timespec { seconds: 1, nanos: 0 }
-    }
-
-    fn contents(dirty: &DirtyData, length: u64) -> Vec<Option<u8>> {
-        let mut all = vec![None; length as usize];
-        for (offset, bytes) in dirty.read(0..length) {
-            for (place, byte) in all[offset as usize..].iter_mut().zip(&bytes) {
-                *place = Some(*byte);
-            }
-        }
-        all
-    }
-
-    /// Bytes of a writer, and how many of such are held.
-    struct Lent(Vec<u8>, Arc<AtomicU64>);
-
-    impl AsRef<[u8]> for Lent {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-
-    impl Drop for Lent {
-        fn drop(&mut self) {
-            self.1.fetch_sub(self.0.len() as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// The fear: of each large write that is overwritten a little is left, and keeps all of it in memory.
-    #[test]
-    fn what_is_left_of_overwritten_buffers_does_not_keep_them() {
-        const MIB: u64 = 1 << 20;
-        let (mut dirty, lent) = (DirtyData::default(), Arc::new(AtomicU64::new(0)));
-        for at in (0..MIB - 65_536).step_by(4096) {
-            let bytes = vec![1; (MIB - at) as usize];
-            lent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            dirty.write(at, &Bytes::from_owner(Lent(bytes, Arc::clone(&lent))), time());
-            assert!(lent.load(Ordering::Relaxed) <= 2 * dirty.len(), "{lent:?} of {} bytes", dirty.len());
-            let around = AROUND_BYTES * dirty.segments.len() as u64;
-            assert!(dirty.memory.bytes() <= 2 * dirty.len() + around);
-        }
-    }
-
-    /// The same of writes that a flight has, when it fails.
-    #[test]
-    fn what_is_left_of_a_flight_that_failed_does_not_keep_it() {
-        let mut dirty = DirtyData::default();
-        dirty.write(0, &Bytes::from(vec![1; 1 << 20]), time());
-        let flight = dirty.take_off();
-        dirty.write(1, &Bytes::from(vec![2; (1 << 20) - 1]), time());
-        drop(flight);
-        dirty.ground();
-        assert!(dirty.memory.bytes() <= (1 << 20) + 2 * AROUND_BYTES, "{}", dirty.memory.bytes());
-    }
-
-    /// The fear: each small write here and there gets a buffer for many.
-    #[test]
-    fn small_scattered_writes_take_the_memory_that_they_need() {
-        let mut dirty = DirtyData::default();
-        for number in 0..1000 {
-            dirty.write(number * 4096, &Bytes::from(vec![1; 100]), time());
-        }
-        let capacity = |segment: &Segment| match &segment.data {
-            Data::Open(growing) => growing.capacity() as u64,
-            Data::Shared(part) => part.capacity as u64,
-        };
-        let held: u64 = dirty.segments.values().map(capacity).sum();
-        assert!(held <= 2 * dirty.len(), "{held} bytes for {}", dirty.len());
-        assert_eq!(dirty.memory.bytes(), held + 1000 * AROUND_BYTES);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Write(u64, u8, u16),
-        Remove(u64, u64),
-        TakeOff,
-        Land,
-        Ground,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => (0..900u64, any::<u8>(), 1..90u16).prop_map(|(at, byte, len)| Step::Write(at, byte, len)),
-            2 => (0..900u64, 1..300u64).prop_map(|(at, len)| Step::Remove(at, at + len)),
-            1 => Just(Step::TakeOff),
-            1 => Just(Step::Land),
-            1 => Just(Step::Ground),
-        ]
-    }
-
-    /// A file, byte by byte: what is seen, what of it is in flight, and what the flight brings.
-    struct Model {
-        seen: Vec<Option<u8>>,
-        in_flight: Vec<bool>,
-        flight: Vec<Option<u8>>,
-    }
-
-    impl Model {
-        fn new() -> Model {
-            let none = vec![None; LENGTH];
-            Model { seen: none.clone(), in_flight: vec![false; LENGTH], flight: none }
-        }
-
-        fn ground(&mut self) {
-            self.in_flight.fill(false);
-            self.flight.fill(None);
-        }
-
-        fn kept(&self) -> usize {
-            let grounded = |place: &usize| self.seen[*place].is_some() && !self.in_flight[*place];
-            (0..LENGTH).filter(grounded).count() + self.flight.iter().flatten().count()
-        }
-    }
-
-    /// More than any step reaches.
-    const LENGTH: usize = 1200;
-
-    proptest! {
-        /// The fears: a flush that lands late brings back bytes that were cut off while it was in flight; or it does not bring what was
-        /// overwritten meanwhile, for which somebody waits.
-        #[test]
-        fn a_landing_brings_everything_that_was_not_cut_off(steps in proptest::collection::vec(step(), 1..60)) {
-            let (mut dirty, mut model) = (DirtyData::default(), Model::new());
-            let mut flight: Vec<FlightPiece> = Vec::new();
-            let mut kept = 0;
-            for step in steps {
-                match step {
-                    Step::Write(at, byte, len) => {
-                        kept += dirty.write(at, &Bytes::from(vec![byte; usize::from(len)]), time());
-                        let range = at as usize..at as usize + usize::from(len);
-                        model.seen[range.clone()].fill(Some(byte));
-                        model.in_flight[range].fill(false);
-                    }
-                    Step::Remove(from, to) => {
-                        kept -= dirty.remove(from..to).cast_signed();
-                        let range = from as usize..(to as usize).min(LENGTH);
-                        model.in_flight[range.clone()].fill(false);
-                        for bytes in [&mut model.seen, &mut model.flight] {
-                            bytes[range.clone()].fill(None);
-                        }
-                    }
-                    Step::TakeOff if flight.is_empty() => {
-                        flight = dirty.take_off();
-                        model.flight.clone_from(&model.seen);
-                        for (in_flight, seen) in model.in_flight.iter_mut().zip(&model.seen) {
-                            *in_flight = seen.is_some();
-                        }
-                    }
-                    Step::TakeOff => {}
-                    Step::Land => {
-                        let placed: Vec<Piece> = flight.iter().scan(0u32, |at, piece| {
-                            let pack_offset = *at;
-                            *at += piece.bytes.len() as u32;
-                            Some(Piece { offset: piece.offset, length: piece.bytes.len() as u32, pack_offset })
-                        }).collect();
-                        let pack: Vec<u8> = flight.drain(..).flat_map(|piece| piece.bytes).collect();
-                        let left = dirty.landing(&placed);
-                        prop_assert!(left.is_sorted_by(|a, b| a.end() <= b.offset));
-                        let mut brought = vec![None; LENGTH];
-                        for piece in &left {
-                            for i in 0..piece.length as usize {
-                                brought[piece.offset as usize + i] = Some(pack[piece.pack_offset as usize + i]);
-                            }
-                        }
-                        prop_assert_eq!(&brought, &model.flight);
-                        kept -= dirty.landed(&left).cast_signed();
-                        prop_assert!(!dirty.is_flying());
-                        prop_assert_eq!(dirty.ground(), 0);
-                        for (seen, landed) in model.seen.iter_mut().zip(&model.in_flight) {
-                            *seen = seen.filter(|_| !landed);
-                        }
-                        model.ground();
-                    }
-                    Step::Ground => {
-                        flight.clear();
-                        kept -= dirty.ground().cast_signed();
-                        model.ground();
-                    }
-                }
-                let flown: usize = flight.iter().map(|piece| piece.bytes.len()).sum();
-                let around = AROUND_BYTES * (dirty.segments.len() + flight.len()) as u64;
-                let held = dirty.memory.bytes();
-                prop_assert!(held >= dirty.len() && held <= 2 * (dirty.len() + flown as u64) + around);
-                prop_assert_eq!(dirty.kept(), kept.cast_unsigned());
-                prop_assert_eq!(model.kept(), kept as usize);
-                prop_assert_eq!(dirty.len(), model.seen.iter().flatten().count() as u64);
-                let flying_end = model.flight.iter().rposition(Option::is_some).map_or(0, |last| last as u64 + 1);
-                prop_assert_eq!(dirty.flying_end(), flying_end);
-                prop_assert_eq!(dirty.is_flying(), model.flight.iter().any(Option::is_some));
-                prop_assert_eq!(&contents(&dirty, LENGTH as u64), &model.seen);
-                let from = LENGTH as u64 / 2;
-                prop_assert_eq!(dirty.touches(from..700), model.seen[600..700].iter().any(Option::is_some));
-                prop_assert!(!dirty.touches(700..from));
-            }
-        }
-    }
-}

@@ -8,29 +8,30 @@
 //! - A file is in one batch at a time.
 //! - An entry is decided after its pack is stored, under the file's lock, for what was not cut off of the flight meanwhile. What was
 //!   overwritten meanwhile lands too: what hides it may come much later, or never.
-//! - A flush that fails keeps its bytes, tells the next fsync and close, and is tried again.
+//! - A flush that fails keeps its bytes, tells the next fsync and close, and is tried again. What it has put is not put again, and nothing is
+//!   put while no entry can be decided.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - A put that gets no answer fails, so that what comes behind it has its turn.
 
-use std::{
-    ops::Range,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+mod cut;
+
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use tokio::sync::{Semaphore, mpsc, mpsc::error::TrySendError};
+use tokio::sync::{Semaphore, mpsc};
 
+use self::cut::cut;
 use super::{
-    Shared, Volume,
+    Volume,
     dirty::FlightPiece,
     files::{FileInner, FileState, WeakVolume},
     io::may_truncate,
     memory::Counted,
+    placed::StoredPack,
 };
 use crate::{
-    Errno, Ino, PackRow,
-    data::{PackBuilder, PackName, SealedPack},
+    Errno, Ino,
+    data::SealedPack,
     decide::{PackUse, Piece, Store},
     sequencer::SubmitError,
 };
@@ -247,8 +248,15 @@ struct Flight {
 
 /// A pack and what it holds of which flight.
 struct Load {
-    pack: SealedPack,
+    pack: Arc<StoredPack>,
     placed: Vec<(usize, Piece)>,
+    /// Unless it is in the store already.
+    unstored: Option<Unstored>,
+}
+
+/// The bytes of a pack.
+struct Unstored {
+    pack: SealedPack,
     /// What was cut off or overwritten meanwhile is in memory until its pack is stored.
     _held: Counted,
 }
@@ -275,23 +283,28 @@ impl Batch {
     }
 
     async fn run(mut self) {
+        if let Some(errno) = self.volume.refusal() {
+            // Nothing would refer to what is put now.
+            self.flights.iter_mut().for_each(|flight| flight.failed = Some(errno));
+            return;
+        }
         let (sender, receiver) = mpsc::channel(PACKS_AHEAD);
         let pieces: Vec<_> =
             self.flights.iter_mut().map(|flight| std::mem::take(&mut flight.pieces)).collect();
         let packer = self.volume.clone();
         let packing = murphy_log::spawn_blocking(move || cut(&packer.shared, pieces, &sender));
-        let store = Arc::clone(&self.volume.shared.blocks);
-        let patience = self.volume.shared.options.io_timeout;
+        let volume = self.volume.clone();
         let puts = futures::stream::unfold(receiver, |mut receiver| async {
             Some((receiver.recv().await?, receiver))
         })
-        .map(|load: Load| {
-            let store = Arc::clone(&store);
+        .map(|mut load: Load| {
+            let volume = volume.clone();
             async move {
-                let put = store.put(load.pack.name, load.pack.bytes.clone());
-                let stored = tokio::time::timeout(patience, put).await;
-                let stored = stored.map_err(|_| "the store does not answer".to_owned());
-                (load, stored.and_then(|stored| stored.map_err(|error| error.to_string())))
+                let stored = match load.unstored.take() {
+                    Some(unstored) => volume.put(unstored).await,
+                    None => Ok(()),
+                };
+                (load, stored)
             }
         })
         .buffered(PUTS);
@@ -299,11 +312,10 @@ impl Batch {
         while let Some((load, stored)) = puts.next().await {
             match stored {
                 Ok(()) => self.land(&load).await,
-                Err(error) => {
-                    tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
-                    load.placed
-                        .iter()
-                        .for_each(|(flight, _)| self.flights[*flight].failed = Some(Errno::EIO));
+                Err(errno) => {
+                    for (flight, _) in &load.placed {
+                        self.flights[*flight].failed.get_or_insert(errno);
+                    }
                 }
             }
         }
@@ -313,22 +325,18 @@ impl Batch {
         }
     }
 
-    /// Decides the entries of a stored pack.
+    /// Decides the entries of a stored pack. What they are refused for is found there by the next flush.
     async fn land(&mut self, load: &Load) {
-        let mut pack = PackUse::New(PackRow::of(&load.pack));
-        let mut placed = &load.placed[..];
-        while let Some((index, _)) = placed.first() {
-            let run = placed.iter().take_while(|(flight, _)| flight == index).count();
-            let pieces: Vec<Piece> = placed[..run].iter().map(|(_, piece)| *piece).collect();
-            let flight = &mut self.flights[*index];
-            placed = &placed[run..];
-            if flight.failed.is_some() {
-                continue;
-            }
+        for run in load.placed.chunk_by(|(before, _), (after, _)| before == after) {
+            let flight = &mut self.flights[run[0].0];
+            let pieces: Vec<Piece> = run.iter().map(|(_, piece)| *piece).collect();
             for pieces in pieces.chunks(PIECES) {
-                if let Err(errno) = self.volume.store(&flight.file, pieces, &mut pack).await {
-                    flight.failed = Some(errno);
-                    break;
+                if flight.failed.is_none() {
+                    let stored = self.volume.store(&flight.file, pieces, &load.pack).await;
+                    flight.failed = stored.err();
+                }
+                if flight.failed.is_some() {
+                    flight.file.lock().dirty.refused(pieces, &load.pack);
                 }
             }
         }
@@ -364,15 +372,37 @@ impl Flight {
 }
 
 impl Volume {
-    /// Decides the entries of stored pieces, for what is left of them. `pack` becomes the number by which the tree knows it, if it
-    /// comes to that.
-    async fn store(&self, file: &Arc<FileState>, placed: &[Piece], pack: &mut PackUse) -> Result<(), Errno> {
+    /// Why no entry can be decided now, if so.
+    fn refusal(&self) -> Option<Errno> {
+        match self.shared.sequencer.time_of_write() {
+            Err(SubmitError::Errno(errno)) => Some(errno),
+            Ok(_) | Err(SubmitError::Full | SubmitError::Stale) => None,
+        }
+    }
+
+    /// Puts a pack, unless nothing could refer to it.
+    async fn put(&self, Unstored { pack, _held }: Unstored) -> Result<(), Errno> {
+        if let Some(errno) = self.refusal() {
+            return Err(errno);
+        }
+        let put = self.shared.blocks.put(pack.name, pack.bytes);
+        let error = match tokio::time::timeout(self.shared.options.io_timeout, put).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store does not answer".to_owned(),
+        };
+        tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
+        Err(Errno::EIO)
+    }
+
+    /// Decides the entries of stored pieces, for what is left of them.
+    async fn store(&self, file: &Arc<FileState>, placed: &[Piece], pack: &StoredPack) -> Result<(), Errno> {
         loop {
-            let stored = self.try_store(file, &mut file.lock(), placed, *pack);
+            let stored = self.try_store(file, &mut file.lock(), placed, pack);
             match stored {
-                Ok(None) => return Ok(()),
+                Ok(Left::Nothing) => return Ok(()),
                 // There may be more than one entry can hold.
-                Ok(Some(used)) => *pack = used,
+                Ok(Left::Unknown) => {}
                 Err(SubmitError::Errno(errno)) => return Err(errno),
                 Err(SubmitError::Full) => self.shared.sequencer.room().await,
                 Err(SubmitError::Stale) => {
@@ -383,35 +413,43 @@ impl Volume {
         }
     }
 
-    /// Decides one entry, for the first of the pieces at least. Returns `None` when nothing is left of them.
+    /// Decides one entry, for the first of the pieces at least.
     fn try_store(
         &self,
         file: &FileState,
         inner: &mut FileInner,
         placed: &[Piece],
-        pack: PackUse,
-    ) -> Result<Option<PackUse>, SubmitError> {
+        pack: &StoredPack,
+    ) -> Result<Left, SubmitError> {
         let mut pieces = inner.dirty.landing(placed);
         if pieces.is_empty() {
-            return Ok(None);
+            return Ok(Left::Nothing);
         }
         let row = self.inode_row(file.ino)?;
         if inner.purging || row.is_none_or(|row| may_truncate(&row).is_err()) {
             self.discard_dirty(inner);
-            return Ok(None);
+            return Ok(Left::Nothing);
         }
         let overlapped = match row {
             Some(row) if row.extents > 0 => self.overlapped(file.ino, &mut pieces)?,
             _ => Vec::new(),
         };
         let ctime = inner.dirty.ctime.unwrap_or_default();
-        let store = Store { ino: file.ino, pack, pieces, overlapped, mtime: inner.dirty.mtime, ctime };
-        let number = self.shared.sequencer.submit(None, &store)?;
+        let mut pack = pack.lock();
+        let store = Store { ino: file.ino, pack: *pack, pieces, overlapped, mtime: inner.dirty.mtime, ctime };
+        *pack = PackUse::Known(self.shared.sequencer.submit(None, &store)?);
+        drop(pack);
         inner.stores += 1;
         let removed = inner.dirty.landed(&store.pieces);
         self.shared.files.count_dirty(-removed.cast_signed());
-        Ok(Some(PackUse::Known(number)))
+        Ok(Left::Unknown)
     }
+}
+
+/// What is left of stored pieces after an entry.
+enum Left {
+    Nothing,
+    Unknown,
 }
 
 impl Volume {
@@ -454,80 +492,6 @@ fn cut_off(pieces: &mut Vec<Piece>, end: u64) {
     pieces.retain(|piece| piece.offset < end);
     for piece in pieces {
         piece.length = piece.length.min(u32::try_from(end - piece.offset).unwrap_or(u32::MAX));
-    }
-}
-
-/// Cuts the pieces of all flights into packs and sends each when it is full.
-fn cut(shared: &Shared, flights: Vec<Vec<FlightPiece>>, packs: &mpsc::Sender<Load>) {
-    let mut cutter = Cutter { shared, packs, builder: None, placed: Vec::new() };
-    let pieces = flights
-        .into_iter()
-        .enumerate()
-        .flat_map(|(flight, pieces)| pieces.into_iter().map(move |piece| (flight, piece)));
-    for (flight, piece) in pieces {
-        if !cutter.add(flight, &piece) {
-            return;
-        }
-    }
-    cutter.send();
-}
-
-struct Cutter<'a> {
-    shared: &'a Shared,
-    packs: &'a mpsc::Sender<Load>,
-    builder: Option<PackBuilder>,
-    placed: Vec<(usize, Piece)>,
-}
-
-impl Cutter<'_> {
-    /// Adds a piece, in as many packs as it takes. False when nobody wants packs any more.
-    fn add(&mut self, flight: usize, piece: &FlightPiece) -> bool {
-        let mut done = 0;
-        while done < piece.bytes.len() {
-            let shared = self.shared;
-            let builder = self.builder.get_or_insert_with(|| {
-                let number = shared.packs_begun.fetch_add(1, Ordering::Relaxed);
-                PackBuilder::new(PackName::new(shared.writer, number))
-            });
-            let rest = &piece.bytes[done..];
-            // A piece that would fit into a pack of its own is not torn in two.
-            let take = if rest.len() > builder.room() && builder.plain_len() > 0 {
-                0
-            } else {
-                rest.len().min(builder.room())
-            };
-            if take == 0 {
-                if !self.send() {
-                    return false;
-                }
-                continue;
-            }
-            let Ok(at) = builder.add(&rest[..take]) else { return false };
-            let place = Piece {
-                offset: piece.offset + done as u64,
-                length: take as u32,
-                pack_offset: at.as_u64() as u32,
-            };
-            self.placed.push((flight, place));
-            done += take;
-        }
-        true
-    }
-
-    /// Sends what is there, if anything.
-    fn send(&mut self) -> bool {
-        let placed = std::mem::take(&mut self.placed);
-        match self.builder.take().and_then(PackBuilder::finish) {
-            Some(pack) => {
-                let held = self.shared.files.memory.hold(pack.bytes.len());
-                match self.packs.try_send(Load { pack, placed, _held: held }) {
-                    Ok(()) => true,
-                    Err(TrySendError::Full(load)) => self.packs.blocking_send(load).is_ok(),
-                    Err(TrySendError::Closed(_)) => false,
-                }
-            }
-            None => true,
-        }
     }
 }
 

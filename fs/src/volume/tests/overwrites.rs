@@ -6,6 +6,7 @@
 mod judge;
 mod length;
 mod memory;
+mod refused;
 
 use futures::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;
@@ -111,9 +112,12 @@ impl Scene {
     }
 
     async fn write(&self, offset: u64, data: &[u8]) {
+        self.try_write(offset, data).await.unwrap();
+    }
+
+    async fn try_write(&self, offset: u64, data: &[u8]) -> Result<u32, Errno> {
         let data = Bytes::copy_from_slice(data);
-        let written = self.volume.write(&Caller::default(), self.ino, self.handle, offset, data);
-        written.wait().await.unwrap();
+        self.volume.write(&Caller::default(), self.ino, self.handle, offset, data).wait().await
     }
 
     /// An fsync that has begun.
