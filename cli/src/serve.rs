@@ -10,8 +10,8 @@ mod beforehand;
 mod host;
 mod joining;
 mod level;
-mod scrub;
 mod removals;
+mod scrub;
 mod tasks;
 
 use std::{
