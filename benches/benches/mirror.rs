@@ -130,6 +130,7 @@ impl Pair {
             clock,
             random: Arc::new(|| 0),
             silence: Duration::from_secs(10),
+            heard: Lsn::new(0),
         });
         let following = tokio::spawn(following.run(stopped));
         (Pair { stop, listening, following }, replica)

@@ -39,6 +39,26 @@ fn cut(pair: &Pair, node: &str) {
     file.write_all_at(&vec![0; (used - used / 2) as usize], used / 2).unwrap();
 }
 
+/// Whoever looks at a damaged mirror is told what to do, and no file is changed.
+fn assert_looks_change_nothing(pair: &Pair) {
+    let scratch = &pair.scratch;
+    for (node, store) in [("b", "bb"), ("c", "bc")] {
+        let before = scratch.prints_of(node);
+        for (command, code) in [("status", 1), ("fsck", 3)] {
+            let said = scratch.run([command, node]).expect_error(code, "durable").stderr();
+            for part in ["start this mirror again", "murphy join NEW-DIR", &scratch.url(store)] {
+                assert!(said.contains(part), "no {part} in {said}");
+            }
+        }
+        let after = scratch.prints_of(node);
+        let changed: Vec<_> = after.iter().filter(|(path, print)| before.get(*path) != Some(print)).collect();
+        assert!(
+            changed.is_empty() && after.len() == before.len(),
+            "a look has changed {changed:?} of {node}"
+        );
+    }
+}
+
 /// The fear: the region of the source is gone, the one mirror has a rotten sector, and an archive has everything that it takes; but the mirror
 /// is opened by nothing, and nobody says what to do. Or it is opened with less than it has acknowledged.
 #[test]
@@ -72,24 +92,9 @@ fn damaged_mirrors_are_promoted_and_follow_with_what_an_archive_or_a_member_has(
     flip(&pair, "b");
     cut(&pair, "c");
 
-    // Looking says what is wrong and what to do, and changes nothing.
     let (place, away) = (scratch.path("archive"), scratch.path("away"));
     fs::rename(&place, &away).unwrap();
-    for (node, store) in [("b", "bb"), ("c", "bc")] {
-        let before = scratch.prints_of(node);
-        for (command, code) in [("status", 1), ("fsck", 3)] {
-            let said = scratch.run([command, node]).expect_error(code, "durable").stderr();
-            for part in ["start this mirror again", "murphy join NEW-DIR", &scratch.url(store)] {
-                assert!(said.contains(part), "no {part} in {said}");
-            }
-        }
-        let after = scratch.prints_of(node);
-        let changed: Vec<_> = after.iter().filter(|(path, print)| before.get(*path) != Some(print)).collect();
-        assert!(
-            changed.is_empty() && after.len() == before.len(),
-            "a look has changed {changed:?} of {node}"
-        );
-    }
+    assert_looks_change_nothing(&pair);
     // Nobody who has it answers: it says who was asked, and goes on with nothing less.
     let before = scratch.prints_of("b/log");
     let said =
