@@ -210,6 +210,22 @@ impl Sequencer {
         Ok(row)
     }
 
+    /// The row at `key` that `view` has, through the cache, decoded.
+    pub(crate) fn in_view<T>(
+        &self,
+        view: &View,
+        key: &RowKey,
+        decode: impl FnOnce(&Bytes) -> Result<T, crate::RowError>,
+    ) -> Result<Option<T>, ViewError> {
+        // A row is in the cache before it is visible: what is found there now, and is not later than the view, is what the view has.
+        if let Some(cached) = self.cache.get(key).filter(|cached| cached.lsn <= view.lsn()) {
+            return decode_row(key, cached.value, decode);
+        }
+        let row = view.row(key)?;
+        self.admit(&self.core.lock(), key, row.clone(), view.indexed());
+        decode_row(key, row, decode)
+    }
+
     /// The newest row at `key`, decoded.
     pub(crate) fn newest<T>(
         &self,

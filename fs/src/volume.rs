@@ -8,6 +8,7 @@
 //!   volume/workers its threads                 volume/members who may follow it
 //!   volume/durable what an fsync waits for     volume/length  how long a file is
 //!   volume/memory  what dirty bytes take       volume/placed where bytes without an entry are
+//!   volume/glance  the rows of one answer      volume/packs   the packs that it refers to
 //! ```
 //!
 //! Invariants:
@@ -20,6 +21,7 @@ mod durable;
 mod file_system;
 mod files;
 mod flush;
+mod glance;
 mod io;
 mod length;
 mod members;

@@ -179,12 +179,12 @@ impl<'a> Draft<'a> {
             .extend((unplaced..).zip(&writes[unplaced..]).map(|(place, write)| (write.key.clone(), place)));
     }
 
-    /// The inode row of `ino`. ESTALE if there is none.
+    /// The inode row of `ino`. ESTALE if there is none, or if it is being purged: nothing changes it any more but its purge.
     pub(crate) fn inode(&self, ino: Ino) -> Result<InodeRow, Refusal> {
-        self.find_inode(ino)?.ok_or(Refusal::Errno(Errno::ESTALE))
+        self.find_inode(ino)?.filter(|row| !row.purging).ok_or(Refusal::Errno(Errno::ESTALE))
     }
 
-    /// The inode row of `ino`, if there is one.
+    /// The inode row of `ino`, if there is one, of an inode that is being purged too.
     pub(crate) fn find_inode(&self, ino: Ino) -> Result<Option<InodeRow>, Refusal> {
         self.decoded(&RowKey::inode(ino), |row| InodeRow::decode(row))
     }

@@ -1,7 +1,8 @@
 //! Removing names and inodes.
 //!
 //! An inode that loses its last name goes at once if it is closed and small; otherwise it becomes an orphan, and entries of bounded size
-//! purge it later. Whoever is the source then goes on with a purge that an earlier one began.
+//! purge it later. The first of them says that its purge has begun, and from then on it is gone to everybody: who reads it on another
+//! node must not take what is purged for holes. Whoever is the source then goes on with a purge that an earlier one began.
 
 use super::{Draft, EntryKind, Operation, Refusal, names::PlacedName};
 use crate::{Errno, Extent, ExtentTarget, Ino, InodeRow, Kind, OrphanRow, RowKey, XattrName};
@@ -161,7 +162,7 @@ impl Draft<'_> {
     }
 }
 
-/// Removes a part of an orphan that nobody has open, or its last part.
+/// Removes a part of an orphan that nobody has open at the source, or its last part.
 #[derive(Clone, Debug)]
 pub(crate) struct Purge {
     pub(crate) ino: Ino,
@@ -182,7 +183,7 @@ impl Operation for Purge {
         if draft.row(&orphan)?.is_none() {
             return Err(Refusal::Stale);
         }
-        let mut row = draft.inode(self.ino)?;
+        let mut row = draft.find_inode(self.ino)?.ok_or(Errno::ESTALE)?;
         for extent in draft.extents(self.ino, &self.extents)? {
             draft.remove_extent(self.ino, extent)?;
             row.allocated = row.allocated.saturating_sub(u64::from(extent.row.length));
@@ -193,6 +194,7 @@ impl Operation for Purge {
             draft.put(RowKey::xattr(self.ino, name), None)?;
         }
         if !self.last {
+            row.purging = true;
             return draft.put_inode(self.ino, &row);
         }
         if row.extents > 0 {

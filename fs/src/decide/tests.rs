@@ -266,9 +266,20 @@ fn an_orphan_that_is_being_purged_takes_no_attribute_and_an_open_one_does() {
     let set = SetXattr { ino, name: name.clone(), value: Bytes::new(), mode: XattrMode::Set, open: true };
     tree.decide(&set).unwrap();
     let before = tree.rows.clone();
-    let refused = tree.decide(&SetXattr { open: false, ..set });
+    let refused = tree.decide(&SetXattr { open: false, ..set.clone() });
     assert!(matches!(refused, Err(Refusal::Errno(Errno::ESTALE))), "{refused:?}");
     assert!(tree.rows == before, "what is refused changes nothing");
+    tree.decide(&Purge { ino, extents: Vec::new(), xattrs: Vec::new(), last: false }).unwrap();
+    let begun = tree.rows.clone();
+    for refused in [
+        tree.decide(&SetXattr { open: true, ..set }).map(drop),
+        tree.decide(&Truncate { ino, size: 0, beyond: Vec::new(), change: SetAttr::default() }).map(drop),
+        tree.decide(&SetAttributes { ino, change: SetAttr { uid: Some(1), ..SetAttr::default() } }).map(drop),
+    ] {
+        assert!(matches!(refused, Err(Refusal::Errno(Errno::ESTALE))), "{refused:?}");
+    }
+    assert!(tree.rows == begun, "nothing but its purge changes what is being purged");
+    assert_eq!(check_tree(&tree).unwrap(), Vec::new());
     tree.decide(&Purge { ino, extents: Vec::new(), xattrs: vec![name], last: true }).unwrap();
     assert!(!tree.rows.keys().any(|key| key.table() == Table::Xattr.number()), "{:?}", tree.rows);
 }

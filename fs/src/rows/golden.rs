@@ -91,6 +91,7 @@ fn rows() -> Vec<(&'static str, Bytes)> {
     };
     vec![
         ("row inode file", inode(Kind::File).encode()),
+        ("row inode purged", InodeRow { purging: true, nlink: 0, cookie: 0, ..inode(Kind::File) }.encode()),
         ("row inode directory", inode(Kind::Directory).encode()),
         ("row inode symlink", inode(Kind::Symlink).encode()),
         ("row inode fifo", inode(Kind::Fifo).encode()),

@@ -31,6 +31,8 @@ pub struct InodeRow {
     pub extents: u64,
     /// Whether it has rows in the xattr table.
     pub has_xattrs: bool,
+    /// Whether its purge has begun: only who goes on with that may look at what is left of it. It has no name.
+    pub purging: bool,
     /// The number of the epoch it was born in.
     pub generation: u32,
     /// The project that its quota counts for.
@@ -61,6 +63,7 @@ impl InodeRow {
             allocated: 0,
             extents: 0,
             has_xattrs: false,
+            purging: false,
             generation: 1,
             project: 0,
             parent: Ino::ROOT,
@@ -74,7 +77,9 @@ impl InodeRow {
     /// The bytes of the row.
     pub fn encode(&self) -> Bytes {
         let mut row = RowWriter::new(VERSION);
-        row.byte(self.kind as u8 | if self.has_xattrs { HAS_XATTRS } else { 0 })
+        let xattrs = if self.has_xattrs { HAS_XATTRS } else { 0 };
+        let purging = if self.purging { PURGING } else { 0 };
+        row.byte(self.kind as u8 | xattrs | purging)
             .varint(u64::from(self.mode))
             .varint(u64::from(self.uid))
             .varint(u64::from(self.gid))
@@ -106,7 +111,7 @@ impl InodeRow {
     pub fn decode(value: &[u8]) -> Result<InodeRow, RowError> {
         let mut row = RowReader::new(value, VERSION)?;
         let first = row.byte()?;
-        let kind = Kind::from_number(first & !HAS_XATTRS).ok_or(RowError::Field("kind"))?;
+        let kind = Kind::from_number(first & !(HAS_XATTRS | PURGING)).ok_or(RowError::Field("kind"))?;
         let mode = u16::try_from(row.varint()?).ok().filter(|mode| *mode <= 0o7777);
         let mut inode = InodeRow {
             mode: mode.ok_or(RowError::Field("mode"))?,
@@ -114,12 +119,16 @@ impl InodeRow {
             gid: row.varint32("gid")?,
             nlink: row.varint32("nlink")?,
             has_xattrs: first & HAS_XATTRS != 0,
+            purging: first & PURGING != 0,
             generation: row.varint32("generation")?,
             project: row.varint32("project")?,
             parent: Ino::new(row.varint()?),
             cookie: row.fixed()?,
             ..InodeRow::empty(kind, Timespec::default())
         };
+        if inode.purging && inode.nlink > 0 {
+            return Err(RowError::Field("nlink"));
+        }
         match kind {
             Kind::File => {
                 inode.size = row.varint()?;
@@ -206,3 +215,4 @@ impl DirectoryRow {
 
 const VERSION: u8 = 0;
 const HAS_XATTRS: u8 = 0x80;
+const PURGING: u8 = 0x40;

@@ -27,7 +27,7 @@ use crate::{
     index::Index,
     sync::interleave,
     table::Table,
-    view::View,
+    view::{View, ViewError},
 };
 
 /// A volume's core, with generations of one entry and a cache of hardly any rows.
@@ -101,12 +101,9 @@ impl World {
         while applier.step(Duration::ZERO).unwrap() {}
     }
 
-    /// The moved file has exactly one of its two names; `view` is asked for each row.
-    fn check_moved(&self, view: &dyn Fn() -> View) {
-        let found = ["a", "b"].map(|name| {
-            let row = |key: &RowKey| view().decoded(key, DentryRow::decode);
-            find(Ino::ROOT, &self.placed(name), row).unwrap().is_some()
-        });
+    /// The moved file has exactly one of its two names; `row` is asked for each row.
+    fn check_moved(&self, row: impl Fn(&RowKey) -> Result<Option<DentryRow>, ViewError>) {
+        let found = ["a", "b"].map(|name| find(Ino::ROOT, &self.placed(name), &row).unwrap().is_some());
         assert_ne!(found[0], found[1], "a rename is seen as {found:?}");
     }
 
@@ -207,8 +204,10 @@ fn seed() -> u64 {
 fn a_rename_is_one_of_its_names_in_every_interleaving_with_eviction() {
     interleave(seed(), interleavings(), || {
         scenario(|world| {
-            let view = world.sequencer.view();
-            world.check_moved(&|| view.clone());
+            let (sequencer, view) = (&world.sequencer, world.sequencer.view());
+            // Through the cache, then without it.
+            world.check_moved(|key| sequencer.in_view(&view, key, DentryRow::decode));
+            world.check_moved(|key| view.decoded(key, DentryRow::decode));
         });
     });
     let line = format!("shuttle: {} interleavings from seed {}\n", interleavings(), seed());
@@ -220,11 +219,21 @@ fn a_rename_is_one_of_its_names_in_every_interleaving_with_eviction() {
 #[test]
 fn a_reader_that_pins_no_view_is_found_out() {
     let unpinned = || {
-        interleave(1, 1000, || scenario(|world| world.check_moved(&|| world.sequencer.view())));
+        interleave(1, 1000, || {
+            scenario(|world| {
+                world.check_moved(|key| world.sequencer.view().decoded(key, DentryRow::decode));
+            });
+        });
     };
-    let told = catch_unwind(AssertUnwindSafe(unpinned)).unwrap_err();
-    let told = told.downcast::<String>().map_or_else(|_| String::new(), |told| *told);
-    assert!(told.contains("a rename is seen as"), "{told}");
+    let newest = || {
+        interleave(1, 1000, || {
+            scenario(|world| world.check_moved(|key| world.sequencer.newest(key, DentryRow::decode)));
+        });
+    };
+    for told in [catch_unwind(AssertUnwindSafe(unpinned)), catch_unwind(AssertUnwindSafe(newest))] {
+        let told = told.unwrap_err().downcast::<String>().map_or_else(|_| String::new(), |told| *told);
+        assert!(told.contains("a rename is seen as"), "{told}");
+    }
 }
 
 const USUAL: usize = 1000;

@@ -180,6 +180,7 @@ fn is_dense(row: &InodeRow) -> bool {
 struct Class {
     kind: Kind,
     has_xattrs: bool,
+    purging: bool,
     mode: u16,
     uid: u32,
     gid: u32,
@@ -194,13 +195,15 @@ const CLASS_FIELDS: usize = 9;
 
 impl Class {
     fn of(row: &InodeRow) -> Class {
-        let InodeRow { kind, has_xattrs, mode, uid, gid, rdev, nlink, generation, project, .. } = *row;
-        Class { kind, has_xattrs, mode, uid, gid, rdev, nlink, generation, project }
+        let InodeRow { kind, has_xattrs, purging, mode, uid, gid, rdev, nlink, generation, project, .. } =
+            *row;
+        Class { kind, has_xattrs, purging, mode, uid, gid, rdev, nlink, generation, project }
     }
 
     fn numbers(&self) -> [u64; CLASS_FIELDS] {
-        let Class { kind, has_xattrs, mode, uid, gid, rdev, nlink, generation, project } = *self;
-        let small = [kind as u64, u64::from(has_xattrs), u64::from(mode)];
+        let Class { kind, has_xattrs, purging, mode, uid, gid, rdev, nlink, generation, project } = *self;
+        let flags = u64::from(has_xattrs) * HAS_XATTRS + u64::from(purging) * PURGING;
+        let small = [kind as u64, flags, u64::from(mode)];
         let large = [uid, gid, rdev, nlink, generation, project].map(u64::from);
         [small[0], small[1], small[2], large[0], large[1], large[2], large[3], large[4], large[5]]
     }
@@ -208,14 +211,18 @@ impl Class {
     fn from_numbers(numbers: [u64; CLASS_FIELDS]) -> Option<Class> {
         let at = |field: usize| u32::try_from(numbers[field]).ok();
         let kind = Kind::from_number(u8::try_from(numbers[0]).ok()?)?;
-        let has_xattrs = (numbers[1] <= 1).then_some(numbers[1] == 1)?;
+        let flags = Some(numbers[1]).filter(|flags| *flags <= HAS_XATTRS | PURGING)?;
+        let (has_xattrs, purging) = (flags & HAS_XATTRS != 0, flags & PURGING != 0);
         let mode = u16::try_from(numbers[2]).ok().filter(|mode| *mode <= 0o7777)?;
         let rdev = at(5)?;
         if rdev != 0 && !matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
             return None;
         }
         let (uid, gid, nlink, generation, project) = (at(3)?, at(4)?, at(6)?, at(7)?, at(8)?);
-        Some(Class { kind, has_xattrs, mode, uid, gid, rdev, nlink, generation, project })
+        if purging && nlink > 0 {
+            return None;
+        }
+        Some(Class { kind, has_xattrs, purging, mode, uid, gid, rdev, nlink, generation, project })
     }
 }
 
@@ -242,6 +249,10 @@ const DIRECTORY_MTIMES: u8 = 26;
 const DIRECTORY_CTIMES: u8 = 28;
 const PACKS: u8 = 30;
 const OFFSETS: u8 = 31;
+
+/// What a class may be besides its numbers.
+const HAS_XATTRS: u64 = 1;
+const PURGING: u64 = 2;
 
 /// Parent and cookie stand here.
 const HERE: u8 = 0x01;

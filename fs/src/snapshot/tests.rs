@@ -515,7 +515,7 @@ fn any_time() -> impl Strategy<Value = Timespec> {
 fn any_inode() -> impl Strategy<Value = (u64, InodeRow)> {
     let numbers = (1u64..60, 1u8..=7, 0u16..=0o7777, 0u32..3, any::<u32>(), 0u32..3);
     let sizes = (prop_oneof![0u64..3, any::<u64>(), Just(SLOT_BYTES)], 0u64..1 << 40, any::<u64>());
-    let places = (0u64..60, any::<u64>(), any::<bool>());
+    let places = (0u64..60, any::<u64>(), any::<bool>(), any::<bool>());
     let times = (any_time(), any_time(), any_time());
     (numbers, sizes, places, times).prop_map(|(numbers, (size, allocated, extents), places, times)| {
         let (ino, kind, mode, uid, rdev, nlink) = numbers;
@@ -531,6 +531,7 @@ fn any_inode() -> impl Strategy<Value = (u64, InodeRow)> {
             allocated,
             extents,
             has_xattrs: places.2,
+            purging: nlink == 0 && places.3,
             generation: nlink,
             project: uid,
             parent: Ino::new(places.0),

@@ -1,7 +1,8 @@
 //! Reading and writing bytes.
 //!
 //! Invariants:
-//! - A read sees dirty bytes over extents over holes, all as of one moment: both are collected under the file's lock.
+//! - A read sees dirty bytes over extents over holes, all as of one moment: all are collected under the file's lock, length and extents in
+//!   one glance.
 //! - A write is visible when it returns, whole.
 
 use std::{ops::Range, sync::atomic::Ordering};
@@ -12,11 +13,12 @@ use quick_cache::sync::Cache;
 use super::{
     Volume,
     files::{FileInner, OpenFile},
+    glance::Glance,
     tree::logged,
 };
 use crate::{
     Answer, Attr, Caller, Errno, Extent, ExtentTarget, Handle, Ino, InodeRow, Kind, OpenFlags, Opened,
-    PackNumber, PackRow, RowKey,
+    PackRow, RowKey,
     data::PackMeta,
     decide::{DropPrivilege, FILE_MAX, capability_key, loses_mode_bits},
     sequencer::SubmitError,
@@ -179,44 +181,29 @@ impl Volume {
     }
 
     fn plan_read(&self, inner: &FileInner, ino: Ino, offset: u64, length: u32) -> Result<ReadPlan, Errno> {
-        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        let glance = self.glance();
+        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
         let size = row.size.max(inner.dirty.end());
         let end = offset.saturating_add(u64::from(length)).min(size).max(offset);
         let dirty = inner.dirty.read(offset..end);
         let covered: u64 = dirty.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let mut stored = Vec::new();
         if row.extents > 0 && covered < end - offset {
-            for extent in self.view().extents(ino, offset, end) {
+            for extent in glance.view().extents(ino, offset, end) {
                 if let Some(part) = logged(extent)?.clipped(offset, end) {
-                    stored.push(self.stored_part(part)?);
+                    stored.push(stored_part(&glance, part)?);
                 }
             }
         }
         Ok(ReadPlan { range: offset..end, stored, dirty })
     }
 
-    fn stored_part(&self, extent: Extent) -> Result<StoredPart, Errno> {
-        let ExtentTarget::Pack { pack, offset } = extent.row.target else {
-            tracing::error!(?extent, "this version reads no bytes from the log");
-            return Err(Errno::EIO);
-        };
-        let row = self.pack_row(pack)?;
-        Ok(StoredPart { at: extent.offset, length: extent.row.length, pack: row.meta(), from: offset })
-    }
-
-    fn pack_row(&self, number: PackNumber) -> Result<PackRow, Errno> {
-        let key = RowKey::pack(number.0);
-        logged(self.shared.sequencer.newest(&key, |row| PackRow::decode(row)))?.ok_or_else(|| {
-            tracing::error!(?key, "an extent refers to a pack that the tree does not know");
-            Errno::EIO
-        })
-    }
-
     /// Brings what follows `from` into the cache.
     fn read_ahead(&self, ino: Ino, from: u64) {
         let until = from.saturating_add(READ_AHEAD);
-        for extent in self.view().extents(ino, from, until).flatten() {
-            let stored = |extent: Extent| self.stored_part(extent).ok();
+        let glance = self.glance();
+        for extent in glance.view().extents(ino, from, until).flatten() {
+            let stored = |extent: Extent| stored_part(&glance, extent).ok();
             let (whole, part) = (stored(extent), extent.clipped(from, until).and_then(stored));
             if let (Some(whole), Some(part)) = (whole, part) {
                 let fetcher = &self.shared.fetcher;
@@ -279,6 +266,20 @@ struct StoredPart {
     length: u32,
     pack: PackMeta,
     from: u32,
+}
+
+/// Where the bytes of an extent are.
+fn stored_part(glance: &Glance<'_>, extent: Extent) -> Result<StoredPart, Errno> {
+    let ExtentTarget::Pack { pack, offset } = extent.row.target else {
+        tracing::error!(?extent, "this version reads no bytes from the log");
+        return Err(Errno::EIO);
+    };
+    let key = RowKey::pack(pack.0);
+    let row = glance.row(&key, |row| PackRow::decode(row))?.ok_or_else(|| {
+        tracing::error!(?key, "an extent refers to a pack that the tree does not know");
+        Errno::EIO
+    })?;
+    Ok(StoredPart { at: extent.offset, length: extent.row.length, pack: row.meta(), from: offset })
 }
 
 impl StoredPart {

@@ -111,13 +111,14 @@ impl Volume {
         let file = self.shared.files.state(ino);
         let mut inner = file.lock();
         let resized = (|| {
-            let beyond = self.view().extents(ino, size, u64::MAX).take(PURGE_BATCH + 1);
+            let glance = self.glance();
+            let beyond = glance.view().extents(ino, size, u64::MAX).take(PURGE_BATCH + 1);
             let beyond: Vec<u64> =
                 beyond.map(|extent| Ok(logged(extent)?.offset)).collect::<Result<_, Errno>>()?;
             if beyond.len() > PURGE_BATCH {
                 return Ok(Err(Obstacle::Long));
             }
-            let stored = self.inode_row(ino)?.ok_or(Errno::ESTALE)?.size;
+            let stored = glance.inode(ino)?.ok_or(Errno::ESTALE)?.size;
             // Where the last byte before the new end is to be stored itself, it brings the length with it: unless somebody waits for bytes on
             // their way from behind the new end, who would get neither these nor the new length.
             let brings_length = inner.dirty.touches(size.saturating_sub(1)..size);
@@ -194,8 +195,9 @@ impl Volume {
         let mut beyond = part.to_vec();
         if listed_at != Some(inner.stores) {
             // Nothing lies behind the end; what was removed there before would only be passed.
-            let end = self.inode_row(ino)?.ok_or(Errno::ESTALE)?.size;
-            let now = self.view().extents(ino, *begin, end);
+            let glance = self.glance();
+            let end = glance.inode(ino)?.ok_or(Errno::ESTALE)?.size;
+            let now = glance.view().extents(ino, *begin, end);
             beyond = now.map(|extent| Ok(logged(extent)?.offset)).collect::<Result<_, Errno>>()?;
         }
         let rest = beyond.len().saturating_sub(PURGE_BATCH);

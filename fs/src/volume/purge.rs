@@ -1,12 +1,17 @@
 //! The end of orphans: an inode without a name, once nobody has it open, is removed in entries of bounded size.
 //!
 //! Invariants:
-//! - An inode is purged by one task at a time, and only while nobody has it open.
-//! - A purge that was cut short is gone on with by whoever leads next: the orphan's row goes last.
+//! - An inode is purged by one task at a time. A purge begins only while nobody has the inode open at the source; from its first entry on the
+//!   inode is gone, also to those who have it open at a mirror.
+//! - A purge that was cut short is gone on with by whoever leads next, whoever has it open there: the orphan's row goes last.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{STALE_TRIES, Volume};
+use super::{
+    STALE_TRIES, Volume,
+    files::FileState,
+    tree::{logged, xattr_names_in},
+};
 use crate::{
     Caller, Errno, Ino, RowKey,
     decide::{PURGE_BATCH, Purge},
@@ -24,8 +29,10 @@ impl Volume {
             loop {
                 match volume.purge(ino).await {
                     Err(Errno::ENOSPC) => {}
-                    // Of another source, which purges it.
-                    Ok(()) | Err(Errno::EROFS) => return,
+                    Ok(()) => return,
+                    // Of another source, which purges it; unless this node has begun to lead and found the purge under way.
+                    Err(Errno::EROFS) if volume.check_leads().is_err() => return,
+                    Err(Errno::EROFS) => {}
                     Err(errno) => {
                         tracing::error!(%ino, %errno, "an orphan was not purged; the next start goes on with it");
                         return;
@@ -51,18 +58,37 @@ impl Volume {
 
     async fn purge(&self, ino: Ino) -> Result<(), Errno> {
         let file = self.shared.files.state(ino);
-        {
-            let mut inner = file.lock();
-            if inner.opens > 0 || inner.purging {
-                return Ok(());
+        let result = match self.may_purge(&file) {
+            Ok(true) => {
+                let purged = self.purge_all(ino).await;
+                file.lock().purging = false;
+                purged
             }
-            inner.purging = true;
-            self.discard_dirty(&mut inner);
+            Ok(false) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        self.shared.files.forget(file);
+        result
+    }
+
+    /// Whether it is to be purged now; if so nobody else purges it, and nothing is stored for it.
+    fn may_purge(&self, file: &FileState) -> Result<bool, Errno> {
+        let mut inner = file.lock();
+        let row = logged(self.view().inode(file.ino))?;
+        let has_begun = row.is_none_or(|row| row.purging);
+        if inner.purging || (inner.opens > 0 && !has_begun) {
+            return Ok(false);
         }
+        inner.purging = true;
+        self.discard_dirty(&mut inner);
+        Ok(true)
+    }
+
+    async fn purge_all(&self, ino: Ino) -> Result<(), Errno> {
         let (mut from, mut stale) = (0, 0);
-        let result = loop {
+        loop {
             match self.purge_some(ino, from) {
-                Ok(None) => break Ok(()),
+                Ok(None) => return Ok(()),
                 Ok(Some(next)) => {
                     from = next;
                     tokio::task::yield_now().await;
@@ -72,25 +98,21 @@ impl Volume {
                     tokio::task::yield_now().await;
                 }
                 // Its rows do not fit each other.
-                Err(SubmitError::Stale) => break Err(Errno::EIO),
+                Err(SubmitError::Stale) => return Err(Errno::EIO),
                 Err(SubmitError::Full) => self.shared.sequencer.room().await,
-                Err(SubmitError::Errno(errno)) => break Err(errno),
+                Err(SubmitError::Errno(errno)) => return Err(errno),
             }
-        };
-        file.lock().purging = false;
-        self.shared.files.forget(file);
-        result
+        }
     }
 
     /// Removes a part of an orphan, whose extents before `from` are gone already: a scan from the beginning would pass what was removed
     /// once more for every part. Says from where to go on, `None` when nothing is left.
     fn purge_some(&self, ino: Ino, from: u64) -> Result<Option<u64>, SubmitError> {
-        if self.inode_row(ino)?.is_none() {
-            return Ok(None);
-        }
+        let view = self.view();
+        let Some(row) = logged(view.inode(ino))? else { return Ok(None) };
         let (mut extents, mut end) = (Vec::new(), from);
-        for extent in self.view().extents(ino, from, u64::MAX).take(PURGE_BATCH + 1) {
-            let extent = super::tree::logged(extent)?;
+        for extent in view.extents(ino, from, u64::MAX).take(PURGE_BATCH + 1) {
+            let extent = logged(extent)?;
             if extents.len() < PURGE_BATCH {
                 end = extent.end();
             }
@@ -98,7 +120,7 @@ impl Volume {
         }
         let mut last = extents.len() <= PURGE_BATCH;
         extents.truncate(PURGE_BATCH);
-        let mut xattrs = if last { self.xattr_names(ino)? } else { Vec::new() };
+        let mut xattrs = if last && row.has_xattrs { xattr_names_in(&view, ino)? } else { Vec::new() };
         last &= xattrs.len() <= PURGE_BATCH;
         xattrs.truncate(PURGE_BATCH);
         let purge = Purge { ino, extents, xattrs, last };

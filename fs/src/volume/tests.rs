@@ -2,6 +2,7 @@
 
 mod listing;
 mod long;
+mod mirrors;
 mod overwrites;
 
 use std::{ops::Range, sync::atomic::AtomicU64};
@@ -43,10 +44,17 @@ impl Node {
     fn open(&mut self, genesis: Option<&[(String, String)]>) -> Volume {
         self.epoch += 1;
         let state = self.log.claim(epoch(self.epoch)).unwrap();
+        let volume = Volume::open(self.parts(&self.index, state)).unwrap();
+        volume.lead(epoch(self.epoch), genesis).unwrap();
+        volume
+    }
+
+    /// A volume over the same log and the same store, with an index of its own.
+    fn parts(&self, index: &Arc<CountingIndex>, state: State) -> VolumeParts {
         let clock = Arc::new(SystemClock::new());
-        let parts = VolumeParts {
+        VolumeParts {
             log: self.log.clone(),
-            index: Arc::clone(&self.index) as Arc<dyn Index>,
+            index: Arc::clone(index) as Arc<dyn Index>,
             state,
             last_time: clock.wall(),
             keys: VolumeKeys::derive(VolumeId::from_bytes([1; 16])),
@@ -55,10 +63,7 @@ impl Node {
             blocks: Arc::clone(&self.blocks),
             runtime: Runtime::current(),
             options: VolumeOptions { cached_rows: 512, sync: self.sync, ..VolumeOptions::default() },
-        };
-        let volume = Volume::open(parts).unwrap();
-        volume.lead(epoch(self.epoch), genesis).unwrap();
-        volume
+        }
     }
 
     async fn reopen(&mut self, volume: Volume) -> Volume {
@@ -79,6 +84,8 @@ struct CountingIndex {
     read: Arc<AtomicU64>,
     /// Happens when the next scan begins.
     at_scan: Arc<Mutex<Option<Happening>>>,
+    /// Happens when this row has been read, before whoever reads it has it.
+    at_get: Arc<Mutex<Option<(RowKey, Happening)>>>,
 }
 
 type Happening = Box<dyn FnOnce() + Send>;
@@ -87,6 +94,7 @@ struct CountingSnapshot {
     snapshot: Arc<dyn IndexSnapshot>,
     read: Arc<AtomicU64>,
     at_scan: Arc<Mutex<Option<Happening>>>,
+    at_get: Arc<Mutex<Option<(RowKey, Happening)>>>,
 }
 
 impl CountingIndex {
@@ -97,8 +105,9 @@ impl CountingIndex {
 
 impl Index for CountingIndex {
     fn snapshot(&self) -> Arc<dyn IndexSnapshot> {
-        let (snapshot, at_scan) = (self.index.snapshot(), Arc::clone(&self.at_scan));
-        Arc::new(CountingSnapshot { snapshot, read: Arc::clone(&self.read), at_scan })
+        let (at_scan, at_get) = (Arc::clone(&self.at_scan), Arc::clone(&self.at_get));
+        let (snapshot, read) = (self.index.snapshot(), Arc::clone(&self.read));
+        Arc::new(CountingSnapshot { snapshot, read, at_scan, at_get })
     }
 
     fn ingest(
@@ -125,7 +134,10 @@ impl IndexSnapshot for CountingSnapshot {
 
     fn get(&self, key: &RowKey) -> Result<Option<Bytes>, IndexError> {
         self.read.fetch_add(1, Ordering::Relaxed);
-        self.snapshot.get(key)
+        let row = self.snapshot.get(key);
+        let happening = self.at_get.lock().take_if(|(at, _)| at == key);
+        happening.into_iter().for_each(|(_, happening)| happening());
+        row
     }
 
     fn scan(&self, range: Range<RowKey>) -> RowIterator {
@@ -217,7 +229,7 @@ async fn cutting_and_purging_a_cold_file_costs_what_its_entries_cost() {
     let volume = node.reopen(volume).await;
     let ((lsn, decisions), read) = (counted(&volume), node.index.rows_read());
     volume.unlink(&Caller::default(), Ino::ROOT, &Name::new("cut").unwrap()).wait().await.unwrap();
-    while volume.inode_row(ino).unwrap().is_some() {
+    while volume.view().inode(ino).unwrap().is_some() {
         tokio::task::yield_now().await;
     }
     let (lsn, decisions) = (counted(&volume).0 - lsn, counted(&volume).1 - decisions);

@@ -8,15 +8,14 @@ use bytes::Bytes;
 
 use super::Volume;
 use crate::{
-    Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, DirectoryRow, Errno, Ino, InodeRow, Kind, Name,
-    RenameMode, RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
+    Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, Errno, Ino, InodeRow, Kind, Name, RenameMode,
+    RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
     decide::{
         Fate, PlacedName, RemoveDirectory, Rename, SetAttributes, SetXattr, Unlink, Victim, check_namespace,
-        find,
     },
     sequencer::{SubmitError, unreadable},
     table::Table,
-    view::ViewError,
+    view::{View, ViewError},
 };
 
 impl Volume {
@@ -24,34 +23,21 @@ impl Volume {
         PlacedName::new(&self.shared.hasher, name)
     }
 
+    /// The newest row of an inode.
     pub(super) fn inode_row(&self, ino: Ino) -> Result<Option<InodeRow>, Errno> {
-        logged(self.shared.sequencer.newest(&RowKey::inode(ino), |row| InodeRow::decode(row)))
-    }
-
-    fn directory_row(&self, ino: Ino) -> Result<Option<DirectoryRow>, Errno> {
-        logged(self.shared.sequencer.newest(&RowKey::directory(ino), |row| DirectoryRow::decode(row)))
-    }
-
-    /// ENOTDIR if `ino` is not a directory, ENOENT if there is no such inode.
-    fn require_directory(&self, ino: Ino) -> Result<DirectoryRow, Errno> {
-        if let Some(row) = self.directory_row(ino)? {
-            return Ok(row);
-        }
-        let is_other = self.inode_row(ino)?.is_some_and(|row| row.kind != Kind::Directory);
-        Err(if is_other { Errno::ENOTDIR } else { Errno::ENOENT })
+        self.glance().inode(ino)
     }
 
     pub(super) fn find_child(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
-        let sequencer = &self.shared.sequencer;
-        let found = find(parent, &self.placed(name), |key| sequencer.newest(key, DentryRow::decode));
-        Ok(logged(found)?.map(|found| found.ino))
+        self.glance().child(parent, &self.placed(name))
     }
 
     pub(super) fn lookup_name(&self, parent: Ino, name: &Name) -> Result<Attr, Errno> {
         let mut gone = None;
         loop {
-            let Some(ino) = self.find_child(parent, name)? else {
-                return self.require_directory(parent).and(Err(Errno::ENOENT));
+            let glance = self.glance();
+            let Some(ino) = glance.child(parent, &self.placed(name))? else {
+                return glance.require_directory(parent).and(Err(Errno::ENOENT));
             };
             match self.attr(ino) {
                 // Replaced meanwhile: the name stands for another inode by now.
@@ -69,8 +55,9 @@ impl Volume {
     pub(super) fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
         let file = self.shared.files.find(ino);
         let inner = file.as_ref().map(|file| file.lock());
-        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
-        let directory = if row.kind == Kind::Directory { self.directory_row(ino)? } else { None };
+        let glance = self.glance();
+        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
+        let directory = if row.kind == Kind::Directory { glance.directory(ino)? } else { None };
         let mut attr = row.attr(ino, directory.as_ref());
         if let Some(inner) = inner.filter(|inner| !inner.dirty.is_empty()) {
             attr.size = attr.size.max(inner.dirty.end());
@@ -87,19 +74,24 @@ impl Volume {
     }
 
     pub(super) fn symlink_target(&self, ino: Ino) -> Result<Bytes, Errno> {
-        let row = self.shared.sequencer.newest(&RowKey::symlink(ino), SymlinkRow::decode);
-        match logged(row)? {
-            Some(row) => Ok(row.target),
-            None => Err(if self.inode_row(ino)?.is_some() { Errno::EINVAL } else { Errno::ESTALE }),
+        let glance = self.glance();
+        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
+        if row.kind != Kind::Symlink {
+            return Err(Errno::EINVAL);
         }
+        glance.row(&RowKey::symlink(ino), SymlinkRow::decode)?.map(|row| row.target).ok_or_else(|| {
+            tracing::error!(%ino, "a symbolic link has no target");
+            Errno::EIO
+        })
     }
 
     /// Entries after `cookie`, in cookie order.
     pub(super) fn entries(&self, directory: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, Errno> {
-        self.require_directory(directory)?;
+        let glance = self.glance();
+        glance.require_directory(directory)?;
         let mut entries = Vec::new();
         let start = RowKey::dentry(directory, cookie.saturating_add(1));
-        for row in self.view().rows(start..RowKey::range_start(Table::Dentry, directory.get() + 1)) {
+        for row in glance.view().rows(start..RowKey::range_start(Table::Dentry, directory.get() + 1)) {
             if entries.len() == limit {
                 break;
             }
@@ -177,10 +169,11 @@ impl Volume {
     }
 
     pub(super) fn remove_name(&self, caller: &Caller, parent: Ino, name: &Name) -> Result<(), SubmitError> {
-        let ino = match self.find_child(parent, name)? {
-            Some(ino) => ino,
-            None => return Err(self.require_directory(parent).err().unwrap_or(Errno::ENOENT).into()),
+        let glance = self.glance();
+        let Some(ino) = glance.child(parent, &self.placed(name))? else {
+            return Err(glance.require_directory(parent).err().unwrap_or(Errno::ENOENT).into());
         };
+        drop(glance);
         self.with_victim(ino, |victim| {
             let unlink = Unlink { parent, name: self.placed(name), victim };
             self.shared.sequencer.submit(Some(caller), &unlink).map(|fate| ((), Some(fate)))
@@ -264,27 +257,31 @@ impl Volume {
 
     pub(super) fn xattr(&self, caller: &Caller, ino: Ino, name: &XattrName) -> Result<Bytes, Errno> {
         check_namespace(name)?;
-        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
+        let glance = self.glance();
+        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
         if !row.has_xattrs || (name.as_bytes().starts_with(b"trusted.") && caller.uid != 0) {
             return Err(Errno::ENODATA);
         }
-        let row = logged(self.shared.sequencer.newest(&RowKey::xattr(ino, name), XattrRow::decode))?;
+        let row = glance.row(&RowKey::xattr(ino, name), XattrRow::decode)?;
         row.map(|row| row.value).ok_or(Errno::ENODATA)
     }
 
     /// All names of extended attributes of `ino`, in byte order.
     pub(super) fn xattr_names(&self, ino: Ino) -> Result<Vec<XattrName>, Errno> {
-        let row = self.inode_row(ino)?.ok_or(Errno::ESTALE)?;
-        if !row.has_xattrs {
-            return Ok(Vec::new());
-        }
-        let mut names = Vec::new();
-        for row in self.view().rows_of(Table::Xattr, ino.get()) {
-            let (key, _) = logged(row.map_err(ViewError::from))?;
-            names.extend(XattrName::new(key.key_bytes().slice(8..)).ok());
-        }
-        Ok(names)
+        let glance = self.glance();
+        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
+        if row.has_xattrs { xattr_names_in(glance.view(), ino) } else { Ok(Vec::new()) }
     }
+}
+
+/// The names of the extended attributes that `ino` has in `view`, in byte order.
+pub(super) fn xattr_names_in(view: &View, ino: Ino) -> Result<Vec<XattrName>, Errno> {
+    let mut names = Vec::new();
+    for row in view.rows_of(Table::Xattr, ino.get()) {
+        let (key, _) = logged(row.map_err(ViewError::from))?;
+        names.extend(XattrName::new(key.key_bytes().slice(8..)).ok());
+    }
+    Ok(names)
 }
 
 /// A tree that cannot be read becomes EIO here, and is logged here.

@@ -134,6 +134,7 @@ fn row_seeds() -> Vec<Vec<u8>> {
     };
     let rows: Vec<(u8, Bytes)> = vec![
         (0, inode(Kind::File).encode()),
+        (0, InodeRow { nlink: 0, purging: true, ..inode(Kind::File) }.encode()),
         (0, inode(Kind::Directory).encode()),
         (0, inode(Kind::Symlink).encode()),
         (0, inode(Kind::CharDevice).encode()),

@@ -144,7 +144,7 @@ impl InodeColumns {
             ATIME_IS_MTIME => mtime,
             _ => ctime,
         };
-        let Class { kind, has_xattrs, mode, uid, gid, rdev, nlink, generation, project } = class;
+        let Class { kind, has_xattrs, purging, mode, uid, gid, rdev, nlink, generation, project } = class;
         let (size, allocated, extents, parent, cookie) = (0, 0, 0, Ino::new(0), 0);
         Ok(InodeRow {
             kind,
@@ -157,6 +157,7 @@ impl InodeColumns {
             allocated,
             extents,
             has_xattrs,
+            purging,
             generation,
             project,
             parent,
