@@ -55,7 +55,8 @@ pub(crate) enum TreeRequest {
         /// Which.
         path: PathBuf,
     },
-    /// Writes all directories and files into a directory of this machine that is not there yet. A file that cannot be read is left out.
+    /// Writes all directories and files into a directory of this machine that is not there yet. A file that cannot be read is left out,
+    /// and named in the answer.
     Export {
         /// Where to.
         into: PathBuf,
@@ -63,8 +64,8 @@ pub(crate) enum TreeRequest {
 }
 
 impl TreeRequest {
-    /// Does it; returns how many files were left out.
-    pub(crate) fn perform(&self, volume: &Volume, runtime: &Handle) -> Result<u64, CliError> {
+    /// Does it; returns which files were left out, as paths below the root of the volume.
+    pub(crate) fn perform(&self, volume: &Volume, runtime: &Handle) -> Result<Vec<PathBuf>, CliError> {
         let _entered = runtime.enter();
         let caller = Caller {
             uid: rustix::process::geteuid().as_raw(),
@@ -91,9 +92,13 @@ impl TreeRequest {
                 tree.wait(path, volume.unlink(&caller, parent, &name))?;
                 tree.wait(path, volume.fsync(parent, None))?;
             }
-            TreeRequest::Export { into } => return tree.export(Ino::ROOT, into),
+            TreeRequest::Export { into } => {
+                let mut left_out = Vec::new();
+                tree.export((Ino::ROOT, Path::new("")), into, &mut left_out)?;
+                return Ok(left_out);
+            }
         }
-        Ok(0)
+        Ok(Vec::new())
     }
 }
 
@@ -184,20 +189,25 @@ impl Tree<'_> {
         self.wait(to, self.volume.setattr(&self.caller, attr.ino, None, change)).map(drop)
     }
 
-    /// Returns how many files cannot be read.
-    fn export(&self, directory: Ino, into: &Path) -> Result<u64, CliError> {
-        fs::create_dir(into).map_err(at(into))?;
-        let (mut cookie, mut left_out) = (0, 0);
+    /// Writes what is below a directory of the volume into the same one below `into`; files that cannot be read go to `left_out`.
+    fn export(
+        &self,
+        (directory, below): (Ino, &Path),
+        into: &Path,
+        left_out: &mut Vec<PathBuf>,
+    ) -> Result<(), CliError> {
+        fs::create_dir(into.join(below)).map_err(at(into))?;
+        let mut cookie = 0;
         loop {
-            let entries = self.wait(into, self.volume.readdir_plus(directory, cookie, ENTRIES_AT_ONCE))?;
-            let Some(last) = entries.last() else { return Ok(left_out) };
+            let entries = self.wait(below, self.volume.readdir_plus(directory, cookie, ENTRIES_AT_ONCE))?;
+            let Some(last) = entries.last() else { return Ok(()) };
             cookie = last.entry.cookie;
             for found in &entries {
                 let name = std::os::unix::ffi::OsStrExt::from_bytes(found.entry.name.as_bytes());
-                let path = into.join::<&std::ffi::OsStr>(name);
+                let path = below.join::<&std::ffi::OsStr>(name);
                 match found.entry.kind {
-                    Kind::Directory => left_out += self.export(found.entry.ino, &path)?,
-                    Kind::File => left_out += u64::from(!self.export_file(&found.attr, &path)?),
+                    Kind::Directory => self.export((found.entry.ino, &path), into, left_out)?,
+                    Kind::File if !self.export_file(&found.attr, &into.join(&path))? => left_out.push(path),
                     _ => {}
                 }
             }

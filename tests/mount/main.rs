@@ -10,6 +10,7 @@ mod bad_archive;
 mod bad_input;
 mod cli;
 mod crash;
+mod demo;
 mod dumps;
 mod gather;
 mod growing;

@@ -6,6 +6,7 @@
 pub mod calls;
 mod compare;
 mod crash;
+mod demos;
 mod disk_objects;
 mod driver;
 mod dump_file;
@@ -29,6 +30,7 @@ pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_dir
 pub use crash::{
     CrashNode, CrashRun, Damaged, Ending, IndexCopy, NodeRules, Shortage, ShortageRun, Verdicts,
 };
+pub use demos::{Demo, expect_proven};
 pub use disk_objects::DiskObjects;
 pub use driver::{ANSWER_SECONDS_MAX, Driver};
 pub use dump_file::{DumpBlock, DumpFile, DumpFooter};

@@ -15,12 +15,12 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "See it work in a minute: writes, kills, comes back, and proves every byte\n\nExits with 1 if any byte differs. \
-                  Where there is no /dev/fuse, or MURPHY_DEMO_WITHOUT_FUSE is set, files are read and written through the \
-                  library instead of mounts.",
+                  Where nothing can be mounted, or MURPHY_DEMO_WITHOUT_FUSE is set, files are read and written through the \
+                  library instead of mounts. Ctrl-C ends it and takes everything away.",
     after_help = "Example:\n  murphy demo --tree /usr/share/doc"
 )]
 pub(crate) struct DemoArgs {
-    /// The tree to copy in; by default sources found on this machine, at most 5,000 files and 200 MiB
+    /// The tree to copy in; by default sources found on this machine, at most 5,000 files and 200 MB
     #[arg(long, value_name = "PATH")]
     tree: Option<PathBuf>,
     /// Do everything in this new directory and leave it there

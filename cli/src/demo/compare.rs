@@ -1,47 +1,57 @@
 //! Whether two directories hold the same names and bytes.
 //!
 //! Invariants:
-//! - Names, kinds and contents are compared, never what either side says of itself.
+//! - Names, kinds and contents are compared, never what either side says of itself. What cannot be looked at is a difference.
 
 use std::{
-    fs, io,
+    fs::{self, FileType},
+    io,
     path::{Path, PathBuf},
 };
 
-use super::{ledger::state_of, tree::Sources};
+use super::tree::Sources;
 
-/// Every difference between the trees below `a` and `b`, as lines for people; at most [`DIFFERENCES_MAX`].
-pub(super) fn differences(a: &Path, b: &Path) -> io::Result<Vec<String>> {
+/// Differences between the trees below `a` and `b`, as lines for people; at most about [`DIFFERENCES_MAX`].
+pub(super) fn differences(a: &Path, b: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    compare(a, b, Path::new(""), &mut found)?;
-    Ok(found)
+    compare(a, b, Path::new(""), &mut found);
+    found
 }
 
-fn compare(a: &Path, b: &Path, below: &Path, found: &mut Vec<String>) -> io::Result<()> {
-    let (names_a, names_b) = (names(&a.join(below))?, names(&b.join(below))?);
-    for name in names_a.iter().filter(|name| !names_b.contains(name)) {
-        found.push(format!("{}: only in {}", below.join(name).display(), a.display()));
-    }
-    for name in names_b.iter().filter(|name| !names_a.contains(name)) {
-        found.push(format!("{}: only in {}", below.join(name).display(), b.display()));
-    }
+fn compare(a: &Path, b: &Path, below: &Path, found: &mut Vec<String>) {
+    let (names_a, names_b) = match (names(&a.join(below)), names(&b.join(below))) {
+        (Ok(names_a), Ok(names_b)) => (names_a, names_b),
+        (Err(error), _) | (_, Err(error)) => return found.push(format!("{}: {error}", below.display())),
+    };
+    let only = |names: &[PathBuf], others: &[PathBuf], root: &Path| -> Vec<String> {
+        let only = names.iter().filter(|name| !others.contains(name));
+        only.map(|name| format!("{}: only in {}", below.join(name).display(), root.display())).collect()
+    };
+    found.extend(only(&names_a, &names_b, a));
+    found.extend(only(&names_b, &names_a, b));
     for name in names_a.iter().filter(|name| names_b.contains(name)) {
         if found.len() >= DIFFERENCES_MAX {
-            return Ok(());
+            return;
         }
         let path = below.join(name);
-        let (in_a, in_b) = (a.join(&path), b.join(&path));
-        let (kind_a, kind_b) =
-            (fs::symlink_metadata(&in_a)?.file_type(), fs::symlink_metadata(&in_b)?.file_type());
-        if kind_a != kind_b {
-            found.push(format!("{}: not of the same kind", path.display()));
-        } else if kind_a.is_dir() {
-            compare(a, b, &path, found)?;
-        } else if kind_a.is_file() && state_of(&in_a)? != state_of(&in_b)? {
-            found.push(format!("{}: other contents", path.display()));
+        match compare_one(&a.join(&path), &b.join(&path)) {
+            Ok(Some(kind)) if kind.is_dir() => compare(a, b, &path, found),
+            Ok(Some(_)) => {}
+            Ok(None) => found.push(format!("{}: not the same", path.display())),
+            Err(error) => found.push(format!("{}: {error}", path.display())),
         }
     }
-    Ok(())
+}
+
+/// The kind of both, if that is the same and they hold the same bytes.
+fn compare_one(a: &Path, b: &Path) -> io::Result<Option<FileType>> {
+    let (kind, other) = (fs::symlink_metadata(a)?.file_type(), fs::symlink_metadata(b)?.file_type());
+    let is_same = kind == other && (!kind.is_file() || same_bytes(a, b)?);
+    Ok(is_same.then_some(kind))
+}
+
+fn same_bytes(a: &Path, b: &Path) -> io::Result<bool> {
+    Ok(fs::read(a)? == fs::read(b)?)
 }
 
 fn names(directory: &Path) -> io::Result<Vec<PathBuf>> {
@@ -51,18 +61,53 @@ fn names(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-/// Every file of `sources` whose copy below `root` is not equal, in bytes or modification time.
-pub(super) fn copy_differences(sources: &Sources, root: &Path) -> io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for (from, to) in &sources.files {
-        let copy = root.join(to);
-        if state_of(from)? != state_of(&copy)? {
-            found.push(format!("{}: other contents", to.display()));
-        } else if fs::metadata(from)?.modified()? != fs::metadata(&copy)?.modified()? {
-            found.push(format!("{}: another modification time", to.display()));
-        }
+/// Files of `sources` whose copy below `root` is not equal, in bytes or modification time; at most [`DIFFERENCES_MAX`].
+pub(super) fn copy_differences(sources: &Sources, root: &Path) -> Vec<String> {
+    let differences = sources.files.iter().filter_map(|(from, to)| {
+        let how = match compare_copy(from, &root.join(to)) {
+            Ok(None) => return None,
+            Ok(Some(how)) => how.to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Some(format!("{}: {how}", to.display()))
+    });
+    differences.take(DIFFERENCES_MAX).collect()
+}
+
+fn compare_copy(from: &Path, to: &Path) -> io::Result<Option<&'static str>> {
+    if !same_bytes(from, to)? {
+        return Ok(Some("other contents"));
     }
-    Ok(found)
+    let modified = |path: &Path| fs::metadata(path)?.modified();
+    Ok((modified(from)? != modified(to)?).then_some("another modification time"))
 }
 
 const DIFFERENCES_MAX: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: a comparison that looks away proves nothing.
+    #[test]
+    fn every_kind_of_difference_is_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let (a, b) = (root.path().join("a"), root.path().join("b"));
+        for side in [&a, &b] {
+            fs::create_dir_all(side.join("d")).unwrap();
+            fs::write(side.join("d/same"), b"same").unwrap();
+            fs::write(side.join("d/other"), side.as_os_str().as_encoded_bytes()).unwrap();
+        }
+        fs::write(a.join("d/left"), b"").unwrap();
+        fs::create_dir(b.join("right")).unwrap();
+        fs::write(a.join("kind"), b"").unwrap();
+        fs::create_dir(b.join("kind")).unwrap();
+        let found = differences(&a, &b).join("\n");
+        for part in ["d/left: only in", "right: only in", "d/other: not the same", "kind: not the same"] {
+            assert!(found.contains(part), "{part}: {found}");
+        }
+        assert_eq!(found.lines().count(), 4, "{found}");
+        assert_eq!(differences(&a, &a), Vec::<String>::new());
+        assert_eq!(differences(&a, &root.path().join("none")).len(), 1);
+    }
+}

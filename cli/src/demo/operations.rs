@@ -1,10 +1,10 @@
-//! The writer's operations: a list that is the same every time, to be applied to a mount and to a plain directory alike.
+//! The writer's operations, which can be applied to a mount and to a plain directory alike.
 //!
 //! Invariants:
-//! - One seed is one list, on every machine: what was written need not be kept to be known.
+//! - What an operation writes follows from a seed: it need not be kept to be known.
+//! - With [`Sync::Each`] an operation is durable when it returns: fsync of the file, then of its directories.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -23,74 +23,8 @@ pub(super) enum Operation {
     Remove { path: PathBuf },
 }
 
-/// Makes operations that fit each other.
-pub(super) struct Script {
-    random: Random,
-    live: BTreeSet<PathBuf>,
-    made: u64,
-}
-
-impl Script {
-    pub(super) fn new(seed: u64) -> Script {
-        Script { random: Random(seed | 1), live: BTreeSet::new(), made: 0 }
-    }
-
-    /// The next `count` operations of everyday work: new files, edits, renames, a few deletions.
-    pub(super) fn work(&mut self, count: usize) -> Vec<Operation> {
-        (0..count).map(|_| self.next()).collect()
-    }
-
-    /// The removal of most of what is there.
-    pub(super) fn mass_deletion(&mut self) -> Vec<Operation> {
-        let doomed: Vec<PathBuf> = self.live.iter().filter(|_| self.random.below(4) > 0).cloned().collect();
-        doomed.iter().for_each(|path| drop(self.live.take(path)));
-        doomed.into_iter().map(|path| Operation::Remove { path }).collect()
-    }
-
-    fn next(&mut self) -> Operation {
-        self.made += 1;
-        let seed = self.random.next();
-        let length = 1 + self.random.below(if self.made.is_multiple_of(37) { 3 << 20 } else { 24 << 10 });
-        let victim = self.random.below(self.live.len().max(1));
-        let path = self.live.iter().nth(victim).cloned();
-        match (self.random.below(10), path) {
-            (4 | 5, Some(path)) => Operation::Write { path, seed, length },
-            (6 | 7, Some(path)) => Operation::Append { path, seed, length },
-            (8, Some(from)) => {
-                let to = self.fresh();
-                self.live.remove(&from);
-                self.live.insert(to.clone());
-                Operation::Rename { from, to }
-            }
-            (9, Some(path)) => {
-                self.live.remove(&path);
-                Operation::Remove { path }
-            }
-            _ => {
-                let path = self.fresh();
-                self.live.insert(path.clone());
-                Operation::Write { path, seed, length }
-            }
-        }
-    }
-
-    fn fresh(&self) -> PathBuf {
-        Path::new(&format!("d{}", self.made % DIRECTORIES)).join(format!("file-{:05}", self.made))
-    }
-}
-
-/// The directories that operations use.
-pub(super) fn directories() -> impl Iterator<Item = PathBuf> {
-    (0..DIRECTORIES).map(|number| PathBuf::from(format!("d{number}")))
-}
-
-/// Makes the directories that operations use.
-pub(super) fn prepare(root: &Path) -> io::Result<()> {
-    directories().try_for_each(|directory| fs::create_dir_all(root.join(directory)))
-}
-
 impl Operation {
-    /// Applies it below `root`; with `Sync::Each` it is durable when this returns: fsync of the file, then of the directories.
+    /// Applies it below `root`.
     pub(super) fn apply(&self, root: &Path, sync: Sync) -> io::Result<()> {
         match self {
             Operation::Write { path, seed, length } => {
@@ -103,22 +37,40 @@ impl Operation {
                 file.write_all(&contents(*seed, *length))?;
                 sync.file(&file)?;
             }
-            Operation::Rename { from, to } => fs::rename(root.join(from), root.join(to))?,
+            Operation::Rename { from, to } => {
+                fs::rename(root.join(from), root.join(to))?;
+                sync.directory_of(&root.join(from))?;
+            }
             Operation::Remove { path } => fs::remove_file(root.join(path))?,
         }
-        self.paths()
-            .iter()
-            .filter_map(|path| path.parent())
-            .try_for_each(|parent| sync.directory(&root.join(parent)))
+        sync.directory_of(&root.join(self.path()))
     }
 
-    /// The paths that it changes.
-    pub(super) fn paths(&self) -> Vec<&Path> {
+    /// What it was done to, in one word.
+    pub(super) fn done(&self) -> &'static str {
+        match self {
+            Operation::Write { .. } => "written",
+            Operation::Append { .. } => "appended",
+            Operation::Rename { .. } => "renamed",
+            Operation::Remove { .. } => "removed",
+        }
+    }
+
+    /// The path that it is about; of a rename the new one.
+    pub(super) fn path(&self) -> &Path {
         match self {
             Operation::Write { path, .. } | Operation::Append { path, .. } | Operation::Remove { path } => {
-                vec![path]
+                path
             }
-            Operation::Rename { from, to } => vec![from, to],
+            Operation::Rename { to, .. } => to,
+        }
+    }
+
+    /// The path that a rename frees.
+    pub(super) fn freed(&self) -> Option<&Path> {
+        match self {
+            Operation::Rename { from, .. } => Some(from),
+            _ => None,
         }
     }
 }
@@ -135,14 +87,32 @@ impl Sync {
         if self == Sync::Each { file.sync_all() } else { Ok(()) }
     }
 
-    fn directory(self, path: &Path) -> io::Result<()> {
-        if self == Sync::Each { File::open(path)?.sync_all() } else { Ok(()) }
+    fn directory_of(self, path: &Path) -> io::Result<()> {
+        match path.parent() {
+            Some(directory) if self == Sync::Each => File::open(directory)?.sync_all(),
+            _ => Ok(()),
+        }
     }
+}
+
+/// The directories that operations use.
+pub(super) fn directories() -> impl Iterator<Item = PathBuf> {
+    (0..DIRECTORIES).map(directory)
+}
+
+/// One of them for every number.
+pub(super) fn directory(number: u64) -> PathBuf {
+    PathBuf::from(format!("d{}", number % DIRECTORIES))
+}
+
+/// Makes the directories that operations use.
+pub(super) fn prepare(root: &Path) -> io::Result<()> {
+    directories().try_for_each(|directory| fs::create_dir_all(root.join(directory)))
 }
 
 /// Bytes that are half text, half noise, so that compression has something to do and not everything.
 pub(super) fn contents(seed: u64, length: usize) -> Vec<u8> {
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let mut bytes = Vec::with_capacity(length + 64);
     while bytes.len() < length {
         let word = random.next();
@@ -157,17 +127,22 @@ pub(super) fn contents(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// xorshift64* (Vigna, 2016): the same numbers every time.
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    /// A number below `limit`, which is not 0.
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 }

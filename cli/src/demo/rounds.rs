@@ -1,84 +1,99 @@
-//! The first disaster: one region, and a process that dies in the middle of its work.
+//! The rounds, each a volume of its own that something happens to: from the regions to the verdict.
 //!
 //! Invariants:
 //! - What is there afterwards is judged by the ledger and the sources, not by what the program says.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{
-    Place, compare,
+    Stage, compare,
+    disaster::{Alone, strike},
+    judge::judge,
     ledger::{LEDGER, Ledger},
-    nodes::{Served, clock, number, run},
-    operations::Script,
-    report::{Report, Round},
-    tree::Sources,
+    nodes::Node,
+    place::murphy,
+    recovery::{self, Recovered},
+    regions::{self, Region, Regions},
+    report::{Promise, Report, Round},
+    restores,
+    script::Script,
+    writer::Writer,
 };
-use crate::{
-    error::{CliError, failed},
-    output::Output,
-};
+use crate::error::CliError;
 
-/// One region with one node, and what the world outside knows of it.
-struct Region {
-    name: &'static str,
-    node: PathBuf,
-    mount: PathBuf,
-    a: Served,
-    ledger: Ledger,
+/// A process dies in the middle of its work, and the node comes back by itself.
+pub(super) fn survive_a_crash(stage: &Stage, report: &mut Report) -> Result<(), CliError> {
+    stage.note("Crash: one region, and a writer that waits for every fsync.");
+    let region = Region::format(stage, "crash", &[])?;
+    region.served.node.fill(&stage.sources, Path::new(LEDGER))?;
+    let writer = start_writer(stage, "crash", &region.served.node, 1)?;
+    writer.wait_until_after_the_deletion()?;
+    writer.check()?;
+    let node = region.kill()?;
+    let stopped = writer.wait_for_the_end()?;
+    stage.note(&format!(
+        "SIGKILL. The writer has {} lines, and then: {}.",
+        stopped.ledger.lines().len(),
+        stopped.noticed
+    ));
+    let (served, recovered) = recovery::restart(stage, node)?;
+    add_round(stage, report, ("crash", Promise::Everything), (&stopped.ledger, &served.node, &recovered))?;
+    let node = served.node.directory.clone();
+    served.end()?;
+    let said = stage.place.run(murphy("fsck")?.arg(&node).arg("--data"))?;
+    stage.note(said.trim_end());
+    Ok(())
 }
 
-impl Region {
-    fn build(place: &Place, name: &'static str) -> Result<Region, CliError> {
-        let home = place.directory(name)?;
-        let (node, mount) = (home.join("node"), home.join("mount"));
-        let blocks = format!("file://{}", home.join("store").display());
-        run(&[
-            "format".as_ref(),
-            node.as_path(),
-            "--blocks".as_ref(),
-            blocks.as_ref(),
-            "--name".as_ref(),
-            name.as_ref(),
-        ])?;
-        let a = Served::start(place.way, &node, &mount, &[])?;
-        let ledger = Ledger::new(place.directory(&format!("{name}-shadow"))?)?;
-        Ok(Region { name, node, mount, a, ledger })
-    }
-
-    /// Copies the sources in.
-    fn fill(&self, sources: &Sources) -> Result<(), CliError> {
-        self.a.fill(sources, Path::new(LEDGER))?;
-        self.a.flush()
-    }
+/// Round one: `--ack local`. What B does not have is lost, and nothing else.
+pub(super) fn lose_a_region(stage: &Stage, report: &mut Report) -> Result<(), CliError> {
+    stage.note("Round one: regions A and B, --ack local.");
+    let name = "round-one";
+    let regions = Regions::build(stage, name, &["--ack", "local"])?;
+    let writer = start_writer(stage, name, &regions.a.served.node, 2)?;
+    writer.wait_until_after_the_deletion()?;
+    let (b, stopped) = strike(stage, regions, writer, Alone::ForLines(LINES_UNHEARD))?;
+    let recovered = recovery::promote(stage, &b.served.node, name)?;
+    add_round(
+        stage,
+        report,
+        (name, Promise::UpToTheDataPosition),
+        (&stopped.ledger, &b.served.node, &recovered),
+    )
 }
 
-/// The process dies in the middle of its work; the node comes back by itself.
-pub(super) fn survive_a_kill(
-    place: &Place,
-    sources: &Sources,
+/// Round two: `--ack mirror=1` and an archive. Nothing is lost; and any moment can be had back from the archive.
+pub(super) fn lose_a_region_with_mirror_ack(stage: &Stage, report: &mut Report) -> Result<(), CliError> {
+    stage.note("Round two: regions A, B and C (an archive), --ack mirror=1.");
+    let name = "round-two";
+    let archive = regions::archive(stage, name)?;
+    let regions = Regions::build(stage, name, &["--ack", "mirror=1", "--archive", &archive])?;
+    let writer = start_writer(stage, name, &regions.a.served.node, 3)?;
+    writer.wait_until_after_the_deletion()?;
+    let (b, stopped) = strike(stage, regions, writer, Alone::UntilFsyncWaits)?;
+    let recovered = recovery::promote(stage, &b.served.node, name)?;
+    add_round(stage, report, (name, Promise::Everything), (&stopped.ledger, &b.served.node, &recovered))?;
+    restores::every_noted_moment(stage, &archive, &b.served.node, &stopped.ledger, report)
+}
+
+fn start_writer(stage: &Stage, round: &str, node: &Node, seed: u64) -> Result<Writer, CliError> {
+    let ledger = Ledger::new(stage.place.join(format!("{round}-ledger")))?;
+    Writer::start(node, ledger, Script::new(seed))
+}
+
+/// Holds what came back against the ledger and the sources.
+fn add_round(
+    stage: &Stage,
     report: &mut Report,
-    output: &Output,
+    (name, promise): (&'static str, Promise),
+    (ledger, node, recovered): (&Ledger, &Node, &Recovered),
 ) -> Result<(), CliError> {
-    output.note("A source, its store, and a writer that waits for every fsync.");
-    let mut region = Region::build(place, "kill")?;
-    region.fill(sources)?;
-    let mut script = Script::new(1);
-    region.ledger.perform(&region.a, script.work(LINES))?;
-    output.note("SIGKILL.");
-    let Region { name, node, mount, a, ledger } = region;
-    a.kill()?;
-    let start = clock();
-    let back = Served::start(place.way, &node, &mount, &[])?;
-    let took = start.elapsed();
-    let status = back.status()?;
-    let durable = number(&status, "durable_lsn")?;
-    let tree = back.look()?;
-    let verdict = ledger.check(&tree.join(LEDGER), durable);
-    let copied = compare::copy_differences(sources, &tree).map_err(failed)?;
-    report.add(Round::new(name, &ledger, &verdict, copied, durable, took));
-    back.end()?;
-    run(&[Path::new("fsck"), &node, Path::new("--data")]).map(|said| output.note(said.trim_end()))
+    let look = node.look()?;
+    let mut verdict = judge(ledger, &look, recovered.position)?;
+    verdict.broken.extend(compare::copy_differences(&stage.sources, look.root()));
+    report.rounds.push(Round::new((name, promise), &stage.sources, ledger, verdict, recovered));
+    Ok(())
 }
 
-/// Operations of the writer.
-const LINES: usize = 300;
+/// Lines that B does not hear of in round one.
+const LINES_UNHEARD: usize = 20;

@@ -99,4 +99,4 @@ fn likely_roots() -> Vec<PathBuf> {
 }
 
 const FILES_MAX: usize = 5000;
-const BYTES_MAX: u64 = 200 << 20;
+const BYTES_MAX: u64 = 200_000_000;
