@@ -35,7 +35,6 @@ mod notify;
 mod options;
 mod reply;
 mod session;
-mod trial;
 
 #[cfg(test)]
 mod memory;
@@ -77,8 +76,7 @@ pub use self::{
     mount_table::{MountError, detach_below},
     notify::Notifier,
     options::MountOptions,
-    session::{Session, UnmountError},
-    trial::try_mount,
+    session::{Session, UnmountError, try_mount},
 };
 use crate::{Answer, Attr, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};
 

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - As root it is mounted by mount(2) on a `/dev/fuse` of its own, without any helper program.
+//! - Whether this process can mount is found out by mounting, by the same code: nothing is concluded from who somebody is or which files are there.
 //! - It never unmounts what somebody else has mounted at the same place after it: the device number is compared first.
 
 use std::{
@@ -191,6 +192,25 @@ impl Drop for Session {
     }
 }
 
+/// Mounts a file system without anything in it at `directory`, which must be empty, and unmounts it again. The error says in one line why
+/// volumes cannot be mounted there.
+pub fn try_mount(directory: &Path) -> Result<(), MountError> {
+    let session = Session::start(Nothing, directory, &MountOptions::new(TRIAL))?;
+    session.unmount().map_err(|error| MountError::Io {
+        path: directory.to_owned(),
+        step: "unmounting again",
+        source: match error {
+            UnmountError::Io { source, .. } => source,
+            error => io::Error::other(error),
+        },
+    })
+}
+
+/// Answers every request with ENOSYS.
+struct Nothing;
+
+impl fuser::Filesystem for Nothing {}
+
 /// Mounts with mount(2); `None` if this process may not.
 fn mount_directly(path: &Path, source: &str, options: &MountOptions) -> Result<Option<File>, MountError> {
     let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
@@ -267,6 +287,8 @@ fn detach(path: &Path) {
 
 /// How the mount table names the kind of file system.
 const FILE_SYSTEM_TYPE: &str = "fuse.murphy";
+/// What the mount table shows while it is tried whether anything can be mounted.
+const TRIAL: &str = "trial";
 /// A busy mount is tried so often once more.
 const BUSY_LOOKS: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(30);
