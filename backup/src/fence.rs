@@ -76,6 +76,16 @@ impl ArchiveFence {
         walk(&self.archive, self.known).await
     }
 
+    /// The last slot that the last look found.
+    pub(crate) fn last_slot(&self) -> Option<SlotHeader> {
+        self.slots.lock().last().map(|(slot, _)| *slot)
+    }
+
+    /// The first slot with an entry behind `lsn` that the last look found, and its name.
+    pub(crate) fn slot_behind(&self, lsn: Lsn) -> Option<(SlotHeader, String)> {
+        self.slots.lock().iter().find(|(slot, _)| slot.last > lsn).cloned()
+    }
+
     async fn adopt_end(&self) -> Result<Held, FenceError> {
         let walk = self.walk().await.map_err(|error| self.refused(error))?;
         let seals = walk.seals.iter().map(Seal::sealed).collect();

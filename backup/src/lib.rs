@@ -61,7 +61,9 @@ pub use store::{ArchiveStore, Creation, Listed, StoreError};
 pub use strays::{Reach, Stray, StrayKind, StraysError, reach, strays, strays_behind};
 pub use survey::{ReadSlotError, SurveyError};
 pub use surveyed::{FrameEnd, SlotKey, Step, Survey, next_step};
-pub use take_over::{PlaceStanding, Successor, TakeOverError, TakeOverLog, check_silence, take_over_at};
+pub use take_over::{
+    Newest, PlaceStanding, SILENCE, Silence, Successor, TakeOverError, TakeOverLog, Watch, take_over_at,
+};
 pub use target::{Target, TargetError, show_time};
 pub use verify::{Finding, FindingKind, VerifyReport, verify};
 pub use walk::{Boundary, Objection, Walk, WalkError, walk};

@@ -99,6 +99,8 @@ pub struct Route {
     pub steps: Vec<Step>,
     /// Where it ends.
     pub end: Position,
+    /// The log time there; `None` before the first entry.
+    pub end_time: Option<LogTime>,
     /// Whether the history goes on behind the end, and something in between is missing.
     pub is_cut: bool,
     /// The surveys that it was made of, for those who have to go around what turns out to be damaged.
@@ -291,6 +293,7 @@ pub(crate) fn plan_of(
             start: chain.start,
             steps,
             end,
+            end_time: time,
             is_cut,
             surveys: surveys.to_vec(),
         },

@@ -14,6 +14,7 @@
 //!   the place does not hold behind the seal.
 
 mod restored;
+mod silence;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -21,10 +22,13 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use murphy_fs::{Fence, FenceError, Held, RowKey, Sealed};
 use murphy_log::{
-    Appender, Change, Epoch, Frame, Log, Lsn, NodeId, Position, State, VolumeKeys, append_copy,
+    Appender, Change, Epoch, Frame, Log, LogTime, Lsn, NodeId, Position, State, VolumeKeys, append_copy,
 };
 
-pub use restored::{check_silence, take_over_at};
+use crate::target::show_time;
+
+pub use restored::take_over_at;
+pub use silence::{Newest, SILENCE, Silence, Watch};
 
 /// Who takes over.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,7 +105,7 @@ impl Successor {
     }
 
     /// Whether an attempt of this successor has sealed a place that holds `held`.
-    fn has_sealed(&self, held: &Held) -> bool {
+    pub fn has_sealed(&self, held: &Held) -> bool {
         held.seals.iter().any(|seal| self.is_own(seal))
     }
 
@@ -505,13 +509,30 @@ fn at(place: &dyn Fence, error: FenceError) -> TakeOverError {
 /// Why a source was not replaced.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TakeOverError {
-    /// The source was alive a moment ago.
-    #[error("the source gave a sign of life {seconds} s ago; {wanted} s of silence are needed")]
+    /// Something has come into an archive that was watched.
+    #[error(
+        "the source gave a sign of life: {url} got {slot} (lsn {first} to {last}, closed at {} by the clock of node {node}) while it was watched",
+        show_time(*wall_time, &jiff::tz::TimeZone::UTC)
+    )]
     Alive {
-        /// How long ago.
-        seconds: u64,
-        /// How long it must be.
-        wanted: u64,
+        /// The archive.
+        url: String,
+        /// The slot.
+        slot: String,
+        /// Its first entry.
+        first: Lsn,
+        /// Its last entry.
+        last: Lsn,
+        /// Who wrote it.
+        node: NodeId,
+        /// The wall clock of whoever made it when its last frame was closed.
+        wall_time: LogTime,
+    },
+    /// An archive was not seen to be silent.
+    #[error("{url} was not watched: whether the source is silent is not known")]
+    NotWatched {
+        /// The archive.
+        url: String,
     },
     /// An archive has entries that were not restored, and none was sealed: they came meanwhile.
     #[error("{url} goes on to lsn {last}, the restore ended at {base}")]

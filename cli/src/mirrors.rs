@@ -422,6 +422,7 @@ impl Mirroring {
                     .filter(is_told)
                     .map(|GatherStatus { found, wanted, missing }| PackStatus { found, wanted, missing });
                 status.packs_from_archives = self.archive_reads.count();
+                status.log_time_ahead_ms = Some(self.volume.log_time_ahead_ms());
                 let mirrors = self.services.board.status(self.clock.monotonic());
                 let addresses = |node| self.book.row(node).map(|row| row.addresses).unwrap_or_default();
                 status.mirrors = mirrors

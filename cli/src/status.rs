@@ -16,7 +16,7 @@ use crate::{
     node::Node,
     scrub_notes::{self, ScrubNote},
     settings::Settings,
-    units::{age_text, bytes_text},
+    units::{APART_MAX, bytes_text, span_text},
 };
 pub(crate) use copies::{ArchiveStatus, MirrorStatus, ProofStatus};
 
@@ -83,6 +83,9 @@ pub(crate) struct Status {
     /// For how long a mirror has been behind its source, or has heard nothing.
     #[serde(default)]
     pub(crate) lag_ms: Option<u64>,
+    /// Of a source: how far its log time is ahead of its wall clock; negative if it is behind.
+    #[serde(default)]
+    pub(crate) log_time_ahead_ms: Option<i64>,
     /// Of a source whose predecessor was lost with bytes: what became of them.
     #[serde(default)]
     pub(crate) packs: Option<PackStatus>,
@@ -112,7 +115,7 @@ pub(crate) struct ScrubStatus {
 impl ScrubStatus {
     fn line(&self) -> String {
         let found = self.trouble.as_deref().unwrap_or("index and log are sound");
-        format!("lsn {}, {} ago: {found}", self.lsn, age_text(Duration::from_secs(self.seconds_ago)))
+        format!("lsn {}, {} ago: {found}", self.lsn, span_text(Duration::from_secs(self.seconds_ago)))
     }
 }
 
@@ -249,6 +252,7 @@ pub(crate) fn of(
         data_lsn: None,
         data_error: None,
         lag_ms: None,
+        log_time_ahead_ms: None,
         packs: None,
         packs_from_archives: 0,
         silent_stores: Vec::new(),
@@ -412,6 +416,7 @@ impl Status {
         let scrubbed = self.scrubbed.as_ref().map_or_else(|| "not yet".to_owned(), ScrubStatus::line);
         row("scrubbed", scrubbed);
         self.silent_stores.iter().for_each(|store| row("silent", store.line()));
+        self.clock_text().into_iter().for_each(|clock| row("clock", clock));
         self.lag_ms.iter().for_each(|lag| row("behind", format!("{lag} ms")));
         self.branches.iter().for_each(|branch| row("branch", branch.clone()));
         lines.join("\n")
@@ -423,6 +428,19 @@ impl Status {
         let mut lines: Vec<String> = others.map(|scenario| format!("  {}", scenario.outcome)).collect();
         lines.extend((!lines.is_empty()).then(String::new));
         lines
+    }
+
+    /// What people should know of the clocks of a source, if they do not agree.
+    fn clock_text(&self) -> Option<String> {
+        let ahead = self.log_time_ahead_ms?;
+        let apart = Duration::from_millis(ahead.unsigned_abs());
+        let how = if ahead > 0 { "ahead of" } else { "behind" };
+        (apart > APART_MAX).then(|| {
+            format!(
+                "log time is {} {how} the wall clock; --at means log time (docs/semantics.md, Clocks)",
+                span_text(apart)
+            )
+        })
     }
 
     /// What an fsync waits for.
@@ -536,5 +554,20 @@ mod tests {
         status.fenced = Some("sealed at 7".to_owned());
         judge(&mut status);
         assert!(status.danger && status.verdict.contains("another source has taken over: sealed at 7"));
+    }
+
+    /// The fear: a source whose clock was once wrong dates its log a year ahead, and nobody hears of it before somebody wants a moment back.
+    #[test]
+    fn a_log_time_that_is_not_the_wall_clock_is_told() {
+        let line = |ahead| Status { log_time_ahead_ms: ahead, ..source() }.clock_text();
+        for agree in [None, Some(0), Some(60_000), Some(-60_000)] {
+            assert_eq!(line(agree), None);
+        }
+        let (ahead, behind) = (line(Some(7_200_000)).unwrap(), line(Some(-90_000)).unwrap());
+        assert!(ahead.starts_with("log time is 2 hours ahead of the wall clock"), "{ahead}");
+        assert!(behind.starts_with("log time is 90 seconds behind the wall clock"), "{behind}");
+        assert!(line(Some(i64::MIN)).is_some());
+        let status = Status { log_time_ahead_ms: Some(7_200_000), ..source() };
+        assert!(status.text().contains("clock         log time is 2 hours ahead"), "{}", status.text());
     }
 }

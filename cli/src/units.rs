@@ -42,18 +42,7 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 pub(crate) fn took_text(took: Duration) -> String {
     match took.as_secs() {
         0..120 => format!("{:.1} s", took.as_secs_f64()),
-        _ => age_text(took),
-    }
-}
-
-/// A time that has passed, in its largest unit: `3 h`.
-pub(crate) fn age_text(age: Duration) -> String {
-    let seconds = age.as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
+        _ => span_text(took),
     }
 }
 
@@ -69,12 +58,33 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A span of time for people, in its largest unit.
+pub(crate) fn span_text(span: Duration) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+    let seconds = span.as_secs();
+    let unit = UNITS.into_iter().find(|(length, _)| seconds >= 2 * length);
+    let (length, unit) = unit.unwrap_or((1, "second"));
+    let count = seconds / length;
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Clocks that are further apart than this are worth a word.
+pub(crate) const APART_MAX: Duration = Duration::from_secs(60);
 /// A century: longer than any option means.
 const DURATION_NANOS_MAX: f64 = 100.0 * 366.0 * 86_400.0 * 1e9;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_told_in_a_unit_that_says_enough() {
+        let told =
+            [(0, "0 seconds"), (1, "1 second"), (119, "119 seconds"), (150, "2 minutes"), (7_300, "2 hours")];
+        for (seconds, text) in told.into_iter().chain([(172_800, "2 days"), (31_536_000, "365 days")]) {
+            assert_eq!(span_text(Duration::from_secs(seconds)), text);
+        }
+    }
 
     #[test]
     fn durations_are_read_with_their_units() {

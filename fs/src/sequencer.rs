@@ -556,6 +556,16 @@ impl Sequencer {
         }
     }
 
+    /// Gives nothing a time before `moment` any more.
+    pub(crate) fn not_before(&self, moment: LogTime) {
+        self.clock.not_before(moment);
+    }
+
+    /// How far log time is ahead of the wall clock, in milliseconds; negative if it is behind.
+    pub(crate) fn log_time_ahead_ms(&self) -> i64 {
+        self.clock.ahead_ms()
+    }
+
     /// The log below.
     pub(crate) fn log(&self) -> &Arc<dyn Log> {
         &self.log

@@ -215,6 +215,16 @@ impl Volume {
         Ok(())
     }
 
+    /// Gives no entry a log time before `moment`: that of the last entry before a log that begins empty.
+    pub fn not_before(&self, moment: LogTime) {
+        self.shared.sequencer.not_before(moment);
+    }
+
+    /// How far log time is ahead of the wall clock, in milliseconds; negative if it is behind. Of no meaning unless this volume decides.
+    pub fn log_time_ahead_ms(&self) -> i64 {
+        self.shared.sequencer.log_time_ahead_ms()
+    }
+
     /// Begins to show every entry that becomes durable in the log: for a mirror, whose log somebody else fills. Ends with
     /// [`Volume::lead`].
     pub fn follow(&self) -> Result<(), OpenVolumeError> {

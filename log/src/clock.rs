@@ -2,12 +2,14 @@
 //!
 //! Invariants:
 //! - Log time never runs backwards within a branch, whatever the wall clock does; the sequencer sees to it.
+//! - A machine that was suspended has lost no monotonic time, where the system can tell: log time keeps up, and whoever was not heard of meanwhile
+//!   was silent for as long.
 //! - Everything else takes a [`Clock`] or a moment as an argument, so that a simulation can own time.
 
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// A moment of log time: nanoseconds since 1970-01-01T00:00:00Z, monotone within a branch.
@@ -59,21 +61,21 @@ impl fmt::Debug for LogTime {
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The wall clock. It may step in either direction.
     fn wall(&self) -> LogTime;
-    /// Time since an arbitrary start. It never runs backwards and does not step.
+    /// Time since an arbitrary start. It never runs backwards and does not step; of the operating system it counts while the machine is
+    /// suspended, too, where the system has a clock that does (on Linux).
     fn monotonic(&self) -> Duration;
 }
 
 /// The clocks of the operating system.
 #[derive(Debug)]
 pub struct SystemClock {
-    start: Instant,
+    start: Duration,
 }
 
 impl SystemClock {
     /// A clock whose monotonic time begins now.
-    #[expect(clippy::disallowed_methods, reason = "this is the clock that the others are told to use")]
     pub fn new() -> SystemClock {
-        SystemClock { start: Instant::now() }
+        SystemClock { start: since_boot() }
     }
 }
 
@@ -91,8 +93,23 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+        since_boot().saturating_sub(self.start)
     }
+}
+
+/// Time since the machine was started, also while it was suspended.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Neither is negative: this clock begins at zero.
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// Time since the machine was started, as far as the system counts it.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// A clock that moves only when told to; for tests and simulations.
@@ -134,3 +151,24 @@ impl Clock for ManualClock {
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// What rows add to the seconds of a time.
 const ROW_SECONDS_BIAS: u64 = 1 << 39;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: a machine that was suspended for an hour has a log that is an hour late until the node is started again.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_monotonic_clock_counts_what_the_machine_slept() {
+        let boot = || {
+            let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
+        };
+        let before = boot();
+        let clock = SystemClock::new();
+        let (first, between) = (clock.monotonic(), boot());
+        // It began between the two readings, and is the same clock.
+        assert!(clock.start >= before && clock.start + first <= between);
+        assert!(clock.monotonic() >= first);
+    }
+}

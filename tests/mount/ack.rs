@@ -1,8 +1,8 @@
 //! What an fsync waits for, changed while the volume is in use: what it promises before, in between and afterwards.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, thread};
 
-use murphy_tests::{can_mount, pause};
+use murphy_tests::can_mount;
 use serde_json::{Value, json};
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -245,7 +245,6 @@ fn a_level_that_is_raised_after_a_restore_holds_for_everything_so_far() {
     assert_eq!(fs::read(pair.scratch.path("msecond/later")).unwrap(), b"in the other archive");
     run(&["umount", "msecond"]).expect_code(0);
     // The successor lacks whom its volume waits for, until somebody joins.
-    pause(SILENCE);
     run(&["restore", &far, "d", "--take-over", "--confirm", "vol", "--assume-lost", &gone]).expect_code(0);
     pair.mount("d", "127.0.0.1:0");
     run(&["ack", "d", "local", "--confirm", "vol"]).expect_code(0);
@@ -262,6 +261,3 @@ fn a_level_that_is_raised_after_a_restore_holds_for_everything_so_far() {
         assert!(fs::read(pair.scratch.path("mc").join(name)).is_ok(), "{name}");
     }
 }
-
-/// A source that has not been heard of for a minute is gone.
-const SILENCE: Duration = Duration::from_secs(61);

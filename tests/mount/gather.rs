@@ -6,13 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{Scratch, can_mount, pause};
+use murphy_tests::{Scratch, can_mount};
 use rustix::process::Signal;
 
-use super::{
-    mirrors::{Pair, sow, wait_for, write_safely},
-    take_over::SILENCE,
-};
+use super::mirrors::{Pair, sow, wait_for, write_safely};
 
 /// Every object below `store`.
 fn objects(store: &Path) -> BTreeSet<PathBuf> {
@@ -295,7 +292,6 @@ fn what_a_restore_that_takes_over_lacks_is_found_when_somebody_has_it() {
         return;
     }
     let lost = Lost::new();
-    pause(SILENCE);
     let blocks = lost.scratch.url("bn");
     let take_over =
         ["restore", &lost.archive, "n", "--take-over", "--confirm", "vol", "--blocks", &blocks, "--json"];
@@ -343,7 +339,6 @@ fn what_a_take_over_that_reads_in_archives_lacks_holds_up_nobody_and_is_found() 
         return;
     }
     let lost = Lost::new();
-    pause(SILENCE);
     let take_over = ["restore", &lost.archive, "n", "--take-over", "--confirm", "vol", "--json"];
     let restored = lost.scratch.run(take_over.into_iter().chain(["--assume-lost", &lost.other]));
     let restored = restored.expect_code(3).json();

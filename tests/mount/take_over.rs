@@ -7,10 +7,9 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
-use murphy_tests::{Scratch, assert_same_tree, can_mount, is_dead, pause};
+use murphy_tests::{Scratch, assert_same_tree, can_mount, is_dead};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -275,7 +274,6 @@ fn a_mirror_does_not_take_over_from_a_successor() {
     region.scratch.run(["umount", "mb"]).expect_code(0);
     // A clone of the mirror's directory with a key of its own would be such a successor; so is a restore.
     region.kill("a");
-    pause(SILENCE);
     let [one, two] = &region.archives;
     let blocks = region.scratch.url("bn");
     let take_over = ["restore", one, two, "next", "--take-over", "--confirm", "vol", "--blocks", &blocks];
@@ -323,6 +321,3 @@ fn a_promoter_that_is_killed_in_between_is_promoted_again() {
         region.scratch.run(["serve", "a"]).expect_error(1, "another source has taken over");
     }
 }
-
-/// A source that ticked so long ago is taken for gone.
-pub(super) const SILENCE: Duration = Duration::from_secs(61);

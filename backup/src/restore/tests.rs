@@ -1,8 +1,8 @@
 //! Restores against a shadow, and from damaged archives.
 
 use jiff::tz::TimeZone;
-use murphy_fs::{Index, MemoryIndex, ObjectBlockStore, PackNumber};
-use murphy_log::{Epoch, EpochId, NodeId};
+use murphy_fs::{Fence, Index, MemoryIndex, ObjectBlockStore, PackNumber};
+use murphy_log::{Epoch, EpochId, ManualClock, NodeId};
 use object_store::{
     memory::InMemory,
     throttle::{ThrottleConfig, ThrottledStore},
@@ -13,7 +13,7 @@ use crate::{
     fence::ArchiveFence,
     layout,
     plan::plan_restore,
-    take_over::{Successor, take_over_at},
+    take_over::{SILENCE, Successor, Watch, take_over_at},
     target::Target,
     testing::{Fault, FaultyStore, Source, append, archive, pack, put, scene, snapshot},
 };
@@ -279,10 +279,14 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
     ship(Some(archived)).await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
     let fence = ArchiveFence::new(archive.clone(), NodeId::default(), Arc::clone(&clock) as Arc<_>, None);
-    let late = source.now().after(Duration::from_secs(100));
+    let held = fence.adopt().await.unwrap();
+    let minutes = Arc::new(ManualClock::default());
+    let watch = Watch::of([(&fence, &held)], Arc::clone(&minutes) as Arc<_>);
+    minutes.advance(SILENCE);
+    let silence = is_send(watch.until_silent(&|_| {})).await.unwrap();
     let successor = Successor { node: NodeId::default(), attempts: vec![next], given_up: BTreeSet::new() };
     let base = source.state().position;
-    is_send(take_over_at(&[fence], (&successor, None), base, (source.now(), late))).await.unwrap();
+    is_send(take_over_at(&[fence], (&successor, None), base, Some(&silence))).await.unwrap();
     let mut successor = source.taken_over(next);
     log.claim(next).unwrap();
     append(&log, &successor.frames(30, 3));

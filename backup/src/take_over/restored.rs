@@ -1,52 +1,54 @@
 //! Taking over with a tree that was restored, and no log: what one archive lacks only another one can give.
 //!
 //! ```text
-//!   look at every place -> silence -> seal each, lagging ones brought up before -> carry over what came in between two seals
+//!   look at every place: as it was when its silence was seen? -> seal each, lagging ones brought up before -> carry over what came in between
 //! ```
 //!
 //! Invariants:
+//! - Nothing is sealed unless every archive was seen to be silent ([`super::silence`]), and still is.
 //! - Nothing is sealed while an archive holds more than was restored, unless another one was sealed before: then that is where the old epoch
 //!   ends, and what the old source still got into other archives goes on in the new epoch, in every archive.
 //! - Nothing is sealed before every place that lacks something has it: what cannot be brought up is said while nothing has happened.
 //! - What is carried over is final: every archive is sealed before anything is.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use murphy_fs::{BlockStore, BlockStores, Fence, FenceError};
-use murphy_log::{Digest, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, Position, State, Usage};
+use murphy_fs::{BlockStore, BlockStores, Fence, FenceError, Held};
+use murphy_log::{Digest, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, Usage};
 
-use super::{PlaceStanding, SEAL_ATTEMPTS, Successor, TakeOverError, TakeOverLog, at, under};
+use super::{PlaceStanding, SEAL_ATTEMPTS, Silence, Successor, TakeOverError, TakeOverLog, at, under};
 use crate::{
     descriptor::ArchiveKind,
     fence::{ArchiveFence, Supplies},
     ship::Losses,
 };
 
-/// Ends the epoch of the source at `base` in every one of `places`, for a successor whose tree was restored up to there; refused while
-/// the source shows life. A place that lacks entries gets them from another one.
+/// Ends the epoch of the source at `base` in every one of `places`, for a successor whose tree was restored up to there; refused if the source
+/// has shown life since the `silence` of all places was seen. Once an attempt of the successor has sealed one, none is asked for. A place that lacks
+/// entries gets them from another one.
 ///
 /// Says up to where every place holds the history then. If that is beyond `base`, the source got more into one place after another one had been
-/// sealed: it is in all of them, in the new epoch, and the tree is restored anew before it is used. `as_of` is the log time of the newest
-/// entry known, `now` the wall clock. It may be called again, with the same attempts. Packs that a place lacks come from the others, and from the
-/// successor's `own` store.
+/// sealed: it is in all of them, in the new epoch, and the tree is restored anew before it is used. It may be called again, with the same
+/// attempts. Packs that a place lacks come from the others, and from the successor's `own` store.
 pub async fn take_over_at(
     places: &[ArchiveFence],
     (successor, own): (&Successor, Option<Arc<dyn BlockStore>>),
     base: Position,
-    (as_of, now): (LogTime, LogTime),
+    silence: Option<&Silence>,
 ) -> Result<Lsn, TakeOverError> {
     let mut over = RestoredTakeOver { places: places.iter().collect(), successor, own, base };
     over.places.sort_by_key(|place| place.rank());
-    let (mut is_begun, mut is_settled, mut ahead) = (false, false, None);
+    let (mut is_begun, mut is_settled, mut ahead, mut alive) = (false, false, None, None);
     for place in &over.places {
         let standing = over.look(place).await?;
+        alive = alive.or_else(|| still_silent(silence, place, &standing.held).err());
         is_begun |= successor.has_sealed(&standing.held);
         is_settled |= standing.is_settled;
         ahead = ahead.or(standing.is_ahead.then(|| over.behind(place, &standing)));
     }
     // Who sealed and was given up may have shut the source out of a place that it does not reach, and of no other one.
-    if !is_begun {
-        check_silence(as_of, now)?;
+    if let Some(alive) = alive.filter(|_| !is_begun) {
+        return Err(alive);
     }
     if let Some(behind) = ahead.filter(|_| !is_settled) {
         return Err(behind);
@@ -64,13 +66,11 @@ pub async fn take_over_at(
     over.carry_over().await
 }
 
-/// Refuses while the source shows life: its newest entry, of log time `as_of`, is younger than a minute at `now`.
-pub fn check_silence(as_of: LogTime, now: LogTime) -> Result<(), TakeOverError> {
-    let silence = now.since(as_of);
-    if silence < SILENCE {
-        return Err(TakeOverError::Alive { seconds: silence.as_secs(), wanted: SILENCE.as_secs() });
+fn still_silent(silence: Option<&Silence>, place: &ArchiveFence, held: &Held) -> Result<(), TakeOverError> {
+    match silence {
+        Some(silence) => silence.check(place, held),
+        None => Err(TakeOverError::NotWatched { url: place.place().to_owned() }),
     }
-    Ok(())
 }
 
 /// A take-over by a successor that has a tree and no log.
@@ -264,6 +264,3 @@ impl Losses for DeniedByAll {
         true
     }
 }
-
-/// A source that has been silent for so long may be replaced; it ticks every 20 s.
-const SILENCE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use murphy_fs::ObjectBlockStore;
-use murphy_log::{EpochId, LogTime, ManualClock, MemoryLog, SystemClock};
+use murphy_log::{Clock, EpochId, LogTime, ManualClock, MemoryLog, SystemClock};
 
 use super::*;
 use crate::fence::{ArchiveFence, Supplies};
@@ -26,6 +26,18 @@ fn node(byte: u8) -> NodeId {
 
 fn fence(archive: &Archive, by: u8) -> ArchiveFence {
     ArchiveFence::new(archive.clone(), node(by), Arc::new(ManualClock::new(LogTime::from_nanos(7))), None)
+}
+
+/// A minute passes in which nothing comes into any of the places.
+pub(super) async fn seen_silent(fences: &[ArchiveFence]) -> Result<Silence, TakeOverError> {
+    let mut held = Vec::new();
+    for fence in fences {
+        held.push(fence.adopt().await.map_err(|error| at(fence, error))?);
+    }
+    let clock = Arc::new(ManualClock::new(LogTime::from_nanos(7)));
+    let watch = Watch::of(fences.iter().zip(&held), Arc::clone(&clock) as Arc<dyn Clock>);
+    clock.advance(2 * SILENCE);
+    watch.until_silent(&|_| {}).await
 }
 
 fn successor(by: u8, attempts: &[Epoch], given_up: &[u8]) -> Successor {
@@ -196,9 +208,8 @@ impl World {
         fences: &[ArchiveFence],
         base: Position,
     ) -> Result<Lsn, TakeOverError> {
-        let as_of = self.source.now();
-        let late = as_of.after(Duration::from_secs(100));
-        take_over_at(fences, (&successor(8, &[epoch(2, 80)], &[]), None), base, (as_of, late)).await
+        let silence = seen_silent(fences).await;
+        take_over_at(fences, (&successor(8, &[epoch(2, 80)], &[]), None), base, silence.ok().as_ref()).await
     }
 
     /// The new source goes on, ships, and its archives restore to one history, which has everything up to `kept` of the old one.
@@ -378,25 +389,35 @@ async fn an_archive_that_does_not_answer_stops_everything() {
     assert!(untouched && world.places().places[0].adopt().await.unwrap().seals.is_empty());
 }
 
+/// The fear: the source wakes after the minute in which it was watched, and is replaced all the same.
 #[tokio::test]
 async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
     let (store, archive, mut source) = scene().await;
     let base = put(&store, &source.frames(2, 2)).await;
     let next = epoch(2, 9);
     let (fences, who) = ([fence(&archive, 0)], successor(0, &[next], &[]));
-    let soon = source.now().after(Duration::from_secs(59));
-    let refused = take_over_at(&fences, (&who, None), base, (source.now(), soon)).await.unwrap_err();
-    assert_eq!(refused, TakeOverError::Alive { seconds: 59, wanted: 60 });
-    let later = source.now().after(Duration::from_secs(60));
-    put(&store, &source.frames(1, 1)).await;
-    let refused = take_over_at(&fences, (&who, None), base, (source.now(), later)).await.unwrap_err();
-    assert!(matches!(refused, TakeOverError::Alive { .. }), "{refused}");
-    let as_of = LogTime::from_nanos(source.now().as_nanos() - 1_000_000_000);
-    let refused = take_over_at(&fences, (&who, None), base, (as_of, later)).await.unwrap_err();
+    let refused = take_over_at(&fences, (&who, None), base, None).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::NotWatched { .. }), "{refused}");
+    let nowhere = seen_silent(&[]).await.unwrap();
+    let refused = take_over_at(&fences, (&who, None), base, Some(&nowhere)).await.unwrap_err();
+    assert!(matches!(refused, TakeOverError::NotWatched { .. }), "{refused}");
+    let silence = seen_silent(&fences).await.unwrap();
+    // It came after the watch; also if it was read by the restore, which takes longer.
+    let end = put(&store, &source.frames(1, 1)).await;
+    for base in [base, end] {
+        let refused = take_over_at(&fences, (&who, None), base, Some(&silence)).await.unwrap_err();
+        assert!(
+            matches!(&refused, TakeOverError::Alive { last, slot, .. } if *last == end.lsn && slot.ends_with(".seg")),
+            "{refused}"
+        );
+    }
+    assert!(fences[0].adopt().await.unwrap().seals.is_empty());
+    let silence = seen_silent(&fences).await.unwrap();
+    let refused = take_over_at(&fences, (&who, None), base, Some(&silence)).await.unwrap_err();
     assert!(matches!(refused, TakeOverError::Behind { .. }), "{refused}");
-    let end = source.state().position;
-    take_over_at(&fences, (&who, None), end, (as_of, later)).await.unwrap();
-    take_over_at(&fences, (&who, None), end, (as_of, later)).await.unwrap();
+    take_over_at(&fences, (&who, None), end, Some(&silence)).await.unwrap();
+    // Sealed it is shut out: nobody watches for it any more.
+    take_over_at(&fences, (&who, None), end, None).await.unwrap();
     assert_eq!(fences[0].adopt().await.unwrap().seals[0].next, next);
 }
 
@@ -406,16 +427,18 @@ async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
     let mut requests = 1;
     loop {
         let world = World::new(&[12, 6], 0).await;
-        let (base, as_of) = (world.log.tail().position, world.source.now());
-        let late = as_of.after(Duration::from_secs(100));
+        let base = world.log.tail().position;
         let fences: Vec<ArchiveFence> = world.archives.iter().map(|archive| fence(archive, 8)).collect();
+        let silence = seen_silent(&fences).await.unwrap();
         let who = successor(8, &[epoch(2, 80)], &[]);
         let life = Life::of(requests, requests % 2 == 0);
         world.live(Some(&life));
-        let first = take_over_at(&fences, (&who, None), base, (as_of, late)).await;
+        let first = take_over_at(&fences, (&who, None), base, Some(&silence)).await;
         world.live(None);
         if life.is_over() {
-            take_over_at(&fences, (&who, None), base, (as_of, late)).await.unwrap();
+            // What the first one has shipped was no sign of life.
+            let silence = seen_silent(&fences).await.ok();
+            take_over_at(&fences, (&who, None), base, silence.as_ref()).await.unwrap();
         }
         for fence in &fences {
             let held = fence.adopt().await.unwrap();

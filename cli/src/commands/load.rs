@@ -11,7 +11,7 @@ use std::{
 };
 
 use murphy_fs::{FjallIndex, FjallOptions, Index, ReadSnapshotError, SnapshotReader, adopt_prefix};
-use murphy_log::{BranchId, Epoch, EpochId, OsFiles};
+use murphy_log::{BranchId, Epoch, EpochId, LogTime, OsFiles};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
@@ -75,7 +75,8 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
     config.write(&staging.path)?;
     let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
-    let copy = CopyOf { state, epoch, is_successor: false, lacking: Vec::new() };
+    let not_before = LogTime::default();
+    let copy = CopyOf { state, not_before, epoch, is_successor: false, lacking: Vec::new() };
     let node = begin_copy(&staging.path, &config, &copy, runtime.handle())?;
     let missing = check::missing_packs(&node, runtime.handle())?;
     drop(node);

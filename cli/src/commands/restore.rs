@@ -3,7 +3,7 @@
 //! Invariants:
 //! - `--dry-run` writes nothing, not even a pin.
 //! - Taking over asks for the volume's name; a copy does not, because it disturbs nobody.
-//! - Who is neither sealed nor given up stops a take-over before anything is changed.
+//! - Who is neither sealed nor given up stops a take-over before anything is changed, and so does a source that is not silent.
 //! - A tree with bytes is not restored where nothing could be read of them.
 
 mod execute;
@@ -18,7 +18,9 @@ use std::{
 };
 
 use jiff::tz::TimeZone;
-use murphy_backup::{Archive, ArchiveKind, RestoreError, RestorePlan, Target, plan_restore, planned_usage};
+use murphy_backup::{
+    Archive, ArchiveKind, RestoreError, RestorePlan, Silence, Target, Watch, plan_restore, planned_usage,
+};
 use murphy_fs::StoreUrl;
 use murphy_log::{Clock, Epoch, Lsn, SystemClock, Usage};
 use serde::Serialize;
@@ -59,8 +61,9 @@ pub(crate) struct RestoreArgs {
     /// Copy the packs there, and put new ones there; without it packs are read from the archives, and new ones go to DIR/blocks
     #[arg(long, value_name = "URL")]
     blocks: Option<String>,
-    /// Become the successor of a source that has been silent for a minute. Every archive that the volume's log names is read and
-    /// sealed, also one that is not given; one that cannot be opened is refused
+    /// Become the successor of a source that is silent: its archives are watched for a minute first, and anything new in them stops
+    /// it, whatever its clock says. Every archive that the volume's log names is read and sealed, also one that is not given; one
+    /// that cannot be opened is refused
     #[arg(long, conflicts_with_all = ["at", "lsn"])]
     take_over: bool,
     /// The volume's name, as status shows it, instead of asking for it
@@ -85,6 +88,10 @@ struct Restore {
     assume_lost: Vec<String>,
     /// What that gives up.
     given_up: GivenUp,
+    /// The source, since the plan of a take-over was made.
+    watch: Option<Watch>,
+    /// What was seen of it before anything was restored.
+    silence: Option<Silence>,
     /// The epochs of archives that it gives up and that answer.
     given_up_epochs: Vec<Epoch>,
     /// Snapshots that turned out to be damaged.
@@ -129,6 +136,7 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
         output.confirm(args.confirm.as_deref(), &succession.name, effect)?;
         restore.given_up_epochs = succession.given_up_epochs();
         restore.given_up = succession.given_up;
+        restore.silence = restore.watch_source(&runtime, output)?;
     }
     // What could not be read may have gone further than what was restored.
     let is_sound = plan.problems.is_empty();
@@ -162,7 +170,7 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
     }
     let directory = PathBuf::from(directory);
     let (take_over, assume_lost) = (args.take_over, args.assume_lost.clone());
-    let (given_up, given_up_epochs, excluded, turn) = Default::default();
+    let (given_up, given_up_epochs, excluded, turn, watch, silence) = Default::default();
     Ok(Restore {
         urls,
         archives,
@@ -172,6 +180,8 @@ fn prepare(args: &RestoreArgs, runtime: &Runtime) -> Result<Restore, CliError> {
         take_over,
         assume_lost,
         given_up,
+        watch,
+        silence,
         given_up_epochs,
         excluded,
         turn,

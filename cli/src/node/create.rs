@@ -11,7 +11,9 @@ use murphy_fs::{
     MemberRow, OpenedStore, PackNumber, StoreUrl, claim_prefix, probe_put_if_absent, release_prefix,
     remove_object,
 };
-use murphy_log::{BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, State, SystemClock, VolumeId};
+use murphy_log::{
+    BranchId, Clock, DiskLog, DiskOptions, Epoch, EpochId, Log, LogTime, State, SystemClock, VolumeId,
+};
 use tokio::runtime::Handle;
 
 use super::{
@@ -106,6 +108,8 @@ fn close(node: &Node, runtime: &Handle) -> Result<(), CliError> {
 pub(crate) struct CopyOf {
     /// The tree that it begins with; the index and the base in the directory hold it.
     pub(crate) state: State,
+    /// Of a successor: the log time of the last entry that it continues.
+    pub(crate) not_before: LogTime,
     /// The epoch that it begins.
     pub(crate) epoch: Epoch,
     /// A copy is a branch of its own, without archives; a successor keeps what it takes over.
@@ -128,6 +132,8 @@ pub(crate) fn begin_copy(
     let node = open::assemble(directory, config.clone(), lock, log, &NodeOptions::default(), runtime)?;
     node.log.claim(copy.epoch).map_err(failed)?;
     let _entered = runtime.enter();
+    // The log is empty: nothing else knows of a source whose clock was ahead. The first entry does.
+    node.volume.not_before(copy.not_before);
     node.volume.lead(copy.epoch, None).map_err(failed)?;
     if !copy.is_successor {
         let changed = runtime.block_on(node.volume.change_settings(Settings::of_copy(&config.name)).wait());

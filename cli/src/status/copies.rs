@@ -9,7 +9,7 @@ use murphy_backup::{Proof, RESTORE};
 use murphy_log::LogTime;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{age_text, took_text};
+use crate::units::{span_text, took_text};
 
 /// What is known of an archive.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ impl ProofStatus {
 
     fn text(&self) -> String {
         let ProofStatus { lsn, data_percent, findings, .. } = self;
-        let age = age_text(Duration::from_secs(self.seconds_ago));
+        let age = span_text(Duration::from_secs(self.seconds_ago));
         let took = took_text(Duration::from_millis(self.took_ms));
         let done = match self.kind.as_str() {
             RESTORE => "restored",

@@ -3,14 +3,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use murphy_tests::{copy_tree, pause};
+use murphy_tests::{PATIENCE, copy_tree, wait_until};
 use serde_json::Value;
 
-use super::{Region, SILENCE, wait_for, write_safely};
+use super::{Region, write_safely};
 
-/// A region that is gone for longer than a source is silent, and its two archives, the second of which lacks the end.
+/// A region that is gone, and its two archives, the second of which lacks the end.
 fn region_lost_with_an_archive_behind(test: &str) -> Option<(Region, PathBuf, PathBuf)> {
     let region = Region::sown(test, "local")?;
     // The second archive is behind when the region is lost.
@@ -19,7 +20,6 @@ fn region_lost_with_an_archive_behind(test: &str) -> Option<(Region, PathBuf, Pa
     region.wait_archived("a", &[0]);
     region.kill("a");
     region.put_back("two");
-    pause(SILENCE);
     // Successors ship to the places that the log names: what each case begins with is out of their reach.
     let silent = region.scratch.make_dir("silent");
     for name in ["one", "two"] {
@@ -36,61 +36,69 @@ fn a_restore_that_takes_over_and_is_killed_is_run_again() {
     let Some((region, one, two)) = region_lost_with_an_archive_behind(test) else { return };
     // What is there when the restore is killed: in the hidden directory, or in an archive.
     let moments = ["index", "base", "taking-over", "one/log/0000000001", "two/log/0000000001", "log", "next"];
-    for (number, moment) in moments.into_iter().enumerate() {
-        let place = region.scratch.make_dir(&format!("case{number}"));
-        for archive in [&one, &two] {
-            copy_tree(archive, &place);
+    // Each watches the archives for a minute: they wait together.
+    std::thread::scope(|scope| {
+        for case in moments.into_iter().enumerate() {
+            let (region, one, two) = (&region, &one, &two);
+            scope.spawn(move || assert_killed_and_run_again(region, (one, two), case));
         }
-        let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
-        let (one, two) = (url("one", "first"), url("two", "second"));
-        let blocks = format!("file://{}/blocks", place.display());
-        let target = format!("case{number}/next");
-        // The places that the log names are gone; what is given are copies of them.
-        let [gone, gone_too] = &region.archives;
-        let take_over = ["restore", &one, &two, &target, "--take-over", "--confirm", "vol"];
-        let more = ["--blocks", &blocks, "--assume-lost", gone, "--assume-lost", gone_too];
-        let take_over: Vec<&str> = take_over.into_iter().chain(more).collect();
-        let count = || match moment {
-            "one/log/0000000001" | "two/log/0000000001" => fs::read_dir(place.join(moment)).unwrap().count(),
-            "next" => usize::from(place.join("next/murphy.toml").exists()),
-            inner => hidden(&place).map_or(0, |hidden| usize::from(hidden.join(inner).exists())),
-        };
-        let before = count();
-        let mut restoring = region.begin(&take_over);
-        wait_for("the moment of the kill", || count() != before || restoring.try_wait().unwrap().is_some());
-        restoring.kill().unwrap();
-        restoring.wait().unwrap();
-        let ran = region.scratch.run(&take_over);
-        match ran.code() {
-            Some(0) => {}
-            _ => assert!(ran.stderr().contains("is not empty"), "killed at {moment}: {ran}"),
-        }
-        assert_eq!(fs::read_dir(&place).unwrap().count() - 4, leftovers(&place, &target), "{moment}");
-        for archive in [&one, &two] {
-            let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
-            let verified = verified.json();
-            assert_eq!(verified["seals"], 1, "killed at {moment}: {archive}");
-            // After its rename nobody is left to take a pin back; it is seen, and does no harm.
-            let pins = verified["pins"].as_array().unwrap().len();
-            assert!(
-                pins == 0 || (moment == "next" && ran.code() != Some(0)),
-                "killed at {moment}: {verified}"
-            );
-        }
-        let mount = region.scratch.make_dir(&format!("m{number}"));
-        region.scratch.run(["mount", &target, &format!("m{number}"), "-d"]).expect_code(0);
-        assert_eq!(fs::read(mount.join("last")).unwrap(), b"in the first archive only");
-        assert_eq!(fs::read_dir(mount.join("deep")).unwrap().count(), 41, "killed at {moment}");
-        region.scratch.run(["umount", &format!("m{number}")]).expect_code(0);
-        let checked = region.scratch.run(["fsck", &target, "--data", "--json"]).expect_code(0).json();
-        assert_eq!(checked["findings"], 0, "killed at {moment}");
-        // Another successor is told who it was, and leaves what is there.
-        let other = format!("case{number}/other");
-        let again: Vec<&str> =
-            take_over.iter().map(|part| if *part == target { other.as_str() } else { part }).collect();
-        let refused = region.scratch.run(again).expect_error(1, "sealed at");
-        assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
+    });
+}
+
+/// A take-over that is killed at `moment`, and run again.
+fn assert_killed_and_run_again(region: &Region, (one, two): (&Path, &Path), (number, moment): (usize, &str)) {
+    let place = region.scratch.make_dir(&format!("case{number}"));
+    for archive in [&one, &two] {
+        copy_tree(archive, &place);
     }
+    let url = |name: &str, domain: &str| format!("file://{}/{name}?domain={domain}", place.display());
+    let (one, two) = (url("one", "first"), url("two", "second"));
+    let blocks = format!("file://{}/blocks", place.display());
+    let target = format!("case{number}/next");
+    // The places that the log names are gone; what is given are copies of them.
+    let [gone, gone_too] = &region.archives;
+    let take_over = ["restore", &one, &two, &target, "--take-over", "--confirm", "vol"];
+    let more = ["--blocks", &blocks, "--assume-lost", gone, "--assume-lost", gone_too];
+    let take_over: Vec<&str> = take_over.into_iter().chain(more).collect();
+    let count = || match moment {
+        "one/log/0000000001" | "two/log/0000000001" => fs::read_dir(place.join(moment)).unwrap().count(),
+        "next" => usize::from(place.join("next/murphy.toml").exists()),
+        inner => hidden(&place).map_or(0, |hidden| usize::from(hidden.join(inner).exists())),
+    };
+    let before = count();
+    let mut restoring = region.begin(&take_over);
+    wait_until("the moment of the kill", RESTORE_MAX, || {
+        count() != before || restoring.try_wait().unwrap().is_some()
+    });
+    restoring.kill().unwrap();
+    restoring.wait().unwrap();
+    let ran = region.scratch.run(&take_over);
+    match ran.code() {
+        Some(0) => {}
+        _ => assert!(ran.stderr().contains("is not empty"), "killed at {moment}: {ran}"),
+    }
+    assert_eq!(fs::read_dir(&place).unwrap().count() - 4, leftovers(&place, &target), "{moment}");
+    for archive in [&one, &two] {
+        let verified = region.scratch.run(["verify", archive, "--data", "100", "--json"]).expect_code(0);
+        let verified = verified.json();
+        assert_eq!(verified["seals"], 1, "killed at {moment}: {archive}");
+        // After its rename nobody is left to take a pin back; it is seen, and does no harm.
+        let pins = verified["pins"].as_array().unwrap().len();
+        assert!(pins == 0 || (moment == "next" && ran.code() != Some(0)), "killed at {moment}: {verified}");
+    }
+    let mount = region.scratch.make_dir(&format!("m{number}"));
+    region.scratch.run(["mount", &target, &format!("m{number}"), "-d"]).expect_code(0);
+    assert_eq!(fs::read(mount.join("last")).unwrap(), b"in the first archive only");
+    assert_eq!(fs::read_dir(mount.join("deep")).unwrap().count(), 41, "killed at {moment}");
+    region.scratch.run(["umount", &format!("m{number}")]).expect_code(0);
+    let checked = region.scratch.run(["fsck", &target, "--data", "--json"]).expect_code(0).json();
+    assert_eq!(checked["findings"], 0, "killed at {moment}");
+    // Another successor is told who it was, and leaves what is there.
+    let other = format!("case{number}/other");
+    let again: Vec<&str> =
+        take_over.iter().map(|part| if *part == target { other.as_str() } else { part }).collect();
+    let refused = region.scratch.run(again).expect_error(1, "sealed at");
+    assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
 }
 
 /// The fear: a restore has sealed one archive when the old source wakes and gets more into the other one, and no restore goes on from there.
@@ -103,7 +111,6 @@ fn a_restore_carries_over_what_came_into_an_archive_after_another_one_was_sealed
     write_safely(&region.path("ma/last"), b"between two seals").unwrap();
     region.wait_archived("a", &[0, 1]);
     region.kill("a");
-    pause(SILENCE);
     ["one", "two"].iter().for_each(|name| fs::rename(region.path(name), after.join(name)).unwrap());
     let [gone, gone_too] = &region.archives;
     let (place, take_over) = (0..)
@@ -125,7 +132,9 @@ fn a_restore_carries_over_what_came_into_an_archive_after_another_one_was_sealed
             };
             let unsealed = sealed();
             let mut restoring = region.begin(&take_over.iter().map(String::as_str).collect::<Vec<_>>());
-            wait_for("the first seal", || sealed() != unsealed || restoring.try_wait().unwrap().is_some());
+            wait_until("the first seal", RESTORE_MAX, || {
+                sealed() != unsealed || restoring.try_wait().unwrap().is_some()
+            });
             restoring.kill().unwrap();
             restoring.wait().unwrap();
             assert!(sealed() != unsealed);
@@ -252,3 +261,6 @@ fn leftovers(place: &Path, target: &str) -> usize {
     assert!(!left.iter().any(has_remembered), "{target}: {left:?}");
     left.len()
 }
+
+/// A take-over watches the archives for a minute before it restores anything.
+const RESTORE_MAX: Duration = PATIENCE.saturating_mul(4);

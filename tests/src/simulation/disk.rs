@@ -17,7 +17,7 @@ use bytes::Bytes;
 use murphy_backup::{Boundary, CursorError, LostPacks, SaveCursor};
 use murphy_fs::{Index, IndexError, IndexSnapshot, MemoryIndex, RowKey, SnapshotReader};
 use murphy_log::{
-    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, Lsn, MemoryLog, Position,
+    AppendError, ClaimError, DurableWatch, Epoch, Frame, FrameReader, Log, LogTime, Lsn, MemoryLog, Position,
     ReadError, State, Terminal, TrimError, append_copy,
 };
 use murphy_mirror::{AcknowledgingSet, Point, Proof, PublicKey};
@@ -94,6 +94,8 @@ pub(super) struct Promoted {
 pub(super) struct Base {
     pub(super) state: State,
     pub(super) snapshot: Bytes,
+    /// The log time of the last entry in it, if that is known.
+    pub(super) as_of: LogTime,
 }
 
 /// What a process has begun with a mirror's directory, and the next start finishes.

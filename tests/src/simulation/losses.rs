@@ -3,7 +3,7 @@
 //! Invariants:
 //! - What no copy can survive together does not happen together: a disk is lost only while another place has everything that the level of
 //!   the volume promises.
-//! - A restore that takes over does what the program does, in the same order: tree, bytes, silence, seals; one that was cut short is run again
+//! - A restore that takes over does what the program does, in the same order: silence, tree, bytes, seals; one that was cut short is run again
 //!   by the same node.
 
 use std::{
@@ -13,9 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use murphy_backup::{ArchiveFence, PackReport, Successor, Target, restore_packs, take_over_at, walk};
+use murphy_backup::{
+    ArchiveFence, PackReport, Silence, Successor, Target, Watch, restore_packs, take_over_at, walk,
+};
 use murphy_fs::{BlockStore, Fence, Index, ObjectBlockStore, SnapshotOrigin, write_snapshot};
-use murphy_log::{Clock, Epoch, Log, LogTime};
+use murphy_log::{Clock, Epoch, Log, LogTime, NodeId};
 use object_store::{memory::InMemory, path::Path};
 
 use super::{
@@ -139,8 +141,16 @@ impl World {
                 world.stage().pause(1000, 9000).await;
                 // People, too, are interrupted.
                 let at_most = if world.stage().once_in(4) { world.stage().ms(0, 400) } else { RESTORE_MAX };
-                let restored = tokio::time::timeout(at_most, world.restore(host, node, &left_out)).await;
-                match restored.unwrap_or_else(|_| Err("it is killed".to_owned())) {
+                let seen = tokio::time::timeout(RESTORE_MAX, world.watch_source(host, node, &left_out)).await;
+                let restored = match seen.unwrap_or_else(|_| Err("it watches for ever".to_owned())) {
+                    Ok(silence) => {
+                        let restoring = world.restore(host, node, &left_out, silence);
+                        let restored = tokio::time::timeout(at_most, restoring).await;
+                        restored.unwrap_or_else(|_| Err("it is killed".to_owned()))
+                    }
+                    Err(why) => Err(why),
+                };
+                match restored {
                     Ok(()) => return world.start(host).await,
                     Err(why) => {
                         world.stage().note(format!("host {host}: is not restored: {why}"));
@@ -165,31 +175,18 @@ impl World {
         host: usize,
         node: NodeName,
         left_out: &BTreeSet<String>,
+        silence: Option<Silence>,
     ) -> Result<(), String> {
         let ground = &self.ground;
-        let mut left = ground.every_archive();
-        left.retain(|account| !account.is_gone() && !left_out.contains(&account.name));
+        let left = self.archives_left(left_out);
         let objects: Vec<_> = left.iter().map(|account| (account.name.clone(), account.objects())).collect();
         let (target, lineage) = (ground.store(host).objects(), ground.lineage);
         let restored =
             in_own_time(move || async move { restore_newest(&objects, target, lineage.branch).await })?;
         let position = restored.base.state.position;
         self.stage().note(format!("host {host}: lsn {} is restored", position.lsn));
-        let gate = Arc::new(Gate::new());
-        let clock = Arc::new(NodeClock::new(self.stage())) as Arc<dyn Clock>;
         let identity = ground.identity(node)?.node();
-        let mut fences = Vec::new();
-        for account in &left {
-            let archive = ground.archive(account, &gate).await;
-            match archive {
-                Ok(archive) => fences.push(ArchiveFence::new(archive, identity, Arc::clone(&clock), None)),
-                // Its URL is not given (any more).
-                Err(error) if account.is_damaged() || self.is_late(account) => {
-                    self.stage().note(format!("host {host}: gives up {}: {error}", account.name));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let fences = self.fences(host, identity, &left).await?;
         let mut known = vec![position.epoch];
         for fence in &fences {
             known.push(fence.adopt().await.map_err(|error| error.to_string())?.epoch);
@@ -197,9 +194,8 @@ impl World {
         let attempts = self.remember(host, node, &known);
         let next = *attempts.last().ok_or("no epoch was remembered")?;
         let successor = Successor { node: identity, attempts, given_up: BTreeSet::new() };
-        let times = (restored.as_of, clock.wall());
         let own = blocks_in(ground.store(host).objects());
-        let taken = take_over_at(&fences, (&successor, Some(own)), position, times).await;
+        let taken = take_over_at(&fences, (&successor, Some(own)), position, silence.as_ref()).await;
         let reached = taken.map_err(|error| error.to_string())?;
         if reached > position.lsn {
             return Err(format!(
@@ -208,6 +204,58 @@ impl World {
         }
         self.restored(host, node, restored, next);
         Ok(())
+    }
+
+    /// The archives that an order names.
+    fn archives_left(&self, left_out: &BTreeSet<String>) -> Vec<Arc<Account>> {
+        let mut left = self.ground.every_archive();
+        left.retain(|account| !account.is_gone() && !left_out.contains(&account.name));
+        left
+    }
+
+    /// The fences of those that are not given up.
+    async fn fences(
+        &self,
+        host: usize,
+        node: NodeId,
+        left: &[Arc<Account>],
+    ) -> Result<Vec<ArchiveFence>, String> {
+        let gate = Arc::new(Gate::new());
+        let clock = Arc::new(NodeClock::new(self.stage())) as Arc<dyn Clock>;
+        let mut fences = Vec::new();
+        for account in left {
+            match self.ground.archive(account, &gate).await {
+                Ok(archive) => fences.push(ArchiveFence::new(archive, node, Arc::clone(&clock), None)),
+                // Its URL is not given (any more).
+                Err(error) if account.is_damaged() || self.is_late(account) => {
+                    self.stage().note(format!("host {host}: gives up {}: {error}", account.name));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(fences)
+    }
+
+    /// Returns once the source has been silent in all archives that are left, or has been shut out of one by an earlier attempt.
+    async fn watch_source(
+        &self,
+        host: usize,
+        node: NodeName,
+        left_out: &BTreeSet<String>,
+    ) -> Result<Option<Silence>, String> {
+        let identity = self.ground.identity(node)?.node();
+        let fences = self.fences(host, identity, &self.archives_left(left_out)).await?;
+        let attempts = self.hosts[host].lock().disk.attempts.clone();
+        let successor = Successor { node: identity, attempts, given_up: BTreeSet::new() };
+        let mut held = Vec::new();
+        for fence in &fences {
+            held.push(fence.adopt().await.map_err(|error| error.to_string())?);
+        }
+        if held.iter().any(|held| successor.has_sealed(held)) {
+            return Ok(None);
+        }
+        let watch = Watch::of(fences.iter().zip(&held), Arc::new(NodeClock::new(self.stage())));
+        watch.until_silent(&|_| {}).await.map(Some).map_err(|error| error.to_string())
     }
 
     /// The epochs that the restore has made up its mind to begin; they stay with what it leaves behind.
@@ -260,8 +308,6 @@ impl World {
 struct Restored {
     base: Base,
     packs: PackReport,
-    /// The log time of the newest entry that any archive holds.
-    as_of: LogTime,
 }
 
 /// The own store of a node that is restored.
@@ -292,7 +338,7 @@ async fn restore_newest(
     let mut snapshot = Vec::new();
     let keys = archives.first().ok_or("no archive is left")?.keys();
     write_snapshot(&*tree, keys, origin, &mut snapshot, &|_| {}).map_err(|error| error.to_string())?;
-    Ok(Restored { base: Base { state, snapshot: Bytes::from(snapshot) }, packs, as_of })
+    Ok(Restored { base: Base { state, snapshot: Bytes::from(snapshot), as_of }, packs })
 }
 
 /// So often people try, with pauses of some seconds.

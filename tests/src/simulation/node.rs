@@ -136,7 +136,10 @@ impl Ground {
                 Arc::clone(&disk.index) as Arc<dyn murphy_fs::Index>
             },
             state,
-            last_time: last_time(&*log, &state).unwrap_or_else(|| clock.wall()),
+            last_time: last_time(&*log, &state).unwrap_or_else(|| {
+                let before = disk.base.as_ref().map(|base| base.as_of);
+                clock.wall().max(before.unwrap_or_default())
+            }),
             keys: self.keys.clone(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             blocks,

@@ -15,7 +15,9 @@ use std::{
 use bytes::Bytes;
 use murphy_backup::Lineage;
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, Volume, verify_snapshot, write_snapshot};
-use murphy_log::{Clock, Epoch, Frame, Log, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy};
+use murphy_log::{
+    Clock, Epoch, Frame, Log, LogTime, Lsn, MemoryLog, Position, State, VolumeKeys, append_copy,
+};
 use murphy_mirror::{
     Point, Replica, ReplicaError, SeedSnapshot, SeedWriter, SnapshotSource, check_append, check_promise,
 };
@@ -185,7 +187,7 @@ impl SeedWriter for Seed {
         });
         stage.count("mirrors seeded by a snapshot");
         stage.note(format!("host {host}: is seeded at lsn {}", state.position.lsn));
-        let base = Base { state, snapshot: Bytes::from(content) };
+        let base = Base { state, snapshot: Bytes::from(content), as_of: LogTime::default() };
         let in_use = held.in_use.load(Ordering::Relaxed);
         held.orders.lock().ready = Some(base);
         if in_use {

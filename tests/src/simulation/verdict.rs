@@ -229,5 +229,5 @@ impl World {
 const SETTLE_LOOK: Duration = Duration::from_secs(2);
 /// Puts without an answer, and pauses between attempts, may add up to this.
 const SETTLE_MAX: Duration = Duration::from_secs(400);
-/// A source that is gone is restored after a minute of silence, at the earliest.
-const LEADER_MAX: Duration = Duration::from_secs(150);
+/// A source that is gone is restored after a minute of silence, at the earliest; whoever is interrupted watches for another one.
+const LEADER_MAX: Duration = Duration::from_secs(400);

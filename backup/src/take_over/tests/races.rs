@@ -235,25 +235,27 @@ async fn what_was_acknowledged_behind_the_seal_of_one_who_never_led_is_restored_
             let base = world.restorable().await;
             assert_eq!(base, all, "{context}");
             let who = successor(8, &[epoch(3, 80)], &[9]);
-            let as_of = world.source.now();
-            let refused = take_over_at(&fences, (&who, None), base, (as_of, as_of)).await.unwrap_err();
+            let refused = take_over_at(&fences, (&who, None), base, None).await.unwrap_err();
             assert!(
-                matches!(refused, TakeOverError::Alive { .. }),
+                matches!(refused, TakeOverError::NotWatched { .. }),
                 "{context}: the source may be alive: {refused}"
             );
-            let late = as_of.after(Duration::from_secs(100));
+            let silence = seen_silent(&fences).await.ok();
+            let silence = silence.as_ref();
             let unforgiving = successor(8, &[epoch(3, 80)], &[]);
-            let refused = take_over_at(&fences, (&unforgiving, None), base, (as_of, late)).await.unwrap_err();
+            let refused = take_over_at(&fences, (&unforgiving, None), base, silence).await.unwrap_err();
             assert!(
                 matches!(&refused, TakeOverError::Fence { error: FenceError::Sealed(_), .. }),
                 "{refused}"
             );
             let life = Life::of(requests, requests % 2 == 0);
             world.live(Some(&life));
-            let mut taken = take_over_at(&fences, (&who, None), base, (as_of, late)).await;
+            let mut taken = take_over_at(&fences, (&who, None), base, silence).await;
             world.live(None);
             if life.is_over() {
-                taken = take_over_at(&fences, (&who, None), world.restorable().await, (as_of, late)).await;
+                let silence = seen_silent(&fences).await.ok();
+                let base = world.restorable().await;
+                taken = take_over_at(&fences, (&who, None), base, silence.as_ref()).await;
             }
             assert_eq!(taken, Ok(all.lsn), "{context}");
             for held in world.held().await {

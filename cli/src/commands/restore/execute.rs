@@ -14,8 +14,7 @@ use std::{
 
 use murphy_backup::{
     Archive, ArchiveFence, ArchiveKind, OnProgress, PackReport, Record, Registry, RestorePlan,
-    RestoreProgress, Successor, TakeOverError, check_silence, count_packs, restore_packs, restore_tree,
-    take_over_at,
+    RestoreProgress, Successor, TakeOverError, count_packs, restore_packs, restore_tree, take_over_at,
 };
 use murphy_fs::{
     BlockStore, Fence, FenceError, FjallIndex, FjallOptions, Index, ObjectBlockStore, SnapshotOrigin,
@@ -28,7 +27,7 @@ use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use super::{COMMAND, Restore, pins::Unwritten};
+use super::{COMMAND, Restore, pins::Unwritten, succession::not_silent};
 use crate::{
     attempts,
     config::NodeConfig,
@@ -117,8 +116,7 @@ impl Restore {
         };
         let line = Arc::new(Mutex::new(ProgressLine::new(output)));
         let progress = on_progress(&line, plan.entries);
-        let (index, state, as_of, damaged_snapshots) =
-            self.restore_tree(&staging, plan, runtime, &progress)?;
+        let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
         self.check_bytes(state.usage)?;
         if self.take_over {
             self.check_named(&*index.snapshot(), staging.kept())?;
@@ -135,7 +133,7 @@ impl Restore {
         let published = NodeConfig { blocks: self.final_blocks()?, ..config.clone() };
         published.write(&staging.path)?;
         let epoch = match self.take_over {
-            true => match runtime.block_on(self.seal(&staging, state, as_of, identity.node()))? {
+            true => match runtime.block_on(self.seal(&staging, state, identity.node()))? {
                 (epoch, reached) if reached <= state.position.lsn => epoch,
                 (_, beyond) => return Ok(Err(beyond)),
             },
@@ -151,7 +149,9 @@ impl Restore {
         };
         let (packs_are_asked_for, lacking) = (lacks_packs || looks, std::mem::take(&mut packs.uncalled));
         drop(index);
-        let copy = CopyOf { state, epoch, is_successor: self.take_over, lacking };
+        // A branch of its own has a log time of its own.
+        let not_before = if self.take_over { as_of } else { LogTime::default() };
+        let copy = CopyOf { state, not_before, epoch, is_successor: self.take_over, lacking };
         let begun = begin_copy(&staging.path, &config, &copy, runtime.handle()).map(drop);
         begun.and_then(|()| staging.publish()).map_err(unfinished)?;
         for example in &packs.examples {
@@ -172,7 +172,7 @@ impl Restore {
             packs_are_asked_for,
             position: state.position,
             packs_were_read,
-            damaged_snapshots,
+            damaged_snapshots: self.excluded.len(),
             unpinned: unpinned.to_vec(),
             unregistered,
         }))
@@ -204,43 +204,27 @@ impl Restore {
         unregistered
     }
 
-    /// The tree in an index; a snapshot that turns out to be damaged is left out of the next plan, and counted.
+    /// The tree in an index, and the log time of its last entry; a snapshot that turns out to be damaged is left out of the next plan, and counted.
     fn restore_tree(
         &mut self,
         staging: &Staging,
         mut plan: RestorePlan,
         runtime: &Runtime,
         progress: &OnProgress,
-    ) -> Result<(Arc<FjallIndex>, State, LogTime, usize), CliError> {
+    ) -> Result<(Arc<FjallIndex>, State, LogTime), CliError> {
         let directory = index_directory(&staging.path);
         loop {
             let index = Arc::new(FjallIndex::open(&directory, FjallOptions::default()).map_err(failed)?);
             let into = Arc::clone(&index) as Arc<dyn Index>;
             let restored = runtime.block_on(restore_tree(&self.archives, &plan, into, Arc::clone(progress)));
             match restored {
-                Ok(state) => {
-                    let as_of = runtime.block_on(self.as_of())?;
-                    return Ok((index, state, as_of, self.excluded.len()));
-                }
+                Ok(state) => return Ok((index, state, plan.route.end_time.unwrap_or_default())),
                 Err(error) => self.exclude(error)?,
             }
             drop(index);
             FjallIndex::reset(&directory).map_err(failed)?;
             plan = runtime.block_on(self.plan(&self.excluded))?;
         }
-    }
-
-    /// The log time of the newest entry that any archive holds.
-    async fn as_of(&self) -> Result<LogTime, CliError> {
-        if !self.take_over {
-            return Ok(LogTime::default());
-        }
-        let mut newest = LogTime::default();
-        for archive in &self.archives {
-            let walk = murphy_backup::walk(archive, None).await.map_err(failed)?;
-            newest = newest.max(walk.as_of().unwrap_or_default());
-        }
-        Ok(newest)
     }
 
     /// Where new packs go once the node has its name.
@@ -316,28 +300,24 @@ impl Restore {
 
     /// Ends the epoch of the old source in every archive, for an epoch that was remembered before. Says which, and up to where they hold the
     /// history then.
-    async fn seal(
-        &self,
-        staging: &Staging,
-        state: State,
-        as_of: LogTime,
-        node: NodeId,
-    ) -> Result<(Epoch, Lsn), CliError> {
+    async fn seal(&self, staging: &Staging, state: State, node: NodeId) -> Result<(Epoch, Lsn), CliError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let fence = |archive: &Archive| ArchiveFence::new(archive.clone(), node, Arc::clone(&clock), None);
         let fences: Vec<ArchiveFence> = self.archives.iter().map(fence).collect();
-        let (mut known, mut seals) = (vec![state.position.epoch], Vec::new());
+        let mut known = vec![state.position.epoch];
         known.extend(self.given_up_epochs.iter().copied());
+        let mut held = Vec::new();
         for fence in &fences {
-            let held = fence.adopt().await.map_err(failed)?;
-            known.push(held.epoch);
-            seals.extend(held.seals);
+            let one = fence.adopt().await.map_err(failed)?;
+            known.push(one.epoch);
+            held.push(one);
         }
         // Of an archive that was sealed already the old source has heard.
-        if !seals.iter().any(|seal| seal.by == node) {
-            check_silence(as_of, clock.wall()).map_err(|error| {
-                failed(error).hint("nothing was changed; the old source may still be alive")
-            })?;
+        if !held.iter().flat_map(|held| &held.seals).any(|seal| seal.by == node)
+            && let Some(silence) = &self.silence
+        {
+            let checks = fences.iter().zip(&held).map(|(fence, held)| silence.check(fence, held));
+            checks.collect::<Result<(), _>>().map_err(not_silent)?;
         }
         // What cannot be published must not seal anything.
         staging.clear_the_way()?;
@@ -351,8 +331,8 @@ impl Restore {
         let successor = Successor { node, attempts, given_up: self.given_up.nodes.clone() };
         let own = self.blocks.as_ref().map(ObjectBlockStore::open).transpose().map_err(failed)?;
         let own = own.map(|own| Arc::new(own) as Arc<dyn BlockStore>);
-        let times = (as_of, clock.wall());
-        let taken = take_over_at(&fences, (&successor, own), state.position, times).await;
+        let silence = self.silence.as_ref();
+        let taken = take_over_at(&fences, (&successor, own), state.position, silence).await;
         let reached = taken.map_err(|error| {
             let unfinished = staging.path.display();
             if let Some(way) = way_past(&error, &successor) {

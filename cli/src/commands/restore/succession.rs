@@ -4,13 +4,18 @@
 //! - Every archive that the log names, as far as any archive holds the log, is read and sealed, or given up by its URL.
 //! - A restore asks no member. With `mirror=W` each one that holds a copy is given up by its id, or nothing happens.
 //! - What is printed before is what is done, or refused.
+//! - The source is watched from the look on that the plan was made with: what comes while people read it is a sign of life.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use murphy_backup::{Archive, RestoreError, RestorePlan, Successor, planned_rows};
+use jiff::tz::TimeZone;
+use murphy_backup::{
+    Archive, Newest, RestoreError, RestorePlan, SILENCE, Silence, Successor, TakeOverError, Watch,
+    planned_rows, show_time,
+};
 use murphy_fs::{Fence, IndexSnapshot, MemberRow, MemberState, RowKey, Table};
-use murphy_log::{Clock, Epoch, NodeId, Position, SystemClock};
+use murphy_log::{Clock, Epoch, LogTime, NodeId, Position, SystemClock};
 use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -21,8 +26,11 @@ use crate::{
     config::NodeConfig,
     error::{CliError, failed},
     node::Staging,
+    output::Output,
+    progress::{Progress, ProgressLine},
     settings::{Ack, Settings, SharedArchive, setting_text, shared_form},
     take_over::{GivenUp, Outlook, Taker},
+    units::{APART_MAX, span_text},
 };
 
 /// What a take-over has to do with archives and members. It serializes as people want to read it.
@@ -36,8 +44,23 @@ pub(super) struct Succession {
     behind: u64,
     archives: Vec<Outlook>,
     members: Vec<MemberOutlook>,
+    /// The newest entry that an archive holds, as its source dated it.
+    source: Option<SourceOutlook>,
     #[serde(skip)]
     pub(super) given_up: GivenUp,
+}
+
+/// What the source wrote last, as far as archives hold it. None of these times says whether it lives.
+#[derive(Serialize)]
+struct SourceOutlook {
+    lsn: u64,
+    log_time: String,
+    /// Its wall clock when it closed that frame.
+    wall_time: String,
+    /// How far that log time is ahead of this machine's clock; 0 unless it is.
+    ahead_ms: u64,
+    /// Whether it is watched before anything is restored; it is not once an archive is sealed.
+    is_watched: bool,
 }
 
 /// What becomes of a member that holds a copy.
@@ -65,6 +88,13 @@ struct Shared {
     settings: Settings,
     /// Who holds a copy, and its name.
     members: Vec<(NodeId, String)>,
+}
+
+/// What was found in the archives when a plan was made.
+struct Looked {
+    archives: Vec<Outlook>,
+    source: Option<SourceOutlook>,
+    watch: Option<Watch>,
 }
 
 /// An attempt at the same directory that was cut short.
@@ -104,10 +134,11 @@ impl Restore {
                 let given_up = GivenUp::parse(&self.assume_lost, &shared.settings.archives, again, COMMAND)?;
                 let position = plan.route.end;
                 let looks = self.outlooks(&taker, &earlier, position, &given_up);
-                let mut archives = runtime.block_on(looks)?;
-                archives.extend(silent);
+                let mut looked = runtime.block_on(looks)?;
+                looked.archives.extend(silent);
+                self.watch = looked.watch.take();
                 let name = shared.settings.name_or(self.first()?);
-                return Ok((plan, shared.succession(name, archives, given_up, position)));
+                return Ok((plan, shared.succession(name, looked, given_up, position)));
             }
             for named in open {
                 match runtime.block_on(taker.open(&named)) {
@@ -140,34 +171,60 @@ impl Restore {
         }
     }
 
-    /// How each archive that is read stands, and those that are given up.
+    /// How each archive that is read stands, and those that are given up; and a watch over the first, unless an earlier attempt has sealed one.
     async fn outlooks(
         &self,
         taker: &Taker<'_>,
         earlier: &Earlier,
         position: Position,
         given_up: &GivenUp,
-    ) -> Result<Vec<Outlook>, CliError> {
+    ) -> Result<Looked, CliError> {
         let successor = Successor {
             node: earlier.node,
             attempts: earlier.attempts.clone(),
             given_up: given_up.nodes.clone(),
         };
-        let mut outlooks = Vec::new();
+        let (mut archives, mut answered) = (Vec::new(), Vec::new());
         for (url, archive) in self.urls.iter().zip(&self.archives) {
-            let fence = taker.fence(archive);
-            outlooks.push(match fence.adopt().await {
+            let (url, fence) = (shared_form(url), taker.fence(archive));
+            archives.push(match fence.adopt().await {
                 Ok(held) => {
-                    Outlook::of_restored(&shared_form(url), (&fence, held), &position, &successor).await
+                    let outlook = Outlook::of_restored(&url, (&fence, held.clone()), &position, &successor);
+                    let outlook = outlook.await;
+                    answered.push((fence, held));
+                    outlook
                 }
-                Err(error) => Outlook::refused(&shared_form(url), error.to_string()),
+                Err(error) => Outlook::refused(&url, error.to_string()),
             });
         }
         for url in &given_up.archives {
             let shared = SharedArchive { url: url.clone(), log_only: false, joining: false };
-            outlooks.push(taker.give_up(&shared).await);
+            archives.push(taker.give_up(&shared).await);
         }
-        Ok(outlooks)
+        let is_begun = answered.iter().any(|(_, held)| successor.has_sealed(held));
+        let watch = Watch::of(answered.iter().map(|(fence, held)| (fence, held)), Arc::clone(&taker.clock));
+        let source = watch.newest().map(|newest| SourceOutlook::of(&newest, taker.clock.wall(), !is_begun));
+        Ok(Looked { archives, source, watch: (!is_begun).then_some(watch) })
+    }
+
+    /// Returns once the source has been silent for long enough, since the plan was made. Nothing is waited for if an earlier attempt has shut it
+    /// out of an archive.
+    pub(super) fn watch_source(
+        &mut self,
+        runtime: &Runtime,
+        output: &Output,
+    ) -> Result<Option<Silence>, CliError> {
+        let Some(watch) = self.watch.take() else { return Ok(None) };
+        let seconds = SILENCE.as_secs();
+        output.note(&format!(
+            "Watching the archives until nothing has come into them for {seconds} s: the source may be alive"
+        ));
+        let line = ProgressLine::new(output);
+        let show = |rest: Duration| {
+            line.show(&Progress::new("seconds of silence", seconds.saturating_sub(rest.as_secs()), seconds));
+        };
+        let silence = runtime.block_on(watch.until_silent(&show));
+        silence.map(Some).map_err(not_silent)
     }
 
     /// Refuses a tree whose log names archives that are neither sealed nor given up: they were named while it was restored. An attempt that is
@@ -227,7 +284,7 @@ impl Shared {
     fn succession(
         self,
         name: String,
-        archives: Vec<Outlook>,
+        Looked { archives, source, .. }: Looked,
         given_up: GivenUp,
         end: Position,
     ) -> Succession {
@@ -242,7 +299,7 @@ impl Shared {
         });
         let members = members.collect();
         let (ack, behind) = (self.settings.ack.to_string(), end.lsn.get());
-        Succession { name, ack, behind, archives, members, given_up }
+        Succession { name, ack, behind, archives, members, source, given_up }
     }
 }
 
@@ -315,11 +372,44 @@ impl Succession {
     pub(super) fn text(&self) -> String {
         let archives = self.archives.iter().map(Outlook::line);
         let members = self.members.iter().map(|member| member.line(self.behind));
-        let mut lines: Vec<String> = archives.chain(members).collect();
+        let source = self.source.iter().map(SourceOutlook::line);
+        let mut lines: Vec<String> = archives.chain(members).chain(source).collect();
         if matches!(self.ack.parse(), Ok(Ack::Mirrors(_))) {
             lines.push(format!("members            that joined behind lsn {} are known to no archive: what only they hold is lost", self.behind));
         }
         lines.join("\n")
+    }
+}
+
+impl SourceOutlook {
+    fn of(newest: &Newest, now: LogTime, is_watched: bool) -> SourceOutlook {
+        let zone = TimeZone::system();
+        SourceOutlook {
+            lsn: newest.lsn.get(),
+            log_time: show_time(newest.log_time, &zone),
+            wall_time: show_time(newest.wall_time, &zone),
+            ahead_ms: u64::try_from(newest.log_time.since(now).as_millis()).unwrap_or(u64::MAX),
+            is_watched,
+        }
+    }
+
+    fn line(&self) -> String {
+        let SourceOutlook { lsn, log_time, wall_time, .. } = self;
+        let ahead = Duration::from_millis(self.ahead_ms);
+        let ahead = match ahead > APART_MAX {
+            true => format!(
+                ", which is {} ahead of this machine's clock (its own showed {wall_time}): that is no sign of life",
+                span_text(ahead)
+            ),
+            false => String::new(),
+        };
+        let watched = match self.is_watched {
+            true => {
+                format!("its archives are watched for {} s before anything is restored", SILENCE.as_secs())
+            }
+            false => "it is shut out of an archive already, and not watched any more".to_owned(),
+        };
+        format!("source             has written up to lsn {lsn}, by its log at {log_time}{ahead}; {watched}")
     }
 }
 
@@ -351,6 +441,17 @@ impl MemberOutlook {
     }
 }
 
+/// A take-over that ends because the source is not known to be silent; nothing is sealed.
+pub(super) fn not_silent(error: TakeOverError) -> CliError {
+    let way = match error {
+        TakeOverError::Alive { .. } => {
+            "nothing was changed. Whoever ships there would be shut out for good: stop it, or see that it cannot reach its archives any more, and run it again"
+        }
+        _ => "nothing was changed: run it again",
+    };
+    failed(error).hint(way)
+}
+
 /// Refuses to go on without an archive that the source before has added since the plan was made.
 fn added_meanwhile(url: &str, kept: Option<&Path>) -> CliError {
     CliError::new(format!("{url} was added meanwhile")).hint(match kept {
@@ -367,11 +468,21 @@ const COMMAND: &str = "murphy restore --take-over";
 
 #[cfg(test)]
 mod tests {
+    use murphy_log::Lsn;
+
     use super::*;
 
     fn succession(ack: &str, members: Vec<MemberOutlook>, archives: Vec<Outlook>) -> Succession {
         let given_up = GivenUp::default();
-        Succession { name: "vol".to_owned(), ack: ack.to_owned(), behind: 7, archives, members, given_up }
+        Succession {
+            name: "vol".to_owned(),
+            ack: ack.to_owned(),
+            behind: 7,
+            archives,
+            members,
+            source: None,
+            given_up,
+        }
     }
 
     fn member(act: MemberAct) -> MemberOutlook {
@@ -423,5 +534,21 @@ mod tests {
         let hint = refused.hint.unwrap();
         assert!(hint.contains("--assume-lost 'file:///a' --assume-lost 'file:///b'"), "{hint}");
         assert!(!hint.contains("file:///c"), "{hint}");
+    }
+
+    /// The fear: a clock that was once wrong makes people wait for a year, or believe that the source lives.
+    #[test]
+    fn a_log_time_ahead_of_this_machine_is_told_and_called_no_sign_of_life() {
+        let minutes = |count: u64| LogTime::from_nanos((1_700_000_000 + 60 * count) * 1_000_000_000);
+        let newest = |time| Newest { lsn: Lsn::new(40), log_time: time, wall_time: minutes(3) };
+        let ahead = SourceOutlook::of(&newest(minutes(2 * 24 * 60)), minutes(0), true);
+        assert_eq!(ahead.ahead_ms, 2 * 24 * 60 * 60_000);
+        let line = ahead.line();
+        assert!(line.contains("lsn 40") && line.contains("2 days ahead of this machine's clock"), "{line}");
+        assert!(line.contains("no sign of life") && line.contains("watched for 60 s"), "{line}");
+        for time in [minutes(0), minutes(1), minutes(60)] {
+            let line = SourceOutlook::of(&newest(time), minutes(60), false).line();
+            assert!(!line.contains("ahead") && line.contains("not watched any more"), "{line}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use murphy_log::{Clock, SystemClock};
 
 use super::Mirroring;
-use crate::{check::compare_index, error::CliError, node::index_directory, scrub_notes, units::age_text};
+use crate::{check::compare_index, error::CliError, node::index_directory, scrub_notes, units::span_text};
 
 impl Mirroring {
     /// Compares the tree with the log, as far as the time reaches, and says what is known. Refuses a tree that differs.
@@ -23,7 +23,7 @@ impl Mirroring {
                 (compared.differs, format!("its tree is what its log says: {} rows compared", compared.rows))
             }
             (None, Some(note)) => {
-                let (lsn, age) = (note.lsn, age_text(note.age()));
+                let (lsn, age) = (note.lsn, span_text(note.age()));
                 (note.index, format!("{NOT_NOW}; {age} ago it was what the log said at lsn {lsn}"))
             }
             (None, None) => (None, format!("{NOT_NOW}, and never was: murphy fsck does it")),
