@@ -15,7 +15,8 @@ use super::*;
 use crate::{
     AcknowledgeError, CellCache, FileSystem, Handle, IndexError, IndexSnapshot, Ino, Kind, MemoryIndex, Name,
     NewNode, ObjectBlockStore, OpenFlags, PackNumber, PackRow, PackState, RowIterator, SLOT_BYTES, SetAttr,
-    decide::{PackUse, Piece, Store},
+    check_tree,
+    decide::{PURGE_BATCH, PackUse, Piece, Purge, Store},
 };
 
 /// A node that can be reopened with nothing in memory.
@@ -237,6 +238,29 @@ async fn cutting_and_purging_a_cold_file_costs_what_its_entries_cost() {
     assert!(decisions <= 4 * lsn, "{decisions} decisions for {lsn} entries");
     let read = node.index.rows_read() - read;
     assert!(read <= 2 * EXTENTS, "{read} rows read");
+    assert_eq!(volume.state().usage.bytes, 0);
+}
+
+/// The fear: a source dies between two parts of a purge, and what is left is never removed, or somebody gets at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_was_cut_short_is_gone_on_with_at_the_next_start() {
+    let (mut node, volume) = Node::new();
+    let ino = fragmented(&volume, "f", 2 * PURGE_BATCH as u64 + 1).await;
+    // While it is open the source does not purge it by itself.
+    let handle = open(&volume, ino).await;
+    volume.unlink(&Caller::default(), Ino::ROOT, &Name::new("f").unwrap()).wait().await.unwrap();
+    let extents = volume.extent_offsets(ino, 0).unwrap()[..PURGE_BATCH].to_vec();
+    let part = Purge { ino, extents, xattrs: Vec::new(), last: false };
+    volume.shared.sequencer.submit(None, &part).unwrap();
+    assert_eq!(volume.read(ino, handle, 0, 10).wait().await, Err(Errno::ESTALE));
+    let bytes = Bytes::from_static(b"bytes");
+    assert_eq!(volume.write(&Caller::default(), ino, handle, 0, bytes).wait().await, Err(Errno::ESTALE));
+    let volume = node.reopen(volume).await;
+    while volume.view().inode(ino).unwrap().is_some() {
+        assert_eq!(volume.getattr(ino).wait().await, Err(Errno::ESTALE));
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(check_tree(&volume.view()).unwrap(), Vec::new());
     assert_eq!(volume.state().usage.bytes, 0);
 }
 

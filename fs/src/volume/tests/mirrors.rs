@@ -5,10 +5,7 @@ use std::future::Future;
 use murphy_log::Lsn;
 
 use super::*;
-use crate::{
-    Attr, check_tree,
-    decide::{PURGE_BATCH, Purge},
-};
+use crate::Attr;
 
 /// A source, and a mirror that follows its log.
 struct Pair {
