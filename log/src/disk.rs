@@ -3,6 +3,7 @@
 //! Invariants:
 //! - One writer: whoever holds the core steps it. It writes and syncs group after group and is never idle while there is work.
 //! - Frames are admitted against preallocated space, before they are queued: the writer never meets a full disk.
+//! - Where the writer has a thread, an append touches no file: it asks for space, and waits only as long as the writer gets on.
 //! - A write or sync that fails poisons the log: nothing later becomes durable, nothing is tried again.
 //! - Locks are taken in the order core, queue; the queue's lock is never held during input or output, except by a claim.
 
@@ -13,9 +14,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     AppendError, BranchId, ChainHash, ClaimError, DurableWatch, Epoch, FetchFrames, ForkError, Frame,
@@ -56,6 +58,8 @@ pub struct DiskOptions {
     pub access: Access,
     /// Who drives the writer.
     pub drive: Drive,
+    /// How long an append waits for a writer of its own thread that gets nowhere; then it is refused.
+    pub stall_max: Duration,
     /// The file system.
     pub files: Arc<dyn Files>,
 }
@@ -94,6 +98,7 @@ impl DiskOptions {
             scrub: Scrub::default(),
             access: Access::Write,
             drive: Drive::Thread,
+            stall_max: DEFAULT_STALL_MAX,
             files: Arc::new(OsFiles),
         }
     }
@@ -206,6 +211,10 @@ impl DiskLog {
             jobs: Vec::new(),
             free: 0,
             spare: Spare::Wanted,
+            refusal: String::new(),
+            asked: 0,
+            answered: 0,
+            is_stalled: false,
             segments: Segments::new(&recovery.segments),
             recent: RecentFrames::new(options.recent_bytes),
             stop: false,
@@ -215,6 +224,7 @@ impl DiskLog {
             options,
             queue: Mutex::new(queue),
             work: Condvar::new(),
+            moved: Condvar::new(),
             publisher: Publisher::new(recovery.tail),
         };
         let inner = Arc::new(Inner { core: Mutex::new(core), shared: Arc::new(shared) });
@@ -274,20 +284,25 @@ impl Log for DiskLog {
 
     fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError> {
         let shared = &*self.inner.shared;
+        let mut question = None;
         loop {
-            {
-                let mut queue = shared.queue.lock();
-                admit::check_open(&shared.publisher)?;
-                queue.admission.check(previous, &frame, self.max_frame())?;
-                if let Some(roll) = queue.reserve(frame_cost(frame.bytes().len()), shared.options.room()) {
-                    queue.admission.queued(&frame);
-                    queue.jobs.push(Job { frame, roll });
-                    shared.work.notify_one();
-                    return Ok(());
-                }
+            let mut queue = shared.queue.lock();
+            admit::check_open(&shared.publisher)?;
+            queue.admission.check(previous, &frame, self.max_frame())?;
+            if let Some(roll) = queue.reserve(frame_cost(frame.bytes().len()), shared.options.room()) {
+                queue.admission.queued(&frame);
+                queue.jobs.push(Job { frame, roll });
+                shared.work.notify_one();
+                return Ok(());
             }
-            let provided = self.inner.core.lock().provide_spare(shared);
-            provided.map_err(|error| AppendError::NoSpace { message: error.to_string() })?;
+            let provided = match shared.drive {
+                Drive::Thread => shared.await_space(&mut queue, &mut question),
+                Drive::Steps => {
+                    drop(queue);
+                    self.inner.core.lock().provide_spare(shared).map_err(|error| error.to_string())
+                }
+            };
+            provided.map_err(|message| AppendError::NoSpace { message })?;
         }
     }
 
@@ -356,16 +371,24 @@ impl Inner {
     /// The life of the writer's thread: until the log is dropped, and everything queued is written.
     fn run(&self) {
         loop {
-            {
+            let question = {
                 let mut queue = self.shared.queue.lock();
-                while queue.jobs.is_empty() && !queue.stop {
+                while queue.jobs.is_empty() && !queue.is_asked() && !queue.stop {
                     self.shared.work.wait(&mut queue);
                 }
-                if queue.jobs.is_empty() {
+                if queue.jobs.is_empty() && !queue.is_asked() {
                     return;
                 }
+                queue.is_asked().then_some(queue.asked)
+            };
+            let mut core = self.core.lock();
+            core.step(&self.shared);
+            if let Some(question) = question {
+                // Why there is no space is told to whoever asked.
+                let _told = core.provide_spare(&self.shared);
+                self.shared.queue.lock().answered = question;
+                self.shared.moved.notify_all();
             }
-            self.core.lock().step(&self.shared);
         }
     }
 }
@@ -376,9 +399,50 @@ struct Shared {
     options: DiskOptions,
     drive: Drive,
     queue: Mutex<Queue>,
-    /// Signalled when there is something to write, or the log is dropped.
+    /// Signalled when there is something to write, somebody asks for space, or the log is dropped.
     work: Condvar,
+    /// Signalled whenever the writer has got on, or the log has ended.
+    moved: Condvar,
     publisher: Publisher,
+}
+
+impl Shared {
+    /// Lets the writer's thread provide space, and returns when it has got on. An error says why no space comes; `question` is the one that
+    /// was asked before by the same append.
+    fn await_space(
+        &self,
+        queue: &mut MutexGuard<'_, Queue>,
+        question: &mut Option<u64>,
+    ) -> Result<(), String> {
+        let stalled = || format!("nothing was written for {} ms", self.options.stall_max.as_millis());
+        let asked = *question.get_or_insert_with(|| {
+            queue.asked += 1;
+            queue.asked
+        });
+        self.work.notify_one();
+        if queue.is_stalled {
+            return Err(stalled());
+        }
+        if queue.answered >= asked {
+            if queue.spare == Spare::Failed {
+                return Err(queue.refusal.clone());
+            }
+            // What was provided is taken by somebody else already.
+            *question = None;
+            return Ok(());
+        }
+        if self.moved.wait_for(queue, self.options.stall_max).timed_out() {
+            queue.is_stalled = true;
+            return Err(stalled());
+        }
+        Ok(())
+    }
+
+    /// The writer has got on.
+    fn moved(&self, queue: &mut Queue) {
+        queue.is_stalled = false;
+        self.moved.notify_all();
+    }
 }
 
 /// What has been admitted and not yet written, and what is known of the files.
@@ -389,12 +453,24 @@ struct Queue {
     /// What is left of the segment that the last admitted frame goes to, in bytes.
     free: u64,
     spare: Spare,
+    /// Why no space could be reserved, the last time.
+    refusal: String,
+    /// How often space was asked for, and how far the writer has answered.
+    asked: u64,
+    answered: u64,
+    /// An append has waited in vain, and the writer has not got on since.
+    is_stalled: bool,
     segments: Segments,
     recent: RecentFrames,
     stop: bool,
 }
 
 impl Queue {
+    /// Whether somebody asks for space.
+    fn is_asked(&self) -> bool {
+        self.answered < self.asked
+    }
+
     /// Reserves space for a frame; says whether it begins the next segment. `None` if there is no space yet.
     fn reserve(&mut self, cost: u64, room: u64) -> Option<Roll> {
         if cost <= self.free {
@@ -493,6 +569,8 @@ fn check_segment_bytes(bytes: u64) -> Result<(), OpenError> {
 const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
 const DEFAULT_RECENT_BYTES: usize = 8 << 20;
 const LEAST_SEGMENT_BYTES: u64 = 4096;
+/// A sync takes a disk that is in order some milliseconds, one that is very busy a second or two.
+const DEFAULT_STALL_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

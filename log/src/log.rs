@@ -33,7 +33,8 @@ pub trait Log: Send + Sync + fmt::Debug {
 
     /// Queues a frame of the claimed epoch that continues `previous`, which must be the tail; returns when it is queued.
     ///
-    /// On an error nothing was queued, and nothing has changed.
+    /// It may wait for what is queued already to be written, as long as that gets on; callers hold locks meanwhile. On an error nothing was
+    /// queued, and nothing has changed.
     fn append(&self, previous: &Position, frame: Frame) -> Result<(), AppendError>;
 
     /// Follows what is durable.
@@ -174,7 +175,7 @@ pub enum AppendError {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// There is no room for it; the same frame may be tried again.
+    /// There is no room for it, or the medium takes nothing; the same frame may be tried again.
     #[error("no space for the log: {message}")]
     NoSpace {
         /// What the medium said.

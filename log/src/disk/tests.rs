@@ -6,6 +6,7 @@
 mod crash;
 mod damage;
 mod fork;
+mod stalls;
 
 use std::path::Path;
 
@@ -109,7 +110,7 @@ fn a_log_of_real_files_survives_restarts_and_rolls() {
             frames.push(append(&log, &mut history, 100).unwrap());
         }
         let last = frames.last().unwrap().last();
-        log.durable().wait_blocking(last, std::time::Duration::from_secs(30)).unwrap();
+        log.durable().wait_blocking(last, Duration::from_secs(30)).unwrap();
         assert_same(&read_all(&log), &frames);
         assert_eq!(log.recovery().cut, None);
     }
@@ -257,7 +258,7 @@ fn readers_and_waiters_keep_up_with_a_busy_writer() {
         DiskOptions { drive: Drive::Thread, recent_bytes: 2000, segment_bytes: 16 << 10, ..options(&files) };
     let log = DiskLog::create(busy, History::origin()).unwrap();
     let last = Lsn::new(1 + 600 * 5);
-    let patience = std::time::Duration::from_secs(60);
+    let patience = Duration::from_secs(60);
     let follow = || {
         let (mut reader, mut next) = (log.read(Lsn::FIRST).unwrap(), Lsn::FIRST);
         while next <= last {

@@ -64,6 +64,7 @@ impl Core {
         let spare_wanted = {
             let mut queue = shared.queue.lock();
             queue.recent.extend(frames);
+            shared.moved(&mut queue);
             queue.spare == Spare::Wanted
         };
         if spare_wanted && let Err(error) = self.provide_spare(shared) {
@@ -85,7 +86,12 @@ impl Core {
             return Ok(());
         }
         let reserved = self.reserve();
-        shared.queue.lock().spare = if reserved.is_ok() { Spare::Ready } else { Spare::Failed };
+        let mut queue = shared.queue.lock();
+        queue.spare = if reserved.is_ok() { Spare::Ready } else { Spare::Failed };
+        if let Err(error) = &reserved {
+            queue.refusal = error.to_string();
+        }
+        shared.moved(&mut queue);
         reserved
     }
 
@@ -176,6 +182,7 @@ fn poisoned(shared: &Shared, queue: &mut Queue, error: &io::Error) -> Terminal {
     let directory = shared.options.directory.display();
     let terminal = Terminal::Poisoned { message: format!("{directory}: {error}").into() };
     queue.jobs.clear();
+    shared.moved(queue);
     shared.publisher.end(terminal.clone());
     terminal
 }
