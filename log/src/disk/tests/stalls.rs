@@ -61,6 +61,10 @@ impl Files for HeldDisk {
         self.below.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.below.link(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.below.remove(path)
     }
