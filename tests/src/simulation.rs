@@ -37,6 +37,7 @@ mod node;
 mod promotion;
 mod removal;
 mod restores;
+mod rot;
 mod seeding;
 mod shipping;
 mod stage;
@@ -85,11 +86,13 @@ pub enum Canary {
     ForgetfulIndex,
     /// A source lets one mirror fewer acknowledge than its level says.
     HastySource,
+    /// A byte of a file is another one when its packs are damaged, as with a reader that does not verify what it reads.
+    ForeignByte,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 8] = [
+    pub const ALL: [Canary; 9] = [
         Canary::LyingDisk,
         Canary::ShipBeforeDurable,
         Canary::EarlyCollector,
@@ -98,6 +101,7 @@ impl Canary {
         Canary::ForgottenPromise,
         Canary::ForgetfulIndex,
         Canary::HastySource,
+        Canary::ForeignByte,
     ];
 
     /// What it is called on the command line.
@@ -111,25 +115,42 @@ impl Canary {
             Canary::ForgottenPromise => "forgotten-promise",
             Canary::ForgetfulIndex => "forgetful-index",
             Canary::HastySource => "hasty-source",
+            Canary::ForeignByte => "foreign-byte",
         }
     }
 
-    /// How a violation may begin that it leads to.
-    pub fn expected(self) -> &'static [&'static str] {
+    /// How the violation begins that it is: of the invariant that it breaks.
+    pub fn finding(self) -> &'static str {
         match self {
-            Canary::LyingDisk => &["lost"],
-            Canary::ShipBeforeDurable => &["ahead"],
-            Canary::EarlyCollector => &["a restore"],
-            // One whose status says how far it is behind is found when everything should have caught up.
-            Canary::SilentShipper => &["silent stall: archive", "stall: "],
-            // One that hears its source for ever is not promoted while that one is gone.
-            Canary::SilentMirror => &["silent stall: mirror", "stall: "],
-            // What the old source acknowledges after the seal is noticed at the next fsync, or by whoever takes over.
-            Canary::ForgottenPromise => &["two epochs", "two histories", "lost"],
-            // A mirror with such an index may be promoted and read before anybody compares digests; a source may find it out by itself, and
-            // seeds nobody then.
-            Canary::ForgetfulIndex => &["digest", "lost", "stall: "],
-            Canary::HastySource => &["too few"],
+            Canary::LyingDisk => "lost",
+            Canary::ShipBeforeDurable => "ahead",
+            Canary::EarlyCollector => "deleted",
+            Canary::SilentShipper => "silent stall: archive",
+            Canary::SilentMirror => "silent stall: mirror",
+            Canary::ForgottenPromise => "two ",
+            Canary::ForgetfulIndex => "digest",
+            Canary::HastySource => "too few",
+            Canary::ForeignByte => "foreign",
+        }
+    }
+
+    /// How violations begin that follow from it in worlds where something else comes before what would show it itself. Whoever looks for
+    /// the bug goes on to the next world.
+    pub fn aftermath(self) -> &'static [&'static str] {
+        match self {
+            // One whose status says how far it is behind is not silent: it is found when everything should have caught up.
+            Canary::SilentShipper => &["stall: "],
+            // And one that hears its source for ever is not promoted while that one is gone.
+            Canary::SilentMirror => &["stall: "],
+            // What the old source has acknowledged after the seal is missed by whoever takes over next, if that comes before the next fsync.
+            Canary::ForgottenPromise => &["lost"],
+            // A mirror with such an index is promoted and read before anybody compares digests; a source that finds it out by itself seeds nobody.
+            Canary::ForgetfulIndex => &["lost", "stall: "],
+            Canary::LyingDisk
+            | Canary::ShipBeforeDurable
+            | Canary::EarlyCollector
+            | Canary::HastySource
+            | Canary::ForeignByte => &[],
         }
     }
 }

@@ -62,12 +62,15 @@ fn a_seed_is_the_same_world_twice() {
 /// - 10681: a mirror that had gone over to a new source, and was refused by an archive that had been sealed below what was carried over;
 /// - 17939: a mirror that had joined a source which was replaced and did not know it yet;
 /// - 3469: an archive that was sealed by one who never led, and was asked for ever by the source that had been promoted without it;
-/// - 1779: a restore that took over and called a pack lost that its own store had, when it brought up an archive.
+/// - 1779: a restore that took over and called a pack lost that its own store had, when it brought up an archive;
+/// - 66, 862: a source that was promoted, and ended by the promise of a promotion that had come to nothing before;
+/// - 7593: a source that was replaced by one that is lost, and goes on beside the next one;
+/// - 5554, 8585: people who wanted to add an archive where an fsync waited for one whose account was gone.
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
     let seeds = [
         7299, 4051, 3637, 4160, 5499, 6747, 9217, 10284, 11878, 12958, 229, 4110, 5067, 7042, 5960, 301,
-        4212, 876, 4226, 10681, 17939, 3469, 1779,
+        4212, 876, 4226, 10681, 17939, 3469, 1779, 66, 862, 7593, 5554, 8585,
     ];
     for seed in seeds.map(|seed: u64| seed.to_string()) {
         let (output, said) = simulate(&["--first-seed", &seed, "--seeds", "1"]);
@@ -88,7 +91,8 @@ fn a_run_that_keeps_going_tells_of_every_seed_that_failed() {
     assert!(first == 1 && all > 1, "{first}, then {all}");
 }
 
-/// The fear: a judge that never objects. Every deliberate bug is found, as the violation that it is.
+/// The fear: a judge that never objects. Every deliberate bug is found, as a violation of the invariant that it breaks; worlds in which it only
+/// leads to something else ([`Canary::aftermath`]) do not count.
 #[test]
 fn every_canary_is_found() {
     for canary in Canary::ALL {
@@ -96,13 +100,12 @@ fn every_canary_is_found() {
         assert_eq!(output.status.code(), Some(1), "{canary} was not found: {said}");
         let violation = said.lines().find_map(|line| line.strip_prefix("violation "));
         let violation = violation.unwrap_or_else(|| panic!("{canary}: no violation in {said}"));
-        let is_it = canary.expected().iter().any(|start| violation.starts_with(start));
-        assert!(is_it, "{canary} was found as: {violation}");
+        assert!(violation.starts_with(canary.finding()), "{canary} was found as: {violation}");
         assert!(said.contains("--first-seed"), "the command that repeats it is printed: {said}");
     }
 }
 
-/// So many worlds take less than a minute in a debug build.
-const SEEDS: u64 = 120;
+/// So many worlds take a minute and a half of one core in a debug build.
+const SEEDS: u64 = 300;
 /// A world that takes longer is busy with itself; the program says so.
 const WORLD_MAX: Duration = Duration::from_secs(120);

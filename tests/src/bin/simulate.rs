@@ -145,11 +145,21 @@ impl Order {
                 Err(what) => {
                     let violation = what.lines().find_map(|line| line.strip_prefix("violation "));
                     let why = violation.unwrap_or("it has ended without a verdict").to_owned();
+                    if self.is_aftermath(&why) {
+                        say(&format!("seed {seed}, which goes on from the bug: {why}"));
+                        continue;
+                    }
                     sums.lock().failed.insert(seed, why);
                     print(&format!("{what}\nseed {seed} has failed; again: {}\n", self.again(seed)));
                 }
             }
         }
+    }
+
+    /// Whether the bug that is looked for leads to this, and shows itself as something else: another seed is to show it.
+    fn is_aftermath(&self, violation: &str) -> bool {
+        let follows = |canary: Canary| canary.aftermath().iter().any(|start| violation.starts_with(start));
+        self.canary.is_some_and(|canary| !violation.starts_with(canary.finding()) && follows(canary))
     }
 
     /// Simulates a seed in a process of its own.

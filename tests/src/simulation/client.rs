@@ -260,6 +260,17 @@ pub(super) async fn compare(volume: &Volume, name: &str, certain: &Certain) -> R
     Ok(())
 }
 
+/// The bug: a byte of a file becomes another one.
+pub(super) async fn change_a_byte(volume: &Volume, name: &str) {
+    let Ok(attr) = volume.lookup(&ROOT, Ino::ROOT, &named(name)).wait().await else { return };
+    let Ok(opened) = volume.open(&ROOT, attr.ino, WRITE).wait().await else { return };
+    let other = volume.read(attr.ino, opened.handle, 0, 1).wait().await;
+    let other = other.ok().and_then(|bytes| bytes.first().map(|byte| byte ^ 1)).unwrap_or_default();
+    // The judge says what came of it.
+    let _judged = volume.write(&ROOT, attr.ino, opened.handle, 0, Bytes::from(vec![other])).wait().await;
+    volume.release(attr.ino, opened.handle);
+}
+
 fn named(name: &str) -> Name {
     Name::new(name.as_bytes().to_vec()).expect("a client's names are names")
 }

@@ -19,6 +19,10 @@ use super::{
 pub(super) async fn strike(world: &Arc<World>, end: Duration) {
     let stage = Arc::clone(world.stage());
     let victim = stage.below(world.ground.archives.len() as u64) as usize;
+    let spared = world.ground.archives.iter().enumerate().find(|(at, _)| *at != victim);
+    if let (Some((_, spared)), true) = (spared, stage.is_kind(3)) {
+        tokio::spawn(Arc::clone(world).damage_packs(Arc::clone(spared), end));
+    }
     while stage.now() < end {
         stage.pause(100, 3500).await;
         strike_once(world, victim).await;

@@ -24,6 +24,8 @@ pub(super) struct Judge {
     files: BTreeMap<String, Certain>,
     /// The epochs that began, and after which frame.
     begun: Vec<(Epoch, Position)>,
+    /// The epochs for which every mirror was sealed that an acknowledgement would need, with `mirror=W`, and what is gone on from.
+    sealed: BTreeMap<Epoch, Position>,
     /// What became durable at each host that follows.
     copies: BTreeMap<usize, Vec<Position>>,
     /// The end of what became durable last at each host that decided.
@@ -159,6 +161,14 @@ impl Judge {
                     ));
                 }
             }
+            for (epoch, base) in self.sealed.iter().filter(|(epoch, _)| **epoch > position.epoch) {
+                if !self.is_on(&position, base) {
+                    return Err(format!(
+                        "two epochs: lsn {} of epoch {} is acknowledged at host {host}, the mirrors are sealed for epoch {} after lsn {}",
+                        position.lsn, position.epoch.number, epoch.number, base.lsn
+                    ));
+                }
+            }
             for ack in &self.acks {
                 let (earlier, later) = if ack.position.lsn <= position.lsn {
                     (&ack.position, &position)
@@ -245,6 +255,11 @@ impl Judge {
     /// The latest position that was acknowledged.
     pub(super) fn acknowledged_lsn(&self) -> Lsn {
         self.acks.iter().map(|ack| ack.position.lsn).max().unwrap_or_default()
+    }
+
+    /// Every mirror that an acknowledgement would need has promised `epoch`, which is to go on from `base`.
+    pub(super) fn sealed(&mut self, epoch: Epoch, base: Position) {
+        self.sealed.insert(epoch, base);
     }
 
     /// `epoch` begins after `base`.

@@ -535,8 +535,14 @@ impl TakeOver for Acts<'_> {
         })
     }
 
-    fn claim(&self, _: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
+    fn claim(&self, epoch: Epoch, base: State) -> BoxFuture<'_, Result<State, String>> {
         Box::pin(async move {
+            if self.ground.level == Level::Mirror {
+                self.ground.stage.judge(|judge, _| {
+                    judge.sealed(epoch, base.position);
+                    Ok(())
+                });
+            }
             self.shown(base).await;
             self.check_unchanged()?;
             let found = self.parts.log.durable().state();

@@ -78,8 +78,17 @@ pub(super) async fn judge(world: &Arc<World>, tip: Position) {
                 stage.count("restores that began with a snapshot");
                 stage.note(format!("restored lsn {}, from a snapshot on", position.lsn));
             }
-            Err(error) => return stage.violated(&format!("a restore of lsn {}: {error}", position.lsn)),
+            Err(error) => return stage.violated(&told_of(position.lsn, &error)),
         }
+    }
+}
+
+/// What is wrong with a restore, behind the name of the invariant if it is one that has a name.
+fn told_of(lsn: Lsn, error: &str) -> String {
+    let named = ["deleted", "digest", "lost", "foreign"].into_iter().find(|name| error.starts_with(name));
+    match named.and_then(|name| Some((name, error.strip_prefix(name)?.strip_prefix(": ")?))) {
+        Some((name, what)) => format!("{name}: a restore of lsn {lsn}: {what}"),
+        None => format!("a restore of lsn {lsn}: {error}"),
     }
 }
 

@@ -185,6 +185,9 @@ impl World {
         }
         (0..self.hosts.len()).for_each(|host| self.check_tree(host));
         restores::judge(self, tip).await;
+        if self.stage().violation().is_none() && self.stage().is_kind(3) {
+            self.judge_rot(leader, &volume, &tip).await;
+        }
     }
 
     /// Of two copies of one node the one that has everything that was acknowledged; there must be one.
