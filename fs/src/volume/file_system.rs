@@ -173,7 +173,7 @@ impl FileSystem for Volume {
     fn flush(&self, ino: Ino, handle: Handle) -> Answer<()> {
         Answer::Now(self.open_handle(ino, handle).and_then(|open| {
             let mut inner = open.file.lock();
-            let (error, dirty) = (inner.error.take(), inner.dirty.has_grounded() && !inner.queued);
+            let (error, dirty) = (inner.error.take(), inner.dirty.has_grounded() && inner.queued.is_none());
             drop(inner);
             if dirty {
                 self.request_flush(&open.file, Urgency::Soon);

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::Notify;
 
-use super::{dirty::DirtyData, memory::Memory};
+use super::{dirty::DirtyData, flush::Urgency, memory::Memory};
 use crate::{Errno, Handle, Ino, OpenFlags};
 
 /// The state of one inode that is open or dirty.
@@ -40,8 +40,8 @@ pub(crate) struct FileInner {
     pub(crate) flushes_stored: u64,
     /// Entries that have given the file extents, since this record was made.
     pub(crate) stores: u64,
-    /// It waits in the flusher's queue.
-    pub(crate) queued: bool,
+    /// How urgently it waits in the flusher's queues, if it does.
+    pub(crate) queued: Option<Urgency>,
     /// An error of a flush that nobody has been told yet.
     pub(crate) error: Option<Errno>,
     /// Why the last flush failed, if it did; it is tried again.
@@ -54,8 +54,8 @@ impl FileState {
     }
 
     #[cfg(test)]
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, FileInner>> {
-        self.inner.try_lock()
+    pub(crate) fn lock_within(&self, patience: std::time::Duration) -> Option<MutexGuard<'_, FileInner>> {
+        self.inner.try_lock_for(patience)
     }
 }
 
@@ -95,7 +95,7 @@ impl FileTable {
         // The table's reference is the only one: nobody can be about to lock it.
         let idle = files.get(&ino).filter(|file| Arc::strong_count(file) == 1).is_some_and(|file| {
             let inner = file.lock();
-            inner.opens == 0 && inner.dirty.is_empty() && !inner.queued && inner.error.is_none()
+            inner.opens == 0 && inner.dirty.is_empty() && inner.queued.is_none() && inner.error.is_none()
         });
         if idle {
             files.remove(&ino);

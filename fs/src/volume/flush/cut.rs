@@ -1,133 +1,206 @@
-//! Cutting the bytes of a batch into packs.
+//! Cutting the bytes of files into packs.
 //!
 //! Invariants:
-//! - What comes before something else of the same file is sent before it.
+//! - The bytes of a file are taken off when its turn comes: until then another batch may take them.
+//! - A file whose turn does not come is in no queue any more, and whoever waits for it hears of that.
 
-use std::sync::{Arc, atomic::Ordering};
-
-use tokio::sync::{mpsc, mpsc::error::TrySendError};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    vec,
+};
 
 use super::{
     super::{
-        Shared,
+        Volume,
         dirty::FlightPiece,
+        files::FileState,
+        memory::Counted,
         placed::{Place, StoredPack},
     },
-    Load, Unstored,
+    batch::Flight,
 };
 use crate::{
     PackRow,
-    data::{PackBuilder, PackName},
+    data::{MAX_PACK_PLAIN, PackBuilder, PackName, SealedPack},
     decide::{PackUse, Piece},
 };
 
-/// Cuts the pieces of all flights into packs and sends each when it is full.
-pub(super) fn cut(shared: &Shared, flights: Vec<Vec<FlightPiece>>, packs: &mpsc::Sender<Load>) {
-    let mut cutter = Cutter { shared, packs, builder: None, placed: Vec::new(), stored: None };
-    let pieces = flights
-        .into_iter()
-        .enumerate()
-        .flat_map(|(flight, pieces)| pieces.into_iter().map(move |piece| (flight, piece)));
-    for (flight, piece) in pieces {
-        if !cutter.add(flight, &piece) {
-            return;
+/// What is cut at a time: at most one pack that is not in the store.
+#[derive(Default)]
+pub(super) struct Cut {
+    /// Flights that have begun.
+    pub(super) flights: Vec<Flight>,
+    pub(super) loads: Vec<Load>,
+}
+
+/// A pack and what it holds of which flights.
+pub(super) struct Load {
+    pub(super) pack: Arc<StoredPack>,
+    pub(super) runs: Vec<Run>,
+    /// Unless it is in the store already.
+    pub(super) unstored: Option<Unstored>,
+}
+
+/// Pieces of a flight that follow each other in the file and are in one pack.
+pub(super) struct Run {
+    /// The place of the flight among those of the batch.
+    pub(super) flight: usize,
+    /// The runs of a flight are counted in the order of the file.
+    pub(super) number: u64,
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// The bytes of a pack.
+pub(super) struct Unstored {
+    pub(super) pack: SealedPack,
+    /// What was cut off or overwritten meanwhile is in memory until its pack is stored.
+    pub(super) _held: Counted,
+}
+
+/// What cuts the files of a batch, pack by pack.
+pub(super) struct Cutter {
+    volume: Volume,
+    files: vec::IntoIter<Arc<FileState>>,
+    /// A file that fills packs of its own shares none with those before it.
+    separates: bool,
+    /// Flights that have begun.
+    flights: usize,
+    /// What is left of the last of them, ...
+    left: VecDeque<FlightPiece>,
+    /// ... and how many runs were cut from it.
+    runs: u64,
+}
+
+impl Cutter {
+    pub(super) fn new(volume: Volume, files: Vec<Arc<FileState>>, separates: bool) -> Cutter {
+        let files = files.into_iter();
+        Cutter { volume, files, separates, flights: 0, left: VecDeque::new(), runs: 0 }
+    }
+
+    /// The next pack, and what is found in packs that are stored already; `None` when nothing is left.
+    pub(super) fn next(&mut self) -> Option<Cut> {
+        let (mut cut, mut pack) = (Cut::default(), None);
+        loop {
+            while let Some(piece) = self.left.pop_front() {
+                let Some(place) = piece.place.clone() else {
+                    let Some(rest) = self.add(pack.get_or_insert_with(|| Packing::new(&self.volume)), piece)
+                    else {
+                        continue;
+                    };
+                    self.left.push_front(rest);
+                    return Some(self.seal(cut, pack));
+                };
+                self.find(&mut cut, &piece, &place);
+            }
+            let Some(flight) = self.take_off() else {
+                let is_over = cut.flights.is_empty() && cut.loads.is_empty() && pack.is_none();
+                return (!is_over).then(|| self.seal(cut, pack));
+            };
+            let fills = self.separates && flight.left >= MAX_PACK_PLAIN as u64;
+            cut.flights.push(flight);
+            if fills && pack.is_some() {
+                return Some(self.seal(cut, pack));
+            }
         }
     }
-    cutter.send();
-    cutter.send_stored();
-}
 
-struct Cutter<'a> {
-    shared: &'a Shared,
-    packs: &'a mpsc::Sender<Load>,
-    builder: Option<PackBuilder>,
-    placed: Vec<(usize, Piece)>,
-    /// What is in a stored pack, and comes before what was placed in the builder since.
-    stored: Option<Load>,
-}
-
-impl Cutter<'_> {
-    /// Adds a piece, in as many packs as it takes. False when nobody wants packs any more.
-    fn add(&mut self, flight: usize, piece: &FlightPiece) -> bool {
-        if let Some(place) = &piece.place {
-            return self.add_stored(flight, piece, place);
-        }
-        if !self.send_stored() {
-            return false;
-        }
-        let mut done = 0;
-        while done < piece.bytes.len() {
-            let shared = self.shared;
-            let builder = self.builder.get_or_insert_with(|| {
-                let number = shared.packs_begun.fetch_add(1, Ordering::Relaxed);
-                PackBuilder::new(PackName::new(shared.writer, number))
-            });
-            let rest = &piece.bytes[done..];
-            // A piece that would fit into a pack of its own is not torn in two.
-            let take = if rest.len() > builder.room() && builder.plain_len() > 0 {
-                0
-            } else {
-                rest.len().min(builder.room())
-            };
-            if take == 0 {
-                if !self.send() {
-                    return false;
-                }
+    /// Takes off what is dirty in the next file that has something.
+    fn take_off(&mut self) -> Option<Flight> {
+        for file in self.files.by_ref() {
+            let refusal = self.volume.refusal();
+            let mut inner = file.lock();
+            inner.queued = None;
+            if inner.flushes_begun > inner.flushes_ended || !inner.dirty.has_grounded() {
+                // In another batch, which asks for the rest itself; or there is nothing any more, for which somebody may wait.
+                drop(inner);
+                file.flushed.notify_waiters();
+                self.volume.shared.files.forget(file);
                 continue;
             }
-            let Ok(at) = builder.add(&rest[..take]) else { return false };
-            let place = Piece {
-                offset: piece.offset + done as u64,
-                length: take as u32,
-                pack_offset: at.as_u64() as u32,
-            };
-            self.placed.push((flight, place));
-            done += take;
+            inner.flushes_begun += 1;
+            let pieces = inner.dirty.take_off();
+            drop(inner);
+            let flight = Flight::new(&self.volume, file, &pieces, refusal);
+            if refusal.is_none() {
+                (self.left, self.runs) = (pieces.into(), 0);
+                self.flights += 1;
+                return Some(flight);
+            }
         }
-        true
+        None
+    }
+
+    /// Adds as much of a piece as there is room for; returns the rest, if there is one.
+    fn add(&mut self, pack: &mut Packing, mut piece: FlightPiece) -> Option<FlightPiece> {
+        let room = pack.builder.room();
+        // A piece that would fit into a pack of its own is not torn in two.
+        if room == 0 || (piece.bytes.len() > room && pack.builder.plain_len() > 0) {
+            return Some(piece);
+        }
+        let bytes = piece.bytes.split_to(piece.bytes.len().min(room));
+        let at = pack.builder.add(&bytes).expect("there is room for it");
+        let length = bytes.len() as u32;
+        let placed = Piece { offset: piece.offset, length, pack_offset: at.as_u64() as u32 };
+        self.place(&mut pack.runs, placed);
+        piece.offset += u64::from(length);
+        (!piece.bytes.is_empty()).then_some(piece)
     }
 
     /// Adds a piece that is in the store already.
-    fn add_stored(&mut self, flight: usize, piece: &FlightPiece, place: &Place) -> bool {
-        // What comes before it in the same file is sent before it.
-        let follows = self.placed.last().is_some_and(|(last, _)| *last == flight);
-        if follows && !self.send() {
-            return false;
+    fn find(&mut self, cut: &mut Cut, piece: &FlightPiece, place: &Place) {
+        if cut.loads.last().is_none_or(|load| !Arc::ptr_eq(&load.pack, &place.pack)) {
+            cut.loads.push(Load { pack: Arc::clone(&place.pack), runs: Vec::new(), unstored: None });
         }
-        let elsewhere = self.stored.as_ref().is_some_and(|load| !Arc::ptr_eq(&load.pack, &place.pack));
-        if elsewhere && !self.send_stored() {
-            return false;
-        }
-        let load = self.stored.get_or_insert_with(|| Load {
-            pack: Arc::clone(&place.pack),
-            placed: Vec::new(),
-            unstored: None,
-        });
         let length = piece.bytes.len() as u32;
-        load.placed.push((flight, Piece { offset: piece.offset, length, pack_offset: place.offset }));
-        true
-    }
-
-    /// Sends what is in a stored pack, if anything.
-    fn send_stored(&mut self) -> bool {
-        self.stored.take().is_none_or(|load| self.pass_on(load))
-    }
-
-    /// Sends what is in the builder, if anything.
-    fn send(&mut self) -> bool {
-        let placed = std::mem::take(&mut self.placed);
-        self.builder.take().and_then(PackBuilder::finish).is_none_or(|pack| {
-            let held = self.shared.files.memory.hold(pack.bytes.len());
-            let stored = StoredPack::new(PackUse::New(PackRow::of(&pack)));
-            self.pass_on(Load { pack: stored, placed, unstored: Some(Unstored { pack, _held: held }) })
-        })
-    }
-
-    fn pass_on(&self, load: Load) -> bool {
-        match self.packs.try_send(load) {
-            Ok(()) => true,
-            Err(TrySendError::Full(load)) => self.packs.blocking_send(load).is_ok(),
-            Err(TrySendError::Closed(_)) => false,
+        let placed = Piece { offset: piece.offset, length, pack_offset: place.offset };
+        if let Some(load) = cut.loads.last_mut() {
+            self.place(&mut load.runs, placed);
         }
+    }
+
+    /// Adds a piece of the last flight to the runs of a pack.
+    fn place(&mut self, runs: &mut Vec<Run>, piece: Piece) {
+        let flight = self.flights - 1;
+        match runs.last_mut().filter(|run| run.flight == flight && run.number + 1 == self.runs) {
+            Some(run) => run.pieces.push(piece),
+            None => {
+                runs.push(Run { flight, number: self.runs, pieces: vec![piece] });
+                self.runs += 1;
+            }
+        }
+    }
+
+    fn seal(&self, mut cut: Cut, pack: Option<Packing>) -> Cut {
+        let sealed = pack.and_then(|Packing { builder, runs }| Some((builder.finish()?, runs)));
+        cut.loads.extend(sealed.map(|(pack, runs)| {
+            let held = self.volume.shared.files.memory.hold(pack.bytes.len());
+            let stored = StoredPack::new(PackUse::New(PackRow::of(&pack)));
+            Load { pack: stored, runs, unstored: Some(Unstored { pack, _held: held }) }
+        }));
+        cut
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        for file in self.files.by_ref() {
+            file.lock().queued = None;
+            file.flushed.notify_waiters();
+            self.volume.shared.files.forget(file);
+        }
+    }
+}
+
+/// A pack in the making.
+struct Packing {
+    builder: PackBuilder,
+    runs: Vec<Run>,
+}
+
+impl Packing {
+    fn new(volume: &Volume) -> Packing {
+        let number = volume.shared.packs_begun.fetch_add(1, Ordering::Relaxed);
+        Packing { builder: PackBuilder::new(PackName::new(volume.shared.writer, number)), runs: Vec::new() }
     }
 }

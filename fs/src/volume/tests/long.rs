@@ -39,8 +39,9 @@ async fn shorten(how: impl FnOnce(&Volume, Ino) -> Answer<()>, size: u64, meanwh
             Poll::Pending => tokio::task::yield_now().await,
         }
         for ino in [other, ino] {
-            let lock_is_free = volume.shared.files.find(ino).is_none_or(|file| file.try_lock().is_some());
-            assert!(lock_is_free, "whoever looks at the file would wait");
+            // The change goes on only after this; others keep the lock for a moment.
+            let lock = |file: Arc<files::FileState>| file.lock_within(overwrites::PATIENCE).is_some();
+            assert!(volume.shared.files.find(ino).is_none_or(lock), "whoever looks at the file would wait");
             let Answer::Now(Ok(attr)) = volume.getattr(ino) else { panic!("a stat waits") };
             if ino != other && sizes.insert(attr.size) && sizes.len() == 4 {
                 match meanwhile {

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A crash is a copy of the durable log, opened with nothing else but the packs.
 
+mod awaited;
 mod judge;
 mod length;
 mod memory;
@@ -21,6 +22,8 @@ use crate::{
 enum Puts {
     Succeed,
     Hold,
+    /// Those of more than [`LARGE`] bytes hold, the others succeed.
+    HoldLarge,
     /// They take a while, each another, and one in so many fails.
     Vary(u64),
 }
@@ -30,6 +33,7 @@ struct Gate {
     below: ObjectBlockStore,
     puts: watch::Sender<Puts>,
     begun: AtomicU64,
+    failed: AtomicU64,
     random: Mutex<Random>,
 }
 
@@ -41,7 +45,8 @@ impl BlockStore for Gate {
     fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
         Box::pin(async move {
             self.begun.fetch_add(1, Ordering::SeqCst);
-            let told = *self.puts.subscribe().wait_for(|puts| *puts != Puts::Hold).await.unwrap();
+            let holds = |puts: &Puts| *puts == Puts::Hold || *puts == Puts::HoldLarge && bytes.len() > LARGE;
+            let told = *self.puts.subscribe().wait_for(|puts| !holds(puts)).await.unwrap();
             if let Puts::Vary(failing) = told {
                 let (held, fails) = {
                     let mut random = self.random.lock();
@@ -49,6 +54,7 @@ impl BlockStore for Gate {
                 };
                 tokio::time::sleep(held).await;
                 if fails {
+                    self.failed.fetch_add(1, Ordering::SeqCst);
                     let object = name.to_string();
                     return Err(BlockStoreError::Refused { object, refusal: crate::Refusal::Exists });
                 }
@@ -83,6 +89,7 @@ impl BlockStore for Gate {
 }
 
 /// A volume with one file, open.
+#[derive(Clone)]
 struct Scene {
     volume: Volume,
     log: Arc<MemoryLog>,
@@ -98,6 +105,7 @@ impl Scene {
             below: ObjectBlockStore::in_memory(),
             puts: watch::Sender::new(Puts::Succeed),
             begun: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             random: Mutex::new(Random(seed)),
         });
         let state = log.claim(epoch(1)).unwrap();
@@ -109,6 +117,19 @@ impl Scene {
         let (attr, opened) = created.wait().await.unwrap();
         volume.sync_all().wait().await.unwrap();
         Scene { volume, log, store, ino: attr.ino, handle: opened.handle }
+    }
+
+    /// The same volume with another file.
+    async fn another(&self, name: &str) -> Scene {
+        let name = Name::new(name.to_owned()).unwrap();
+        let created = self.volume.create(&Caller::default(), Ino::ROOT, &name, 0o644, READ_WRITE);
+        let (attr, opened) = created.wait().await.unwrap();
+        Scene { ino: attr.ino, handle: opened.handle, ..self.clone() }
+    }
+
+    /// Lets the file be flushed in the background.
+    async fn close(&self) {
+        self.volume.flush(self.ino, self.handle).wait().await.unwrap();
     }
 
     async fn write(&self, offset: u64, data: &[u8]) {
@@ -264,6 +285,11 @@ async fn bytes_over_a_flight_that_fails_are_stored_by_the_next_one() {
     assert_eq!(scene.volume.dirty_bytes(), 0);
 }
 
+/// Nothing is flushed but what is closed, or what somebody waits for.
+fn unhurried() -> VolumeOptions {
+    VolumeOptions { flush_after: Duration::from_secs(3600), ..VolumeOptions::default() }
+}
+
 /// Numbers that look random.
 #[derive(Debug)]
 struct Random(u64);
@@ -275,8 +301,16 @@ impl Random {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % limit
     }
+
+    /// Bytes that no pack makes shorter.
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let words = (0..count.div_ceil(8)).flat_map(|_| self.below(u64::MAX).to_le_bytes());
+        words.take(count).collect()
+    }
 }
 
+/// Longer packs are large.
+const LARGE: usize = 64 << 10;
 const READ_WRITE: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);

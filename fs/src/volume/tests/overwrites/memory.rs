@@ -10,23 +10,18 @@ async fn what_was_cut_off_on_its_way_counts_until_nobody_holds_it() {
     let options = VolumeOptions { dirty_bytes: LIMIT, ..VolumeOptions::default() };
     let scene = Scene::new(options, 0).await;
     scene.store.puts.send_replace(Puts::Hold);
-    let mut random = Random(1);
-    let bytes: Vec<u8> = (0..LIMIT / 2).map(|_| random.below(256) as u8).collect();
-    let bytes = Bytes::from(bytes);
+    let bytes = Bytes::from(Random(1).bytes(LIMIT as usize / 2));
     let mut waiting = None;
     for number in 0..4 {
-        let name = Name::new(format!("file {number}")).unwrap();
-        let created = scene.volume.create(&Caller::default(), Ino::ROOT, &name, 0o644, READ_WRITE);
-        let (attr, opened) = created.wait().await.unwrap();
-        let written = scene.volume.write(&Caller::default(), attr.ino, opened.handle, 0, bytes.clone());
+        let file = scene.another(&number.to_string()).await;
+        let written = file.volume.write(&Caller::default(), file.ino, file.handle, 0, bytes.clone());
         if let Answer::Later(written) = written {
             waiting = Some(written);
             break;
         }
-        scene.volume.flush(attr.ino, opened.handle).wait().await.unwrap();
+        file.close().await;
         scene.begun(number + 1).await;
-        let empty = SetAttr { size: Some(0), ..SetAttr::default() };
-        scene.volume.setattr(&Caller::default(), attr.ino, None, empty).wait().await.unwrap();
+        file.resize(0).await.unwrap();
         assert_eq!(scene.volume.dirty_bytes(), 0);
     }
     scene.store.puts.send_replace(Puts::Succeed);

@@ -1,0 +1,144 @@
+//! What an fsync waits for, and what it does not wait for: the bytes of others.
+
+use super::*;
+
+impl Scene {
+    /// Writes so many bytes that no pack makes shorter.
+    async fn fill(&self, bytes: usize) {
+        let mut random = Random(self.ino.get());
+        for at in (0..bytes).step_by(MIB) {
+            self.write(at as u64, &random.bytes(MIB.min(bytes - at))).await;
+        }
+    }
+
+    /// Some bytes that fit into a small pack.
+    async fn fill_little(&self) {
+        self.write(0, &[b'X'; 4096]).await;
+    }
+
+    async fn is_synced(&self) {
+        tokio::time::timeout(PATIENCE, self.fsync()).await.expect("it waits for others").unwrap().unwrap();
+        let row = self.volume.inode_row(self.ino).unwrap().unwrap();
+        assert_eq!(row.size, 4096);
+    }
+}
+
+/// The fear: one put that hangs holds up all files whose packs were put behind it.
+#[tokio::test]
+async fn an_fsync_does_not_wait_for_the_packs_of_other_files_in_its_batch() {
+    let (large, small) = files().await;
+    large.fill(4 * MIB).await;
+    small.fill_little().await;
+    large.store.puts.send_replace(Puts::Hold);
+    large.close().await;
+    small.close().await;
+    // One batch, and a pack each.
+    small.begun(2).await;
+    let fsync = small.fsync();
+    assert!(!fsync.is_finished());
+    large.store.puts.send_replace(Puts::HoldLarge);
+    tokio::time::timeout(PATIENCE, fsync).await.expect("it waits for others").unwrap().unwrap();
+    assert!(small.crashed().await == [b'X'; 4096]);
+    let stored = large.volume.inode_row(large.ino).unwrap().unwrap().size;
+    assert_eq!(stored, 0);
+    large.ends().await;
+}
+
+/// The fear: a small file that somebody waits for comes after all that was closed before it.
+#[tokio::test]
+async fn a_file_that_somebody_waits_for_is_put_before_what_was_closed_before_it() {
+    let (large, small) = files().await;
+    large.fill(36 * MIB).await;
+    small.fill_little().await;
+    large.store.puts.send_replace(Puts::HoldLarge);
+    large.close().await;
+    small.close().await;
+    // As many as are under way at once: the turn of the small one has not come.
+    small.begun(8).await;
+    small.is_synced().await;
+    large.ends().await;
+}
+
+/// The fear: batches that make no progress leave no place for what somebody waits for.
+#[tokio::test]
+async fn a_file_that_somebody_waits_for_is_put_whatever_else_is_under_way() {
+    let (large, small) = files().await;
+    large.store.puts.send_replace(Puts::HoldLarge);
+    let (mut begun, mut waiting) = (0, Vec::new());
+    for number in 0..8 {
+        let file = large.another(&number.to_string()).await;
+        file.fill(2 * LARGE).await;
+        match number % 2 {
+            0 => file.close().await,
+            _ => waiting.push(file.fsync()),
+        }
+        begun += 1;
+        file.begun(begun).await;
+    }
+    small.fill_little().await;
+    small.is_synced().await;
+    assert!(waiting.iter().all(|fsync| !fsync.is_finished()));
+    large.ends().await;
+    for fsync in waiting {
+        fsync.await.unwrap().unwrap();
+    }
+}
+
+/// The fear: files of which nobody waits for one alone get a pack each.
+#[tokio::test]
+async fn files_that_are_flushed_together_share_packs() {
+    let (first, _) = files().await;
+    for number in 0..100 {
+        first.another(&number.to_string()).await.fill_little().await;
+    }
+    first.volume.sync_all().wait().await.unwrap();
+    let packs = first.volume.known_packs().count();
+    assert!(packs <= 2, "{packs} packs");
+}
+
+/// The fear: packs are stored in any order, or not, and a crash shows zeros in front of what came early.
+#[tokio::test]
+async fn packs_that_arrive_in_any_order_leave_a_prefix() {
+    let scene = Scene::new(unhurried(), 3).await;
+    let fill = vec![b'Y'; MIB];
+    for at in (0..40 * MIB).step_by(MIB) {
+        scene.write(at as u64, &fill).await;
+    }
+    scene.store.puts.send_replace(Puts::Vary(2));
+    let mut found = 0;
+    loop {
+        let fsync = scene.fsync();
+        while !fsync.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let crashed = scene.crashed().await;
+            assert!(crashed.iter().all(|byte| *byte == b'Y'), "zeros that nobody wrote");
+            assert!(crashed.len() >= found);
+            found = crashed.len();
+        }
+        if fsync.await.unwrap().is_ok() {
+            assert_eq!(scene.crashed().await.len(), 40 * MIB);
+            break;
+        }
+    }
+    assert_eq!(scene.volume.dirty_bytes(), 0);
+    // What had arrived when another put failed was not put again.
+    let [begun, failed] = [&scene.store.begun, &scene.store.failed].map(|puts| puts.load(Ordering::SeqCst));
+    assert!(failed > 0);
+    assert_eq!(begun - failed, scene.volume.known_packs().count() as u64);
+}
+
+impl Scene {
+    async fn ends(&self) {
+        self.store.puts.send_replace(Puts::Succeed);
+        self.volume.sync_all().wait().await.unwrap();
+        assert_eq!(self.volume.dirty_bytes(), 0);
+    }
+}
+
+async fn files() -> (Scene, Scene) {
+    let large = Scene::new(unhurried(), 0).await;
+    let small = large.another("small").await;
+    (large, small)
+}
+
+const MIB: usize = 1 << 20;
