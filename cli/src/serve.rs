@@ -151,10 +151,10 @@ fn answer_at_rest(
     beforehand::check(directory, request)?;
     let runtime = Runtime::new().map_err(failed)?;
     let (node, scratch) = match request.only_looks() && Looked::is_possible(directory)? {
-        true => {
-            let Looked { node, scratch } = Looked::open(directory, runtime.handle())?;
-            (node, Some(scratch))
-        }
+        true => match Looked::open(directory, runtime.handle()) {
+            Ok(Looked { node, scratch }) => (node, Some(scratch)),
+            Err(error) => return removals::plan_unseen(directory, request, error),
+        },
         false => (Node::open(directory, &NodeOptions::default(), runtime.handle())?, None),
     };
     let purpose = if request.changes() { Purpose::Change } else { Purpose::Look };

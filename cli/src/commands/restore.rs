@@ -7,7 +7,7 @@
 //! - A tree with bytes is not restored where nothing could be read of them.
 
 mod execute;
-mod pins;
+pub(super) mod pins;
 mod proof;
 mod succession;
 
@@ -105,9 +105,9 @@ pub(crate) fn run(args: &RestoreArgs, output: &Output) -> Result<Code, CliError>
     let began = SystemClock::new().wall();
     let mut restore = prepare(args, &runtime)?;
     if !args.dry_run {
+        restore.turn = Some(Turn::take(&restore.directory, COMMAND)?);
         check_target(&restore.directory, restore.blocks.as_ref())?;
     }
-    restore.turn = (!args.dry_run).then(|| Turn::take(&restore.directory, COMMAND)).transpose()?;
     if restore.lacks_packs() && !args.take_over && !args.dry_run {
         // Before a pin is left in archives that are of no use alone.
         let plan = runtime.block_on(restore.plan(&restore.excluded))?;

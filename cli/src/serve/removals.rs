@@ -4,6 +4,8 @@
 //! - A plan changes nothing, and is refused for whatever the order itself would be refused for, as far as nobody has to be waited for.
 //! - What gives something up is done only for somebody who has seen the plan.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -13,7 +15,8 @@ use super::{
 };
 use crate::{
     archives::refuse_fenced,
-    control::{ArchiveRemoval, MemberRemoval, Replies},
+    config::NodeConfig,
+    control::{ArchiveRemoval, MemberRemoval, Replies, Request},
     error::{CliError, failed},
     settings::{Ack, Settings, SharedArchive, shared_form},
     status::ArchiveStatus,
@@ -150,8 +153,11 @@ fn plan_members(host: &Host, order: &MemberRemoval) -> Result<Value, CliError> {
     };
     lines.push(line("fsync waits", &waits));
     lines.push(match order.assume_lost {
-        true => line("given up", "what only they hold or have acknowledged, also what this node has lost: nobody asks them for it any more"),
-        false => line("nothing is given up", "those that fsync waits for have everything first, or nothing is removed"),
+        true => line("given up", GIVEN_UP_MEMBERS),
+        false => line(
+            "nothing is given up",
+            "those that fsync waits for have everything first, or nothing is removed",
+        ),
     });
     Ok(json!({
         "name": Settings::of(host.volume())?.name,
@@ -161,6 +167,23 @@ fn plan_members(host: &Host, order: &MemberRemoval) -> Result<Value, CliError> {
         "gives_up": order.assume_lost,
         "text": lines.join("\n"),
     }))
+}
+
+/// The plan of what gives something up at a node that nobody serves, and that cannot be looked at as it is, which `error` says: it may be opened once
+/// that was given up.
+pub(super) fn plan_unseen(directory: &Path, request: &Request, error: CliError) -> Result<Value, CliError> {
+    let (what, text) = match request {
+        Request::MemberRemove(order) if order.dry_run && order.assume_lost => {
+            (&order.nodes, GIVEN_UP_MEMBERS)
+        }
+        _ => return Err(error),
+    };
+    let mut lines = vec![line("members", &what.join(", "))];
+    lines.push(line("not known", &format!("this node cannot be looked at as it is: {error}")));
+    lines.push(line("given up", text));
+    Ok(
+        json!({ "name": NodeConfig::read(directory)?.name, "members": what, "gives_up": true, "text": lines.join("\n") }),
+    )
 }
 
 /// Up to where an archive holds the history, as far as is known.
@@ -177,3 +200,5 @@ fn held(url: &str, status: Option<&ArchiveStatus>, durable: u64) -> String {
 fn line(what: &str, text: &str) -> String {
     format!("{what:<19} {text}")
 }
+
+const GIVEN_UP_MEMBERS: &str = "what only they hold or have acknowledged, also what this node has lost: nobody asks them for it any more";
