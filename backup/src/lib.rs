@@ -9,6 +9,7 @@ mod descriptor;
 mod document;
 mod fence;
 mod fields;
+mod holdings;
 mod layout;
 mod pack;
 mod plan;
@@ -39,6 +40,7 @@ pub use base::{
 pub use descriptor::{Archive, ArchiveKind, Descriptor, OpenArchiveError};
 pub use document::{DocumentError, PositionText, StateText};
 pub use fence::{ArchiveFence, Supplies};
+pub use holdings::{HeldSnapshot, Holdings, HoldingsError, Moment, SealedBy, Verified, holdings};
 pub use pack::{CopyPackError, NamedPackError};
 pub use plan::{PlanError, PlannedSlot, PlannedSnapshot, RestorePlan, Route, Window, plan_restore};
 pub use proof::{Proof, ProofError, RESTORE, VERIFY};

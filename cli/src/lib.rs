@@ -16,6 +16,7 @@ mod commands;
 mod config;
 mod control;
 mod demo;
+mod dump_file;
 mod error;
 mod givers;
 mod mirror_notes;

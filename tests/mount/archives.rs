@@ -72,6 +72,55 @@ fn a_lost_region_comes_back_from_its_archive() {
     assert_eq!(scratch.run(["fsck", "mnt", "--data", "--json"]).expect_code(0).json()["findings"], 0);
 }
 
+/// The fear: on the morning after, all that is left is the URL of an archive, and to see what is in it a whole node has to be restored first.
+#[test]
+fn an_archive_is_looked_at_and_dumped_at_any_moment_without_a_node() {
+    if !can_mount("an_archive_is_looked_at_and_dumped_at_any_moment_without_a_node") {
+        return;
+    }
+    let (scratch, archive) = archived();
+    let kept = scratch.make_dir("kept");
+    sow(&kept);
+    let then = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].to_string();
+    fs::remove_dir_all(scratch.path("mnt/a/b")).unwrap();
+    fs::write(scratch.path("mnt/later"), "later").unwrap();
+    scratch.run(["flush", "mnt"]).expect_code(0);
+    let durable = scratch.run(["status", "mnt", "--json"]).json()["durable_lsn"].as_u64().unwrap();
+    wait_archived(&scratch, durable);
+    scratch.umount("mnt");
+    fs::rename(scratch.path("node"), scratch.path("away")).unwrap();
+    let before = scratch.prints_of("archive");
+    let held = scratch.run(["status", &archive, "--json"]).expect_code(0).json();
+    assert_eq!((&held["name"], &held["kind"], &held["sealed"]), (&"home".into(), &"full".into(), &().into()));
+    assert!(held["first"]["lsn"] == 2 && held["last"]["lsn"].as_u64() >= Some(durable), "{held}");
+    let said = scratch.run(["status", &archive]).expect_code(0).stdout();
+    assert!(
+        said.contains("home") && said.contains("restores") && said.contains("verified    never"),
+        "{said}"
+    );
+    assert!(scratch.prints_of("archive") == before, "whoever looks changes nothing");
+    let dump = |more: &[&str]| scratch.run(["dump", &archive].iter().chain(more).copied());
+    dump(&["now", "--json"]).expect_code(0);
+    let lsn = dump(&["then", "--lsn", &then, "--json"]).expect_code(0).json()["lsn"].to_string();
+    assert!(lsn.parse::<u64>().unwrap() <= then.parse().unwrap(), "{lsn} at {then}");
+    dump(&["then"]).expect_error(1, "exists already");
+    dump(&["never", "--at", "2001-01-01T00:00:00Z"]).expect_error(1, "before the first entry");
+    scratch.run(["dump", "away", "past", "--at", "1s ago"]).expect_error(2, "a node is dumped as it is now");
+    assert!(!scratch.path("never").exists() && !scratch.path("past").exists());
+    let names = || fs::read_dir(scratch.path(".")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names().all(|name| !name.to_string_lossy().contains("murphy-dump")), "nothing is left behind");
+    let held = scratch.run(["status", &archive, "--json"]).expect_code(0).json();
+    assert_eq!(held["pins"], serde_json::json!([]), "it is read no more");
+    for (file, mount) in [("then", "mthen"), ("now", "mnow")] {
+        let node = format!("node of {file}");
+        scratch.run(["load", file, &node, "--blocks", &scratch.url("blocks")]).expect_code(0);
+        scratch.mount(&node, mount);
+    }
+    assert_same_tree(&kept, &scratch.path("mthen"));
+    assert_eq!(fs::read(scratch.path("mnow/later")).unwrap(), b"later");
+    assert!(!scratch.path("mnow/a/b").exists());
+}
+
 /// What production, a rehearsal and another rehearsal do to the same tree; each leaves a tree that the others do not.
 fn live_on(root: &Path, who: &str) {
     fs::write(root.join(format!("only in {who}")), who.repeat(50_000)).unwrap();

@@ -276,6 +276,8 @@ fn every_command_that_prints_prints_json_when_asked() {
     assert!(said(0, &["restore", &archive, "then", "--dry-run"])[0]["position"]["lsn"].as_u64() >= Some(lsn));
     assert_eq!(said(0, &["restore", &archive, "then"])[0]["missing_packs"], 0);
     assert_eq!(said(0, &["verify", &archive])[0]["findings"], Value::Array(Vec::new()));
+    assert_eq!(said(0, &["status", &archive])[0]["name"], "vol");
+    assert_eq!(said(0, &["dump", &archive, "past"])[0]["inodes"], 1);
     assert_eq!(said(0, &["fsck", "node", "--data"])[0]["findings"], 0);
     assert_eq!(said(0, &["archive", "remove", "node", &archive, "--confirm", "vol"])[0]["removed"], archive);
     let refused = scratch.run(["status", "nowhere", "--json"]).expect_code(1);

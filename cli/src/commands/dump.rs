@@ -4,9 +4,13 @@
 //! - A dump has its name only when it is complete and durable; nothing that is there is replaced.
 //! - With `-` stdout has the dump and nothing else.
 
+mod archive;
+
 use std::path::PathBuf;
 
-use super::source::node_of;
+use serde_json::Value;
+
+use super::source::{archive_of, node_of};
 use crate::{
     control::Request,
     error::{CliError, Code, at},
@@ -18,32 +22,56 @@ use crate::{
 #[derive(clap::Args, Debug)]
 #[command(
     long_about = "Write the whole tree into one compact, portable file\n\nIt holds names, attributes and where the \
-                  bytes are; the bytes stay in the block store. Writes go on meanwhile.",
-    after_help = "Example:\n  murphy dump /srv/home /backup/home.murphy"
+                  bytes are; the bytes stay in the block store. Writes go on meanwhile.\n\nOf an archive, by its URL and without any node: the tree \
+                  of any moment that it holds. Exits with 3 if anything was damaged on the way.",
+    after_help = "Examples:\n  murphy dump /srv/home /backup/home.murphy\n  murphy dump s3://other-account/home yesterday.murphy --at '1d ago'"
 )]
 pub(crate) struct DumpArgs {
-    /// The directory of a node, served or not, or a mount point
+    /// The directory of a node, served or not, a mount point, or the URL of an archive
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// A new file, or - for stdout
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
+    /// Of an archive, this moment: RFC 3339, a local time, @unix, or an age like '10m ago'
+    #[arg(long, value_name = "TIME", conflicts_with = "lsn")]
+    at: Option<String>,
+    /// Of an archive, as it was after this entry
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<u64>,
 }
 
 pub(crate) fn run(args: &DumpArgs, output: &Output) -> Result<Code, CliError> {
-    let directory = node_of(&args.source)?;
-    let to_stdout = args.file.as_os_str() == "-";
-    let path = if to_stdout {
+    let path = match args.is_to_stdout() {
         // The process that serves the node writes into it: it runs as the same user, and sees the same /proc.
-        PathBuf::from(format!("/proc/{}/fd/1", std::process::id()))
-    } else {
-        std::path::absolute(&args.file).map_err(at(&args.file))?
+        true => PathBuf::from(format!("/proc/{}/fd/1", std::process::id())),
+        false => std::path::absolute(&args.file).map_err(at(&args.file))?,
     };
-    let done = serve::ask(&directory, &Request::Dump { path }, output, |_| Ok(()))?;
-    if to_stdout {
-        output.note(&done.to_string());
-    } else {
-        output.data(&done, |done| format!("{} inodes at lsn {}", done["inodes"], done["lsn"]))?;
+    if let Some(url) = archive_of(&args.source)? {
+        return archive::run(&url, args, &path, output);
     }
+    if args.at.is_some() || args.lsn.is_some() {
+        return Err(CliError::usage("a node is dumped as it is now").hint(
+            "of a moment before: murphy dump URL FILE --at TIME, with the URL of an archive, which murphy archive list shows",
+        ));
+    }
+    let directory = node_of(&args.source)?;
+    let done = serve::ask(&directory, &Request::Dump { path }, output, |_| Ok(()))?;
+    told(args, &done, output)?;
     Ok(Code::Done)
+}
+
+impl DumpArgs {
+    fn is_to_stdout(&self) -> bool {
+        self.file.as_os_str() == "-"
+    }
+}
+
+/// Says what was dumped; stdout may have the dump itself.
+fn told(args: &DumpArgs, done: &Value, output: &Output) -> Result<(), CliError> {
+    if args.is_to_stdout() {
+        output.note(&done.to_string());
+        return Ok(());
+    }
+    output.data(done, |done| format!("{} inodes at lsn {}", done["inodes"], done["lsn"]))
 }

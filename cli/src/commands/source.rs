@@ -1,4 +1,4 @@
-//! What a command's SRC or MNT names: a node's directory, or the node behind a mount point.
+//! What a command's SRC or MNT names: a node's directory, the node behind a mount point, or an archive.
 //!
 //! Invariants:
 //! - A mount whose process is gone is told from a directory that was never one.
@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use murphy_fs::NODE_XATTR;
+use murphy_fs::{NODE_XATTR, StoreUrl};
 
+use super::format::parse_url;
 use crate::{
     control::Control,
     error::{CliError, at},
@@ -80,14 +81,27 @@ pub(super) fn control_of_mount(node: &Path) -> Result<Control, CliError> {
         .hint("is it in another container? run the command there"))
 }
 
+/// The URL of the archive that SRC names, if it is one.
+pub(super) fn archive_of(source: &Path) -> Result<Option<StoreUrl>, CliError> {
+    match source.to_str() {
+        Some(text) if is_url(source) => parse_url("SRC", text).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether it is the URL of a store, and no path that looks like one.
+fn is_url(source: &Path) -> bool {
+    source.to_str().is_some_and(|text| text.contains("://")) && !source.exists()
+}
+
 /// The directory of the node that SRC names.
 pub(super) fn node_of(source: &Path) -> Result<PathBuf, CliError> {
-    if source.to_str().is_some_and(|text| text.contains("://")) && !source.exists() {
+    if is_url(source) {
         return Err(CliError::new(format!(
             "{} is the URL of a store, and a node is wanted here",
             source.display()
         ))
-        .hint("murphy verify URL looks at an archive, and murphy restore URL DIR makes a node of it"));
+        .hint("murphy status URL and murphy verify URL look at an archive, murphy restore URL DIR makes a node of it"));
     }
     if source.join("murphy.toml").is_file() || !source.is_dir() {
         return std::path::absolute(source).map_err(at(source));
@@ -126,5 +140,8 @@ mod tests {
         assert!(refused.to_string().starts_with("s3://bucket/home?region=eu-west-1 is the URL of a store"));
         assert!(refused.hint.unwrap().contains("murphy verify URL"));
         assert!(node_of(Path::new("nowhere")).is_ok(), "whoever opens it says what is wrong");
+        assert!(archive_of(Path::new("s3://bucket/home")).unwrap().is_some());
+        assert!(archive_of(Path::new("/srv/home")).unwrap().is_none());
+        assert!(archive_of(Path::new("nothing://bucket")).is_err());
     }
 }

@@ -3,15 +3,10 @@
 //! Invariants:
 //! - What is written for others to read has its name only when it is complete.
 
-use std::{
-    cell::RefCell,
-    fs::{self, File, OpenOptions},
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{cell::RefCell, path::Path};
 
-use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl, write_snapshot};
-use murphy_log::{Clock, Lsn, OsFiles, SystemClock, WaitError, rename_durably};
+use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl};
+use murphy_log::{Clock, Lsn, SystemClock, WaitError};
 use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
@@ -22,7 +17,8 @@ use super::{
 use crate::{
     check::{self, Finding},
     control::Replies,
-    error::{CliError, at, failed},
+    dump_file::Dumped,
+    error::{CliError, failed},
     progress::Progress,
     settings::{Settings, SharedArchive, shared_form},
 };
@@ -72,35 +68,7 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
     let progress = |done: murphy_fs::SnapshotProgress| {
         replies.borrow_mut().progress(Progress::new("inodes dumped", done.inodes, inodes));
     };
-    let write = |file: File| -> Result<(File, murphy_fs::SnapshotSummary), CliError> {
-        let mut out = BufWriter::with_capacity(OUT_BYTES, file);
-        let summary = write_snapshot(&view, &host.node.keys, origin, &mut out, &progress).map_err(failed)?;
-        Ok((out.into_inner().map_err(|error| at(path)(error.into_error()))?, summary))
-    };
-    let summary = if path.starts_with("/proc") {
-        let file = OpenOptions::new().append(true).open(path).map_err(at(path))?;
-        let (mut file, summary) = write(file)?;
-        file.flush().map_err(at(path))?;
-        summary
-    } else {
-        if path.exists() {
-            return Err(CliError::new(format!("{} exists already", path.display())));
-        }
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = std::path::PathBuf::from(partial);
-        let written = File::create(&partial).map_err(at(path)).and_then(write).and_then(|(file, summary)| {
-            let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
-            synced.map_err(at(path))?;
-            Ok(summary)
-        });
-        if written.is_err()
-            && let Err(error) = fs::remove_file(&partial)
-        {
-            tracing::debug!(%error, "no unfinished dump was removed");
-        }
-        written?
-    };
+    let summary = Dumped { tree: &view, keys: &host.node.keys, origin }.write(path, &progress)?;
     let state = summary.header.state;
     Ok(json!({
         "lsn": state.position.lsn.get(),
@@ -244,7 +212,6 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
 /// How an archive comes to acknowledge that was added and does not yet.
 const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once another archive that does, or every archive and every mirror, has the entry that \
     added it; who is gone for good is taken out with murphy archive remove DIR URL --assume-lost, or murphy member remove DIR MEMBER --assume-lost";
-const OUT_BYTES: usize = 1 << 20;
 /// A subscriber asks again so often when nothing happens.
 const ENTRIES_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// So many frames are told at a time.

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use super::Restore;
 
 /// Pins that are held. Dropping this takes them back.
-pub(super) struct Pins<'a> {
+pub(in crate::commands) struct Pins<'a> {
     runtime: &'a Runtime,
     archives: Vec<Archive>,
     holder: String,
@@ -39,10 +39,15 @@ impl<'a> Pins<'a> {
     /// meanwhile is found out by every reader.
     pub(super) fn take(restore: &Restore, runtime: &'a Runtime) -> Pins<'a> {
         let directory = std::path::absolute(&restore.directory).unwrap_or(restore.directory.clone());
+        Pins::of(&restore.archives, &format!("restore to {}", directory.display()), runtime)
+    }
+
+    /// The same for somebody else who reads: `what` he does, in words.
+    pub(in crate::commands) fn of(archives: &[Archive], what: &str, runtime: &'a Runtime) -> Pins<'a> {
         let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
-        let holder = format!("restore to {} on {}", directory.display(), host.trim());
+        let holder = format!("{what} on {}", host.trim());
         let mut pins = Pins { runtime, archives: Vec::new(), holder, unpinned: Vec::new() };
-        for archive in &restore.archives {
+        for archive in archives {
             pins.pin(archive.clone());
         }
         pins
