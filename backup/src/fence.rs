@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - It is shipped to as a source ships, and sealed as [`crate::sealing`] says.
+//! - Whoever looks again begins where the look before ended, if everything up to there is still listed: a long history is walked once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,9 +15,8 @@ use crate::{
     seal::Seal,
     sealing::{Sealing, refused, unavailable},
     ship::{Losses, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
-    slot::SlotHeader,
     survey::read_slot,
-    walk::{Boundary, Walk, WalkError, walk},
+    walk::{Boundary, Walk, WalkError, walk, walk_on},
 };
 
 /// An archive that is asked who the source is.
@@ -27,8 +27,8 @@ pub struct ArchiveFence {
     clock: Arc<dyn Clock>,
     known: Option<Boundary>,
     supplies: Option<Supplies>,
-    /// The slots that the last look found, and their names.
-    slots: Arc<Mutex<Vec<(SlotHeader, String)>>>,
+    /// What the last look found.
+    seen: Arc<Mutex<Option<Arc<Walk>>>>,
 }
 
 /// What an archive is brought up from.
@@ -51,7 +51,7 @@ impl ArchiveFence {
         clock: Arc<dyn Clock>,
         known: Option<Boundary>,
     ) -> ArchiveFence {
-        ArchiveFence { archive, node, clock, known, supplies: None, slots: Arc::default() }
+        ArchiveFence { archive, node, clock, known, supplies: None, seen: Arc::default() }
     }
 
     /// The same fence, which can also be brought up to what a log holds.
@@ -63,7 +63,7 @@ impl ArchiveFence {
     /// The same fence, which walks from `end` on: the archive was seen to hold everything up to there.
     #[must_use]
     pub(crate) fn known_up_to(self, end: Position) -> ArchiveFence {
-        ArchiveFence { known: Some(Boundary::after(end)), ..self }
+        ArchiveFence { known: Some(Boundary::after(end)), seen: Arc::default(), ..self }
     }
 
     /// The archive.
@@ -72,8 +72,27 @@ impl ArchiveFence {
     }
 
     /// Walks to the end.
-    pub async fn walk(&self) -> Result<Walk, WalkError> {
-        walk(&self.archive, self.known).await
+    pub async fn walk(&self) -> Result<Arc<Walk>, WalkError> {
+        // Whoever looks at the same time walks all of it.
+        let seen = self.seen.lock().take();
+        let walked = match seen {
+            Some(seen) if seen.start == self.start() => {
+                walk_on(&self.archive, Arc::unwrap_or_clone(seen)).await?
+            }
+            Some(_) | None => None,
+        };
+        let walked = match walked {
+            Some(walked) => walked,
+            None => walk(&self.archive, self.known).await?,
+        };
+        let walked = Arc::new(walked);
+        *self.seen.lock() = Some(Arc::clone(&walked));
+        Ok(walked)
+    }
+
+    /// Where a walk begins that knows of none before.
+    fn start(&self) -> Boundary {
+        self.known.unwrap_or(Boundary::after(self.archive.descriptor().base))
     }
 
     /// The last slot that the last look found.
@@ -89,17 +108,17 @@ impl ArchiveFence {
     async fn adopt_end(&self) -> Result<Held, FenceError> {
         let walk = self.walk().await.map_err(|error| self.refused(error))?;
         let seals = walk.seals.iter().map(Seal::sealed).collect();
-        let held = Held { end: walk.end.position, epoch: walk.end.epoch, seals };
-        *self.slots.lock() = walk.slots.into_iter().zip(walk.names).collect();
-        Ok(held)
+        Ok(Held { end: walk.end.position, epoch: walk.end.epoch, seals })
     }
 
     async fn read_entries(&self, after: Position) -> Result<Vec<Frame>, FenceError> {
         let next = after.lsn.next();
         let find = || {
-            let slots = self.slots.lock();
-            let at = slots.partition_point(|(slot, _)| slot.last < next);
-            slots.get(at).filter(|(slot, _)| slot.first <= next).map(|(_, name)| name.clone())
+            let seen = self.seen.lock();
+            let seen = seen.as_ref()?;
+            let at = seen.slots.partition_point(|slot| slot.last < next);
+            seen.slots.get(at).filter(|slot| slot.first <= next)?;
+            seen.names.get(at).cloned()
         };
         let found = match find() {
             Some(name) => Some(name),
@@ -134,7 +153,7 @@ impl ArchiveFence {
             log: supplies.log,
             packs: supplies.packs,
             node: self.node,
-            known: self.known,
+            known: self.known.or_else(|| self.seen.lock().as_ref().map(|seen| seen.end)),
             // Whoever ships only to seal remembers nothing: the seal is what is looked for next time.
             cursor: Arc::new(NoCursor),
             clock: Arc::clone(&self.clock),
@@ -231,9 +250,11 @@ impl Fence for ArchiveFence {
     }
 
     fn seal(&self, base: Position, next: Epoch) -> FenceFuture<'_, ()> {
-        let (node, known) = (self.node, self.known);
-        let sealing = Sealing { archive: &self.archive, node, clock: &*self.clock, known };
-        Box::pin(sealing.seal(base, next))
+        Box::pin(async move {
+            let walk = self.walk().await.map_err(|error| self.refused(error))?;
+            let sealing = Sealing { archive: &self.archive, node: self.node, clock: &*self.clock };
+            sealing.seal_behind(&walk, base, next).await
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     seal::{Occupant, Seal},
     store::Creation,
     strays::{Stray, StrayKind, successor_behind},
-    walk::{Boundary, WalkError, walk},
+    walk::{Boundary, Walk, WalkError, walk},
 };
 
 /// A node that seals an archive.
@@ -24,14 +24,28 @@ pub(crate) struct Sealing<'a> {
     pub(crate) node: NodeId,
     /// When it is sealed.
     pub(crate) clock: &'a dyn Clock,
-    /// An end that was found before; without it the archive is walked from its beginning.
-    pub(crate) known: Option<Boundary>,
 }
 
 impl Sealing<'_> {
-    /// Seals: `next` begins after `base`, which must be where the archive ends. Says who was first if somebody else was.
-    pub(crate) async fn seal(self, base: Position, next: Epoch) -> Result<(), FenceError> {
-        let walk = walk(self.archive, self.known).await.map_err(|error| refused(self.archive, error))?;
+    /// Seals: `next` begins after `base`, which must be where the archive ends. Says who was first if somebody else was. `known` is an end that was
+    /// found before; without it the archive is walked from its beginning.
+    pub(crate) async fn seal(
+        self,
+        known: Option<Boundary>,
+        base: Position,
+        next: Epoch,
+    ) -> Result<(), FenceError> {
+        let walk = walk(self.archive, known).await.map_err(|error| refused(self.archive, error))?;
+        self.seal_behind(&walk, base, next).await
+    }
+
+    /// The same behind a walk of right now.
+    pub(crate) async fn seal_behind(
+        self,
+        walk: &Walk,
+        base: Position,
+        next: Epoch,
+    ) -> Result<(), FenceError> {
         let lineage = self.archive.lineage();
         if let Some(sealed) = walk.seals.last().filter(|seal| seal.next.number >= next.number) {
             let mine = Seal { next, base, node: self.node, ..*sealed };
@@ -53,7 +67,7 @@ impl Sealing<'_> {
                 format!("epoch {next} does not come after epoch {}", end.epoch),
             ));
         }
-        let successor = successor_behind(self.archive, &walk, next).await;
+        let successor = successor_behind(self.archive, walk, next).await;
         match successor.map_err(|error| refused(self.archive, error))? {
             None => {}
             Some(Stray { kind: StrayKind::Seal(seal), .. }) => return Err(FenceError::Sealed(seal.sealed())),

@@ -13,7 +13,10 @@
 //!   everybody who walks passes over it to the next name of its place; nothing off the chain is ever a step. A free name with something
 //!   under the next one is no end: what was dead there was lost, and with it the way to a seal.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::{StreamExt, TryStreamExt};
 use murphy_log::{Epoch, LogTime, Lsn, Position};
@@ -144,6 +147,32 @@ pub async fn walk(archive: &Archive, from: Option<Boundary>) -> Result<Walk, Wal
             return Err(WalkError::Fork { object, lsn: walk.end.next() });
         }
     }
+}
+
+/// Walks on from where `seen`, an earlier walk of `archive`, has ended, and adds what came since: of a long history that is a list instead of a request
+/// for each slot. `None` if that is not enough, and everything has to be walked: what `seen` came to is not all listed, or a floor has risen.
+pub(crate) async fn walk_on(archive: &Archive, mut seen: Walk) -> Result<Option<Walk>, WalkError> {
+    let objects = || seen.names.iter().chain(&seen.seal_names).chain(&seen.dead);
+    if seen.names.len() <= PROBES_BEFORE_LIST {
+        return Ok(None);
+    }
+    let first = objects().min().cloned().unwrap_or_default();
+    let listed: BTreeSet<String> =
+        listed_slots(archive, &first).await?.into_iter().map(|(name, _)| name).collect();
+    if !objects().all(|name| listed.contains(name)) {
+        return Ok(None);
+    }
+    let since = walk(archive, Some(seen.end)).await?;
+    if since.start != seen.end {
+        return Ok(None);
+    }
+    seen.end = since.end;
+    seen.slots.extend(since.slots);
+    seen.names.extend(since.names);
+    seen.dead.extend(since.dead);
+    seen.seals.extend(since.seals);
+    seen.seal_names.extend(since.seal_names);
+    Ok(Some(seen))
 }
 
 async fn walk_from(archive: &Archive, from: Option<Boundary>) -> Result<Walk, WalkError> {
@@ -412,7 +441,7 @@ pub enum WalkError {
 }
 
 /// So many names are asked for one by one before a list is made.
-const PROBES_BEFORE_LIST: usize = 16;
+pub(crate) const PROBES_BEFORE_LIST: usize = 16;
 /// So many dead slots may lie under the names of one place.
 pub(crate) const TURNS_MAX: u32 = 16;
 /// So many heads are fetched at once.

@@ -70,6 +70,36 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
     assert_eq!((held.end, held.seals[0].by), (end, NodeId::from_bytes([1; 16])));
 }
 
+/// The fear: a take-over walks a month of slots once for each of its steps; or it trusts what it has seen, and does not see what was lost since.
+#[tokio::test]
+async fn a_long_history_is_walked_once_and_what_is_lost_meanwhile_is_seen() {
+    let (store, archive, mut source) = scene().await;
+    let mut ends = Vec::new();
+    for _ in 0..40 {
+        ends.push(put(&store, &source.frames(1, 3)).await);
+    }
+    let fence = fence(&archive, 1);
+    let held = fence.adopt().await.unwrap();
+    assert_eq!(held.end, ends[39]);
+    // Nobody asks for those once more, and what comes is found, seals too.
+    let names: Vec<String> =
+        ends.windows(2).map(|pair| layout::slot(pair[1].epoch.number, pair[0].lsn.next())).collect();
+    names[..38].iter().for_each(|name| store.fail(name, Fault::GetFails, usize::MAX));
+    ends.push(put(&store, &source.frames(1, 3)).await);
+    assert_eq!(fence.adopt().await.unwrap().end, ends[40]);
+    assert_eq!(fence.entries(ends[39]).await.unwrap().last().map(Frame::position), Some(ends[40]));
+    fence.seal(ends[40], epoch(2, 20)).await.unwrap();
+    fence.seal(ends[40], epoch(2, 20)).await.unwrap();
+    assert_eq!(fence.adopt().await.unwrap().seals.len(), 1);
+    store.heal();
+    // A list that lags is no loss: everything is walked.
+    store.fail("log/", Fault::ListLags, usize::MAX);
+    assert_eq!(fence.adopt().await.unwrap().end, ends[40]);
+    store.heal();
+    store.remove(&names[19]).await;
+    assert_eq!(fence.adopt().await.unwrap().end, ends[19]);
+}
+
 /// The fear: what an archive that was given up holds of an epoch before is taken for a loss of the source's own, and keeps it from starting; or
 /// the source's own loss is not seen.
 #[tokio::test]

@@ -167,8 +167,8 @@ impl SlotTask {
             // It went on here with entries that this log does not have.
             _ => return Err(Outcome::Ended(ShipEnd::Forked { url: self.url(), lsn: at.next() })),
         }
-        let sealing = Sealing { archive: &parts.archive, node: parts.node, clock: &*parts.clock, known };
-        match sealing.seal(at.position, next).await {
+        let sealing = Sealing { archive: &parts.archive, node: parts.node, clock: &*parts.clock };
+        match sealing.seal(known, at.position, next).await {
             Ok(()) => Ok(Outcome::Done),
             Err(murphy_fs::FenceError::Sealed(sealed)) if sealed.next == next => Ok(Outcome::Done),
             // The next try finds it.
