@@ -41,6 +41,17 @@ impl<T> Answer<T> {
         Answer::Later(Box::pin(future))
     }
 
+    /// The same with its result turned into something else, once it is there.
+    pub(crate) fn map<U>(self, turn: impl FnOnce(T) -> U + Send + 'static) -> Answer<U>
+    where
+        T: 'static,
+    {
+        match self {
+            Answer::Now(result) => Answer::Now(result.map(turn)),
+            Answer::Later(future) => Answer::later(async move { future.await.map(turn) }),
+        }
+    }
+
     /// Waits where waiting is allowed.
     pub async fn wait(self) -> Result<T, Errno> {
         match self {

@@ -26,6 +26,7 @@ mod convert;
 mod count;
 mod followed;
 mod growth;
+mod held;
 mod invalidate;
 mod kernel;
 mod lane;
@@ -66,7 +67,8 @@ use tokio::runtime::Handle as Runtime;
 use self::{
     convert::{caller, handle, ino, name, xattr_name},
     followed::{Followed, Watch},
-    reply::{DirectoryReply, Filled, Reply},
+    held::Held,
+    reply::{DirectoryReply, Filled, Reply, send_entry},
 };
 pub use self::{
     count::{RequestCounters, RequestCounts, RequestKind},
@@ -83,6 +85,7 @@ use crate::{Answer, Attr, Errno, FileSystem, Ino, OpenFlags as Flags, StatFs};
 /// The adapter: a fuser file system on top of [`FileSystem`].
 struct Fuse {
     fs: Arc<dyn FileSystem>,
+    held: Arc<Held>,
     lifetimes: Arc<ArcSwap<Lifetimes>>,
     counters: Arc<RequestCounters>,
     runtime: Runtime,
@@ -374,12 +377,13 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyCreate,
     ) {
         let (watch, open, fs) = (self.watch(), convert::open_flags(flags), Arc::clone(&self.fs));
-        let lifetime = watch.asked().entry_and_attr();
+        let (lifetime, held) = (watch.asked().entry_and_attr(), Arc::clone(&self.held));
         let call = |fs: &Arc<dyn FileSystem>| {
             Ok(fs.create(&caller(req), ino(parent), &name(new)?, convert::permissions(mode), open))
         };
         self.run_result(RequestKind::Create, reply, call, move |reply: ReplyCreate, result| match result {
             Ok((attr, opened)) => {
+                held.opened(attr.ino, opened.handle);
                 let flags = convert::opened_flags(open, watch.opened(&fs, attr.ino, open, opened));
                 let (attr, generation) = (convert::file_attr(&attr), convert::generation(&attr));
                 reply.created(&lifetime, &attr, generation, FileHandle(opened.handle.0), flags);
@@ -390,10 +394,11 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (watch, fs) = (self.watch(), Arc::clone(&self.fs));
+        let (watch, fs, held) = (self.watch(), Arc::clone(&self.fs), Arc::clone(&self.held));
         let flags: Flags = convert::open_flags(flags.0);
         let call = |fs: &Arc<dyn FileSystem>| Ok(fs.open(&caller(req), ino(node), flags));
         self.run(RequestKind::Open, reply, call, move |reply: ReplyOpen, opened| {
+            held.opened(ino(node), opened.handle);
             let answer = convert::opened_flags(flags, watch.opened(&fs, ino(node), flags, opened));
             reply.opened(FileHandle(opened.handle.0), answer);
         });
@@ -454,6 +459,7 @@ impl fuser::Filesystem for Fuse {
         if let Some(followed) = &self.followed {
             followed.growth.closed(ino(node), handle(fh));
         }
+        self.held.released(handle(fh));
         self.run_empty(RequestKind::Release, reply, |fs| {
             fs.release(ino(node), handle(fh));
             Ok(Answer::Now(Ok(())))
@@ -587,11 +593,6 @@ impl fuser::Filesystem for Fuse {
     ) {
         reply.error(self.unsupported());
     }
-}
-
-fn send_entry(reply: ReplyEntry, attr: &Attr, lifetimes: &Lifetimes) {
-    let generation = convert::generation(attr);
-    reply.entry_with_ttls(&lifetimes.attr, &lifetimes.entry, &convert::file_attr(attr), generation);
 }
 
 /// Shown as free: a pebibyte, and 2^40 inodes.

@@ -9,6 +9,7 @@
 //!   volume/durable what an fsync waits for     volume/length  how long a file is
 //!   volume/memory  what dirty bytes take       volume/placed where bytes without an entry are
 //!   volume/glance  the rows of one answer      volume/packs   the packs that it refers to
+//!   volume/undelivered  handles on their way
 //! ```
 //!
 //! Invariants:
@@ -32,6 +33,7 @@ mod purge;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod undelivered;
 mod workers;
 
 use std::{

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - `Mount` knows nothing of what it serves but [`FileSystem`]; of a volume that follows it also hears what changes.
-//! - RELEASE of files closed just before the end may be lost with the connection: whoever serves the file system closes its
-//!   handles when the mount has ended.
+//! - RELEASE of files closed just before the end may be lost with the connection, and of one that is aborted no file is released: what
+//!   the kernel still holds is closed when the mount has ended.
 
 use std::{os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
@@ -16,6 +16,7 @@ use super::{
     Fuse,
     count::{RequestCounters, RequestCounts},
     followed::Followed,
+    held::Held,
     invalidate::{Invalidator, ToKernel},
     kernel::Lifetimes,
     mount_table::{self, MountError},
@@ -87,6 +88,7 @@ impl Mount {
         let lifetimes = Arc::new(ArcSwap::from_pointee(options.lifetimes));
         let counters = Arc::new(RequestCounters::default());
         let fuse = Fuse {
+            held: Held::of(&fs),
             fs,
             lifetimes: Arc::clone(&lifetimes),
             counters: Arc::clone(&counters),
@@ -132,6 +134,12 @@ impl Mount {
     /// Whether it is not mounted any more.
     pub fn has_ended(&self) -> bool {
         self.session.has_ended()
+    }
+
+    /// Whether it is where it was mounted. One that is not, and has not ended, is just ending, or in use though it was taken away
+    /// (`umount -l`). Yes where the mount table cannot be read.
+    pub fn is_in_place(&self) -> bool {
+        self.session.is_in_place()
     }
 
     /// Waits until it has been unmounted, by whomever. Blocks the thread.

@@ -172,6 +172,11 @@ pub(super) fn send_listing<R: DirectoryReply>(
     });
 }
 
+pub(super) fn send_entry(reply: ReplyEntry, attr: &Attr, lifetimes: &Lifetimes) {
+    let generation = convert::generation(attr);
+    reply.entry_with_ttls(&lifetimes.attr, &lifetimes.entry, &convert::file_attr(attr), generation);
+}
+
 impl DirectoryReply for ReplyDirectory {
     type Entry = DirEntry;
 

@@ -163,6 +163,11 @@ impl Session {
         Ok(!self.has_ended() && line.is_some_and(|line| line.device == self.device))
     }
 
+    /// Whether it is where it was mounted; yes if that cannot be said.
+    pub fn is_in_place(&self) -> bool {
+        self.is_ours().unwrap_or(true)
+    }
+
     fn unmount_with_helper(&self) -> Result<(), UnmountError> {
         let helper = mount_table::fusermount().ok_or_else(|| self.failed(mount_table::no_helper()))?;
         let output = Command::new(helper).arg("-u").arg("--").arg(&self.path).output();

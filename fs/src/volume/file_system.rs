@@ -63,11 +63,12 @@ impl FileSystem for Volume {
     ) -> Answer<(Attr, Opened)> {
         let node = NewNode { kind: Kind::File, mode, rdev: 0 };
         let make = MakeNode { parent, name: self.placed(name), node };
-        self.mutate_with(*caller, move |volume, caller| {
+        let made = self.mutate_with(*caller, move |volume, caller| {
             let attr = volume.shared.sequencer.submit(Some(caller), &make)?;
             let flags = OpenFlags { truncate: false, ..flags };
-            Ok((attr, volume.open_file(attr.ino, flags)?))
-        })
+            Ok((attr, volume.undelivered(volume.open_file(attr.ino, flags)?)))
+        });
+        made.map(|(attr, opened)| (attr, opened.deliver()))
     }
 
     fn symlink(&self, caller: &Caller, parent: Ino, name: &Name, target: &[u8]) -> Answer<Attr> {

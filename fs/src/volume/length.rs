@@ -12,6 +12,7 @@ use super::{
     files::{FileInner, FileState},
     io::may_truncate,
     tree::logged,
+    undelivered::Undelivered,
 };
 use crate::{
     Answer, Attr, Caller, Errno, Ino, Kind, OpenFlags, Opened, SetAttr,
@@ -61,16 +62,17 @@ impl Volume {
     /// Opens a file and empties it.
     pub(super) fn open_emptied(&self, caller: Caller, ino: Ino, flags: OpenFlags) -> Answer<Opened> {
         let resize = Resize { ino, size: 0, change: SetAttr::default() };
-        self.past_obstacles(caller, resize, move |volume, caller| {
+        let opened = self.past_obstacles(caller, resize, move |volume, caller| {
             let handle = volume.begin_open(ino, flags)?;
             match volume.resize_at_once(caller, resize) {
-                Ok(Ok(())) => Ok(Ok(volume.end_open(ino, handle)?)),
+                Ok(Ok(())) => Ok(Ok(volume.undelivered(volume.end_open(ino, handle)?))),
                 failed => {
                     volume.close_handle(handle);
                     failed?.map_or_else(|obstacle| Ok(Err(obstacle)), |()| Err(Errno::EIO.into()))
                 }
             }
-        })
+        });
+        opened.map(Undelivered::deliver)
     }
 
     /// Tries, puts what is in the way aside, and tries again, for no longer than a request may take.

@@ -431,3 +431,26 @@ async fn a_change_of_members_is_given_every_row_that_it_depends_on() {
     let seen = volume.change_members_given([invited, member], look).wait().await.unwrap();
     assert_eq!(seen, Err([None, Some(row)]));
 }
+
+/// The fear: with `--sync` a call that is not answered in time leaves a handle that nobody knows, and its file takes room until the restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_that_reaches_nobody_is_closed() {
+    let (mut node, volume) = Node::new();
+    drop(volume);
+    node.sync = true;
+    let volume = node.open(None);
+    let caller = Caller::default();
+    let name = |text: &'static str| Name::new(text.as_bytes()).unwrap();
+    let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+    let (attr, opened) =
+        volume.create(&caller, Ino::ROOT, &name("first"), 0o600, flags).wait().await.unwrap();
+    volume.release(attr.ino, opened.handle);
+    volume.acknowledge_with(Arc::new(Gone));
+    let late = Duration::from_millis(50);
+    let created = volume.create(&caller, Ino::ROOT, &name("second"), 0o600, flags).wait();
+    tokio::time::timeout(late, created).await.expect_err("nobody acknowledges it");
+    let emptied = volume.open(&caller, attr.ino, OpenFlags { truncate: true, ..flags }).wait();
+    tokio::time::timeout(late, emptied).await.expect_err("nobody acknowledges it");
+    assert!((1..10).all(|number| volume.shared.handles.find(Handle(number)).is_err()));
+    assert!(volume.shared.files.all().iter().all(|file| file.lock().opens == 0));
+}
