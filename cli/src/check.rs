@@ -7,7 +7,8 @@
 mod packs;
 
 use murphy_fs::{
-    DigestCheck, FINDINGS_MAX, IndexSnapshot, Table, check_digest, check_digest_while, check_tree_with,
+    DigestCheck, FINDINGS_MAX, IndexSnapshot, NameHasher, Table, check_digest, check_digest_while,
+    check_tree_with,
 };
 use murphy_log::{Log, Lsn, State, VolumeKeys};
 use murphy_mirror::Identity;
@@ -150,7 +151,9 @@ pub(crate) fn check(
         Err(error) => findings.add(error.to_string()),
     }
     let rows = |table: Table| digest.rows.get(&table.number()).copied().unwrap_or(0);
-    let tree = check_tree_with(&view, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
+    let hasher = NameHasher::of(&node.keys);
+    let tree =
+        check_tree_with(&view, &hasher, &mut |finding| findings.add(finding.to_string())).map_err(failed)?;
     let look = if data { Look::Cells } else { Look::All };
     let verified_bytes = packs::check_packs(node, &view, look, runtime, &mut findings)?;
     Ok(Summary {

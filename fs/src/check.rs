@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::{
     Cookie, DentryRow, DirectoryRow, Extent, ExtentRow, ExtentTarget, IndexError, IndexSnapshot, Ino,
-    InodeRow, Kind, PackRow, PackState, RowIterator, RowKey, SLOT_BYTES, Table,
+    InodeRow, Kind, NameHasher, PackRow, PackState, RowIterator, RowKey, SLOT_BYTES, Table,
 };
 
 /// Something that is wrong with a tree.
@@ -40,7 +40,7 @@ pub struct TreeCounts {
 }
 
 /// Checks every row of the tree against the rows that it speaks of, and the totals against the snapshot's state if it has one. Returns
-/// what is wrong, as far as [`FINDINGS_MAX`].
+/// what is wrong, as far as [`FINDINGS_MAX`]. Whether each name lies where it is looked for only [`check_tree_with`] can say.
 pub fn check_tree(snapshot: &dyn IndexSnapshot) -> Result<Vec<Finding>, IndexError> {
     let mut findings = Vec::new();
     let mut keep = |finding| {
@@ -48,17 +48,27 @@ pub fn check_tree(snapshot: &dyn IndexSnapshot) -> Result<Vec<Finding>, IndexErr
             findings.push(finding);
         }
     };
-    check_tree_with(snapshot, &mut keep)?;
+    check(snapshot, None, &mut keep)?;
     Ok(findings)
 }
 
-/// As [`check_tree`]; hands out each finding as it is found, however many there are.
+/// As [`check_tree`], and each name has to lie at its hash; hands out each finding as it is found, however many there are.
 pub fn check_tree_with(
     snapshot: &dyn IndexSnapshot,
+    hasher: &NameHasher,
+    found: &mut dyn FnMut(Finding),
+) -> Result<TreeCounts, IndexError> {
+    check(snapshot, Some(hasher), found)
+}
+
+fn check(
+    snapshot: &dyn IndexSnapshot,
+    hasher: Option<&NameHasher>,
     found: &mut dyn FnMut(Finding),
 ) -> Result<TreeCounts, IndexError> {
     let mut check = TreeCheck {
         snapshot,
+        hasher,
         found,
         counts: TreeCounts::default(),
         live: HashMap::new(),
@@ -75,6 +85,8 @@ pub fn check_tree_with(
 
 struct TreeCheck<'a> {
     snapshot: &'a dyn IndexSnapshot,
+    /// Where names belong, if that is known.
+    hasher: Option<&'a NameHasher>,
     found: &'a mut dyn FnMut(Finding),
     counts: TreeCounts,
     /// Bytes of each pack that extents refer to.
@@ -153,7 +165,13 @@ impl TreeCheck<'_> {
                 self.counts.names += 1;
                 listed.children += 1;
                 listed.subdirectories += u32::from(*kind == Kind::Directory);
+                let place = self.hasher.map(|hasher| hasher.place(name));
                 let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
+                if place.is_some_and(|place| place != Cookie::new(cookie).in_slot(0)) {
+                    self.wrong(format!(
+                        "{name:?} in directory {parent} lies at {cookie}, which is not its hash: it is listed and never found"
+                    ));
+                }
                 self.name(Ino::new(parent), cookie, &name, *ino, *kind)?;
             }
             listed.last = Some((Cookie::new(cookie), row));

@@ -18,11 +18,11 @@ use crate::{
     progress::{Progress, ProgressLine},
 };
 
-/// Check that everything in an archive can be restored
+/// Check that an archive holds all that a restore reads, intact
 #[derive(clap::Args, Debug)]
 #[command(
-    long_about = "Check that everything in an archive can be restored\n\nEvery slot and snapshot is read; of packs as \
-                  many as --data says, none by default: of the others it is only seen that they are there. A log archive has none: it is restored with the block store. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
+    long_about = "Check that an archive holds all that a restore reads, intact\n\nEvery slot and snapshot is read; of packs as \
+                  many as --data says, none by default: of the others it is only seen that they are there. A log archive has none: it is restored with the block store. Checksums, the chain of the log and what the snapshots name are compared; entries are not replayed: that the tree comes out as each of them says is seen by a restore alone. The result is kept in the archive as a proof. Exits with 3 if anything is wrong.",
     after_help = "Example:\n  murphy verify s3://other-account/home --data 100"
 )]
 pub(crate) struct VerifyArgs {
@@ -93,10 +93,10 @@ fn text(report: &VerifyReport) -> String {
 fn verdict(findings: usize, unread: u64, kind: ArchiveKind) -> String {
     match (findings, unread) {
         (0, _) if kind == ArchiveKind::Log => {
-            "everything was read, and can be restored with the block store (restore --blocks): a log archive holds no packs"
+            "everything was read, and is intact; it is restored with the block store (restore --blocks): a log archive holds no packs"
                 .to_owned()
         }
-        (0, 0) => "everything was read, and can be restored".to_owned(),
+        (0, 0) => "everything was read, and is intact".to_owned(),
         (0, _) => format!(
             "nothing wrong was found, but {unread} packs were not read, only seen to be there (--data 100 reads them)"
         ),
@@ -115,8 +115,8 @@ mod tests {
         let (full, log) = (ArchiveKind::Full, ArchiveKind::Log);
         let unread = verdict(0, 5, full);
         assert!(unread.contains("5 packs were not read") && unread.contains("--data 100"), "{unread}");
-        assert!(!unread.contains("can be restored"), "{unread}");
-        assert_eq!(verdict(0, 0, full), "everything was read, and can be restored");
+        assert!(!unread.contains("intact"), "{unread}");
+        assert_eq!(verdict(0, 0, full), "everything was read, and is intact");
         let found = verdict(2, 5, full);
         assert!(found.contains("2 findings") && found.contains("5 packs were not read"), "{found}");
         assert!(verdict(0, 0, log).contains("with the block store") && verdict(2, 0, log) == "2 findings");

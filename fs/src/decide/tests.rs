@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use super::{draft::RowWrite, *};
 use crate::{
     Caller, DentryRow, IndexError, IndexSnapshot, Kind, Name, NameHasher, NewNode, PackNumber, PackRow,
-    PackState, RenameMode, RowIterator, SetAttr, Timespec, XattrMode, XattrName, check_tree, table::Table,
+    PackState, RenameMode, RowIterator, SetAttr, Timespec, XattrMode, XattrName, check_tree, check_tree_with,
+    table::Table,
 };
 
 /// All rows of a small tree, and the entries that made them.
@@ -386,4 +387,22 @@ fn a_pack_that_was_lost_and_found_is_needed_from_the_entry_on_that_says_so() {
     let none = Truncate { ino: file, size: 0, beyond: vec![0], change: SetAttr::default() };
     tree.decide(&none).unwrap();
     assert_eq!(tree.decide(&record(PackNews::Missing)), Ok(1), "the past refers to it");
+}
+
+/// The fear: a name at another hash than its own is listed and never found, and the check calls the tree sound.
+#[test]
+fn a_name_that_does_not_lie_at_its_hash_is_found() {
+    let [hasher, other] = [[3; 32], [4; 32]].map(NameHasher::new);
+    let mut tree = Tree::new();
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let name = PlacedName::new(&hasher, &Name::new("name").unwrap());
+    tree.decide(&MakeNode { parent: Ino::ROOT, name, node }).unwrap();
+    let findings = |hasher: &NameHasher| {
+        let mut found = Vec::new();
+        check_tree_with(&tree, hasher, &mut |finding| found.push(finding.to_string())).unwrap();
+        found
+    };
+    assert_eq!(findings(&hasher), Vec::<String>::new());
+    let misplaced = findings(&other);
+    assert!(misplaced.len() == 1 && misplaced[0].contains("not its hash"), "{misplaced:?}");
 }
