@@ -39,6 +39,7 @@ mod units;
 use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
+use rustix::fs::Mode;
 use tracing_subscriber::{EnvFilter, fmt};
 
 use args::Cli;
@@ -47,6 +48,8 @@ use output::Output;
 /// Runs the program with these arguments, its own name first. Data goes to stdout, everything else to stderr.
 pub fn main_with(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     allocator::keep_freed_memory();
+    // Logs, packs and dumps hold what files hold that others may not read.
+    rustix::process::umask(Mode::from_raw_mode(NOT_FOR_OTHERS));
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
@@ -87,4 +90,6 @@ fn start_logging(cli: &Cli) {
     let _set_already = tracing::subscriber::set_global_default(subscriber);
 }
 
+/// Files are made for their owner alone, directories too.
+const NOT_FOR_OTHERS: u32 = 0o077;
 const LOG_VARIABLE: &str = "MURPHY_LOG";

@@ -23,6 +23,7 @@ mod open;
 mod random;
 mod settle;
 mod staging;
+mod store_place;
 mod turn;
 
 use std::{
@@ -49,6 +50,7 @@ pub(crate) use open::open_log;
 pub(crate) use random::random;
 pub(crate) use settle::{SEED_READY, order_beginning, order_snapshot, seed_file, settle};
 pub(crate) use staging::Staging;
+pub(crate) use store_place::{NewPlace, check_beside};
 pub(crate) use turn::Turn;
 
 /// An open node. Dropping it stops its threads and then gives its lock back.

@@ -23,6 +23,7 @@ mod mirror_cache;
 mod mirrors;
 mod model;
 mod moments;
+mod places;
 mod rot;
 mod s3;
 mod settled;

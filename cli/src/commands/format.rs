@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use crate::{
     archives::check_outlives,
     error::{CliError, Code, failed},
-    node::{self, NewNode, failure_domain},
+    node::{self, NewNode, check_beside, failure_domain},
     output::Output,
     settings::{Ack, DEFAULT_WINDOW, Settings, SharedArchive, parse_name, shared_form},
     units::parse_duration,
@@ -78,6 +78,10 @@ pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> 
     }
     for url in &args.log_archive {
         archives.push((parse_url("--log-archive", url)?, true));
+    }
+    check_beside(&directory, "--blocks", &blocks)?;
+    for (url, log_only) in &archives {
+        check_beside(&directory, if *log_only { "--log-archive" } else { "--archive" }, url)?;
     }
     check_places(&directory, &blocks, &archives, args.ack)?;
     let shared = archives.iter().map(|(url, log_only)| SharedArchive {

@@ -24,7 +24,7 @@ use crate::{
     error::{CliError, Code, at, failed},
     givers::dialer,
     mirrors::keep_proof,
-    node::{Staging, Turn},
+    node::{NewPlace, Staging, Turn, check_beside},
     output::Output,
 };
 
@@ -61,7 +61,11 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
         let (config, role) = again::run(&directory, &token, blocks.as_ref(), &runtime)?;
         return told(&directory, &config, role, output);
     }
+    if let Some(blocks) = &blocks {
+        check_beside(&directory, "--blocks", blocks)?;
+    }
     let staging = Staging::beside(Turn::take(&directory, "murphy join")?)?;
+    let place = blocks.as_ref().map(NewPlace::before);
     let own = staging.path.join(BLOCKS);
     let (url, opened) = match blocks {
         Some(url) => (url.clone(), url.open().map_err(failed)?),
@@ -79,6 +83,7 @@ pub(crate) fn run(args: &JoinArgs, output: &Output) -> Result<Code, CliError> {
         tracing::warn!(error = %left, "the mark of the unfinished mirror stays in the block store");
     }
     let (config, role) = made?;
+    place.into_iter().for_each(NewPlace::keep);
     told(&directory, &config, role, output)
 }
 

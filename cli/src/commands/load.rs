@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - The copy is published only if every pack that it refers to is in its store.
+//! - What was begun and failed is removed again, in the store too.
 
 use std::{
     fs::File,
@@ -10,8 +11,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use murphy_fs::{FjallIndex, FjallOptions, Index, ReadSnapshotError, SnapshotReader, adopt_prefix};
-use murphy_log::{BranchId, Epoch, EpochId, LogTime, OsFiles};
+use murphy_fs::{
+    FjallIndex, FjallOptions, Index, ReadSnapshotError, SnapshotReader, adopt_prefix, check_prefix,
+    release_prefix,
+};
+use murphy_log::{BranchId, Epoch, EpochId, LogTime, OsFiles, State};
 use tokio::runtime::Runtime;
 
 use super::format::parse_url;
@@ -19,7 +23,7 @@ use crate::{
     check,
     config::NodeConfig,
     error::{CliError, Code, at, failed},
-    node::{BaseWriter, CopyOf, Staging, Turn, begin_copy, index_directory, random},
+    node::{BaseWriter, CopyOf, NewPlace, Staging, Turn, begin_copy, check_beside, index_directory, random},
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, parse_name},
@@ -49,6 +53,7 @@ pub(crate) struct LoadArgs {
 
 pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     let blocks = parse_url("--blocks", &args.blocks)?;
+    check_beside(&args.directory, "--blocks", &blocks)?;
     let runtime = Runtime::new().map_err(failed)?;
     let staging = Staging::beside(Turn::take(&args.directory, "murphy load")?)?;
     let base = Arc::new(Mutex::new(BaseWriter::begin(&OsFiles, &staging.path)?));
@@ -71,20 +76,18 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
     base.into_inner().unwrap_or_else(PoisonError::into_inner).publish()?;
     let (branch, name) = (BranchId::from_bytes(random()?), args.name.clone().unwrap_or(dumped));
     let config = NodeConfig::new(header.volume, branch, name, blocks.clone());
+    let place = NewPlace::before(&blocks);
     let opened = blocks.open().map_err(failed)?;
+    let is_marked = runtime.block_on(check_prefix(&opened, header.volume)).is_ok();
     runtime.block_on(adopt_prefix(&opened, header.volume)).map_err(failed)?;
-    config.write(&staging.path)?;
-    let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
-    let not_before = LogTime::default();
-    let copy = CopyOf { state, not_before, epoch, is_successor: false, lacking: Vec::new() };
-    let node = begin_copy(&staging.path, &config, &copy, runtime.handle())?;
-    let missing = check::missing_packs(&node, runtime.handle())?;
-    drop(node);
-    if let Some(first) = missing.first() {
-        return Err(CliError::new(format!("{blocks} lacks {} packs of the dump: {first}", missing.len()))
-            .hint("give the block store that the dump was made over, or a copy of it"));
+    let made = publish(&staging, &config, state, &runtime);
+    if let (Err(_), false) = (&made, is_marked)
+        && let Err(left) = runtime.block_on(release_prefix(&opened, header.volume))
+    {
+        tracing::warn!(error = %left, "the mark of the unfinished copy stays in the block store");
     }
-    staging.publish()?;
+    made?;
+    place.keep();
     let loaded = serde_json::json!({
         "directory": args.directory,
         "volume": config.volume.to_string(),
@@ -97,6 +100,23 @@ pub(crate) fn run(args: &LoadArgs, output: &Output) -> Result<Code, CliError> {
         format!("{} inodes of lsn {}, in branch {}", loaded["inodes"], loaded["lsn"], config.branch)
     })?;
     Ok(Code::Done)
+}
+
+/// Begins the copy of the tree at `state`, and gives it its name if its store has every pack.
+fn publish(staging: &Staging, config: &NodeConfig, state: State, runtime: &Runtime) -> Result<(), CliError> {
+    config.write(&staging.path)?;
+    let epoch = Epoch { number: state.position.epoch.number + 1, id: EpochId::from_bytes(random()?) };
+    let not_before = LogTime::default();
+    let copy = CopyOf { state, not_before, epoch, is_successor: false, lacking: Vec::new() };
+    let node = begin_copy(&staging.path, config, &copy, runtime.handle())?;
+    let missing = check::missing_packs(&node, runtime.handle())?;
+    drop(node);
+    if let Some(first) = missing.first() {
+        let (blocks, count) = (&config.blocks, missing.len());
+        return Err(CliError::new(format!("{blocks} lacks {count} packs of the dump: {first}"))
+            .hint("give the block store that the dump was made over, or a copy of it"));
+    }
+    staging.publish()
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, CliError> {

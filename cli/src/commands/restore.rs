@@ -29,8 +29,8 @@ use tokio::runtime::Runtime;
 use self::{proof::Rehearsal, succession::Succession};
 use super::format::parse_url;
 use crate::{
-    error::{CliError, Code, at, failed},
-    node::{Staging, Turn},
+    error::{CliError, Code, failed},
+    node::{Staging, Turn, check_beside},
     output::Output,
     places::{check_there, open_store},
     take_over::GivenUp,
@@ -241,25 +241,7 @@ impl Restore {
 /// Refuses a directory that could not become the node in the end, when archives may be sealed for it.
 fn check_target(directory: &Path, blocks: Option<&StoreUrl>) -> Result<(), CliError> {
     Staging::check(directory)?;
-    let Some(own) = blocks.and_then(StoreUrl::directory) else { return Ok(()) };
-    let (own, target) = (resolved(own)?, resolved(directory)?);
-    match own.starts_with(&target) {
-        false => Ok(()),
-        true => Err(CliError::usage(format!(
-            "--blocks {} lies in {}, which must be empty until the node is complete",
-            own.display(),
-            target.display()
-        ))
-        .hint("give a directory beside it")),
-    }
-}
-
-/// Where `path` leads to, as far as it is there.
-fn resolved(path: &Path) -> Result<PathBuf, CliError> {
-    let path = std::path::absolute(path).map_err(at(path))?;
-    let there = path.ancestors().find_map(|some| Some((some, some.canonicalize().ok()?)));
-    let Some((some, there)) = there else { return Ok(path) };
-    Ok(path.strip_prefix(some).map_or(there.clone(), |rest| there.join(rest)))
+    blocks.map_or(Ok(()), |blocks| check_beside(directory, "--blocks", blocks))
 }
 
 /// What is printed before anything happens.
@@ -345,36 +327,3 @@ fn plan_text(plan: &RestorePlan) -> String {
 
 /// What is said of it to people.
 const COMMAND: &str = "murphy restore";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_resolved_as_far_as_it_is_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = folder.path().canonicalize().unwrap();
-        let link = real.join("link");
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        assert_eq!(resolved(&link.join("not/there")).unwrap(), real.join("not/there"));
-        assert_eq!(resolved(&link).unwrap(), real);
-    }
-
-    /// The fear: the block store is made in the directory that must be empty to become the node, and every archive is sealed by then.
-    #[test]
-    fn blocks_below_the_directory_of_the_node_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
-        let node = folder.path().join("node");
-        let url = |path: PathBuf| StoreUrl::from_directory(&path).unwrap();
-        for inner in [node.join("blocks"), node.clone(), link.join("node/blocks/deep")] {
-            let refused = check_target(&node, Some(&url(inner))).unwrap_err();
-            assert!(refused.message.contains("lies in"), "{refused}");
-        }
-        for beside in [folder.path().join("node2"), folder.path().to_owned()] {
-            check_target(&node, Some(&url(beside))).unwrap();
-        }
-        check_target(&node, None).unwrap();
-    }
-}

@@ -17,7 +17,8 @@ use murphy_log::{
 use tokio::runtime::Handle;
 
 use super::{
-    Node, NodeOptions, lock, log_directory, missing::call_missing, open, random, staging::Staging, turn::Turn,
+    Node, NodeOptions, lock, log_directory, missing::call_missing, open, random, staging::Staging,
+    store_place::NewPlace, turn::Turn,
 };
 use crate::{
     config::NodeConfig,
@@ -42,6 +43,8 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         archives: with_credentials(new.archives.iter().map(|(url, _)| url)),
         ..NodeConfig::new(volume, branch, new.settings.name.clone(), new.blocks.clone())
     };
+    let stores = std::iter::once(&new.blocks).chain(new.archives.iter().map(|(url, _)| url));
+    let places: Vec<NewPlace> = stores.map(NewPlace::before).collect();
     // Before anything is made, in the block store too.
     for (url, log_only) in &new.archives {
         if runtime.block_on(find_archive(&config, url, *log_only))?.is_some() {
@@ -76,6 +79,7 @@ pub(crate) fn create(directory: &Path, new: &NewNode, runtime: &Handle) -> Resul
         }
         return Err(error);
     }
+    places.into_iter().for_each(NewPlace::keep);
     Ok(config)
 }
 
