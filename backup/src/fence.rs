@@ -15,6 +15,7 @@ use crate::{
     seal::Seal,
     sealing::{Sealing, refused, unavailable},
     ship::{Losses, NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
+    slot::SlotHeader,
     survey::read_slot,
     walk::{Boundary, Walk, WalkError, walk, walk_on},
 };
@@ -97,12 +98,15 @@ impl ArchiveFence {
 
     /// The last slot that the last look found.
     pub(crate) fn last_slot(&self) -> Option<SlotHeader> {
-        self.slots.lock().last().map(|(slot, _)| *slot)
+        self.seen.lock().as_ref()?.slots.last().copied()
     }
 
     /// The first slot with an entry behind `lsn` that the last look found, and its name.
     pub(crate) fn slot_behind(&self, lsn: Lsn) -> Option<(SlotHeader, String)> {
-        self.slots.lock().iter().find(|(slot, _)| slot.last > lsn).cloned()
+        let seen = self.seen.lock();
+        let seen = seen.as_ref()?;
+        let (slot, name) = seen.slots.iter().zip(&seen.names).find(|(slot, _)| slot.last > lsn)?;
+        Some((*slot, name.clone()))
     }
 
     async fn adopt_end(&self) -> Result<Held, FenceError> {

@@ -1,10 +1,11 @@
 //! How commands reach the process that serves a node: a unix socket in the node's directory, JSON line by line.
 //!
 //! ```text
-//!   <- {"murphy":0}                                               the version, at once
+//!   <- {"murphy":0}                                               the version, at once; "passing":true from one that is about to end
 //!   -> {"request":"flush"}
 //!   <- {"progress":{"what":"flushing","done":0,"total":4096}}      any number
 //!   <- {"item":...}                                                any number
+//!   <- {"bytes":4096} and so many bytes, as they are                any number
 //!   <- {"done":...}  or  {"failed":{"message":...}}                one, the last
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! - A socket that nobody answers is left from a process that is gone; whoever holds the node's lock replaces it.
 
 mod client;
+mod lasting;
 mod server;
 
 use std::{
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress, settings::Ack, tree::TreeRequest};
 pub(crate) use client::Control;
+pub(crate) use lasting::{ask_lasting, connect_lasting};
 pub(crate) use server::{ControlServer, Handler, Replies};
 
 /// What can be asked of a running node.
@@ -43,10 +46,10 @@ pub(crate) enum Request {
         /// The mount point, without links.
         path: PathBuf,
     },
-    /// Writes the tree of now into a file.
+    /// Writes the tree of now into a file, or into the answer.
     Dump {
-        /// Where: a new file, or an open one of the asking process below `/proc`.
-        path: PathBuf,
+        /// A new file; whoever asks gets the bytes if there is none.
+        path: Option<PathBuf>,
     },
     /// Makes an archive and ships to it from now on.
     ArchiveAdd {
@@ -81,8 +84,8 @@ pub(crate) enum Request {
     Promote(PromoteOrder),
     /// The entries from here on, some at a time; waits a moment if there is none yet.
     Entries {
-        /// The first LSN.
-        from: u64,
+        /// The first LSN; the first that is there if that is not said.
+        from: Option<u64>,
     },
     /// Reads or changes files through the library, where nothing can be mounted.
     Tree(TreeRequest),
@@ -103,6 +106,30 @@ impl Request {
                 | Request::MemberRemove(MemberRemoval { dry_run: false, .. })
                 | Request::Ack(AckOrder { level: Some(_), dry_run: false, .. })
         )
+    }
+
+    /// Whether a process that is about to end takes it: it promises nothing that has to outlast the process.
+    pub(crate) fn outlives_nobody(&self) -> bool {
+        match self {
+            Request::Status
+            | Request::Flush
+            | Request::Members
+            | Request::Fsck { .. }
+            | Request::Entries { .. }
+            | Request::Dump { .. }
+            | Request::Ack(AckOrder { level: None, .. } | AckOrder { dry_run: true, .. })
+            | Request::Promote(PromoteOrder { dry_run: true, .. }) => true,
+            Request::Mount(_)
+            | Request::Unmount { .. }
+            | Request::ArchiveAdd { .. }
+            | Request::ArchiveRemove { .. }
+            | Request::ArchiveSnapshot { .. }
+            | Request::Invite { .. }
+            | Request::MemberRemove { .. }
+            | Request::Ack(_)
+            | Request::Promote(_)
+            | Request::Tree(_) => false,
+        }
     }
 
     /// Whether it shows the node, and neither changes it nor passes on what it holds.
@@ -182,6 +209,9 @@ pub(crate) struct MountRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Greeting {
     murphy: u32,
+    /// It is just beginning, or about to end: orders are taken by whoever answers in a moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    passing: bool,
 }
 
 /// A line of an answer.
@@ -190,6 +220,8 @@ struct Greeting {
 enum Line {
     Progress(Progress),
     Item(serde_json::Value),
+    /// So many bytes follow, as they are.
+    Bytes(u64),
     Done(serde_json::Value),
     Failed(CliError),
 }
@@ -207,3 +239,5 @@ const VERSION: u32 = 0;
 const SOCKET: &str = "control.sock";
 /// A longer line is not one of ours.
 const LINE_BYTES_MAX: u64 = 16 << 20;
+/// So many bytes are sent behind a line at most.
+const BYTES_MAX: usize = 4 << 20;

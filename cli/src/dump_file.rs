@@ -4,7 +4,7 @@
 //! - A dump has its name only when it is complete and durable; nothing that is there is replaced.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
@@ -23,36 +23,29 @@ pub(crate) struct Dumped<'a> {
 
 /// Refuses a name that is taken.
 pub(crate) fn check_new(path: &Path) -> Result<(), CliError> {
-    if is_open(path) || !path.exists() {
-        return Ok(());
+    match path.exists() {
+        false => Ok(()),
+        true => Err(CliError::new(format!("{} exists already", path.display()))),
     }
-    Err(CliError::new(format!("{} exists already", path.display())))
 }
 
 impl Dumped<'_> {
-    /// Writes it into a new file, or into one below `/proc` that somebody has open.
-    pub(crate) fn write(
+    /// Writes it into a new file.
+    pub(crate) fn write_file(
         &self,
         path: &Path,
         progress: &dyn Fn(SnapshotProgress),
     ) -> Result<SnapshotSummary, CliError> {
-        if is_open(path) {
-            let file = OpenOptions::new().append(true).open(path).map_err(at(path))?;
-            let (mut file, summary) = self.write_to(file, path, progress)?;
-            file.flush().map_err(at(path))?;
-            return Ok(summary);
-        }
         check_new(path)?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let written = File::create(&partial).map_err(at(path));
-        let written =
-            written.and_then(|file| self.write_to(file, path, progress)).and_then(|(file, summary)| {
-                let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
-                synced.map_err(at(path))?;
-                Ok(summary)
-            });
+        let written = File::create(&partial).map_err(at(path)).and_then(|mut file| {
+            let summary = self.write_to(&mut file, progress)?;
+            let synced = file.sync_all().and_then(|()| rename_durably(&OsFiles, &partial, path));
+            synced.map_err(at(path))?;
+            Ok(summary)
+        });
         if written.is_err()
             && let Err(error) = fs::remove_file(&partial)
         {
@@ -61,22 +54,18 @@ impl Dumped<'_> {
         written
     }
 
-    fn write_to(
+    /// Writes it where somebody reads it.
+    pub(crate) fn write_to(
         &self,
-        file: File,
-        path: &Path,
+        out: &mut dyn Write,
         progress: &dyn Fn(SnapshotProgress),
-    ) -> Result<(File, SnapshotSummary), CliError> {
-        let mut out = BufWriter::with_capacity(OUT_BYTES, file);
+    ) -> Result<SnapshotSummary, CliError> {
+        let mut out = BufWriter::with_capacity(OUT_BYTES, out);
         let summary =
             write_snapshot(self.tree, self.keys, self.origin, &mut out, progress).map_err(failed)?;
-        Ok((out.into_inner().map_err(|error| at(path)(error.into_error()))?, summary))
+        out.flush().map_err(failed)?;
+        Ok(summary)
     }
-}
-
-/// Whether the path is that of a file that a process has open.
-fn is_open(path: &Path) -> bool {
-    path.starts_with("/proc")
 }
 
 const OUT_BYTES: usize = 1 << 20;

@@ -17,6 +17,9 @@ pub(crate) struct CliError {
     code: u8,
     #[serde(skip)]
     harm: Harm,
+    /// Nothing was done, and whoever asks again in a moment meets somebody else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_passing: bool,
 }
 
 /// What an error tells of the things that it names.
@@ -34,7 +37,13 @@ enum Harm {
 impl CliError {
     /// What was tried and did not work.
     pub(crate) fn new(message: impl Display) -> CliError {
-        CliError { message: message.to_string(), hint: None, code: FAILED, harm: Harm::None }
+        CliError {
+            message: message.to_string(),
+            hint: None,
+            code: FAILED,
+            harm: Harm::None,
+            is_passing: false,
+        }
     }
 
     /// Arguments that do not fit together, or a confirmation that nobody can give.
@@ -53,6 +62,16 @@ impl CliError {
     #[must_use]
     pub(crate) fn wrong(self) -> CliError {
         CliError { harm: Harm::Wrong, ..self }
+    }
+
+    /// Nothing was done: whoever was asked is just beginning or ending. Somebody else can be asked in a moment.
+    pub(crate) fn passing(message: impl Display) -> CliError {
+        CliError { is_passing: true, ..CliError::new(message) }
+    }
+
+    /// Whether nothing was done, and somebody else can be asked in a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.is_passing
     }
 
     /// Whether something that should be whole is not, and others may have it.

@@ -2,14 +2,47 @@
 //!
 //! Invariants:
 //! - With `--json` stdout has JSON only: one document, or one line per item.
-//! - A reader that has gone away (`murphy ... | head`) ends the output quietly; it is no error.
+//! - A reader that has gone away (`murphy ... | head`) ends the output quietly; it is no error. What a command does, and how it ends, does not
+//!   depend on a reader; one that does nothing but tell ends with it.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{IsTerminal, Write},
+    os::fd::AsFd,
+};
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::error::CliError;
+
+/// Whether anybody reads what is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reader {
+    /// As far as can be seen.
+    There,
+    /// The other end of the pipe is closed.
+    Gone,
+}
+
+/// Returns when whoever reads stdout has gone, also while nothing is printed; never where stdout is a file.
+pub(crate) async fn reader_is_gone() {
+    let Ok(stdout) = std::io::stdout().as_fd().try_clone_to_owned() else {
+        return std::future::pending().await;
+    };
+    // SAFETY: the descriptor is a valid one of its own, which the registration owns until it is dropped.
+    let Ok(stdout) = (unsafe { AsyncFd::register_with_interest(stdout, Interest::WRITABLE) }) else {
+        return std::future::pending().await;
+    };
+    loop {
+        match stdout.ready(Interest::WRITABLE).await {
+            Ok(ready) if ready.ready().is_write_closed() => return,
+            Ok(mut ready) => ready.clear_ready(),
+            // It is seen when something is printed.
+            Err(_) => return std::future::pending().await,
+        }
+    }
+}
 
 /// The output of one command.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +76,16 @@ impl Output {
 
     /// Prints a line of data as it is.
     pub(crate) fn line(&self, line: &str) -> Result<(), CliError> {
+        self.line_for(line).map(|_| ())
+    }
+
+    /// The same for a command that goes on until nobody reads any more.
+    pub(crate) fn line_for(&self, line: &str) -> Result<Reader, CliError> {
         let mut stdout = std::io::stdout().lock();
         match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(CliError::new(format!("cannot write to stdout: {error}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(Reader::There),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+            Err(error) => Err(CliError::new(format!("cannot write to stdout: {error}"))),
         }
     }
 

@@ -3,10 +3,12 @@
 //! Invariants:
 //! - It ends cleanly on SIGTERM and SIGINT, and when its last mount is unmounted if it was started by `mount`: everything durable first,
 //!   then the mounts, then whatever was written in between.
+//! - Once it is decided that it ends nothing is begun any more that would end with it: no mount, no change. What was begun before is waited for.
 //! - When the volume has ended (the log is poisoned, another source took over) it says why, exits with 1, and its mounts go with it.
 
 mod answer;
 mod beforehand;
+mod gate;
 mod host;
 mod joining;
 mod level;
@@ -27,7 +29,7 @@ use tokio::{
 
 use crate::{
     background,
-    control::{Control, ControlServer, Handler, MountRequest, Replies, Request},
+    control::{Control, ControlServer, Handler, MountRequest, Replies, Request, ask_lasting},
     error::{CliError, Code, failed},
     mirror_notes,
     mirrors::{self, Mirroring},
@@ -78,7 +80,7 @@ pub(crate) fn run(plan: &Plan, output: &Output) -> Result<Code, CliError> {
     let handler = Arc::clone(&host) as Arc<dyn Handler>;
     let server = ControlServer::start(&plan.directory, &handler)?;
     if let Some(request) = &plan.mount {
-        host.mount(request)?;
+        host.mount_first(request)?;
     }
     let scrub = Scrub::start(&host.node, scrub_every)?;
     tracing::info!(node = %plan.directory.display(), "serving");
@@ -116,7 +118,11 @@ pub(crate) fn ask(
     output: &Output,
     mut item: impl FnMut(Value) -> Result<(), CliError>,
 ) -> Result<Value, CliError> {
-    if let Some(mut control) = Control::connect(directory)? {
+    if !request.outlives_nobody() {
+        if let Some(answer) = ask_lasting(directory, request, output, &mut item)? {
+            return Ok(answer);
+        }
+    } else if let Some(mut control) = Control::connect(directory)? {
         let answer = control.ask(request, output, &mut item);
         // A process that has just ended is no reason not to say how its node is.
         if *request != Request::Status || answer.is_ok() || Control::connect(directory)?.is_some() {
@@ -131,22 +137,37 @@ pub(crate) fn ask(
         mirror_notes::forget(directory)?;
     }
     let mut is_out = false;
-    let answer = answer_at_rest(directory, request, output, &mut |value| {
+    let mut item = |value: Value| {
         is_out |= note.is_some_and(|note| value["removed"] == note.node.to_string().as_str());
         item(value)
-    });
+    };
+    let bytes = &mut |_: &[u8]| Err(CliError::new("the answer is bytes that nobody wants"));
+    let answer = answer_at_rest(directory, request, output, (&mut item, bytes));
     if let (Err(_), Some(note), false) = (&answer, note, is_out) {
         mirror_notes::save(directory, &note)?;
     }
     answer
 }
 
-/// Opens a node that nobody serves, for one answer. No file of it is changed if the answer only shows something, or is a refusal.
-fn answer_at_rest(
+/// The same for an answer that is bytes.
+pub(crate) fn ask_for_bytes(
     directory: &std::path::Path,
     request: &Request,
     output: &Output,
-    item: &mut dyn FnMut(Value) -> Result<(), CliError>,
+    bytes: &mut dyn FnMut(&[u8]) -> Result<(), CliError>,
+) -> Result<Value, CliError> {
+    match Control::connect(directory)? {
+        Some(mut control) => control.ask_for_bytes(request, output, bytes),
+        None => answer_at_rest(directory, request, output, (&mut |_| Ok(()), bytes)),
+    }
+}
+
+/// Opens a node that nobody serves, for one answer. No file of it is changed if the answer only shows something, or is a refusal.
+fn answer_at_rest<'a>(
+    directory: &std::path::Path,
+    request: &Request,
+    output: &Output,
+    (item, bytes): (&mut TakesItems<'a>, &mut TakesBytes<'a>),
 ) -> Result<Value, CliError> {
     beforehand::check(directory, request)?;
     let runtime = Runtime::new().map_err(failed)?;
@@ -162,7 +183,7 @@ fn answer_at_rest(
     let options = HostOptions { purpose, io_timeout: None, ends_with_mounts: false, given_up };
     let mirroring = Arc::new(mirrors::at_rest(&node, runtime.handle())?);
     let host = Host::start(node, mirroring, options, runtime.handle())?;
-    let mut replies = Printed { line: ProgressLine::new(output), item, failed: None };
+    let mut replies = Printed { line: ProgressLine::new(output), item, bytes, failed: None };
     let answer = host.handle(request.clone(), &mut replies);
     let unprinted = replies.failed.take();
     drop(replies);
@@ -183,14 +204,19 @@ fn answer_at_rest(
     }
 }
 
+/// What takes parts of an answer.
+type TakesItems<'a> = dyn FnMut(Value) -> Result<(), CliError> + 'a;
+type TakesBytes<'a> = dyn FnMut(&[u8]) -> Result<(), CliError> + 'a;
+
 /// Replies that are shown by the process that gives them.
-struct Printed<'a> {
+struct Printed<'a, 'b> {
     line: ProgressLine,
-    item: &'a mut dyn FnMut(Value) -> Result<(), CliError>,
+    item: &'a mut TakesItems<'b>,
+    bytes: &'a mut TakesBytes<'b>,
     failed: Option<CliError>,
 }
 
-impl Replies for Printed<'_> {
+impl Replies for Printed<'_, '_> {
     fn progress(&mut self, progress: Progress) {
         self.line.show(&progress);
     }
@@ -199,6 +225,13 @@ impl Replies for Printed<'_> {
         if self.failed.is_none() {
             self.failed = (self.item)(value).err();
         }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if self.failed.is_none() {
+            self.failed = (self.bytes)(bytes).err();
+        }
+        self.failed.as_ref().map_or(Ok(()), |error| Err(std::io::Error::other(error.clone())))
     }
 }
 
@@ -209,6 +242,13 @@ enum Over {
     Ended(String),
     /// What a mirror holds is to be replaced.
     BeginAnew(String),
+}
+
+impl Over {
+    /// How long orders that came before are waited for. Where nothing can be decided any more they come to no good end.
+    fn orders(&self) -> Duration {
+        if matches!(self, Over::Ended(_)) { Duration::ZERO } else { ORDERS }
+    }
 }
 
 struct Signals {
@@ -240,7 +280,7 @@ async fn wait(host: &Host, signals: &mut Signals) -> Over {
         if let Some(reason) = host.mirroring.restart() {
             return Over::BeginAnew(reason);
         }
-        if host.has_lost_its_mounts() {
+        if host.ends_with_its_mounts() {
             return Over::Unmounted;
         }
     }
@@ -248,6 +288,7 @@ async fn wait(host: &Host, signals: &mut Signals) -> Over {
 
 /// Ends everything in order.
 fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
+    host.take_no_more(why.orders());
     let mounts = host.take_mounts();
     if let Over::Ended(reason) = why {
         // The mounts are detached: nothing that is written there could be kept.
@@ -284,4 +325,5 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
 }
 
 const LOOK: Duration = Duration::from_millis(50);
+const ORDERS: Duration = Duration::from_secs(5);
 const SHUTDOWN: Duration = Duration::from_secs(2);

@@ -2,11 +2,16 @@
 //!
 //! Invariants:
 //! - A dump has its name only when it is complete and durable; nothing that is there is replaced.
-//! - With `-` stdout has the dump and nothing else.
+//! - With `-` stdout has the dump and nothing else; a reader that goes away before the end is an error.
 
 mod archive;
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 
@@ -43,12 +48,11 @@ pub(crate) struct DumpArgs {
 
 pub(crate) fn run(args: &DumpArgs, output: &Output) -> Result<Code, CliError> {
     let path = match args.is_to_stdout() {
-        // The process that serves the node writes into it: it runs as the same user, and sees the same /proc.
-        true => PathBuf::from(format!("/proc/{}/fd/1", std::process::id())),
-        false => std::path::absolute(&args.file).map_err(at(&args.file))?,
+        true => None,
+        false => Some(std::path::absolute(&args.file).map_err(at(&args.file))?),
     };
     if let Some(url) = archive_of(&args.source)? {
-        return archive::run(&url, args, &path, output);
+        return archive::run(&url, args, path.as_deref(), output);
     }
     if args.at.is_some() || args.lsn.is_some() {
         return Err(CliError::usage("a node is dumped as it is now").hint(
@@ -56,7 +60,10 @@ pub(crate) fn run(args: &DumpArgs, output: &Output) -> Result<Code, CliError> {
         ));
     }
     let directory = node_of(&args.source)?;
-    let done = serve::ask(&directory, &Request::Dump { path }, output, |_| Ok(()))?;
+    let done = match &path {
+        None => to_stdout(&directory, output)?,
+        Some(_) => serve::ask(&directory, &Request::Dump { path }, output, |_| Ok(()))?,
+    };
     told(args, &done, output)?;
     Ok(Code::Done)
 }
@@ -65,6 +72,22 @@ impl DumpArgs {
     fn is_to_stdout(&self) -> bool {
         self.file.as_os_str() == "-"
     }
+}
+
+/// Asks the process that serves the node, or a node at rest, for the bytes.
+fn to_stdout(directory: &Path, output: &Output) -> Result<Value, CliError> {
+    let mut out = stdout()?;
+    let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(unwritten);
+    serve::ask_for_bytes(directory, &Request::Dump { path: None }, output, &mut write)
+}
+
+/// Stdout as this process was given it, at the place where it is: nobody else opens it anew.
+fn stdout() -> Result<File, CliError> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned().map_err(unwritten)?))
+}
+
+fn unwritten(error: io::Error) -> CliError {
+    CliError::new(format!("cannot write to stdout: {error}"))
 }
 
 /// Says what was dumped; stdout may have the dump itself.

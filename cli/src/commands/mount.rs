@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A mount point where nothing can be mounted is refused before the node is opened.
 //! - With `-d` it returns when the mount answers, or says why it does not.
+//! - Nothing is mounted by a process that is about to end: its end is waited for.
 //! - An option that the process which serves the node already does not take from here is refused, never ignored.
 
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use super::serve::{ServeOptions, parse_listen};
 use crate::{
     background,
     config::NodeConfig,
-    control::{Control, MountRequest, Request},
+    control::{MountRequest, Request, ask_lasting, connect_lasting},
     error::{CliError, Code, at, failed},
     output::Output,
     serve::{self, Plan},
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
     let path = std::path::absolute(&args.mount_point).map_err(at(&args.mount_point))?;
     let request = MountRequest { path, read_only: args.read_only, allow_other: args.allow_other };
     let listen = args.listen.as_deref().map(parse_listen).transpose()?;
-    if let Some(mut control) = Control::connect(&directory)? {
+    if connect_lasting(&directory, output)?.is_some() {
         let listens = listen.is_some().then_some("--listen");
         let given: Vec<&str> = listens.into_iter().chain(args.options.given()).collect();
         if !given.is_empty() {
@@ -62,10 +63,12 @@ pub(crate) fn run(args: &MountArgs, output: &Output) -> Result<Code, CliError> {
             return Err(CliError::usage(format!("node {node} is served already, without the {given} given here"))
                 .hint("mount without, or end the process that serves it (murphy umount, or SIGTERM to the one that murphy status names) and mount again"));
         }
-        let done = control.ask(&Request::Mount(request), output, |_| Ok(()))?;
-        output.data(&done, |_| String::new())?;
-        output.note("Mounted by the process that serves the node already");
-        return Ok(Code::Done);
+        let asked = Request::Mount(request.clone());
+        if let Some(done) = ask_lasting(&directory, &asked, output, &mut |_| Ok(()))? {
+            output.data(&done, |_| String::new())?;
+            output.note("Mounted by the process that serves the node already");
+            return Ok(Code::Done);
+        }
     }
     // Before the node is opened: that begins a session in its log.
     let volume = NodeConfig::read(&directory)?.volume.to_string();

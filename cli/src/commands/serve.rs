@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     background,
-    control::Control,
+    control::connect_lasting,
     error::{CliError, Code, at},
     node::NodeOptions,
     output::Output,
@@ -93,7 +93,7 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, CliError> {
 pub(crate) fn run(args: &ServeArgs, output: &Output) -> Result<Code, CliError> {
     let directory = std::path::absolute(&args.directory).map_err(at(&args.directory))?;
     let listen = args.listen.as_deref().map(parse_listen).transpose()?;
-    if Control::connect(&directory)?.is_some() {
+    if connect_lasting(&directory, output)?.is_some() {
         return Err(CliError::new(format!("node {} is served already", directory.display()))
             .hint("murphy status shows by which process"));
     }

@@ -47,25 +47,16 @@ pub(crate) fn run(args: &UmountArgs, output: &Output) -> Result<Code, CliError> 
 /// A process that has no mount left ends: whoever starts the next one should not meet it.
 fn wait_for_the_end(directory: &Path) -> Result<(), CliError> {
     for _ in 0..END_STEPS {
-        let Some(mut control) = Control::connect(directory)? else {
-            if node::is_unlocked(directory)? {
-                return Ok(());
-            }
-            std::thread::sleep(END_PAUSE);
-            continue;
+        let is_over = match Control::connect(directory)? {
+            Some(control) => !control.is_passing(),
+            None => node::is_unlocked(directory)?,
         };
-        let quiet = Output::new(true);
-        match control.ask(&Request::Status, &quiet, |_| Ok(())) {
-            Ok(status) if !is_ending(&status) => return Ok(()),
-            Ok(_) | Err(_) => std::thread::sleep(END_PAUSE),
+        if is_over {
+            return Ok(());
         }
+        std::thread::sleep(END_PAUSE);
     }
     Ok(())
-}
-
-fn is_ending(status: &serde_json::Value) -> bool {
-    let running = &status["running"];
-    running["ends_with_mounts"] == true && running["mounts"].as_array().is_none_or(Vec::is_empty)
 }
 
 /// Ten seconds in all.

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Greeting, LINE_BYTES_MAX, Line, Request, VERSION, at_socket};
+use super::{BYTES_MAX, Greeting, LINE_BYTES_MAX, Line, Request, VERSION, at_socket};
 use crate::{
     error::CliError,
     output::Output,
@@ -23,6 +23,7 @@ use crate::{
 pub(crate) struct Control {
     directory: PathBuf,
     stream: BufReader<UnixStream>,
+    is_passing: bool,
 }
 
 impl Control {
@@ -35,10 +36,13 @@ impl Control {
                 Err(error) => return Err(unreachable(directory, &error)),
             };
             let stream = BufReader::new(stream);
-            let mut control = Control { directory: directory.to_owned(), stream };
+            let mut control = Control { directory: directory.to_owned(), stream, is_passing: false };
             match control.greeted() {
-                Ok(Greeting { murphy: VERSION }) => return Ok(Some(control)),
-                Ok(Greeting { murphy }) => {
+                Ok(Greeting { murphy: VERSION, passing }) => {
+                    control.is_passing = passing;
+                    return Ok(Some(control));
+                }
+                Ok(Greeting { murphy, .. }) => {
                     let text = format!("it speaks version {murphy} of its protocol, this program {VERSION}");
                     return Err(unreachable(directory, &io::Error::other(text)));
                 }
@@ -50,6 +54,11 @@ impl Control {
             }
         }
         Err(unreachable(directory, &io::Error::other("it hangs up")))
+    }
+
+    /// Whether it said that it is just beginning, or about to end.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.is_passing
     }
 
     fn greeted(&mut self) -> io::Result<Greeting> {
@@ -67,6 +76,28 @@ impl Control {
         output: &Output,
         mut item: impl FnMut(Value) -> Result<(), CliError>,
     ) -> Result<Value, CliError> {
+        self.ask_for(request, output, &mut item, &mut |_| {
+            Err(CliError::new("the node sends bytes that nobody wants"))
+        })
+    }
+
+    /// The same for an answer that is bytes.
+    pub(crate) fn ask_for_bytes(
+        &mut self,
+        request: &Request,
+        output: &Output,
+        bytes: &mut dyn FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<Value, CliError> {
+        self.ask_for(request, output, &mut |_| Ok(()), bytes)
+    }
+
+    fn ask_for(
+        &mut self,
+        request: &Request,
+        output: &Output,
+        item: &mut dyn FnMut(Value) -> Result<(), CliError>,
+        bytes: &mut dyn FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<Value, CliError> {
         let mut line = serde_json::to_string(request).map_err(CliError::new)?;
         line.push('\n');
         self.stream.get_mut().write_all(line.as_bytes()).map_err(|error| self.broken(&error))?;
@@ -77,6 +108,7 @@ impl Control {
                     shown.show(&Progress { what, done, total });
                 }
                 Line::Item(value) => item(value)?,
+                Line::Bytes(count) => bytes(&self.next_bytes(count)?)?,
                 Line::Done(value) => return Ok(value),
                 Line::Failed(error) => return Err(error),
             }
@@ -93,9 +125,23 @@ impl Control {
         }
     }
 
+    fn next_bytes(&mut self, count: u64) -> Result<Vec<u8>, CliError> {
+        let count = usize::try_from(count).ok().filter(|count| *count <= BYTES_MAX);
+        let too_many = || self.broken(&io::Error::other("it sends more bytes than it may"));
+        let mut bytes = vec![0; count.ok_or_else(too_many)?];
+        match self.stream.read_exact(&mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
     fn broken(&self, error: &io::Error) -> CliError {
+        let node = self.directory.display();
+        if has_ended(error) && matches!(Control::connect(&self.directory), Ok(Some(_))) {
+            return CliError::new(format!("the process that serves node {node} has hung up on this command"))
+                .hint("it waits only so long for a command that takes no answer; its own messages are on its stderr, or in murphy.log in that directory");
+        }
         if has_ended(error) {
-            let node = self.directory.display();
             return CliError::new(format!("node {node} is not running: its process ended before it answered"))
                 .hint("what it acknowledged is in its log; its last messages are on its stderr, or in murphy.log in that directory");
         }

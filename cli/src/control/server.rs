@@ -20,7 +20,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Greeting, LINE_BYTES_MAX, Line, Request, SOCKET, VERSION, at_socket};
+use super::{BYTES_MAX, Greeting, LINE_BYTES_MAX, Line, Request, SOCKET, VERSION, at_socket};
 use crate::{
     error::{CliError, at},
     progress::Progress,
@@ -29,6 +29,11 @@ use crate::{
 /// What answers requests. Each call has a thread of its own and may block.
 pub(crate) trait Handler: Send + Sync + 'static {
     fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError>;
+
+    /// Whether somebody else takes orders in a moment: it is just beginning, or about to end.
+    fn is_passing(&self) -> bool {
+        false
+    }
 }
 
 /// The lines of an answer before its last one.
@@ -38,6 +43,9 @@ pub(crate) trait Replies {
 
     /// Hands out an item.
     fn item(&mut self, value: Value);
+
+    /// Hands out bytes. Fails if nobody takes them: what makes them may stop.
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// Listens until it is dropped.
@@ -70,9 +78,9 @@ impl ControlServer {
         Ok(ControlServer { socket, state })
     }
 
-    /// Waits a moment for answers that are being given.
+    /// Waits a moment for answers that are being given. Whoever comes meanwhile is answered too: one that nobody answers could not know that
+    /// the node's lock is about to be free.
     pub(crate) fn drain(&self) {
-        self.state.stopped.store(true, Ordering::SeqCst);
         for _ in 0..DRAIN_STEPS {
             if self.state.active.load(Ordering::SeqCst) == 0 {
                 return;
@@ -160,7 +168,7 @@ fn is_late(error: &io::Error) -> bool {
 fn serve(stream: &UnixStream, handler: &dyn Handler, patience: Patience) -> io::Result<()> {
     stream.set_write_timeout(Some(patience.reply))?;
     stream.set_read_timeout(Some(patience.request))?;
-    let mut greeting = serde_json::to_string(&Greeting { murphy: VERSION })?;
+    let mut greeting = serde_json::to_string(&Greeting { murphy: VERSION, passing: handler.is_passing() })?;
     greeting.push('\n');
     let mut to_client = stream;
     to_client.write_all(greeting.as_bytes())?;
@@ -208,6 +216,17 @@ impl Replies for Sent<'_> {
     fn item(&mut self, value: Value) {
         self.send_or_note(&Line::Item(value));
     }
+
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(error) = &self.broken {
+            return Err(error.kind().into());
+        }
+        let sent = self.send_bytes(bytes);
+        if let Err(error) = &sent {
+            self.broken = Some(error.kind().into());
+        }
+        sent
+    }
 }
 
 impl Sent<'_> {
@@ -215,6 +234,17 @@ impl Sent<'_> {
         if self.broken.is_none() {
             self.broken = self.send(line).err();
         }
+    }
+
+    /// Whoever takes bytes may be slow: a pager, or a line to somewhere far away.
+    fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = self.stream.write_timeout()?;
+        self.stream.set_write_timeout(Some(TAKEN_MAX))?;
+        for part in bytes.chunks(BYTES_MAX) {
+            self.send(&Line::Bytes(part.len() as u64))?;
+            self.stream.write_all(part)?;
+        }
+        self.stream.set_write_timeout(before)
     }
 
     fn send(&mut self, line: &Line) -> io::Result<()> {
@@ -227,6 +257,8 @@ impl Sent<'_> {
 const CONNECTIONS_MAX: usize = 64;
 /// A command that was stopped with a full pipe takes nothing.
 const REPLY_MAX: Duration = Duration::from_secs(30);
+/// Bytes go where whoever asked has sent them, and may have to wait there.
+const TAKEN_MAX: Duration = Duration::from_secs(3600);
 /// People may be asked in between whether they are sure.
 const REQUEST_MAX: Duration = Duration::from_secs(3600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

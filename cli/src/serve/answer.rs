@@ -15,6 +15,7 @@ use crate::{
 
 impl Handler for Host {
     fn handle(&self, request: Request, replies: &mut dyn Replies) -> Result<Value, CliError> {
+        let _inside = if request.outlives_nobody() { None } else { Some(self.enter()?) };
         match request {
             Request::Status => self.status(),
             Request::Flush => {
@@ -31,7 +32,7 @@ impl Handler for Host {
                 let left_out = request.perform(self.volume(), &self.runtime)?;
                 Ok(serde_json::json!({ "left_out": left_out }))
             }
-            Request::Dump { path } => tasks::dump(self, &path, replies),
+            Request::Dump { path } => tasks::dump(self, path.as_deref(), replies),
             Request::Invite { role, addresses, expires_secs } => {
                 let role = role.parse().map_err(CliError::usage)?;
                 let token = self.mirroring.invite(role, &addresses, Duration::from_secs(expires_secs))?;
@@ -46,5 +47,9 @@ impl Handler for Host {
             Request::ArchiveRemove(order) => removals::archive(self, &order),
             Request::ArchiveSnapshot { url } => tasks::snapshot_archive(self, url.as_deref()),
         }
+    }
+
+    fn is_passing(&self) -> bool {
+        self.takes_no_orders()
     }
 }

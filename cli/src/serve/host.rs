@@ -2,11 +2,12 @@
 //!
 //! Invariants:
 //! - One mount a node.
+//! - A process that ends with its mounts mounts once: whoever comes after that mount, or before it, is told to ask somebody else in a moment.
 
 use std::{
     collections::BTreeSet,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
 
@@ -15,7 +16,10 @@ use murphy_log::NodeId;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
-use super::joining::join_later;
+use super::{
+    gate::{Gate, Inside},
+    joining::join_later,
+};
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
@@ -35,6 +39,8 @@ pub(crate) struct Host {
     pub(super) archives: Arc<Archives>,
     pub(super) mirroring: Arc<Mirroring>,
     mounts: Mutex<Vec<Arc<Mount>>>,
+    /// Orders that are being followed.
+    gate: Gate,
     /// Held while what an fsync waits for is changed.
     pub(super) level_turn: Mutex<()>,
     options: HostOptions,
@@ -88,8 +94,8 @@ impl Host {
             acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside(&node)?);
             join_later(&archives, &mirroring);
         }
-        let (mounts, level_turn) = Default::default();
-        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, level_turn, options })
+        let (mounts, gate, level_turn) = Default::default();
+        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, gate, level_turn, options })
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -140,11 +146,63 @@ impl Host {
         is_sealed || self.mirroring.fenced().is_some()
     }
 
-    /// Whether it was to end with its last mount, and that is gone.
-    pub(super) fn has_lost_its_mounts(&self) -> bool {
+    /// Whether it ends now because its last mount is gone. Once it does no order is taken any more; one that is being followed comes first.
+    pub(super) fn ends_with_its_mounts(&self) -> bool {
         let mut mounts = self.mounts();
         mounts.retain(|mount| !mount.has_ended());
-        self.options.ends_with_mounts && mounts.is_empty()
+        self.options.ends_with_mounts && mounts.is_empty() && self.gate.close_if_empty()
+    }
+
+    /// Takes no order any more, and waits for those that are being followed, so long at most. Blocks.
+    pub(super) fn take_no_more(&self, longest: Duration) {
+        let left = self.gate.close(longest);
+        if left > 0 {
+            tracing::warn!(left, "orders have not come to their end; this process ends all the same");
+        }
+    }
+
+    /// Lets an order in.
+    pub(super) fn enter(&self) -> Result<Inside<'_>, CliError> {
+        self.gate.enter().ok_or_else(|| self.passing())
+    }
+
+    /// Whether somebody else takes orders in a moment.
+    pub(super) fn takes_no_orders(&self) -> bool {
+        if self.gate.is_closed() {
+            return true;
+        }
+        if !self.options.ends_with_mounts {
+            return false;
+        }
+        self.settle_mounts();
+        match self.mounts.try_lock() {
+            Ok(mounts) => mounts.iter().all(|mount| mount.has_ended()),
+            Err(TryLockError::Poisoned(mounts)) => mounts.get_ref().iter().all(|mount| mount.has_ended()),
+            // Something is being mounted.
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
+    fn passing(&self) -> CliError {
+        let node = self.directory().display();
+        CliError::passing(format!(
+            "the process that serves node {node} is about to end, with what is mounted by it"
+        ))
+        .hint("nothing was changed; ask again when it has ended: murphy status shows whether it has")
+    }
+
+    /// A mount that somebody has taken away ends a moment later. One that is in use all the same (`umount -l`) stays.
+    fn settle_mounts(&self) {
+        let mounts = match self.mounts.try_lock() {
+            Ok(mounts) => mounts.clone(),
+            Err(_) => return,
+        };
+        for _ in 0..SETTLE_STEPS {
+            if mounts.iter().all(|mount| mount.has_ended() || mount.is_in_place()) {
+                return;
+            }
+            std::thread::sleep(SETTLE_PAUSE);
+        }
     }
 
     pub(super) fn take_mounts(&self) -> Vec<Arc<Mount>> {
@@ -154,8 +212,22 @@ impl Host {
     /// Mounts the volume. One mount point a node: each has a kernel cache of its own, and the kernel would not learn at one what was
     /// done at another.
     pub(super) fn mount(&self, request: &MountRequest) -> Result<(), CliError> {
+        self.settle_mounts();
         let mut mounts = self.mounts();
         mounts.retain(|mount| !mount.has_ended());
+        // Looked at with the list locked: whoever ends the mounts closes the gate before, and takes the list after.
+        if self.gate.is_closed() || self.options.ends_with_mounts && mounts.is_empty() {
+            return Err(self.passing());
+        }
+        self.mount_at(&mut mounts, request)
+    }
+
+    /// Mounts what the process was started for.
+    pub(super) fn mount_first(&self, request: &MountRequest) -> Result<(), CliError> {
+        self.mount_at(&mut self.mounts(), request)
+    }
+
+    fn mount_at(&self, mounts: &mut Vec<Arc<Mount>>, request: &MountRequest) -> Result<(), CliError> {
         if let Some(mount) = mounts.first() {
             let (first, wanted) = (mount.path().display(), request.path.display());
             return Err(CliError::new(format!("this node is mounted already, at {first}"))
@@ -269,4 +341,7 @@ pub(super) fn outside(node: &Node) -> Result<Vec<String>, CliError> {
 }
 
 const LOOK: Duration = Duration::from_millis(50);
+/// A second in all.
+const SETTLE_STEPS: u32 = 100;
+const SETTLE_PAUSE: Duration = Duration::from_millis(10);
 const ARCHIVES_SETTLE: Duration = Duration::from_secs(5);

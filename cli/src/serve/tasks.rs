@@ -3,7 +3,11 @@
 //! Invariants:
 //! - What is written for others to read has its name only when it is complete.
 
-use std::{cell::RefCell, path::Path};
+use std::{
+    cell::RefCell,
+    io::{self, Write},
+    path::Path,
+};
 
 use murphy_fs::{IndexSnapshot, SnapshotOrigin, StoreUrl};
 use murphy_log::{Clock, Lsn, SystemClock, WaitError};
@@ -33,9 +37,9 @@ pub(super) fn fsck(host: &Host, data: bool, replies: &mut dyn Replies) -> Result
 }
 
 /// Hands out the entries from `from` on, as many as there are and fit; says where to go on.
-pub(super) fn entries(host: &Host, from: u64, replies: &mut dyn Replies) -> Result<Value, CliError> {
+pub(super) fn entries(host: &Host, from: Option<u64>, replies: &mut dyn Replies) -> Result<Value, CliError> {
     let log = host.volume().log();
-    let from = Lsn::new(from).max(Lsn::FIRST);
+    let from = from.map_or_else(|| log.first(), |from| Lsn::new(from).max(Lsn::FIRST));
     let end = match log.durable().wait_blocking(from, ENTRIES_WAIT) {
         Ok(state) => state.position.lsn,
         Err(WaitError::TimedOut { .. }) => return Ok(json!({ "next": from.get() })),
@@ -45,8 +49,10 @@ pub(super) fn entries(host: &Host, from: u64, replies: &mut dyn Replies) -> Resu
         return Err(CliError::new(format!("lsn {from} is not in this log, which begins at {}", log.first()))
             .hint("an archive may reach further back"));
     }
-    let mut next = from;
-    for frame in log.read(from).map_err(failed)?.take(ENTRIES_FRAMES) {
+    // Without a process between the log and whoever reads nothing waits for the reader, and nothing is held for it.
+    let most = if host.ships() { ENTRIES_FRAMES } else { usize::MAX };
+    let (mut next, mut told) = (from, 0);
+    for frame in log.read(from).map_err(failed)?.take(most) {
         let frame = frame.map_err(failed)?;
         for line in EntryLine::of_frame(&frame).map_err(failed)? {
             if line.lsn >= from.get() {
@@ -54,12 +60,16 @@ pub(super) fn entries(host: &Host, from: u64, replies: &mut dyn Replies) -> Resu
             }
         }
         next = frame.last().next();
+        told += frame.bytes().len();
+        if host.ships() && told >= ENTRIES_BYTES {
+            break;
+        }
     }
     Ok(json!({ "next": next.get(), "end": next > end }))
 }
 
-/// Writes the tree of now, with everything written so far, into one file.
-pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {
+/// Writes the tree of now, with everything written so far, into one file, or into the answer.
+pub(super) fn dump(host: &Host, path: Option<&Path>, replies: &mut dyn Replies) -> Result<Value, CliError> {
     host.flush(&mut |progress| replies.progress(progress))?;
     let view = host.volume().view_with_state();
     let inodes = view.state().map_or(0, |state| state.usage.inodes);
@@ -68,13 +78,31 @@ pub(super) fn dump(host: &Host, path: &Path, replies: &mut dyn Replies) -> Resul
     let progress = |done: murphy_fs::SnapshotProgress| {
         replies.borrow_mut().progress(Progress::new("inodes dumped", done.inodes, inodes));
     };
-    let summary = Dumped { tree: &view, keys: &host.node.keys, origin }.write(path, &progress)?;
+    let dumped = Dumped { tree: &view, keys: &host.node.keys, origin };
+    let summary = match path {
+        None => dumped.write_to(&mut IntoAnswer(&replies), &progress)?,
+        Some(path) => dumped.write_file(path, &progress)?,
+    };
     let state = summary.header.state;
     Ok(json!({
         "lsn": state.position.lsn.get(),
         "digest": state.digest.to_string(),
         "inodes": state.usage.inodes,
     }))
+}
+
+/// Bytes that whoever asked writes where they belong: only there it is known where that is.
+struct IntoAnswer<'a, 'b>(&'a RefCell<&'b mut dyn Replies>);
+
+impl Write for IntoAnswer<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().bytes(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Refuses what cannot become an archive of this volume, as far as reading tells. Nothing is written.
@@ -216,3 +244,5 @@ const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once ano
 const ENTRIES_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// So many frames are told at a time.
 const ENTRIES_FRAMES: usize = 256;
+/// Not many more bytes of frames are told at a time: whoever asks holds them until they are printed.
+const ENTRIES_BYTES: usize = 1 << 20;

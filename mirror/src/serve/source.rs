@@ -105,7 +105,10 @@ enum Done {
 }
 
 impl SourceSession<'_> {
-    async fn run(&mut self, hello: Hello, reader: &mut MessageReader) -> Result<(), SessionError> {
+    async fn run(&mut self, mut hello: Hello, reader: &mut MessageReader) -> Result<(), SessionError> {
+        if hello.resume == Resume::From(Lsn::new(0)) {
+            hello.resume = Resume::From(self.source.log.first());
+        }
         if let (Some(promised), Resume::After(base)) = (hello.promised, hello.resume)
             && self.entry.is_some()
             && is_older(self.source.epoch, promised)

@@ -31,22 +31,31 @@ use crate::{
     progress::{Progress, ProgressLine},
 };
 
-/// Writes what `args` name of the archive at `url` to `path`.
-pub(super) fn run(url: &StoreUrl, args: &DumpArgs, path: &Path, output: &Output) -> Result<Code, CliError> {
-    check_new(path)?;
+/// Writes what `args` name of the archive at `url` to `path`, or to stdout.
+pub(super) fn run(
+    url: &StoreUrl,
+    args: &DumpArgs,
+    path: Option<&Path>,
+    output: &Output,
+) -> Result<Code, CliError> {
+    path.map(check_new).transpose()?;
     let target = target(args)?;
     check_there(url)?;
     let runtime = Runtime::new().map_err(failed)?;
     let archive = [runtime.block_on(Archive::open(open_store(url)?)).map_err(failed)?];
     // What a plan has seen must not be deleted before it is read.
-    let _pins = Pins::of(&archive, &format!("dump to {}", path.display()), &runtime);
+    let _pins = Pins::of(&archive, &format!("dump to {}", args.file.display()), &runtime);
     let scratch = Scratch::new(path)?;
     let (index, plan, is_sound) = restore(&archive, target, &scratch, &runtime, output)?;
     let tree = index.snapshot();
     let origin = SnapshotOrigin { branch: archive[0].lineage().branch, created: SystemClock::new().wall() };
     let (line, inodes) = (ProgressLine::new(output), tree.state().map_or(0, |state| state.usage.inodes));
     let progress = |done: SnapshotProgress| line.show(&Progress::new("inodes dumped", done.inodes, inodes));
-    let summary = Dumped { tree: &*tree, keys: archive[0].keys(), origin }.write(path, &progress)?;
+    let dumped = Dumped { tree: &*tree, keys: archive[0].keys(), origin };
+    let summary = match path {
+        None => dumped.write_to(&mut super::stdout()?, &progress)?,
+        Some(path) => dumped.write_file(path, &progress)?,
+    };
     drop(line);
     let state = summary.header.state;
     let done = json!({
@@ -119,11 +128,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     /// Beside the file, whose disk has room for a tree; of one that is only written to, where the system keeps what is temporary.
-    fn new(file: &Path) -> Result<Scratch, CliError> {
-        let folder = match file.parent() {
-            Some(parent) if !file.starts_with("/proc") => parent.to_owned(),
-            _ => std::env::temp_dir(),
-        };
+    fn new(file: Option<&Path>) -> Result<Scratch, CliError> {
+        let folder = file.and_then(Path::parent).map_or_else(std::env::temp_dir, Path::to_owned);
         let [a, b, c, d, ..] = random()?;
         let path = folder.join(format!(".murphy-dump.{a:02x}{b:02x}{c:02x}{d:02x}"));
         fs::create_dir(&path).map_err(at(&path))?;
