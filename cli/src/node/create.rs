@@ -175,3 +175,42 @@ fn forget_members(node: &Node, runtime: &Handle) -> Result<(), CliError> {
 const MEMBERS_AT_ONCE: usize = 1000;
 /// What makes a prefix an archive.
 const ARCHIVE_DESCRIPTOR: &str = "murphy.json";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The fear: the clock of a source was a year ahead; whoever takes over from its archives dates its entries before those that it continues, and no
+    /// moment of either can be found by its time.
+    #[test]
+    fn a_successor_dates_nothing_before_what_it_continues() {
+        let folder = tempfile::tempdir().unwrap();
+        let (directory, blocks) = (folder.path().join("node"), folder.path().join("blocks"));
+        for made in [&directory, &blocks] {
+            std::fs::create_dir(made).unwrap();
+        }
+        let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
+        let blocks = StoreUrl::from_directory(&blocks).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(claim_prefix(&blocks.open().unwrap(), volume)).unwrap();
+        let config = NodeConfig::new(volume, branch, "vol".to_owned(), blocks);
+        config.write(&directory).unwrap();
+        let epoch = |number| Epoch { number, id: EpochId::from_bytes([9; 16]) };
+        let not_before = SystemClock::new().wall().after(Duration::from_secs(31_536_000));
+        let copy = CopyOf {
+            state: State::origin(epoch(1)),
+            not_before,
+            epoch: epoch(2),
+            is_successor: true,
+            lacking: Lacking::Nothing,
+        };
+        let node = begin_copy(&directory, &config, &copy, runtime.handle()).unwrap();
+        let frames: Vec<_> = node.log.read(node.log.first()).unwrap().map(Result::unwrap).collect();
+        let times = frames.iter().flatten().map(|entry| entry.unwrap().time);
+        let times: Vec<LogTime> = times.collect();
+        assert!(!times.is_empty() && times.iter().all(|time| *time >= not_before), "{times:?}");
+        assert!(node.volume.log_time_ahead_ms() > 0);
+    }
+}
