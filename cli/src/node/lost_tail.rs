@@ -377,3 +377,6 @@ pub(super) fn fetch_from(
 const DURABLE_MAX: Duration = Duration::from_secs(60);
 /// So many segments are mended at one opening.
 const MENDED_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;
