@@ -98,15 +98,15 @@ impl ArchiveFence {
 
     /// The last slot that the last look found.
     pub(crate) fn last_slot(&self) -> Option<SlotHeader> {
-        self.seen.lock().as_ref()?.slots.last().copied()
+        self.seen.lock().as_ref().and_then(|seen| seen.slots.last().copied())
     }
 
     /// The first slot with an entry behind `lsn` that the last look found, and its name.
     pub(crate) fn slot_behind(&self, lsn: Lsn) -> Option<(SlotHeader, String)> {
         let seen = self.seen.lock();
         let seen = seen.as_ref()?;
-        let (slot, name) = seen.slots.iter().zip(&seen.names).find(|(slot, _)| slot.last > lsn)?;
-        Some((*slot, name.clone()))
+        let at = seen.slots.partition_point(|slot| slot.last <= lsn);
+        seen.slots.get(at).copied().zip(seen.names.get(at).cloned())
     }
 
     async fn adopt_end(&self) -> Result<Held, FenceError> {
