@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::Volume;
+use super::{Volume, files::FileInner, glance::Glance};
 use crate::{
     Attr, Caller, Cookie, DentryRow, DirEntry, DirEntryPlus, Errno, Ino, InodeRow, Kind, Name, RenameMode,
     RowKey, SetAttr, SymlinkRow, XattrName, XattrRow,
@@ -33,20 +33,22 @@ impl Volume {
     }
 
     pub(super) fn lookup_name(&self, parent: Ino, name: &Name) -> Result<Attr, Errno> {
-        let mut gone = None;
+        let placed = self.placed(name);
         loop {
             let glance = self.glance();
-            let Some(ino) = glance.child(parent, &self.placed(name))? else {
+            let Some(ino) = glance.child(parent, &placed)? else {
                 return glance.require_directory(parent).and(Err(Errno::ENOENT));
             };
-            match self.attr(ino) {
-                // Replaced meanwhile: the name stands for another inode by now.
-                Err(Errno::ESTALE) if gone != Some(ino) => gone = Some(ino),
-                Err(Errno::ESTALE) => {
+            drop(glance);
+            let file = self.shared.files.find(ino);
+            let inner = file.as_ref().map(|file| file.lock());
+            let glance = self.glance();
+            // Otherwise it was moved, removed or replaced meanwhile.
+            if glance.child(parent, &placed)? == Some(ino) {
+                return attr_in(&glance, ino, inner.as_deref())?.ok_or_else(|| {
                     tracing::error!(%parent, %ino, "a name stands for an inode that is not there");
-                    return Err(Errno::EIO);
-                }
-                found => return found,
+                    Errno::EIO
+                });
             }
         }
     }
@@ -55,17 +57,7 @@ impl Volume {
     pub(super) fn attr(&self, ino: Ino) -> Result<Attr, Errno> {
         let file = self.shared.files.find(ino);
         let inner = file.as_ref().map(|file| file.lock());
-        let glance = self.glance();
-        let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
-        let directory = if row.kind == Kind::Directory { glance.directory(ino)? } else { None };
-        let mut attr = row.attr(ino, directory.as_ref());
-        if let Some(inner) = inner.filter(|inner| !inner.dirty.is_empty()) {
-            attr.size = attr.size.max(inner.dirty.end());
-            attr.blocks = (row.allocated + inner.dirty.len()).div_ceil(512);
-            attr.mtime = inner.dirty.mtime.unwrap_or(attr.mtime);
-            attr.ctime = inner.dirty.ctime.map_or(attr.ctime, |ctime| ctime.max(attr.ctime));
-        }
-        Ok(attr)
+        attr_in(&self.glance(), ino, inner.as_deref())?.ok_or(Errno::ESTALE)
     }
 
     pub(super) fn parent_of(&self, directory: Ino) -> Result<Ino, Errno> {
@@ -118,9 +110,9 @@ impl Volume {
             from = last.cookie;
             for entry in entries {
                 match self.attr(entry.ino) {
-                    Ok(attr) => plus.push(DirEntryPlus { entry, attr }),
+                    Ok(attr) if attr.nlink > 0 => plus.push(DirEntryPlus { entry, attr }),
                     // Removed since the names were read.
-                    Err(Errno::ESTALE) => {}
+                    Ok(_) | Err(Errno::ESTALE) => {}
                     Err(errno) => return Err(errno),
                 }
             }
@@ -272,6 +264,20 @@ impl Volume {
         let row = glance.inode(ino)?.ok_or(Errno::ESTALE)?;
         if row.has_xattrs { xattr_names_in(glance.view(), ino) } else { Ok(Vec::new()) }
     }
+}
+
+/// The attributes of `ino`, with the dirty bytes of `inner`.
+fn attr_in(glance: &Glance<'_>, ino: Ino, inner: Option<&FileInner>) -> Result<Option<Attr>, Errno> {
+    let Some(row) = glance.inode(ino)? else { return Ok(None) };
+    let directory = if row.kind == Kind::Directory { glance.directory(ino)? } else { None };
+    let mut attr = row.attr(ino, directory.as_ref());
+    if let Some(dirty) = inner.map(|inner| &inner.dirty).filter(|dirty| !dirty.is_empty()) {
+        attr.size = attr.size.max(dirty.end());
+        attr.blocks = (row.allocated + dirty.len()).div_ceil(512);
+        attr.mtime = dirty.mtime.unwrap_or(attr.mtime);
+        attr.ctime = dirty.ctime.map_or(attr.ctime, |ctime| ctime.max(attr.ctime));
+    }
+    Ok(Some(attr))
 }
 
 /// The names of the extended attributes that `ino` has in `view`, in byte order.

@@ -39,19 +39,27 @@ impl Pair {
 
     /// Lets `change` happen at the source, and the mirror follow it, while the mirror reads the row at `key`.
     fn while_read(&self, key: RowKey, change: impl FnOnce(&Volume) + Send + 'static) {
+        *self.index.at_get.lock() = Some((key, self.followed(change)));
+    }
+
+    /// The same while it reads the rows of a range.
+    fn while_scanned(&self, change: impl FnOnce(&Volume) + Send + 'static) {
+        *self.index.at_scan.lock() = Some(self.followed(change));
+    }
+
+    fn followed(&self, change: impl FnOnce(&Volume) + Send + 'static) -> Happening {
         let (source, mirror) = (self.source.clone(), self.mirror.clone());
-        let happening: Happening = Box::new(move || {
+        Box::new(move || {
             change(&source);
             let lsn = source.shared.sequencer.close_open_frame();
             while shown(&mirror) < lsn {
                 std::thread::yield_now();
             }
-        });
-        *self.index.at_get.lock() = Some((key, happening));
+        })
     }
 
     fn has_happened(&self) -> bool {
-        self.index.at_get.lock().is_none()
+        self.index.at_get.lock().is_none() && self.index.at_scan.lock().is_none()
     }
 }
 
@@ -184,6 +192,37 @@ async fn the_attributes_of_a_directory_are_of_one_moment() {
     assert_eq!(pair.mirror.getattr(attr.ino).wait().await, Ok(attr));
     assert!(pair.has_happened());
     assert_eq!(pair.mirror.getattr(attr.ino).wait().await, Err(Errno::ESTALE));
+}
+
+/// The fear: a name is found, its inode loses it, and the kernel is told of a file without a name by that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_does_not_lead_to_what_has_lost_it() {
+    let pair = Pair::after(|source| async move {
+        for name in ["f", "g", "h"] {
+            store(&source, name, Bytes::from_static(b"bytes")).await;
+        }
+    })
+    .await;
+    let unlink = |name: &'static str| {
+        move |source: &Volume| {
+            let unlinked = source.unlink(&Caller::default(), Ino::ROOT, &named(name));
+            assert!(matches!(unlinked, Answer::Now(Ok(()))));
+        }
+    };
+    for name in ["f", "g"] {
+        // It stays as an orphan.
+        open_to_read(&pair.source, found(&pair.source, name).await.ino).await;
+    }
+    let at = pair.mirror.placed(&named("f")).first_key(Ino::ROOT);
+    pair.while_read(at, unlink("f"));
+    let looked_up = pair.mirror.lookup(&Caller::default(), Ino::ROOT, &named("f")).wait().await;
+    assert_eq!(looked_up, Err(Errno::ENOENT));
+    assert!(pair.has_happened());
+    pair.while_scanned(unlink("g"));
+    let listed = pair.mirror.readdir_plus(Ino::ROOT, 0, 10).wait().await.unwrap();
+    let names: Vec<_> = listed.into_iter().map(|plus| plus.entry.name).collect();
+    assert_eq!(names, [named("h")]);
+    assert!(pair.has_happened());
 }
 
 const READ_WRITE: OpenFlags =
