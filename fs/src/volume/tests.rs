@@ -436,9 +436,8 @@ async fn a_change_of_members_is_given_every_row_that_it_depends_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handle_that_reaches_nobody_is_closed() {
     let (mut node, volume) = Node::new();
-    drop(volume);
     node.sync = true;
-    let volume = node.open(None);
+    let volume = node.reopen(volume).await;
     let caller = Caller::default();
     let name = |text: &'static str| Name::new(text.as_bytes()).unwrap();
     let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
