@@ -204,7 +204,7 @@ mod tests {
             not_before,
             epoch: epoch(2),
             is_successor: true,
-            lacking: Lacking::Nothing,
+            lacking: Vec::new(),
         };
         let node = begin_copy(&directory, &config, &copy, runtime.handle()).unwrap();
         let frames: Vec<_> = node.log.read(node.log.first()).unwrap().map(Result::unwrap).collect();
