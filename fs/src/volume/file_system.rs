@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Volume, flush::Urgency, length::Resize};
+use super::{Volume, files::Urgency, length::Resize};
 use crate::{
     Answer, Attr, Caller, DirEntry, DirEntryPlus, Errno, FileSystem, Handle, Ino, Kind, Name, NewNode,
     OpenFlags, Opened, RenameMode, SetAttr, StatFs, XattrMode, XattrName,

@@ -14,7 +14,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::Notify;
 
-use super::{dirty::DirtyData, flush::Urgency, memory::Memory};
+use super::{dirty::DirtyData, memory::Memory};
 use crate::{Errno, Handle, Ino, OpenFlags};
 
 /// The state of one inode that is open or dirty.
@@ -46,6 +46,17 @@ pub(crate) struct FileInner {
     pub(crate) error: Option<Errno>,
     /// Why the last flush failed, if it did; it is tried again.
     pub(crate) failure: Option<Errno>,
+}
+
+/// How soon bytes are to be stored.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Urgency {
+    /// Soon: others may come that share a pack.
+    Soon,
+    /// Somebody waits for all that is dirty.
+    Now,
+    /// Somebody waits for this file.
+    First,
 }
 
 impl FileState {

@@ -16,6 +16,7 @@
 
 mod batch;
 mod cut;
+mod flight;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -27,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc};
 use self::batch::Batch;
 use super::{
     Volume,
-    files::{FileState, WeakVolume},
+    files::{FileState, Urgency, WeakVolume},
 };
 use crate::{Errno, Ino};
 
@@ -52,17 +53,6 @@ struct Queues {
 struct Request {
     file: Arc<FileState>,
     urgency: Urgency,
-}
-
-/// How soon bytes are to be stored.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Urgency {
-    /// Soon: others may come that share a pack.
-    Soon,
-    /// Somebody waits for all that is dirty.
-    Now,
-    /// Somebody waits for this file.
-    First,
 }
 
 impl Volume {

@@ -1,4 +1,7 @@
 //! What dirty data holds, beside a model of its bytes.
+//!
+//! Invariants:
+//! - What is held is compared with a measure of its own: the model's bytes, the buffers of the writer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -18,7 +18,7 @@ use super::{
         memory::Counted,
         placed::{Place, StoredPack},
     },
-    batch::Flight,
+    flight::Flight,
 };
 use crate::{
     PackRow,

@@ -149,8 +149,8 @@ async fn judge_overwrites(seed: u64, forgets_hidden: bool) -> Result<u64, String
     Ok(promises)
 }
 
-/// Overlapping writes, changes of length, fsyncs and closes over a store that takes its time and fails now and then, and a disk that is full now and then: after each crash each
-/// byte is as it was when the last fsync that was acknowledged began, or later.
+/// Overlapping writes, changes of length, fsyncs and closes over a store that takes its time and fails now and then, and a disk that is
+/// full now and then: after each crash each byte is as it was when the last fsync that was acknowledged began, or later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_byte_after_a_crash_is_as_it_was_at_an_acknowledged_fsync_or_later() {
     let mut promises = 0;
