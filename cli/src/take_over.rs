@@ -123,6 +123,17 @@ pub(crate) fn way_past(error: &TakeOverError, successor: &Successor) -> Option<S
     })
 }
 
+/// A take-over that ends because the source is not known to be silent; nothing is sealed.
+pub(crate) fn not_silent(error: TakeOverError) -> CliError {
+    let way = match error {
+        TakeOverError::Alive { .. } => {
+            "nothing was changed. Whoever ships there would be shut out for good: stop it, or see that it cannot reach its archives any more, and run it again"
+        }
+        _ => "nothing was changed: run it again",
+    };
+    failed(error).hint(way)
+}
+
 /// What would be done with an archive.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub(crate) struct Outlook {

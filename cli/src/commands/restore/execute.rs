@@ -27,7 +27,7 @@ use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use super::{COMMAND, Restore, pins::Unwritten, succession::not_silent};
+use super::{COMMAND, Restore, pins::Unwritten};
 use crate::{
     attempts,
     config::NodeConfig,
@@ -36,7 +36,7 @@ use crate::{
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Settings, shared_form},
-    take_over::way_past,
+    take_over::{not_silent, way_past},
 };
 
 /// What was restored.

@@ -11,8 +11,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 use murphy_backup::{
-    Archive, Newest, RestoreError, RestorePlan, SILENCE, Silence, Successor, TakeOverError, Watch,
-    planned_rows, show_time,
+    Archive, Newest, RestoreError, RestorePlan, SILENCE, Silence, Successor, Watch, planned_rows, show_time,
 };
 use murphy_fs::{Fence, IndexSnapshot, MemberRow, MemberState, RowKey, Table};
 use murphy_log::{Clock, Epoch, LogTime, NodeId, Position, SystemClock};
@@ -29,7 +28,7 @@ use crate::{
     output::Output,
     progress::{Progress, ProgressLine},
     settings::{Ack, Settings, SharedArchive, setting_text, shared_form},
-    take_over::{GivenUp, Outlook, Taker},
+    take_over::{GivenUp, Outlook, Taker, not_silent},
     units::{APART_MAX, span_text},
 };
 
@@ -439,17 +438,6 @@ impl MemberOutlook {
         };
         format!("member             {} {what}", self.label())
     }
-}
-
-/// A take-over that ends because the source is not known to be silent; nothing is sealed.
-pub(super) fn not_silent(error: TakeOverError) -> CliError {
-    let way = match error {
-        TakeOverError::Alive { .. } => {
-            "nothing was changed. Whoever ships there would be shut out for good: stop it, or see that it cannot reach its archives any more, and run it again"
-        }
-        _ => "nothing was changed: run it again",
-    };
-    failed(error).hint(way)
 }
 
 /// Refuses to go on without an archive that the source before has added since the plan was made.
