@@ -53,12 +53,7 @@ pub async fn take_over_at(
     if let Some(behind) = ahead.filter(|_| !is_settled) {
         return Err(behind);
     }
-    for place in &over.places {
-        let standing = over.look(place).await?;
-        if standing.held.end.lsn < base.lsn && !standing.is_sealed && !standing.is_passed {
-            over.relay(place, &standing, base.lsn).await?;
-        }
-    }
+    over.bring_all_up().await?;
     for place in &over.places {
         over.seal_one(place, is_settled).await?;
         is_settled = true;
@@ -87,6 +82,30 @@ impl RestoredTakeOver<'_> {
         let held = place.adopt().await.map_err(|error| at(place, error))?;
         let standing = self.successor.judge_tree_at(place, held, &self.base).await;
         standing.map_err(|error| at(place, error))
+    }
+
+    /// Brings every place up to the base. What one lacks another one may have behind a gap of its own, where nobody finds it before that is closed:
+    /// as long as any of them gets on, the others are tried again.
+    async fn bring_all_up(&self) -> Result<(), TakeOverError> {
+        loop {
+            let (mut refused, mut gets_on) = (None, false);
+            for place in &self.places {
+                let standing = self.look(place).await?;
+                let end = standing.held.end.lsn;
+                if end >= self.base.lsn || standing.is_sealed || standing.is_passed {
+                    continue;
+                }
+                if let Err(error) = self.relay(place, &standing, self.base.lsn).await {
+                    refused = refused.or(Some(error));
+                }
+                gets_on |= self.look(place).await?.held.end.lsn > end;
+            }
+            match refused {
+                None => return Ok(()),
+                Some(error) if !gets_on => return Err(error),
+                Some(_) => {}
+            }
+        }
     }
 
     /// Seals a place, at the base or behind it: it is looked at until it is seen to lead to the seal. A place that loses a slot on

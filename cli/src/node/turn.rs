@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use murphy_log::{Files, OsFiles};
 use rustix::fs::FlockOperation;
 
 use super::staging::{hidden, split, wanted};
@@ -36,7 +37,7 @@ impl Turn {
         let (parent, name) = split(&target)?;
         let missing = parent.ancestors().take_while(|above| !above.exists());
         let made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
-        fs::create_dir_all(parent).map_err(at(parent))?;
+        OsFiles.create_dir(parent).map_err(at(parent))?;
         let mut file = hidden(name);
         file.push(MAKING);
         let path = parent.join(file);

@@ -348,3 +348,24 @@ async fn a_restore_seals_nothing_before_every_archive_has_everything() {
     world.take_over_restored(&fences, base).await.unwrap_err();
     assert_eq!(world.sealers().await, Vec::new());
 }
+
+/// The fear: two accounts have lost slots in different places. A restore puts the history together from both, and no take-over brings up either:
+/// what one lacks the other has behind its own gap.
+#[tokio::test]
+async fn archives_that_have_what_the_other_lacks_behind_gaps_bring_each_other_up() {
+    for (first, second) in [(2, 1), (1, 2), (0, 3), (3, 0)] {
+        let context = format!("the archives have lost slots {first} and {second}");
+        let world = World::new(&[12, 12], 0).await;
+        let logged = world.logged().await;
+        for (account, lost) in [(0, first), (1, second)] {
+            let slots: Vec<_> = logged.iter().filter(|(number, _)| *number == account).collect();
+            world.stores[account].remove(&slots[lost].1).await;
+        }
+        let (fences, base) = world.restored().await;
+        world.take_over_restored(&fences, base).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+        for fence in &fences {
+            let held = fence.adopt().await.unwrap();
+            assert_eq!((held.end, held.epoch), (base, epoch(2, 80)), "{context}");
+        }
+    }
+}
