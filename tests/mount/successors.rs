@@ -214,7 +214,7 @@ fn the_promise_of_a_promotion_that_failed_does_not_end_the_next_source() {
     // It asks the members whether it was replaced before it decides, and those that do not follow for as long as it leads.
     pair.kill("c");
     pair.mount("c", &at_c);
-    pair.scratch.run(["member", "remove", "c", &b, "--assume-lost"]).expect_code(0);
+    pair.scratch.run(["member", "remove", "c", &b, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     join(&pair, "c", "d", Some("127.0.0.1:0"));
     acknowledge(&pair.scratch.path("mc/after"), b"there is a source");
     assert_eq!(pair.status("c")["role"], "source");

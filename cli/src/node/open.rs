@@ -11,8 +11,8 @@ use murphy_fs::{
     PackFetcher, RowKey, SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
-    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Origin, State,
-    SystemClock, VolumeId, VolumeKeys,
+    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Origin, Scrub,
+    State, SystemClock, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
@@ -30,6 +30,7 @@ use crate::{
     config::{NodeConfig, Role},
     error::{CliError, failed},
     places::check_there,
+    scrub_notes,
     settings::SYNC,
     units::{parse_bytes, parse_duration},
 };
@@ -164,9 +165,13 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
     open_log_for(directory, config, Access::Write)
 }
 
-/// How the log of the node in `directory` is opened, without what is known from elsewhere.
+/// How the log of the node in `directory` is opened, without what is known from elsewhere. After a scrub that has found damage all of it is read: it is
+/// mended before an index is made anew from it.
 pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
+    if scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some()) {
+        options.scrub = Scrub::Everything;
+    }
     if config.role == Role::Mirror {
         options.frames = Origin::Elsewhere;
     }

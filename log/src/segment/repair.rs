@@ -50,9 +50,8 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of what
-    /// is whole in it. Without such a frame it is that of the first one that somebody has, which for the newest one must be that of the segment
-    /// before.
+    /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the first
+    /// frame that somebody has. That must be the epoch of what is whole in it; where nothing is, that of the segment before if it is the newest one.
     fn header_of(
         &self,
         first: Lsn,
@@ -74,12 +73,11 @@ impl Place<'_> {
         }
         let base = scan.state();
         let begun = |epoch| SegmentHeader { epoch, base, previous: Some(older.first()), ..older };
+        let mut own_epoch = None;
         if base.position.lsn == first.previous() && segments.contains(&first) {
             let mut own = self.scan(&begun(older.epoch))?;
             let behind = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
-            if let Some((_, (epoch, _))) = behind.whole.first_key_value() {
-                return Ok(begun(*epoch));
-            }
+            own_epoch = behind.whole.first_key_value().map(|(_, (epoch, _))| *epoch);
         }
         *early = fetch(base.position).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
         let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
@@ -87,7 +85,8 @@ impl Place<'_> {
         };
         // The newest segment says in which epoch this log is. Whoever took over may have begun right there: that would be its epoch.
         let is_newest = segments.iter().all(|segment| *segment <= first);
-        if is_newest && frame.epoch() != older.epoch {
+        let expected = own_epoch.or(is_newest.then_some(older.epoch));
+        if expected.is_some_and(|expected| frame.epoch() != expected) {
             return Err(RepairError::Other { lsn: base.position.lsn });
         }
         Ok(begun(frame.epoch()))

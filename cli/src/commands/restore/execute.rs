@@ -61,9 +61,9 @@ pub(super) struct Restored {
     pub(super) packs_are_asked_for: bool,
     #[serde(skip)]
     pub(super) position: Position,
-    /// Whether every pack of the tree was read, or found to be missing.
+    /// Of how many percent of the packs that the tree names the bytes came from the archives.
     #[serde(skip)]
-    pub(super) packs_were_read: bool,
+    pub(super) percent_read: u8,
     /// Snapshots that turned out to be damaged, around which it was restored.
     pub(super) damaged_snapshots: usize,
     /// Archives that were read without a pin: what was deleted in them meanwhile was deleted without knowing of this.
@@ -124,7 +124,7 @@ impl Restore {
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, copied) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
-        let packs_were_read = copied.is_some();
+        let percent_read = copied.as_ref().map_or(0, percent_copied);
         let lacks_packs = copied.as_ref().is_some_and(|copied| !copied.is_complete());
         if lacks_packs && !self.take_over {
             // It reads there what may still come.
@@ -171,7 +171,7 @@ impl Restore {
             packs_cut_short: packs.is_cut_short,
             packs_are_asked_for,
             position: state.position,
-            packs_were_read,
+            percent_read,
             damaged_snapshots: self.excluded.len(),
             unpinned: unpinned.to_vec(),
             unregistered,
@@ -353,6 +353,12 @@ impl Restore {
         })?;
         Ok((next, reached))
     }
+}
+
+fn percent_copied(packs: &PackReport) -> u8 {
+    let all = packs.copied + packs.present + packs.missing + packs.unanswered;
+    // Nothing to be copied is nothing that was shown.
+    (packs.copied * 100).checked_div(all).and_then(|percent| u8::try_from(percent).ok()).unwrap_or(0)
 }
 
 /// The file in which a take-over of `branch` remembers which epoch it begins.

@@ -1,4 +1,4 @@
-//! The proof that a restore leaves in the archives that it has read: what came back, and how long it took. The source's `status` shows it.
+//! The proof that a restore leaves in the one archive that it has read: what came back, and how long it took. The source's `status` shows it.
 //!
 //! Invariants:
 //! - It is left when everything is in place, and says what was wrong. That it cannot be left is said, and is no failure: whoever rehearses may
@@ -22,8 +22,9 @@ pub(super) struct Rehearsal {
 }
 
 impl Rehearsal {
-    /// Leaves the proof of `restored` in every archive.
+    /// Leaves the proof of `restored` in the archive that it came from. Of several nobody could say what each of them is worth alone.
     pub(super) fn prove(self, restore: &Restore, restored: &Restored, runtime: &Runtime, output: &Output) {
+        let [archive] = &restore.archives[..] else { return };
         let counted = [
             (restored.damaged_snapshots as u64, "damaged snapshots were passed over"),
             (restored.missing_packs, "packs are missing"),
@@ -39,14 +40,12 @@ impl Rehearsal {
             began: self.began.as_nanos(),
             ended: SystemClock::new().wall().as_nanos(),
             position: restored.position.into(),
-            data_percent: if restored.packs_were_read { 100 } else { 0 },
+            data_percent: restored.percent_read,
             objects: self.slots + restored.packs_copied,
             findings: findings.collect(),
         };
-        for archive in &restore.archives {
-            if let Err(error) = runtime.block_on(proof.keep(archive)) {
-                output.note(&format!("The proof of this restore is not kept in {}: {error}", archive.url()));
-            }
+        if let Err(error) = runtime.block_on(proof.keep(archive)) {
+            output.note(&format!("The proof of this restore is not kept in {}: {error}", archive.url()));
         }
     }
 }
