@@ -173,8 +173,10 @@ impl FileSystem for Volume {
 
     fn flush(&self, ino: Ino, handle: Handle) -> Answer<()> {
         Answer::Now(self.open_handle(ino, handle).and_then(|open| {
-            let mut inner = open.file.lock();
-            let (error, dirty) = (inner.error.take(), inner.dirty.has_grounded() && inner.queued.is_none());
+            let inner = open.file.lock();
+            // Also of bytes that others wrote; whoever cannot write has nothing to lose.
+            let error = inner.failure.filter(|_| open.flags.write && !inner.dirty.is_empty());
+            let dirty = inner.dirty.has_grounded() && inner.queued.is_none();
             drop(inner);
             if dirty {
                 self.request_flush(&open.file, Urgency::Soon);

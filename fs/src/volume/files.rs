@@ -42,9 +42,7 @@ pub(crate) struct FileInner {
     pub(crate) stores: u64,
     /// How urgently it waits in the flusher's queues, if it does.
     pub(crate) queued: Option<Urgency>,
-    /// An error of a flush that nobody has been told yet.
-    pub(crate) error: Option<Errno>,
-    /// Why the last flush failed, if it did; it is tried again.
+    /// Why the last flush failed, if it did and left something; it is tried again.
     pub(crate) failure: Option<Errno>,
 }
 
@@ -106,7 +104,7 @@ impl FileTable {
         // The table's reference is the only one: nobody can be about to lock it.
         let idle = files.get(&ino).filter(|file| Arc::strong_count(file) == 1).is_some_and(|file| {
             let inner = file.lock();
-            inner.opens == 0 && inner.dirty.is_empty() && inner.queued.is_none() && inner.error.is_none()
+            inner.opens == 0 && inner.dirty.is_empty() && inner.queued.is_none()
         });
         if idle {
             files.remove(&ino);

@@ -8,8 +8,8 @@
 //! - The bytes of a file are in one batch at a time.
 //! - An entry is decided after its pack is stored, under the file's lock, for what was not cut off of the flight meanwhile. What was
 //!   overwritten meanwhile lands too: what hides it may come much later, or never.
-//! - A flush that fails keeps its bytes, tells the next fsync and close, and is tried again. What it has put is not put again, and nothing is
-//!   put while no entry can be decided.
+//! - A flush that fails keeps its bytes and is tried again. What it has put is not put again, and nothing is put while no entry can be decided.
+//! - That a flush failed is said for as long as bytes are not stored, and never after.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - Whoever waits for a file waits for no other, but for those that share its packs: a put that gets no answer holds up only what is in it.
 //! - A put that gets no answer fails, so that its bytes are put again.
@@ -87,12 +87,7 @@ impl Volume {
     async fn flush_within(&self, ino: Ino, patience: Duration, urgency: Urgency) -> Result<(), FlushError> {
         let Some(file) = self.shared.files.find(ino) else { return Ok(()) };
         let goal = {
-            let mut inner = file.lock();
-            if let Some(errno) = inner.error.take()
-                && inner.dirty.is_empty()
-            {
-                return Err(FlushError::Failed(errno));
-            }
+            let inner = file.lock();
             inner.flushes_begun + u64::from(inner.dirty.has_grounded())
         };
         tokio::time::timeout(patience, self.wait_flushed(&file, goal, urgency)).await.unwrap_or_else(|_| {
@@ -112,12 +107,11 @@ impl Volume {
             tokio::pin!(flushed);
             flushed.as_mut().enable();
             let asks = {
-                let mut inner = file.lock();
+                let inner = file.lock();
                 if inner.flushes_stored >= goal || inner.dirty.is_empty() {
                     return Ok(());
                 }
                 if inner.flushes_ended >= goal {
-                    inner.error = None;
                     return Err(FlushError::Failed(inner.failure.unwrap_or(Errno::EIO)));
                 }
                 // While a flight is under way another request would only be sent back; its end wakes everybody.

@@ -249,7 +249,6 @@ impl Volume {
     /// Forgets bytes that nobody can read any more.
     pub(super) fn discard_dirty(&self, inner: &mut FileInner) {
         let removed = inner.dirty.remove(0..u64::MAX);
-        inner.error = None;
         self.shared.files.count_dirty(-removed.cast_signed());
     }
 }

@@ -89,9 +89,8 @@ impl Drop for Flight {
         let dropped = inner.dirty.ground();
         self.volume.shared.files.count_dirty(-dropped.cast_signed());
         inner.flushes_ended += 1;
-        match inner.failure {
-            Some(_) => inner.error = inner.failure,
-            None => inner.flushes_stored = inner.flushes_ended,
+        if inner.failure.is_none() {
+            inner.flushes_stored = inner.flushes_ended;
         }
         let again = inner.dirty.has_grounded() && inner.failure.is_none() && inner.queued.is_none();
         drop(inner);

@@ -8,6 +8,7 @@ mod judge;
 mod length;
 mod memory;
 mod refused;
+mod told;
 
 use futures::{future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;

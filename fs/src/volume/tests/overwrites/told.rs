@@ -1,0 +1,76 @@
+//! What is told of a flush that failed: what is true when somebody asks.
+//!
+//! Invariants:
+//! - Nothing is said of bytes that are stored by now, and nothing that is unstored after a failure is passed over.
+
+use super::*;
+
+impl Scene {
+    /// What a close says.
+    async fn closes(&self) -> Result<(), Errno> {
+        self.volume.flush(self.ino, self.handle).wait().await
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.volume.shared.files.find(self.ino).is_none()
+    }
+
+    /// Waits until a flush of the file has failed.
+    async fn fails(&self) {
+        let file = self.volume.shared.files.find(self.ino).unwrap();
+        until("a flush that fails", || file.lock().failure.is_some()).await;
+    }
+}
+
+/// The fear: an outage is told hours after it was made good, to whoever asks first, and each file that was closed while it lasted takes room
+/// until the restart.
+#[tokio::test]
+async fn a_failure_is_not_told_any_more_once_its_bytes_are_stored() {
+    let options = VolumeOptions { flush_after: Duration::from_millis(20), ..VolumeOptions::default() };
+    for refused in [false, true] {
+        let open = Scene::new(options, 0).await;
+        let [closed, emptied] = [open.another("closed").await, open.another("emptied").await];
+        let files = [&open, &closed, &emptied];
+        open.store.puts.send_replace(if refused { Puts::Hold } else { Puts::Vary(1) });
+        for file in files {
+            file.write(0, &[b'X'; 8192]).await;
+        }
+        open.let_decide(!refused);
+        for file in files {
+            file.fails().await;
+        }
+        closed.volume.release(closed.ino, closed.handle);
+        open.let_decide(true);
+        emptied.resize(0).await.unwrap();
+        assert_eq!(emptied.closes().await, Ok(()));
+        emptied.volume.release(emptied.ino, emptied.handle);
+        open.store.puts.send_replace(Puts::Succeed);
+        until("everything to be stored", || open.volume.dirty_bytes() == 0).await;
+        assert_eq!(open.fsync().await.unwrap(), Ok(()));
+        assert_eq!(open.closes().await, Ok(()));
+        assert_eq!(open.volume.sync_all().wait().await, Ok(()));
+        open.volume.release(open.ino, open.handle);
+        until("all to be forgotten", || files.iter().all(|file| file.is_forgotten())).await;
+        assert!(open.crashed().await == [b'X'; 8192]);
+    }
+}
+
+/// The fear: whoever has been told once closes the file, hears of success, and removes what he copied.
+#[tokio::test]
+async fn a_close_says_that_bytes_failed_for_as_long_as_they_are_not_stored() {
+    let scene = Scene::new(unhurried(), 0).await;
+    let read_only = OpenFlags { write: false, ..READ_WRITE };
+    let reader = scene.volume.open(&Caller::default(), scene.ino, read_only).wait().await.unwrap().handle;
+    scene.write(0, &[b'X'; 8192]).await;
+    scene.store.puts.send_replace(Puts::Vary(1));
+    for _ in 0..3 {
+        assert_eq!(scene.fsync().await.unwrap(), Err(Errno::EIO));
+        assert_eq!(scene.closes().await, Err(Errno::EIO));
+        assert_eq!(scene.closes().await, Err(Errno::EIO));
+        // It has written nothing.
+        assert_eq!(scene.volume.flush(scene.ino, reader).wait().await, Ok(()));
+    }
+    scene.store.puts.send_replace(Puts::Succeed);
+    assert_eq!(scene.fsync().await.unwrap(), Ok(()));
+    assert_eq!(scene.closes().await, Ok(()));
+}
