@@ -159,18 +159,21 @@ impl Volume {
         self.shared.files.memory.bytes() >= self.shared.options.dirty_bytes
     }
 
-    /// Waits until writers may go on; asks for flushes. EIO if nothing could be stored for the longest that a request may take.
+    /// Waits until writers may go on; asks for flushes. At once the errno that says so if no entry can be decided; EIO if nothing could be
+    /// stored for the longest that a request may take.
     pub(super) async fn wait_cleaner(&self) -> Result<(), Errno> {
         let cleaning = async {
             while self.is_dirty_full() {
+                self.refusal().map_or(Ok(()), Err)?;
                 self.request_all(Urgency::Now);
                 let released = self.shared.files.memory.released.notified();
                 let _waited = tokio::time::timeout(LINGER, released).await;
             }
+            Ok(())
         };
-        tokio::time::timeout(self.shared.options.io_timeout, cleaning).await.map_err(|_| {
+        tokio::time::timeout(self.shared.options.io_timeout, cleaning).await.unwrap_or_else(|_| {
             tracing::error!("a write waited too long for room: dirty data cannot be stored");
-            Errno::EIO
+            Err(Errno::EIO)
         })
     }
 }

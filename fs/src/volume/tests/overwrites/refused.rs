@@ -94,4 +94,18 @@ async fn what_has_changed_since_it_was_put_is_put_anew_and_the_rest_is_found() {
     assert_eq!(scene.volume.dirty_bytes(), 0);
 }
 
+/// The fear: while the disk of the log is full a write waits for memory that nothing can clean, and fails after a minute with what says
+/// nothing of the disk.
+#[tokio::test]
+async fn a_write_that_waits_for_memory_hears_at_once_that_no_entry_can_be_decided() {
+    let options =
+        VolumeOptions { dirty_bytes: 8192, io_timeout: Duration::from_secs(2), ..VolumeOptions::default() };
+    let scene = Scene::new(options, 0).await;
+    scene.write(0, &[b'X'; 8192]).await;
+    scene.let_decide(false);
+    assert_eq!(scene.try_write(8192, &[b'Y'; 10]).await, Err(Errno::ENOSPC));
+    scene.let_decide(true);
+    scene.write(8192, &[b'Y'; 10]).await;
+}
+
 const FLUSHES: usize = 20;
