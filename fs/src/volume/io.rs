@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 
 use super::{
     Volume,
-    files::{FileInner, OpenFile},
+    files::{FileInner, FileState, OpenFile},
     glance::Glance,
     tree::logged,
 };
@@ -109,7 +109,7 @@ impl Volume {
         let purge = inner.opens == 0
             && self.inode_row(file.ino).is_ok_and(|row| row.is_some_and(|row| row.nlink == 0));
         if purge {
-            self.discard_dirty(&mut inner);
+            self.discard_dirty(&file, &mut inner);
         }
         drop(inner);
         let ino = file.ino;
@@ -247,9 +247,18 @@ impl Volume {
     }
 
     /// Forgets bytes that nobody can read any more.
-    pub(super) fn discard_dirty(&self, inner: &mut FileInner) {
-        let removed = inner.dirty.remove(0..u64::MAX);
+    pub(super) fn discard_dirty(&self, file: &FileState, inner: &mut FileInner) {
+        self.cut_dirty(file, inner, 0);
+    }
+
+    /// Forgets the bytes from `end` on. If nothing is left there is nothing to wait for, whatever is on its way, and nothing that failed.
+    pub(super) fn cut_dirty(&self, file: &FileState, inner: &mut FileInner, end: u64) {
+        let removed = inner.dirty.remove(end..u64::MAX);
         self.shared.files.count_dirty(-removed.cast_signed());
+        if inner.dirty.is_empty() {
+            inner.failure = None;
+            file.flushed.notify_waiters();
+        }
     }
 }
 

@@ -133,9 +133,8 @@ impl Volume {
             Ok(Ok(()))
         })();
         if let Ok(Ok(())) = resized {
-            let removed = inner.dirty.remove(size..u64::MAX);
+            self.cut_dirty(&file, &mut inner, size);
             (inner.dirty.mtime, inner.dirty.ctime) = (None, None);
-            self.shared.files.count_dirty(-removed.cast_signed());
         }
         drop(inner);
         self.shared.files.forget(file);
@@ -167,7 +166,7 @@ impl Volume {
         let mut parts = beyond[left..].chunks(PURGE_BATCH).rev();
         let (mut part, mut stale) = (parts.next(), 0);
         while let Some(offsets) = part {
-            let cut = self.cut_part(&mut file.lock(), caller, resize, offsets, listed_at);
+            let cut = self.cut_part(file, &mut file.lock(), caller, resize, offsets, listed_at);
             match cut {
                 Ok(true) => part = parts.next(),
                 Ok(false) => {}
@@ -187,6 +186,7 @@ impl Volume {
     /// stored since. Says whether they are gone. Every part has the whole change, so that what refuses it does so before anything is cut off.
     fn cut_part(
         &self,
+        file: &FileState,
         inner: &mut FileInner,
         caller: &Caller,
         Resize { ino, size, change }: Resize,
@@ -208,8 +208,7 @@ impl Volume {
         let size = size.max(*first);
         self.shared.sequencer.submit(Some(caller), &Truncate { ino, size, beyond, change })?;
         // What lies before is still part of the file, and somebody may wait for it.
-        let removed = inner.dirty.remove(size..u64::MAX);
-        self.shared.files.count_dirty(-removed.cast_signed());
+        self.cut_dirty(file, inner, size);
         Ok(rest == 0)
     }
 }

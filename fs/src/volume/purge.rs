@@ -80,7 +80,7 @@ impl Volume {
             return Ok(false);
         }
         inner.purging = true;
-        self.discard_dirty(&mut inner);
+        self.discard_dirty(file, &mut inner);
         Ok(true)
     }
 

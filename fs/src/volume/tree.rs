@@ -144,7 +144,7 @@ impl Volume {
             && *fate != Fate::Lives
             && inner.opens == 0
         {
-            self.discard_dirty(&mut inner);
+            self.discard_dirty(&file, &mut inner);
             purge = *fate == Fate::Orphaned;
         }
         drop(inner);

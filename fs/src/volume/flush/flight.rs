@@ -143,7 +143,7 @@ impl Volume {
         }
         let row = self.inode_row(file.ino)?;
         if inner.purging || row.is_none_or(|row| may_truncate(&row).is_err()) {
-            self.discard_dirty(inner);
+            self.discard_dirty(file, inner);
             return Ok(Left::Nothing);
         }
         let overlapped = match row {

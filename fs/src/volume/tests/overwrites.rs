@@ -291,6 +291,11 @@ fn unhurried() -> VolumeOptions {
     VolumeOptions { flush_after: Duration::from_secs(3600), ..VolumeOptions::default() }
 }
 
+/// The same, and a put may take longer than a test waits.
+fn patient() -> VolumeOptions {
+    VolumeOptions { io_timeout: Duration::from_secs(3600), ..unhurried() }
+}
+
 /// Numbers that look random.
 #[derive(Debug)]
 struct Random(u64);

@@ -67,3 +67,28 @@ async fn a_length_behind_which_bytes_are_on_their_way_waits_for_them() {
     scene.fsync().await.unwrap().unwrap();
     assert!(scene.crashed().await == [b'Z'; 1500]);
 }
+
+/// The fear: an fsync waits for a put that gets no answer, although everything in it was cut off and it has nothing to wait for.
+#[tokio::test]
+async fn an_fsync_whose_bytes_are_all_cut_off_waits_for_nothing() {
+    for removes in [false, true] {
+        let scene = Scene::new(patient(), 0).await;
+        scene.store.puts.send_replace(Puts::Hold);
+        scene.write(0, &[b'Y'; 4096]).await;
+        let fsync = scene.fsync();
+        scene.begun(1).await;
+        if removes {
+            scene
+                .volume
+                .unlink(&Caller::default(), Ino::ROOT, &Name::new("f").unwrap())
+                .wait()
+                .await
+                .unwrap();
+            scene.volume.release(scene.ino, scene.handle);
+        } else {
+            scene.resize(0).await.unwrap();
+        }
+        tokio::time::timeout(PATIENCE, fsync).await.expect("it waits for nothing").unwrap().unwrap();
+        scene.store.puts.send_replace(Puts::Succeed);
+    }
+}
