@@ -278,5 +278,7 @@ const TURNS: usize = 4;
 const TURN: Duration = Duration::from_secs(1);
 /// ... and so many in all.
 const AWAITED_BATCHES: usize = 32;
+/// A pack of more bytes than this is large.
+const LARGE: usize = 256 << 10;
 /// Large packs that somebody waits for and that are under way at once.
 const LARGE_PUTS: usize = 16;

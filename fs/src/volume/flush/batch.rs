@@ -14,6 +14,7 @@ use super::{
         Volume,
         files::{FileState, Urgency},
     },
+    LARGE,
     cut::{Cut, Cutter, Load, Unstored},
     flight::{Arrival, Flight},
 };
@@ -110,5 +111,3 @@ async fn put(
 
 /// Puts under way at once in a batch.
 const PUTS: usize = 8;
-/// A pack of more bytes than this is large.
-const LARGE: usize = 256 << 10;

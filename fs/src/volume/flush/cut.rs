@@ -18,11 +18,12 @@ use super::{
         memory::Counted,
         placed::{Place, StoredPack},
     },
+    LARGE,
     flight::Flight,
 };
 use crate::{
     PackRow,
-    data::{MAX_PACK_PLAIN, PackBuilder, PackName, SealedPack},
+    data::{PackBuilder, PackName, SealedPack},
     decide::{PackUse, Piece},
 };
 
@@ -62,7 +63,7 @@ pub(super) struct Unstored {
 pub(super) struct Cutter {
     volume: Volume,
     files: vec::IntoIter<Arc<FileState>>,
-    /// A file that fills packs of its own shares none with those before it.
+    /// A file shares no pack with those before it that would become large by it.
     separates: bool,
     /// Flights that have begun.
     flights: usize,
@@ -97,9 +98,10 @@ impl Cutter {
                 let is_over = cut.flights.is_empty() && cut.loads.is_empty() && pack.is_none();
                 return (!is_over).then(|| self.seal(cut, pack));
             };
-            let fills = self.separates && flight.left >= MAX_PACK_PLAIN as u64;
+            let shared = pack.as_ref().map_or(0, |pack| pack.builder.plain_len() as u64);
+            let makes_large = self.separates && shared + flight.left > SHARED;
             cut.flights.push(flight);
-            if fills && pack.is_some() {
+            if makes_large && pack.is_some() {
                 return Some(self.seal(cut, pack));
             }
         }
@@ -204,3 +206,6 @@ impl Packing {
         Packing { builder: PackBuilder::new(PackName::new(volume.shared.writer, number)), runs: Vec::new() }
     }
 }
+
+/// Files that somebody waits for share a pack up to so many bytes: it is not large, whatever stands around them.
+const SHARED: u64 = (LARGE - LARGE / 16) as u64;

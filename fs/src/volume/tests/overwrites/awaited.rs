@@ -16,6 +16,16 @@ impl Scene {
         self.write(0, &[b'X'; 4096]).await;
     }
 
+    /// Waits until it is known that somebody waits.
+    async fn is_queued(&self) {
+        let file = self.volume.shared.files.find(self.ino).unwrap();
+        let is_asked_for = || {
+            let inner = file.lock();
+            inner.queued.is_some() || inner.flushes_begun > 0
+        };
+        until("a request", is_asked_for).await;
+    }
+
     async fn is_synced(&self) {
         tokio::time::timeout(PATIENCE, self.fsync()).await.expect("it waits for others").unwrap().unwrap();
         let row = self.volume.inode_row(self.ino).unwrap().unwrap();
@@ -80,6 +90,38 @@ async fn a_file_that_somebody_waits_for_is_put_whatever_else_is_under_way() {
     assert!(waiting.iter().all(|fsync| !fsync.is_finished()));
     large.ends().await;
     for fsync in waiting {
+        fsync.await.unwrap().unwrap();
+    }
+}
+
+/// Lets every turn of those that somebody waits for be taken for a while: whoever comes meanwhile is in one batch. Returns how many puts
+/// have begun.
+async fn take_turns(scene: &Scene) -> u64 {
+    for number in 1..=4 {
+        let file = scene.another(&format!("turn {number}")).await;
+        file.fill(2 * LARGE).await;
+        file.fsync();
+        file.begun(number).await;
+    }
+    4
+}
+
+/// The fear: a small file shares a pack with others that are not large, but together they are, and it waits as a large one does.
+#[tokio::test]
+async fn a_small_file_that_somebody_waits_for_shares_no_large_pack() {
+    let scene = Scene::new(patient(), 0).await;
+    let [small, medium] = [scene.another("small").await, scene.another("medium").await];
+    scene.store.puts.send_replace(Puts::HoldLarge);
+    take_turns(&scene).await;
+    small.fill_little().await;
+    medium.fill(250 << 10).await;
+    let fsyncs = [small.fsync(), medium.fsync()];
+    for file in [&small, &medium] {
+        file.is_queued().await;
+    }
+    small.is_synced().await;
+    scene.ends().await;
+    for fsync in fsyncs {
         fsync.await.unwrap().unwrap();
     }
 }
