@@ -225,15 +225,24 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
     }
 }
 
-/// The task that gathers files that somebody waits for: those that come while others have their turn share packs.
+/// The task that gathers files that somebody waits for: small ones that come while others have their turn share packs, and large ones have
+/// batches of their own.
 async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Arc<FileState>>) {
     let (turns, places) = (Arc::new(Semaphore::new(TURNS)), Arc::new(Semaphore::new(AWAITED_BATCHES)));
+    let large_places = Arc::new(Semaphore::new(LARGE_PUTS));
     while let Some(first) = queue.recv().await {
+        if is_large(&first) {
+            tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), first));
+            continue;
+        }
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
         let mut files = vec![first];
         while let Ok(file) = queue.try_recv() {
-            files.push(file);
+            match is_large(&file) {
+                true => drop(tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), file))),
+                false => files.push(file),
+            }
         }
         // Nobody waits for what takes longer than his own.
         files.sort_by_cached_key(|file| file.lock().dirty.len());
@@ -249,6 +258,18 @@ async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<A
             }
         });
     }
+}
+
+/// Whether a file fills a large pack of its own.
+fn is_large(file: &FileState) -> bool {
+    file.lock().dirty.len() > LARGE as u64
+}
+
+/// Stores a file in a batch of its own once there is a place for it.
+async fn run_alone(volume: WeakVolume, places: Arc<Semaphore>, file: Arc<FileState>) {
+    let Ok(_place) = places.acquire_owned().await else { return };
+    let Some(shared) = volume.upgrade() else { return };
+    Batch::run(Volume { shared }, vec![file], Urgency::First).await;
 }
 
 /// Why bytes that somebody waits for were not stored.
@@ -280,5 +301,5 @@ const TURN: Duration = Duration::from_secs(1);
 const AWAITED_BATCHES: usize = 32;
 /// A pack of more bytes than this is large.
 const LARGE: usize = 256 << 10;
-/// Large packs that somebody waits for and that are under way at once.
+/// Large packs that somebody waits for and that are under way at once, and files that have such packs.
 const LARGE_PUTS: usize = 16;

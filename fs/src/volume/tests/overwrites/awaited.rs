@@ -126,6 +126,29 @@ async fn a_small_file_that_somebody_waits_for_shares_no_large_pack() {
     }
 }
 
+/// The fear: large files in one batch hang, and those behind them are not put until they have failed.
+#[tokio::test]
+async fn a_large_file_that_somebody_waits_for_does_not_wait_for_the_puts_of_others() {
+    const FILES: u64 = 9;
+    let scene = Scene::new(patient(), 0).await;
+    scene.store.puts.send_replace(Puts::HoldLarge);
+    let begun = take_turns(&scene).await;
+    let (mut files, mut fsyncs) = (Vec::new(), Vec::new());
+    for number in 0..FILES {
+        let file = scene.another(&number.to_string()).await;
+        file.fill(300 << 10).await;
+        files.push(file);
+    }
+    for file in &files {
+        fsyncs.push(file.fsync());
+    }
+    scene.begun(begun + FILES).await;
+    scene.ends().await;
+    for fsync in fsyncs {
+        fsync.await.unwrap().unwrap();
+    }
+}
+
 /// The fear: files of which nobody waits for one alone get a pack each.
 #[tokio::test]
 async fn files_that_are_flushed_together_share_packs() {
