@@ -13,7 +13,7 @@ mod shipping;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Archives {
     shipped: Mutex<Vec<Shipped>>,
     /// Held while the shared list of archives is read and changed.
     changing: tokio::sync::Mutex<()>,
+    /// How many times archives were removed; counted while the list is changed.
+    removals: AtomicU64,
 }
 
 /// What every shipper needs of the node.
@@ -66,6 +68,8 @@ struct Shipped {
     is_given_up: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
+    /// The entry that names it does not come behind that.
+    named: Lsn,
     /// How far it was when this node last noted it: what is known of it until it answers.
     noted: Option<Boundary>,
     task: JoinHandle<()>,
@@ -93,7 +97,12 @@ impl Archives {
             clock: Arc::new(SystemClock::new()),
             runtime,
         };
-        Archives { context: Arc::new(context), shipped: Mutex::default(), changing: Default::default() }
+        Archives {
+            context: Arc::new(context),
+            shipped: Mutex::default(),
+            changing: Default::default(),
+            removals: AtomicU64::default(),
+        }
     }
 
     /// The volume that is shipped.
@@ -134,7 +143,16 @@ impl Archives {
         let to = (shared.clone(), url.clone());
         let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, is_removed: false, is_given_up, url, state, noted, task });
+        self.shipped().push(Shipped {
+            shared,
+            is_removed: false,
+            is_given_up,
+            url,
+            state,
+            named: began,
+            noted,
+            task,
+        });
         Ok(())
     }
 
@@ -261,35 +279,43 @@ impl Archives {
 
     /// Returns when every archive of the volume holds everything up to `lsn`.
     pub(crate) async fn all_hold(&self, lsn: Lsn, at_most: Duration) -> Result<(), CliError> {
+        let lacking = self.lacking_after(lsn, at_most).await?;
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let lacking: Vec<_> = lacking.iter().map(|(url, why)| format!("{url} ({why})")).collect();
+        Err(CliError::new(format!("not every archive has lsn {lsn}: {}", lacking.join("; "))))
+    }
+
+    /// The archives of the volume that do not hold everything up to `lsn` once they had time for it, by URL, and why.
+    pub(crate) async fn lacking_after(
+        &self,
+        lsn: Lsn,
+        at_most: Duration,
+    ) -> Result<Vec<(String, String)>, CliError> {
         let mut waited = Duration::ZERO;
         loop {
-            let lacking = self.lacking(lsn)?;
-            if lacking.is_empty() {
-                return Ok(());
-            }
-            if waited >= at_most {
-                return Err(CliError::new(format!(
-                    "not every archive has lsn {lsn}: {}",
-                    lacking.join("; ")
-                )));
+            let lacking = self.lacking(lsn, &Settings::of(&self.context.volume)?.archives);
+            if lacking.is_empty() || waited >= at_most {
+                return Ok(lacking);
             }
             tokio::time::sleep(LOOK).await;
             waited += LOOK;
         }
     }
 
-    /// The archives that are not known to hold everything up to `lsn`, and why.
-    fn lacking(&self, lsn: Lsn) -> Result<Vec<String>, CliError> {
+    /// Those of `archives` that are not known to hold everything up to `lsn`, by URL, and why.
+    pub(crate) fn lacking(&self, lsn: Lsn, archives: &[SharedArchive]) -> Vec<(String, String)> {
         let (shipped, own) = (self.shipped(), self.context.volume.state().position.epoch);
         let lacks = |shared: &SharedArchive| {
             let Some(found) = shipped.iter().find(|one| one.shared.url == shared.url) else {
-                return Some(format!("{} (it is not shipped to)", shared.url));
+                return Some((shared.url.clone(), "it is not shipped to".to_owned()));
             };
             let status = found.status(own, self.context.clock.wall());
             let why = status.error.unwrap_or_else(|| format!("it is at lsn {}", status.lsn));
-            (status.lsn < lsn.get()).then(|| format!("{} ({why})", shared.url))
+            (status.lsn < lsn.get()).then(|| (shared.url.clone(), why))
         };
-        Ok(Settings::of(&self.context.volume)?.archives.iter().filter_map(lacks).collect())
+        archives.iter().filter_map(lacks).collect()
     }
 
     /// Nobody changes the list of archives while this is held.

@@ -2,7 +2,12 @@
 //!
 //! Invariants:
 //! - One that is joining acknowledges nothing; when that ends is told in `serve/joining.rs`.
+//! - Nobody acknowledges by the word of one that was removed meanwhile.
 //! - One that was removed acknowledges nothing from the moment on at which the log says so.
+
+use std::sync::atomic::Ordering;
+
+use murphy_log::Lsn;
 
 use super::Archives;
 use crate::{
@@ -32,18 +37,35 @@ impl Archives {
                 shipped.is_removed = listed.is_none();
                 shipped.shared.joining = listed.is_some_and(|archive| archive.joining);
             }
+            // Only now none of them acknowledges any more: whoever looks before is told afterwards.
+            if before.iter().any(|archive| archives.iter().all(|left| left.url != archive.url)) {
+                self.removals.fetch_add(1, Ordering::SeqCst);
+            }
         }
         Ok(made)
     }
 
-    /// Lets these acknowledge, now that whoever takes over meets the entries that named them.
-    pub(crate) async fn let_acknowledge(&self, urls: &[String]) -> Result<(), CliError> {
+    /// Lets these acknowledge, now that whoever takes over meets the entries that named them: as it was after so many `removals`.
+    pub(crate) async fn let_acknowledge(&self, urls: &[String], removals: u64) -> Result<(), CliError> {
         self.change(|archives| {
+            if self.removals() != removals {
+                return Err(CliError::new("an archive was removed meanwhile"));
+            }
             let named = archives.iter_mut().filter(|archive| urls.contains(&archive.url));
             named.for_each(|archive| archive.joining = false);
             Ok(())
         })
         .await
+    }
+
+    /// How many times archives were removed by now.
+    pub(crate) fn removals(&self) -> u64 {
+        self.removals.load(Ordering::SeqCst)
+    }
+
+    /// An entry behind which the one that names this archive does not come, if it is shipped to.
+    pub(crate) fn named(&self, url: &str) -> Option<Lsn> {
+        self.shipped().iter().find(|shipped| shipped.shared.url == url).map(|shipped| shipped.named)
     }
 
     /// Those that acknowledge nothing yet.

@@ -209,7 +209,7 @@ impl Mirroring {
     }
 
     /// The mirrors of which it is not known that they have the entries up to `lsn`.
-    pub(super) fn unheard(&self, lsn: Lsn) -> Vec<String> {
+    pub(crate) fn unheard(&self, lsn: Lsn) -> Vec<String> {
         let status = self.services.board.status(self.clock.monotonic());
         let has = |node: &NodeId| status.iter().any(|one| one.node == *node && one.metadata_lsn >= lsn);
         self.mirrors().into_iter().filter(|node| !has(node)).map(|node| node.to_string()).collect()

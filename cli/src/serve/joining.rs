@@ -8,6 +8,7 @@
 //! Invariants:
 //! - Either is enough. The second is the only way once the archives that acknowledged before were given up: one of them may answer again, and
 //!   knows nothing of what was added since.
+//! - With an archive that is given up goes its word: whom not everybody knows is joining again.
 //! - It is waited for until it is so, also by a node that was started anew.
 
 use std::{
@@ -57,6 +58,35 @@ pub(super) fn must_wait(host: &Host, archives: &[SharedArchive]) -> Result<bool,
     Ok(host.waits_for_archives()? && !(archives.is_empty() && host.mirroring.is_alone()))
 }
 
+/// Once `gone` is given up, and perhaps acknowledges elsewhere or not at all, those that are `left` acknowledge only if everybody who may take
+/// over knows them. Says whether any of them has to wait for that. One that is not on the list any more may have acknowledged.
+pub(super) fn wait_again(
+    host: &Host,
+    gone: Option<&SharedArchive>,
+    left: &mut [SharedArchive],
+) -> Result<bool, CliError> {
+    let vouched = match gone {
+        Some(gone) => any_acknowledges(host, std::slice::from_ref(gone))?,
+        None => true,
+    };
+    if !vouched || !host.waits_for_archives()? {
+        return Ok(false);
+    }
+    let all = left.to_vec();
+    let is_known = |archive: &SharedArchive| {
+        let named = host.archives.named(&archive.url);
+        named.is_some_and(|lsn| {
+            host.archives.lacking(lsn, &all).is_empty() && host.mirroring.unheard(lsn).is_empty()
+        })
+    };
+    let mut waits = false;
+    for archive in left.iter_mut().filter(|archive| archive.may_acknowledge()) {
+        archive.joining = !is_known(archive);
+        waits |= archive.joining;
+    }
+    Ok(waits)
+}
+
 /// Lets those that are joining acknowledge as soon as they may.
 pub(super) fn join_later(archives: &Arc<Archives>, mirroring: &Arc<Mirroring>) {
     let volume = archives.volume().clone();
@@ -71,6 +101,7 @@ impl Joining {
             let Some((archives, mirroring)) = self.archives.upgrade().zip(self.mirroring.upgrade()) else {
                 return;
             };
+            let removals = archives.removals();
             // Those that are named meanwhile are not in what is waited for.
             let joining = archives.joining();
             if joining.is_empty() || self.volume.ended().is_some() {
@@ -79,7 +110,7 @@ impl Joining {
             let everybody = everybody_knows(&archives, &mirroring, &self.volume, HEARD_MAX);
             let known = either(&self.volume, everybody).await;
             let joined = match known {
-                Ok(()) => archives.let_acknowledge(&joining).await,
+                Ok(()) => archives.let_acknowledge(&joining, removals).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = joined {

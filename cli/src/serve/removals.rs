@@ -101,6 +101,9 @@ impl ArchivePlan {
             "fsync waits",
             match (waits, acknowledges) {
                 (false, _) => "for no archive",
+                (true, true) if self.assume_lost => {
+                    "for the archives that stay, for each once everybody who may take over is known to have heard of it"
+                }
                 (true, true) => "for the archives that stay",
                 (true, false) => {
                     "for an archive, and none is left that acknowledges: it fails until one is added"

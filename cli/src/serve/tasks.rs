@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     host::Host,
-    joining::{any_acknowledges, join_later, may_acknowledge, must_wait},
+    joining::{any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
 };
 use crate::{
     check::{self, Finding},
@@ -134,23 +134,26 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         })?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
-    let (by_others, listed) = host.runtime.block_on(host.archives.change(|archives| {
+    let (by_others, removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
         let by_others = any_acknowledges(host, archives)?;
         archive.joining = !log_only && must_wait(host, archives)?;
         archives.push(archive.clone());
-        Ok((by_others, archive))
+        Ok((by_others, host.archives.removals(), archive))
     }))?;
     archive = listed;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
         if archive.joining {
-            host.runtime.block_on(may_acknowledge(host, by_others)).map_err(|error| {
+            let joined = host.runtime.block_on(async {
+                may_acknowledge(host, by_others).await?;
+                host.archives.let_acknowledge(std::slice::from_ref(&archive.url), removals).await
+            });
+            joined.map_err(|error| {
                 join_later(&host.archives, &host.mirroring);
                 CliError::new(format!("{shared} was added and acknowledges nothing yet: {error}"))
                     .hint(JOINS_LATER)
             })?;
-            host.runtime.block_on(host.archives.let_acknowledge(std::slice::from_ref(&archive.url)))?;
             archive.joining = false;
         }
         host.flush(&mut |_| {})?;
@@ -193,8 +196,15 @@ pub(super) fn take_out(
 pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    let removing = host.archives.change(|archives| take_out(host, archives, &shared, assume_lost));
-    host.runtime.block_on(removing)?;
+    let removing = host.archives.change(|archives| {
+        let gone = archives.iter().find(|archive| archive.url == shared).cloned();
+        take_out(host, archives, &shared, assume_lost)?;
+        if assume_lost { wait_again(host, gone.as_ref(), archives) } else { Ok(false) }
+    });
+    let wait = host.runtime.block_on(removing)?;
+    if wait && host.ships() {
+        join_later(&host.archives, &host.mirroring);
+    }
     if !assume_lost {
         host.flush(&mut |_| {}).map_err(|error| {
             error.hint("it is not an archive of this volume any more and acknowledges nothing; the others do not have everything yet that it may have acknowledged: run it again, or --assume-lost gives that up")
@@ -204,7 +214,10 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
     let lsn = host.runtime.block_on(host.volume().durable_here()).map_err(refused)?;
     // They would look for it, and find those that were added since nowhere else.
-    let untold = host.runtime.block_on(host.mirroring.untold(lsn));
+    let mut untold = host.runtime.block_on(host.mirroring.untold(lsn));
+    let at_most = if host.ships() { HEARD_MAX } else { std::time::Duration::ZERO };
+    let lacking = host.runtime.block_on(host.archives.lacking_after(lsn, at_most))?;
+    untold.extend(lacking.into_iter().map(|(url, _)| url));
     Ok(json!({ "removed": shared, "not_known_to": untold }))
 }
 
@@ -240,6 +253,8 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
 /// How an archive comes to acknowledge that was added and does not yet.
 const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once another archive that does, or every archive and every mirror, has the entry that \
     added it; who is gone for good is taken out with murphy archive remove DIR URL --assume-lost, or murphy member remove DIR MEMBER --assume-lost";
+/// So long the archives that are left get to have the removal of another one before the answer says that they do not.
+const HEARD_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 /// A subscriber asks again so often when nothing happens.
 const ENTRIES_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// So many frames are told at a time.

@@ -110,4 +110,60 @@ fn an_archive_that_dies_with_the_source_is_not_waited_for() {
     scene.fsync().unwrap();
 }
 
+/// The fear: one archive was cut off when another one was added, and those that knew of both burn down. Whoever takes over through the one that
+/// was cut off seals nothing else, and the new one goes on acknowledging to the source before.
+#[test]
+fn an_archive_that_one_which_is_given_up_vouched_for_waits_for_the_archives_that_have_not_heard_of_it() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, cut, near) = (archives(&scene)[0].url.clone(), url(&scene, "cut"), url(&scene, "near"));
+    add_archive(&scene.host, &cut, false).unwrap();
+    let (there, away) = (scene.folder.path().join("cut"), scene.folder.path().join("cut.away"));
+    std::fs::rename(&there, &away).unwrap();
+    add_archive(&scene.host, &near, false).unwrap();
+    assert!(archives(&scene).iter().all(|one| !one.joining), "the first one vouches for it");
+    let removed = remove_archive(&scene.host, &far, true).unwrap();
+    assert_eq!(removed["not_known_to"], json!([cut]));
+    let joining: Vec<(String, bool)> =
+        archives(&scene).into_iter().map(|one| (one.url, one.joining)).collect();
+    assert_eq!(joining, [(cut, false), (near.clone(), true)], "whom everybody knows waits for nobody");
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let lsn = scene.host.volume().durable().lsn;
+    let acknowledged = scene.runtime.block_on(by.acknowledged(lsn, Duration::from_millis(200)));
+    assert!(acknowledged.is_err(), "{acknowledged:?}");
+    std::fs::rename(&away, &there).unwrap();
+    wait_until("it to acknowledge", || archives(&scene).iter().all(|one| !one.joining));
+    scene.fsync().unwrap();
+}
+
+/// The same for a mirror that was away.
+#[test]
+fn an_archive_that_one_which_is_given_up_vouched_for_waits_for_the_mirrors_that_have_not_heard_of_it() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    assert!(!archives(&scene)[1].joining && acknowledges(&scene));
+    let log_only = url(&scene, "log");
+    add_archive(&scene.host, &log_only, true).unwrap();
+    remove_archive(&scene.host, &log_only, true).unwrap();
+    assert!(!archives(&scene)[1].joining, "one that acknowledged nothing vouched for nobody");
+    remove_archive(&scene.host, &far, true).unwrap();
+    assert!(archives(&scene)[0].joining && !acknowledges(&scene));
+    scene.while_they_follow(|| wait_until("it to acknowledge", || !archives(&scene)[0].joining));
+    scene.fsync().unwrap();
+}
+
+/// The fear: the one that vouched is given up between its word and what is done with it.
+#[test]
+fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let before = scene.host.archives.removals();
+    remove_archive(&scene.host, &far, true).unwrap();
+    let joined =
+        scene.runtime.block_on(scene.host.archives.let_acknowledge(std::slice::from_ref(&near), before));
+    assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
+    assert!(archives(&scene)[0].joining);
+}
+
 const PATIENCE: Duration = Duration::from_secs(60);
