@@ -321,9 +321,12 @@ impl Mirroring {
         }
     }
 
-    /// Why the process has to begin anew, if it has to.
+    /// Why the process has to begin anew, if it has to: only a mirror's log is replaced.
     pub(crate) fn restart(&self) -> Option<String> {
-        self.replica.as_ref().and_then(|replica| replica.restart().borrow().clone())
+        self.replica
+            .as_ref()
+            .filter(|_| self.is_mirror())
+            .and_then(|replica| replica.restart().borrow().clone())
     }
 
     /// Why the mirror cannot go on, if that is so.

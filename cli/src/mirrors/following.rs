@@ -199,6 +199,7 @@ impl Mirroring {
     /// Begins to follow again after a promotion that did not come about.
     pub(super) fn follow_again(self: &Arc<Mirroring>) -> Result<(), CliError> {
         let Some(replica) = &self.replica else { return Ok(()) };
+        replica.reopen();
         // The volume reads what is not copied yet through the same packs.
         let reaches = (self.dialer.clone(), self.packs.clone());
         let followed = Followed::start(&self.config(), replica, reaches, &self.runtime)?;

@@ -156,6 +156,8 @@ impl Mirroring {
         settings: &Settings,
         given_up: GivenUp,
     ) -> Result<(PromotePlan, Arc<Places>, PromoteRequest), CliError> {
+        // A snapshot may still be looked through for whoever was followed.
+        replica.close().map_err(failed)?;
         let promoted = self.promoted(replica);
         let places = self.runtime.block_on(Places::open(&promoted, &settings.archives, &given_up))?;
         let places = Arc::new(places);

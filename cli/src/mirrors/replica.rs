@@ -10,6 +10,8 @@
 //! Invariants:
 //! - No frame of an epoch older than the promise is queued; both are decided under one lock.
 //! - A process that is killed between any two steps leaves a node that starts again: [`settle`] finishes what was begun.
+//! - Once it takes over, nothing is put in the place of its log any more: that, and that something else has become complete, are decided under
+//!   one lock.
 //! - While a volume is open above the log, the log is replaced only by a process that begins anew.
 //! - What is held is given up in one step, for something else that is complete and durable: until a snapshot is, the log that it replaces is
 //!   read, lent, promised with and promoted.
@@ -59,6 +61,8 @@ struct Shared {
     promised: Option<Epoch>,
     /// A volume is open above the log.
     in_use: bool,
+    /// It takes over: what it holds is its own from here on, and nothing takes the place of that.
+    closed: bool,
 }
 
 impl DiskReplica {
@@ -95,7 +99,7 @@ impl DiskReplica {
         log: Option<Arc<DiskLog>>,
     ) -> Result<DiskReplica, CliError> {
         let promised = promise::load(directory)?;
-        let shared = Shared { config: config.clone(), log, promised, in_use: false };
+        let shared = Shared { config: config.clone(), log, promised, in_use: false, closed: false };
         Ok(DiskReplica {
             directory: directory.to_owned(),
             branch: config.branch,
@@ -125,6 +129,26 @@ impl DiskReplica {
     /// Follows why the process has to begin anew.
     pub(crate) fn restart(&self) -> watch::Receiver<Option<String>> {
         self.restart.subscribe()
+    }
+
+    /// Nothing takes the place of what it holds any more, also if it has arrived. Refused if something has: the process begins anew with that.
+    pub(super) fn close(&self) -> Result<(), ReplicaError> {
+        let mut shared = self.shared();
+        self.check_stays()?;
+        shared.closed = true;
+        Ok(())
+    }
+
+    /// It follows a source again, after a promotion that did not come about.
+    pub(super) fn reopen(&self) {
+        self.shared().closed = false;
+    }
+
+    fn check_stays(&self) -> Result<(), ReplicaError> {
+        match &*self.restart.borrow() {
+            Some(_) => Err(ReplicaError::Storage("this node is about to begin anew".to_owned())),
+            None => Ok(()),
+        }
     }
 
     fn log(&self) -> Option<Arc<DiskLog>> {
@@ -181,9 +205,8 @@ impl Replica for DiskReplica {
     }
 
     fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
-        if self.restart.borrow().is_some() {
-            return Err(ReplicaError::Storage("this node is about to begin anew".to_owned()));
-        }
+        self.check_stays()?;
+        self.shared().check_open()?;
         let path = seed_file(&self.directory, PARTIAL);
         let made = (|| -> io::Result<File> {
             OsFiles.create_dir(path.parent().unwrap_or(&self.directory))?;
@@ -203,6 +226,7 @@ impl Replica for DiskReplica {
 
     fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
         let mut shared = self.shared();
+        shared.check_open()?;
         let held = shared.log.clone().filter(|log| log.tail().position == tail);
         let log = held.filter(|_| self.restart.borrow().is_none());
         let log = log.ok_or_else(|| ReplicaError::Storage("what is held has changed".to_owned()))?;
@@ -220,6 +244,13 @@ impl Replica for DiskReplica {
 }
 
 impl Shared {
+    fn check_open(&self) -> Result<(), ReplicaError> {
+        match self.closed {
+            true => Err(ReplicaError::Storage("this node takes over, and keeps what it holds".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Lets what was ordered come about, where no volume is open above the log.
     fn settled(
         &mut self,
@@ -283,6 +314,7 @@ impl SeedWriter for Seed {
         // The lock is not held while a file is written: whoever talks to the source asks for it often.
         let (tail, config) = {
             let shared = lock(&self.shared);
+            shared.check_open()?;
             (shared.log.as_ref().map(|log| log.tail().position), shared.config.clone())
         };
         if let Some(tail) = tail {
@@ -290,9 +322,10 @@ impl SeedWriter for Seed {
             let ordered = order_snapshot(&self.directory, &config, self.state, tail);
             ordered.map_err(|error| storage(&error))?;
         }
-        // From here on the snapshot is what the node holds; before, all is as it was.
-        rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
         let mut shared = lock(&self.shared);
+        shared.check_open()?;
+        // From here on the snapshot is what the node holds; before, all is as it was, and the order counts for nothing.
+        rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
         if shared.in_use {
             self.restart.send_replace(Some("a snapshot has replaced what it held".to_owned()));
             return Err(ReplicaError::Storage("the node begins anew with the snapshot".to_owned()));

@@ -181,3 +181,43 @@ fn what_a_node_holds_stays_until_a_snapshot_can_take_its_place() {
         assert_eq!(kept.tail(), scene.end);
     }
 }
+
+/// The fear: a snapshot of the source before is verified while the mirror takes over, and puts aside the log in which it leads; or the other way
+/// round: a log is claimed whose replacement is complete.
+#[test]
+fn a_snapshot_that_is_complete_while_its_mirror_takes_over_replaces_nothing() {
+    let scene = Scene::new(&[1, 1]);
+    let replica = scene.open();
+    let log = replica.use_log();
+    let position = Position { lsn: Lsn::new(90), epoch: epoch(2), ..scene.end.position };
+    let state = State { position, digest: Digest(0), usage: Usage::default() };
+    let bytes = snapshot(state, scene.config.branch);
+    let seed = || {
+        let mut seed = replica.begin_seed(state).unwrap();
+        seed.write_at(0, &bytes).unwrap();
+        seed
+    };
+    let arrived = seed();
+    replica.close().unwrap();
+    let takes_over = |refused: ReplicaError| refused.to_string().contains("takes over");
+    assert!(takes_over(arrived.finish(bytes.len() as u64).unwrap_err()));
+    assert!(replica.begin_seed(state).err().is_some_and(takes_over));
+    let first = replica.history().unwrap().read(Lsn::FIRST).unwrap().next().unwrap().unwrap();
+    let ancestor = Point { lsn: first.last(), hash: first.position().hash };
+    assert!(takes_over(replica.set_aside(ancestor, scene.end.position).unwrap_err()));
+    assert!(replica.restart().borrow().is_none());
+    assert_eq!(replica.promise(epoch(3)), Ok(Some(scene.end)));
+    assert_eq!(replica.state(), Some(scene.end));
+    drop((replica, log));
+    let replica = scene.open();
+    assert_eq!(replica.state(), Some(scene.end), "also for a process that was killed before it led");
+    let log = replica.use_log();
+    replica.close().unwrap();
+    replica.reopen();
+    let mut arrived = replica.begin_seed(state).unwrap();
+    arrived.write_at(0, &bytes).unwrap();
+    assert!(arrived.finish(bytes.len() as u64).is_err(), "it begins anew with that");
+    assert!(replica.close().is_err(), "what it holds is about to be replaced");
+    drop((replica, log));
+    assert_eq!(scene.open().state(), Some(state));
+}
