@@ -11,8 +11,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use murphy_log::{
-    Access, DiskLog, DiskOptions, Epoch, FetchFrames, Frame, Log, Lsn, OpenError, Position, VolumeKeys,
-    append_copy,
+    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, VolumeKeys, append_copy,
 };
 use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
@@ -125,13 +124,37 @@ impl<'a> Asked<'a> {
         Asked { directory, config, runtime, givers: None, silent: Vec::new() }
     }
 
-    /// Frames that follow `after`, from the first who has any, on the way to `upto` if that is said. Who they are may be read in `log`.
+    /// Frames that follow `after`, from the first whose are wanted. Who they are may be read in `log`.
     fn frames(
         &mut self,
         log: Option<&DiskLog>,
         after: Position,
-        upto: Option<&Position>,
+        is_wanted: &dyn Fn(&[Frame]) -> bool,
     ) -> Result<Vec<Frame>, String> {
+        let mut answers = self.answers(log, after, is_wanted)?;
+        if let Some((_, frames)) = answers.frames.pop_if(|(_, frames)| is_wanted(frames)) {
+            return Ok(frames);
+        }
+        let mut why = vec!["nobody who answers has them".to_owned()];
+        why.extend(answers.frames.iter().map(|(name, _)| format!("{name} holds another history")));
+        why.extend(answers.errors);
+        why.extend(self.silent.iter().cloned());
+        Err(why.join("; "))
+    }
+
+    /// Frames that follow `after`, of the history with the latest epochs that anybody holds; none if nobody holds any.
+    fn latest_frames(&mut self, log: Option<&DiskLog>, after: Position) -> Result<Vec<Frame>, String> {
+        let answers = self.answers(log, after, &|_| false)?;
+        Ok(latest(answers.frames.into_iter().map(|(_, frames)| frames).collect()))
+    }
+
+    /// What one giver after the other holds behind `after`, until that `is_enough` of one.
+    fn answers(
+        &mut self,
+        log: Option<&DiskLog>,
+        after: Position,
+        is_enough: &dyn Fn(&[Frame]) -> bool,
+    ) -> Result<Answers, String> {
         let givers = match &mut self.givers {
             Some(givers) => givers,
             None => {
@@ -140,26 +163,50 @@ impl<'a> Asked<'a> {
                 self.givers.insert(givers.map_err(|error| error.to_string())?)
             }
         };
-        let mut why = vec!["nobody who answers has them".to_owned()];
+        let mut answers = Answers::default();
         let mut asked = 0;
         while let Some(giver) = givers.get(asked) {
             asked += 1;
             match self.runtime.block_on(giver.frames(after)) {
                 Ok(frames) if frames.is_empty() => {}
-                Ok(frames) if upto.is_some_and(|upto| !lead_to(upto, &frames)) => {
-                    why.push(format!("{} holds another history", giver.name()));
+                Ok(frames) => {
+                    let is_last = is_enough(&frames);
+                    answers.frames.push((giver.name(), frames));
+                    if is_last {
+                        break;
+                    }
                 }
-                Ok(frames) => return Ok(frames),
                 Err(NotGiven { error, is_silent: true }) => {
                     self.silent.push(error.to_string());
                     asked -= 1;
                     givers.remove(asked);
                 }
-                Err(NotGiven { error, .. }) => why.push(error.to_string()),
+                Err(NotGiven { error, .. }) => answers.errors.push(error.to_string()),
             }
         }
-        why.extend(self.silent.iter().cloned());
-        Err(why.join("; "))
+        Ok(answers)
+    }
+}
+
+/// What givers hold behind a position.
+#[derive(Default)]
+struct Answers {
+    /// Frames, at least one, and the name of who has them.
+    frames: Vec<(String, Vec<Frame>)>,
+    errors: Vec<String>,
+}
+
+/// The frames of `answers`, each of which has some, as far as they are known of all that share them; where they part, it goes on with the latest
+/// epoch. Whoever holds more of a history that was left does not lead past the place where it was.
+fn latest(mut answers: Vec<Vec<Frame>>) -> Vec<Frame> {
+    let mut common: Vec<Frame> = Vec::new();
+    loop {
+        let next: Option<Vec<&Frame>> = answers.iter().map(|frames| frames.get(common.len())).collect();
+        let newest = next.and_then(|next| next.into_iter().max_by_key(|frame| frame.epoch().number).cloned());
+        let Some(newest) = newest else { return common };
+        let (at, end) = (common.len(), newest.position());
+        answers.retain(|frames| frames[at].position() == end);
+        common.push(newest);
     }
 }
 
@@ -210,7 +257,7 @@ fn mended(
                     match config.role {
                         Role::Mirror => given_to_mirror(directory, &look, known, asked),
                         Role::Source => given(&look, &known, Some(own), &mut |after| {
-                            asked.frames(Some(&look), after, None)
+                            asked.frames(Some(&look), after, &|_| true)
                         })
                         .map(|ends| Lost { known, ends, is_superseded: false }),
                     }
@@ -225,7 +272,10 @@ fn mended(
             }
             Err(error) => return Err(failed(error)),
         };
-        DiskLog::repair(options, &segment, &mut |after| asked.frames(None, after, None)).map_err(failed)?;
+        let mut fetch = |after, epoch| {
+            asked.frames(None, after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
+        };
+        DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
         tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
@@ -237,7 +287,7 @@ fn given(
     log: &DiskLog,
     known: &Position,
     own: Option<Epoch>,
-    fetch: &mut FetchFrames<'_>,
+    fetch: &mut dyn FnMut(Position) -> Result<Vec<Frame>, String>,
 ) -> Result<Vec<Position>, CliError> {
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
@@ -272,7 +322,9 @@ fn given_to_mirror(
     known: Position,
     asked: &mut Asked<'_>,
 ) -> Result<Lost, CliError> {
-    let all = given(log, &known, None, &mut |after| asked.frames(Some(log), after, Some(&known)));
+    let all = given(log, &known, None, &mut |after| {
+        asked.frames(Some(log), after, &|frames| lead_to(&known, frames))
+    });
     let nobody = match all {
         Ok(ends) => return Ok(Lost { known, ends, is_superseded: false }),
         Err(nobody) => nobody,
@@ -280,7 +332,11 @@ fn given_to_mirror(
     let promised = promise::load(directory)?;
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
-        let Ok(frames) = asked.frames(Some(log), at, None) else { return Err(nobody) };
+        let frames =
+            asked.latest_frames(Some(log), at).map_err(|error| nobody.clone().because(&failed(error)))?;
+        if frames.is_empty() {
+            return Err(nobody);
+        }
         for frame in frames {
             at = frame.position();
             ends.push(at);
@@ -298,20 +354,17 @@ fn given_to_mirror(
 fn take_back(log: &DiskLog, lost: &Lost, asked: &mut Asked<'_>) -> Result<(), CliError> {
     let Lost { known, ends, is_superseded } = lost;
     let began = log.tail().position.lsn;
-    let upto = (!is_superseded).then_some(known);
     let mut missing = ends.iter().peekable();
-    while missing.peek().is_some() {
+    while let Some(next) = missing.peek().copied() {
         let at = log.tail().position;
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
-        for frame in asked.frames(Some(log), at, upto).map_err(behind)? {
-            let Some(end) = missing.next() else { break };
-            if frame.position() != *end {
-                return Err(behind("it is another history than a moment ago".to_owned()));
+        let is_next = |frames: &[Frame]| frames.first().is_some_and(|frame| frame.position() == *next);
+        for frame in asked.frames(Some(log), at, &is_next).map_err(behind)? {
+            // It may go on with another history than what was found.
+            if missing.next_if(|end| **end == frame.position()).is_none() {
+                break;
             }
             append_copy(log, frame).map_err(failed)?;
-        }
-        if log.tail().position == at {
-            return Err(behind("nobody who answers has it any more".to_owned()));
         }
     }
     let end = log.tail().position.lsn;

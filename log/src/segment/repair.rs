@@ -12,22 +12,23 @@ use super::{
     Behind, Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
     segment_name,
 };
-use crate::{Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
+use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
 
-/// Who has frames: those that follow a position, verified, in order, some of them; none if there are none.
-pub type FetchFrames<'a> = dyn FnMut(Position) -> Result<Vec<Frame>, String> + 'a;
+/// Who has frames: those that follow a position, verified, in order, some of them; none if there are none. The first of them is to be of the
+/// epoch that is said: another history may go on from there in a later one.
+pub type FetchFrames<'a> = dyn FnMut(Position, Epoch) -> Result<Vec<Frame>, String> + 'a;
 
 impl Place<'_> {
     /// Mends the segment that begins with `first`; the caller holds the log's lock.
     pub(crate) fn repair(&self, first: Lsn, fetch: &mut FetchFrames<'_>) -> Result<(), RepairError> {
         let segments = self.segments()?;
         let mut early = Vec::new();
-        let header = match self.read_header(first) {
-            Ok(header) => header,
-            Err(refused) => self.header_of(first, &segments, refused, &mut early, fetch)?,
-        };
         let next = segments.iter().find(|segment| **segment > first);
         let target = next.map(|next| self.read_header(*next)).transpose()?.map(|next| next.base);
+        let header = match self.read_header(first) {
+            Ok(header) => header,
+            Err(refused) => self.header_of(first, (&segments, target), refused, &mut early, fetch)?,
+        };
         let path = self.directory.join(segment_name(first));
         // What a crash leaves of it is removed at the next opening.
         let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
@@ -51,11 +52,12 @@ impl Place<'_> {
     }
 
     /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the first
-    /// frame that somebody has. That must be the epoch of what is whole in it; where nothing is, that of the segment before if it is the newest one.
+    /// frame that somebody has. That must be the epoch of what is whole in it; where nothing is, that of the segment before if it is the newest one,
+    /// and otherwise the one in which the next one begins.
     fn header_of(
         &self,
         first: Lsn,
-        segments: &[Lsn],
+        (segments, target): (&[Lsn], Option<State>),
         refused: OpenError,
         early: &mut Vec<Frame>,
         fetch: &mut FetchFrames<'_>,
@@ -79,7 +81,9 @@ impl Place<'_> {
             let behind = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
             own_epoch = behind.whole.first_key_value().map(|(_, (epoch, _))| *epoch);
         }
-        *early = fetch(base.position).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
+        let begins = target.map_or(older.epoch, |target| target.position.epoch);
+        let wanted = own_epoch.unwrap_or(begins);
+        *early = fetch(base.position, wanted).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
         let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
             return Err(refused.into());
         };
@@ -130,7 +134,7 @@ impl Place<'_> {
                 break;
             }
             let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
-            let mut frames = fetch(out.state.position).map_err(nobody)?;
+            let mut frames = fetch(out.state.position, header.epoch).map_err(nobody)?;
             if let (Some(own), Some(durable)) = (&own, durable) {
                 frames.retain(|frame| frame.last() <= durable);
                 check_same(&frames, own)?;

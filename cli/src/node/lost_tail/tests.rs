@@ -22,7 +22,8 @@ fn frames((salt, runs): History<'_>) -> Vec<Frame> {
         let mut appender = Appender::new(keys, epoch(*number), state);
         for lsn in lsns.clone() {
             // What comes first is common to all.
-            let time = LogTime::from_nanos(lsn + if lsn > COMMON { salt * 100 } else { 0 });
+            let own = salt * 100 + u64::from(*number) * 1000;
+            let time = LogTime::from_nanos(lsn + if lsn > COMMON { own } else { 0 });
             appender.push(&Entry::tick(Lsn::new(lsn), time), Digest(0), Usage::default()).unwrap();
             frames.extend(appender.close(time, Lsn::ROOT));
         }
@@ -123,7 +124,8 @@ fn a_mirror_takes_back_what_it_held_and_nothing_else() {
 #[test]
 fn what_is_lost_of_a_history_that_a_later_epoch_has_left_is_not_waited_for() {
     let begins = frames(LATER).iter().find(|frame| frame.epoch() == epoch(2)).unwrap().position();
-    for held in [&[LATER][..], &[SHORT, LATER]] {
+    // Who holds more of the old history, and answers first, leads nobody past where it was left.
+    for held in [&[LATER][..], &[SHORT, LATER], &[LONGER, LATER], &[LATER, LONGER], &[LONGER, SHORT, LATER]] {
         assert_eq!(Scene::new().take_back(held), Ok(begins), "{held:?}");
     }
     for (promised, is_refused) in [(epoch(2), false), (epoch(3), true)] {
@@ -135,11 +137,50 @@ fn what_is_lost_of_a_history_that_a_later_epoch_has_left_is_not_waited_for() {
     }
 }
 
+/// The fear: a mirror is not opened as long as an archive answers that was sealed in the middle of what is damaged, though a member has it all.
+#[test]
+fn what_is_damaged_comes_from_whoever_has_that_epoch() {
+    for held in [&[LATER, WHOLE][..], &[LATER, SHORT, WHOLE], &[SHORT, LATER, WHOLE]] {
+        let Scene { folder, config, runtime, log } = Scene::new();
+        let whole = frames(WHOLE);
+        for frame in &whole[COMMON as usize - 1..] {
+            append_copy(&log, frame.clone()).unwrap();
+            log.durable().wait_blocking(frame.last(), DURABLE_MAX).unwrap();
+        }
+        let end = log.tail().position;
+        drop(log);
+        let files = std::fs::read_dir(folder.path().join("log")).unwrap().map(|file| file.unwrap().path());
+        let offset = |bytes: &[u8], frame: &Frame| {
+            bytes.windows(frame.bytes().len()).position(|some| some == frame.bytes())
+        };
+        let mut read = files.filter_map(|path| Some((std::fs::read(&path).ok()?, path)));
+        let found = read.find(|(bytes, _)| offset(bytes, &whole[COMMON as usize]).is_some());
+        let (mut bytes, segment) = found.unwrap();
+        for frame in &whole[COMMON as usize..KNOWN as usize] {
+            let at = offset(&bytes, frame).unwrap();
+            bytes[at + 20] ^= 1;
+        }
+        std::fs::write(&segment, bytes).unwrap();
+        let mut asked = Asked::new(folder.path(), &config, runtime.handle());
+        let holder = |held: &History<'_>| {
+            let (frames, asked) = (frames(*held), Arc::default());
+            Box::new(Holder { frames, asked, is_silent: false }) as Box<dyn Giver>
+        };
+        asked.givers = Some(held.iter().map(holder).collect());
+        let options = log_options(folder.path(), &config);
+        let (mended, lost) = mended(folder.path(), &config, (&options, None), &mut asked).unwrap();
+        assert!(lost.is_none(), "{held:?}");
+        assert_eq!(mended.tail().position, end, "{held:?}");
+    }
+}
+
 const COMMON: u64 = 9;
 const KNOWN: u64 = 15;
 const WHOLE: History<'_> = (1, &[(1, 2..=20)]);
 /// Ends before.
 const SHORT: History<'_> = (1, &[(1, 2..=12)]);
+/// Ends before too, behind where a later epoch has begun.
+const LONGER: History<'_> = (1, &[(1, 2..=14)]);
 /// Another one of the same epoch.
 const OTHER: History<'_> = (2, &[(1, 2..=20)]);
 /// A later epoch has begun before.

@@ -251,8 +251,8 @@ fn a_trimmed_log_begins_at_a_segment_and_opens_without_the_rest() {
 }
 
 /// Frames as an archive would give them: those of a few, up to `held`.
-fn others(frames: &[Frame], held: Lsn) -> impl FnMut(Position) -> Result<Vec<Frame>, String> + '_ {
-    move |after| {
+fn others(frames: &[Frame], held: Lsn) -> impl FnMut(Position, Epoch) -> Result<Vec<Frame>, String> + '_ {
+    move |after, _| {
         let behind = frames.iter().filter(|frame| frame.last() > after.lsn && frame.last() <= held);
         Ok(behind.take(2).cloned().collect())
     }
@@ -277,7 +277,7 @@ fn a_damaged_frame_is_mended_and_what_is_whole_behind_it_stays() {
         let damaged = files.after_kill();
         damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
         let Some(segment) = damaged_segment(&damaged) else { panic!("byte {byte} is not missed") };
-        let nobody = DiskLog::repair(&options(&damaged), &segment, &mut |_| Ok(Vec::new()));
+        let nobody = DiskLog::repair(&options(&damaged), &segment, &mut |_, _| Ok(Vec::new()));
         let mended = DiskLog::repair(&options(&damaged), &segment, &mut others(&frames, frames[3].last()));
         // Only a frame is mended from elsewhere; a mark can be left out.
         assert!(nobody.is_err() || mended.is_ok(), "byte {byte}: {nobody:?}");
@@ -382,7 +382,7 @@ fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_con
     let path = Path::new(SEGMENT);
     let mut history = History::new(epoch(1), frames.last().unwrap().state());
     let beyond: Vec<Frame> = frames.iter().cloned().chain((0..3).map(|_| history.frame(1))).collect();
-    let everything = |_| Ok(beyond.clone());
+    let everything = |_, _| Ok(beyond.clone());
     for last_is_torn in [false, true] {
         let holed = damaged();
         if last_is_torn {
@@ -405,7 +405,7 @@ fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_con
     let others: Vec<Frame> = others.collect();
     let holed = damaged();
     let before = holed.contents();
-    let refused = DiskLog::repair(&options(&holed), path, &mut |_| Ok(others.clone()));
+    let refused = DiskLog::repair(&options(&holed), path, &mut |_, _| Ok(others.clone()));
     assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
     assert_eq!(holed.contents(), before);
 }
