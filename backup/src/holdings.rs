@@ -4,7 +4,7 @@
 //! - Nothing is written, and no node is needed.
 //! - How far it goes is what a restore to the latest moment would give, not what a list shows. Packs are neither read nor counted.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::TryStreamExt;
 use jiff::tz::TimeZone;
@@ -46,8 +46,9 @@ pub struct Holdings {
     pub first: Option<Moment>,
     /// The last one; `None` if nothing can be restored.
     pub last: Option<Moment>,
-    /// How long before now that was, in milliseconds: a source that lives writes something every 20 s.
-    pub age_ms: Option<u64>,
+    /// How long before now that is, in milliseconds, from the clock of the source that dated it to that of whoever looks; negative if it is
+    /// ahead. Since either may be wrong, it says nothing of whether the source lives.
+    pub age_ms: Option<i64>,
     /// The last position.
     pub position: Option<PositionText>,
     /// Who has ended it, if nothing was archived since.
@@ -185,7 +186,7 @@ impl Holdings {
         let replayed = route.steps.iter().rev().find_map(|step| step.slot).map(|slot| slot.last_time);
         if let Some(time) = replayed.or(route.snapshot.as_ref().map(|(_, base)| base.as_of)) {
             self.last = Some(Moment::new(end.lsn, time, zone));
-            self.age_ms = u64::try_from(now.since(time).as_millis()).ok();
+            self.age_ms = Some(apart_ms(now, time));
         }
         let ends = |seal: &&Seal| (seal.base.lsn, seal.base.hash) == (end.lsn, end.hash);
         let seal = survey.seals.iter().filter(ends).max_by_key(|seal| seal.next.number);
@@ -221,6 +222,13 @@ impl Verified {
             findings: proof.findings.len(),
         }
     }
+}
+
+/// From `time` to `now`; negative if it is ahead.
+fn apart_ms(now: LogTime, time: LogTime) -> i64 {
+    // Milliseconds of 64 bits of nanoseconds fit.
+    let whole = |apart: Duration| i64::try_from(apart.as_millis()).unwrap_or(i64::MAX);
+    whole(now.since(time)) - whole(time.since(now))
 }
 
 /// The first entry of the volume and its time, if the archive reaches back to it.
@@ -301,6 +309,21 @@ mod tests {
         let cut = look(&archive, now).await;
         assert_eq!(cut.last.unwrap().lsn, end.lsn.get());
         assert!(cut.problems.iter().any(|problem| problem.contains("is missing")), "{:?}", cut.problems);
+    }
+
+    /// The fear: a source that is gone is taken for one that lives, for a year, because its clock was ahead.
+    #[tokio::test]
+    async fn an_entry_dated_ahead_of_the_looker_is_not_called_new() {
+        let (store, archive, mut source) = scene().await;
+        put(&store, &source.frames(2, 2)).await;
+        let last = source.now().as_nanos();
+        let mut seen = Vec::new();
+        for behind in [7_200, 3_600] {
+            let now = LogTime::from_nanos(last - behind * 1_000_000_000);
+            seen.push(look(&archive, now).await.age_ms.unwrap());
+        }
+        assert!(seen.iter().all(|age| *age < 0), "{seen:?}");
+        assert_eq!(seen[1] - seen[0], 3_600_000);
     }
 
     /// The fear: an archive that a successor has ended is taken for one of a living source.

@@ -22,7 +22,7 @@ use crate::{
     long_about = "Show what would be lost, and how everything is\n\nExits with 3 while there is no copy outside the \
                   failure domains of the node and of its block store, and once another source has taken over. A connected mirror \
                   counts wherever it runs; of a mirror itself it exits with 0.\n\nOf an archive, by its URL and without any node: whose it is, from \
-                  when to when everything in it can be restored, whether its source lives or was sealed, its snapshots, when it was verified. It \
+                  when to when everything in it can be restored, how its source dated what it wrote last or who sealed it, its snapshots, when it was verified. It \
                   exits with 3 if nothing can be restored, or something on the way is damaged.",
     after_help = "Examples:\n  murphy status /srv/home\n  murphy status 's3://other-account/home?credentials=env:B_'"
 )]

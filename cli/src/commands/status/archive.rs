@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - The archive is not changed.
+//! - No clock is believed to say whether the source lives.
 //! - One of which nothing can be restored, or that is damaged on the way to its last moment, ends with exit code 3.
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::{
     error::{CliError, Code, failed},
     output::Output,
     places::{check_there, open_store},
-    units::bytes_text,
+    units::{bytes_text, span_text},
 };
 
 pub(super) fn run(url: &StoreUrl, output: &Output) -> Result<Code, CliError> {
@@ -84,20 +85,30 @@ fn text(held: &Holdings) -> String {
     lines.join("\n")
 }
 
-/// Whether somebody ships to it, as far as it shows by itself.
+/// Who has ended it, or how its source dated what it wrote last.
 fn source(held: &Holdings) -> String {
     if let Some(sealed) = &held.sealed {
         let (node, epoch, time) = (&sealed.node, sealed.next_epoch, &sealed.time);
         return format!("sealed by node {node} for epoch {epoch}, {time}; nothing was archived since");
     }
-    let Some(age) = held.age_ms.map(Duration::from_millis) else { return "has archived nothing".to_owned() };
-    match age < SILENCE {
-        true => format!("lives: its last entry is {} s old", age.as_secs()),
-        false => format!(
-            "silent for {} s: one that lives and reaches the archive writes every 20 s",
-            age.as_secs()
-        ),
+    match (&held.last, held.age_ms) {
+        (Some(last), Some(age)) => dated(last, age),
+        _ => "has archived nothing".to_owned(),
     }
+}
+
+/// Clocks differ: only what comes while somebody watches is a sign of life.
+fn dated(last: &Moment, age_ms: i64) -> String {
+    let apart = span_text(Duration::from_millis(age_ms.unsigned_abs()));
+    let apart = match age_ms < 0 {
+        true => format!("{apart} ahead of this machine's"),
+        false => format!("{apart} ago by this machine's"),
+    };
+    format!(
+        "its last entry is dated {} by its own clock ({apart}); whether it lives shows within a minute: run it again, or restore \
+         --take-over, which watches",
+        last.time
+    )
 }
 
 fn moment(moment: &Moment) -> String {
@@ -108,5 +119,23 @@ fn line(what: &str, text: &str) -> String {
     format!("{what:<12}{text}")
 }
 
-/// After so long a source is taken for silent, as a restore that takes over does.
-const SILENCE: Duration = Duration::from_secs(60);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fear: people take a source for dead, or alive, because its clock is not theirs.
+    #[test]
+    fn no_clock_says_whether_a_source_lives() {
+        let last = Moment { lsn: 7, time: "2026-01-02 03:04:05".to_owned() };
+        for (age_ms, told) in [
+            (3_600_000, "60 minutes ago by this machine's"),
+            (0, "0 seconds ago by this machine's"),
+            (-7_200_000, "2 hours ahead of this machine's"),
+        ] {
+            let line = dated(&last, age_ms);
+            assert!(line.contains("dated 2026-01-02 03:04:05 by its own clock"), "{line}");
+            assert!(line.contains(told) && line.contains("whether it lives shows"), "{line}");
+            assert!(!line.contains("silent") && !line.contains("lives:"), "{line}");
+        }
+    }
+}
