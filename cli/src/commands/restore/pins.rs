@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - What was pinned is unpinned however the restore ends, unless its process is killed; a later one into the same directory does it then.
+//! - Whoever else reads takes back what its own process has pinned, and nothing of others.
 //! - An archive that takes no records is read all the same, and the result of the restore says so.
 
 use murphy_backup::{Archive, Record, Registry, RegistryError};
@@ -39,13 +40,16 @@ impl<'a> Pins<'a> {
     /// meanwhile is found out by every reader.
     pub(super) fn take(restore: &Restore, runtime: &'a Runtime) -> Pins<'a> {
         let directory = std::path::absolute(&restore.directory).unwrap_or(restore.directory.clone());
-        Pins::of(&restore.archives, &format!("restore to {}", directory.display()), runtime)
+        let what = format!("restore to {}", directory.display());
+        Pins::held(&restore.archives, holder(&what, None), runtime)
     }
 
-    /// The same for somebody else who reads: `what` he does, in words.
+    /// The same for somebody else who reads: `what` he does, in words. Several may do the same at a time.
     pub(in crate::commands) fn of(archives: &[Archive], what: &str, runtime: &'a Runtime) -> Pins<'a> {
-        let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
-        let holder = format!("{what} on {}", host.trim());
+        Pins::held(archives, holder(what, Some(std::process::id())), runtime)
+    }
+
+    fn held(archives: &[Archive], holder: String, runtime: &'a Runtime) -> Pins<'a> {
         let mut pins = Pins { runtime, archives: Vec::new(), holder, unpinned: Vec::new() };
         for archive in archives {
             pins.pin(archive.clone());
@@ -90,5 +94,52 @@ impl Drop for Pins<'_> {
     }
 }
 
+/// Who reads, to people: `what` is done on this machine, by which process if it may be done by several at a time.
+fn holder(what: &str, process: Option<u32>) -> String {
+    let host = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let process = process.map(|id| format!(" by process {id}")).unwrap_or_default();
+    format!("{what}{process} on {}", host.trim())
+}
+
 /// Who this machine is, to people.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
+#[cfg(test)]
+mod tests {
+    use murphy_fs::StoreUrl;
+    use murphy_log::{BranchId, Epoch, EpochId, State, VolumeId};
+
+    use super::*;
+    use crate::{config::NodeConfig, places::create_archive};
+
+    /// The fear: of two who read at a time the first to end takes back the pin of the other, and what that reads is deleted; or what a restore
+    /// that was killed has pinned stays for good.
+    #[test]
+    fn a_reader_that_ends_takes_back_its_own_pin_and_none_of_another_process() {
+        let (folder, runtime) = (tempfile::tempdir().unwrap(), Runtime::new().unwrap());
+        let url: StoreUrl = format!("file://{}/a", folder.path().display()).parse().unwrap();
+        let (volume, branch) = (VolumeId::from_bytes([1; 16]), BranchId::from_bytes([2; 16]));
+        let config = NodeConfig::new(volume, branch, "v".to_owned(), url.clone());
+        let base = State::origin(Epoch { number: 1, id: EpochId::from_bytes([1; 16]) }).position;
+        let made = create_archive(&config, &url, false, base, SystemClock::new().wall());
+        let archive = runtime.block_on(made).unwrap();
+        let held =
+            |what, process| Pins::held(std::slice::from_ref(&archive), holder(what, process), &runtime);
+        let holders = || -> Vec<String> {
+            let mut registry = Registry::new(archive.clone());
+            let view = runtime.block_on(registry.refresh()).unwrap();
+            view.pins.values().map(|pin| pin.holder.clone()).collect()
+        };
+        let (first, second) = (held("dump to -", Some(7)), held("dump to -", Some(8)));
+        assert_eq!((holders().len(), first.unpinned().len()), (2, 0));
+        drop(first);
+        assert_eq!(holders(), [holder("dump to -", Some(8))]);
+        drop(second);
+        std::mem::forget(held("restore to /a", None));
+        assert_eq!(holders().len(), 1);
+        drop(held("restore to /a", None));
+        assert_eq!(holders(), Vec::<String>::new());
+        let own = Pins::of(std::slice::from_ref(&archive), "dump to -", &runtime);
+        assert!(own.holder.contains(&format!("process {}", std::process::id())), "{}", own.holder);
+    }
+}
