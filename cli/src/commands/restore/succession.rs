@@ -4,7 +4,8 @@
 //! - Every archive that the log names, as far as any archive holds the log, is read and sealed, or given up by its URL.
 //! - A restore asks no member. With `mirror=W` each one that holds a copy is given up by its id, or nothing happens.
 //! - What is printed before is what is done, or refused.
-//! - The source is watched from the look on that the plan was made with: what comes while people read it is a sign of life.
+//! - The source is watched from the look on that the plan was made with: what comes while people read it is a sign of life. What that look saw is
+//!   in the plan, as far as it can be read.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use murphy_backup::{
     Archive, Newest, RestoreError, RestorePlan, SILENCE, Silence, Successor, Watch, planned_rows, show_time,
 };
 use murphy_fs::{Fence, IndexSnapshot, MemberRow, MemberState, RowKey, Table};
-use murphy_log::{Clock, Epoch, LogTime, NodeId, Position, SystemClock};
+use murphy_log::{Clock, Epoch, LogTime, Lsn, NodeId, Position, SystemClock};
 use murphy_mirror::Identity;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -94,6 +95,8 @@ struct Looked {
     archives: Vec<Outlook>,
     source: Option<SourceOutlook>,
     watch: Option<Watch>,
+    /// Up to where an archive goes.
+    end: Option<Lsn>,
 }
 
 /// An attempt at the same directory that was cut short.
@@ -120,6 +123,7 @@ impl Restore {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let taker = Taker { config: &config, node: earlier.node, clock };
         let mut silent: Vec<Outlook> = Vec::new();
+        let mut plans: Vec<Lsn> = Vec::new();
         loop {
             let (plan, shared) = runtime.block_on(self.plan_with_shared())?;
             let is_open = |named: &&SharedArchive| {
@@ -134,6 +138,10 @@ impl Restore {
                 let position = plan.route.end;
                 let looks = self.outlooks(&taker, &earlier, position, &given_up);
                 let mut looked = runtime.block_on(looks)?;
+                plans.push(position.lsn);
+                if is_left_behind(&plans, looked.end) {
+                    continue;
+                }
                 looked.archives.extend(silent);
                 self.watch = looked.watch.take();
                 let name = shared.settings.name_or(self.first()?);
@@ -201,9 +209,10 @@ impl Restore {
             archives.push(taker.give_up(&shared).await);
         }
         let is_begun = answered.iter().any(|(_, held)| successor.has_sealed(held));
+        let end = answered.iter().map(|(_, held)| held.end.lsn).max();
         let watch = Watch::of(answered.iter().map(|(fence, held)| (fence, held)), Arc::clone(&taker.clock));
         let source = watch.newest().map(|newest| SourceOutlook::of(&newest, taker.clock.wall(), !is_begun));
-        Ok(Looked { archives, source, watch: (!is_begun).then_some(watch) })
+        Ok(Looked { archives, source, watch: (!is_begun).then_some(watch), end })
     }
 
     /// Returns once the source has been silent for long enough, since the plan was made. Nothing is waited for if an earlier attempt has shut it
@@ -440,6 +449,17 @@ impl MemberOutlook {
     }
 }
 
+/// Whether to plan again: archives go on to `end`, behind where the last of `plans` ends. What a look sees is no sign of life later, so nobody would
+/// miss it before the first seal. What no plan reaches cannot be read; a source that writes all the time is found out by the watch.
+fn is_left_behind(plans: &[Lsn], end: Option<Lsn>) -> bool {
+    let reached = match plans {
+        [.., before, last] if before >= last => return false,
+        [.., last] => *last,
+        [] => return true,
+    };
+    plans.len() < PLANS_MAX && end.is_some_and(|end| end > reached)
+}
+
 /// Refuses to go on without an archive that the source before has added since the plan was made.
 fn added_meanwhile(url: &str, kept: Option<&Path>) -> CliError {
     CliError::new(format!("{url} was added meanwhile")).hint(match kept {
@@ -451,13 +471,13 @@ fn added_meanwhile(url: &str, kept: Option<&Path>) -> CliError {
     })
 }
 
+/// So many plans are made while each look sees more.
+const PLANS_MAX: usize = 5;
 /// The command that names members and archives.
 const COMMAND: &str = "murphy restore --take-over";
 
 #[cfg(test)]
 mod tests {
-    use murphy_log::Lsn;
-
     use super::*;
 
     fn succession(ack: &str, members: Vec<MemberOutlook>, archives: Vec<Outlook>) -> Succession {
@@ -510,6 +530,24 @@ mod tests {
         let second = added_meanwhile("file:///a", Some(Path::new("/srv/.n.restoring"))).hint.unwrap();
         assert!(second.contains("sealed") && second.contains("/srv/.n.restoring"), "{second}");
         assert!(!second.contains("nothing was changed"), "{second}");
+    }
+
+    /// The fear: what came between the plan and the look is no sign of life and not restored, and the first seal is refused after hours of it.
+    #[test]
+    fn what_the_look_saw_beyond_the_plan_is_planned_for() {
+        let lsns = |plans: &[u64]| plans.iter().map(|lsn| Lsn::new(*lsn)).collect::<Vec<_>>();
+        for (plans, end, expected) in [
+            (&[7][..], Some(9), true),
+            (&[7], Some(7), false),
+            (&[7], None, false),
+            (&[7, 9], Some(9), false),
+            (&[7, 9], Some(12), true),
+            // It cannot be read: another plan would say the same.
+            (&[7, 7], Some(9), false),
+            (&[1, 2, 3, 4, 5], Some(9), false),
+        ] {
+            assert_eq!(is_left_behind(&lsns(plans), end.map(Lsn::new)), expected, "{plans:?} {end:?}");
+        }
     }
 
     #[test]
