@@ -1,4 +1,4 @@
-//! Proofs: the results of verifications and drills, kept in the archive that they are about.
+//! Proofs: the results of verifications and restores, kept in the archive that they are about.
 //!
 //! Invariants:
 //! - A proof is never changed. Two that end in the same nanosecond are one.

@@ -151,6 +151,8 @@ pub struct ShipHandle {
     began: Lsn,
     /// Whether an acknowledgement still waits for the archive to take something of this process.
     awaited: Arc<AtomicBool>,
+    /// The epoch in which it is shipped to, if it was given up when that began.
+    given_up_for: Option<Epoch>,
 }
 
 impl ShipHandle {
@@ -168,6 +170,19 @@ impl ShipHandle {
     #[must_use]
     pub fn for_entries_behind(self, lsn: Lsn) -> ShipHandle {
         ShipHandle { began: self.began.min(lsn), ..self }
+    }
+
+    /// The same for an archive that was given up when the source began epoch `own`.
+    #[must_use]
+    pub fn given_up_for(self, own: Epoch) -> ShipHandle {
+        ShipHandle { given_up_for: Some(own), ..self }
+    }
+
+    /// Whether it was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's: it is
+    /// lost to the source, which nobody has replaced by that.
+    pub fn is_lost(&self) -> bool {
+        let Some(own) = self.given_up_for else { return false };
+        matches!(&self.status.borrow().end, Some(ShipEnd::Fenced(sealed)) if sealed.next.number <= own.number)
     }
 
     /// What comes behind it this process was the first to write.
@@ -239,7 +254,7 @@ impl Shipper {
             parts: parts.clone(),
         });
         let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
-        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited };
+        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited, given_up_for: None };
         (Shipper { parts, status, wanted: waiting, task, minds_strays: true }, handle)
     }
 

@@ -21,7 +21,7 @@ use murphy_backup::{
     Archive, Boundary, NewBase, Proof, SaveCursor, ShipEnd, ShipHandle, check_continued_by, write_base,
 };
 use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
-use murphy_log::{Clock, Epoch, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
+use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -64,8 +64,6 @@ struct Shipped {
     shared: SharedArchive,
     /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
     is_removed: bool,
-    /// Whether it was given up when this node took over: whoever has sealed it for an epoch of the same number has not replaced this node.
-    is_given_up: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// The entry that names it does not come behind that.
@@ -140,13 +138,12 @@ impl Archives {
         let is_given_up = config.archives_given_up.contains(&shared.url);
         // Entries may be decided, and wait to be acknowledged, before the archive is open.
         let began = self.context.log.tail().position.lsn;
-        let to = (shared.clone(), url.clone());
-        let shipping = shipping::ship(Arc::clone(&self.context), to, began, Arc::clone(&state));
+        let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
+        let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
         self.shipped().push(Shipped {
             shared,
             is_removed: false,
-            is_given_up,
             url,
             state,
             named: began,
@@ -241,15 +238,13 @@ impl Archives {
 
     /// How each archive does.
     pub(crate) fn status(&self) -> Vec<ArchiveStatus> {
-        let own = self.context.volume.state().position.epoch;
         let now = self.context.clock.wall();
-        self.shipped().iter().map(|shipped| shipped.status(own, now)).collect()
+        self.shipped().iter().map(|shipped| shipped.status(now)).collect()
     }
 
     /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
     pub(crate) fn fenced(&self) -> Option<(Sealed, String)> {
-        let own = self.context.volume.state().position.epoch;
-        self.shipped().iter().filter(|shipped| !shipped.is_lost(own)).find_map(|shipped| {
+        self.shipped().iter().filter(|shipped| !shipped.is_lost()).find_map(|shipped| {
             let state = shipped.state();
             match state.handle.as_ref()?.status().end {
                 Some(ShipEnd::Fenced(sealed)) => {
@@ -306,12 +301,12 @@ impl Archives {
 
     /// Those of `archives` that are not known to hold everything up to `lsn`, by URL, and why.
     pub(crate) fn lacking(&self, lsn: Lsn, archives: &[SharedArchive]) -> Vec<(String, String)> {
-        let (shipped, own) = (self.shipped(), self.context.volume.state().position.epoch);
+        let shipped = self.shipped();
         let lacks = |shared: &SharedArchive| {
             let Some(found) = shipped.iter().find(|one| one.shared.url == shared.url) else {
                 return Some((shared.url.clone(), "it is not shipped to".to_owned()));
             };
-            let status = found.status(own, self.context.clock.wall());
+            let status = found.status(self.context.clock.wall());
             let why = status.error.unwrap_or_else(|| format!("it is at lsn {}", status.lsn));
             (status.lsn < lsn.get()).then(|| (shared.url.clone(), why))
         };
@@ -358,17 +353,13 @@ impl Shipped {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it was given up when this node, which leads in `own`, took over, and somebody has sealed it for an epoch that does not come behind
-    /// that: it is lost to this node, which nobody has replaced by that.
-    fn is_lost(&self, own: Epoch) -> bool {
-        let state = self.state();
-        let end = state.handle.as_ref().and_then(|handle| handle.status().end);
-        let is_foreign = |end| matches!(end, ShipEnd::Fenced(sealed) if sealed.next.number <= own.number);
-        self.is_given_up && end.is_some_and(is_foreign)
+    /// Whether it is another one's since it was given up: see [`ShipHandle::is_lost`].
+    fn is_lost(&self) -> bool {
+        self.state().handle.as_ref().is_some_and(ShipHandle::is_lost)
     }
 
-    fn status(&self, own: Epoch, now: LogTime) -> ArchiveStatus {
-        let is_lost = self.is_lost(own);
+    fn status(&self, now: LogTime) -> ArchiveStatus {
+        let is_lost = self.is_lost();
         let state = self.state();
         let mut status = ArchiveStatus {
             url: self.shared.url.clone(),

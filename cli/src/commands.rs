@@ -16,6 +16,7 @@ pub(crate) mod load;
 pub(crate) mod member;
 pub(crate) mod mount;
 pub(crate) mod promote;
+mod removal;
 pub(crate) mod restore;
 pub(crate) mod serve;
 mod source;

@@ -68,8 +68,7 @@ impl ByArchives {
     fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
         let Some(archives) = self.archives.upgrade() else { return Default::default() };
         let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
-        let own = archives.context.volume.state().position.epoch;
-        for shipped in archives.shipped().iter().filter(|shipped| !shipped.is_lost(own)) {
+        for shipped in archives.shipped().iter().filter(|shipped| !shipped.is_lost()) {
             let domain = shipped.url.failure_domain().to_string();
             let may =
                 !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);

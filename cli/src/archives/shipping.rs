@@ -16,13 +16,20 @@ use super::{
     SharedArchive, ShipHandle, ShipState, StoreUrl, cursor, failed, open_archive, write_base,
 };
 
-/// Ships until the node ends or it cannot go on for good. What comes behind `began` this process has written.
-pub(super) async fn ship(
-    context: Arc<Context>,
-    (shared, url): (SharedArchive, StoreUrl),
-    began: Lsn,
-    state: Arc<Mutex<ShipState>>,
-) {
+/// Where to.
+pub(super) struct Destination {
+    pub(super) shared: SharedArchive,
+    /// How this node reaches it.
+    pub(super) url: StoreUrl,
+    /// Whether it was given up when this node took over: whoever has sealed it for an epoch of the same number has not replaced this node.
+    pub(super) is_given_up: bool,
+    /// What comes behind it this process has written.
+    pub(super) began: Lsn,
+}
+
+/// Ships until the node ends or it cannot go on for good.
+pub(super) async fn ship(context: Arc<Context>, to: Destination, state: Arc<Mutex<ShipState>>) {
+    let Destination { shared, url, is_given_up, began } = to;
     let note = |error: Option<String>| {
         state.lock().unwrap_or_else(PoisonError::into_inner).error = error;
     };
@@ -44,12 +51,13 @@ pub(super) async fn ship(
         tracing::warn!(url = shared.url, %error, "the archive is walked from its beginning");
         None
     });
+    let epoch = context.volume.state().position.epoch;
     let parts = ShipperParts {
         archive: archive.clone(),
         log: Arc::clone(&context.log),
         packs: Arc::clone(&context.packs),
         node: context.node,
-        epoch: context.volume.state().position.epoch,
+        epoch,
         known,
         cursor: Arc::new(cursor),
         clock: Arc::clone(&context.clock),
@@ -58,6 +66,7 @@ pub(super) async fn ship(
     };
     let (shipper, handle) = Shipper::new(parts);
     let handle = handle.for_entries_behind(began);
+    let handle = if is_given_up { handle.given_up_for(epoch) } else { handle };
     let snapshots = handle.clone();
     state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
     tokio::select! {

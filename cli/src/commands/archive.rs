@@ -12,7 +12,11 @@ use murphy_backup::{StrayKind, show_time};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{format::parse_url, source::node_of};
+use super::{
+    format::parse_url,
+    removal::{Agreement, unheard},
+    source::node_of,
+};
 use crate::{
     archives::Abandoning,
     control::{ArchiveRemoval, Request},
@@ -94,12 +98,8 @@ struct RemoveArgs {
     /// whoever takes over through it all the same does not know of this node any more
     #[arg(long)]
     assume_lost: bool,
-    /// Only print the plan
-    #[arg(long)]
-    dry_run: bool,
-    /// The volume's name, instead of asking for it
-    #[arg(long, value_name = "NAME")]
-    confirm: Option<String>,
+    #[command(flatten)]
+    agreement: Agreement,
 }
 
 #[derive(clap::Args, Debug)]
@@ -191,27 +191,18 @@ fn remove(args: &RemoveArgs, output: &Output) -> Result<(), CliError> {
         serve::ask(&directory, &Request::ArchiveRemove(order), output, |_| Ok(()))
     };
     let plan = ask(true, false)?;
-    if args.dry_run {
-        return output.data(&plan, plan_text);
+    match args.agreement.to(&plan, "it is shipped to no longer", output)? {
+        Some(agreed) => output.data(&ask(false, agreed)?, kept_for),
+        None => Ok(()),
     }
-    let effect = "it is shipped to no longer";
-    let agreed = output.agree(&plan, args.confirm.as_deref(), effect)?;
-    output.data(&ask(false, agreed)?, kept_for)
-}
-
-fn plan_text(plan: &Value) -> String {
-    plan["text"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Who still looks for an archive that was removed.
 fn kept_for(removed: &Value) -> String {
-    let untold: Vec<&str> =
-        removed["not_known_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if untold.is_empty() {
-        return String::new();
-    }
-    format!(
-        "not heard of yet by {}: keep the archive until then; one that takes over before looks for it, and finds there which others there are",
-        untold.join(", ")
-    )
+    let kept = |untold| {
+        format!(
+            "not heard of yet by {untold}: keep the archive until then; one that takes over before looks for it, and finds there which others there are"
+        )
+    };
+    unheard(removed).map_or_else(String::new, kept)
 }

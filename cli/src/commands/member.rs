@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::source::node_of;
+use super::{
+    removal::{Agreement, unheard},
+    source::node_of,
+};
 use crate::{
     control::{MemberRemoval, Request},
     error::{CliError, Code, failed},
@@ -54,12 +57,8 @@ enum MemberCommand {
         /// They are gone for good: give up what only they have acknowledged, and remove them also if too few mirrors are left for fsync
         #[arg(long)]
         assume_lost: bool,
-        /// Only print the plan
-        #[arg(long)]
-        dry_run: bool,
-        /// The volume's name, instead of asking for it
-        #[arg(long, value_name = "NAME")]
-        confirm: Option<String>,
+        #[command(flatten)]
+        agreement: Agreement,
     },
 }
 
@@ -75,19 +74,15 @@ pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> 
                 output.note("This volume has no member: murphy invite makes a token for one");
             }
         }
-        MemberCommand::Remove { directory, nodes, assume_lost, dry_run, confirm } => {
+        MemberCommand::Remove { directory, nodes, assume_lost, agreement } => {
             let directory = node_of(directory)?;
             let order = |dry_run, confirmed| {
                 let (nodes, assume_lost) = (nodes.clone(), *assume_lost);
                 Request::MemberRemove(MemberRemoval { nodes, assume_lost, dry_run, confirmed })
             };
             let plan = serve::ask(&directory, &order(true, false), output, |_| Ok(()))?;
-            if *dry_run {
-                output.data(&plan, |plan| plan["text"].as_str().unwrap_or_default().to_owned())?;
-                return Ok(Code::Done);
-            }
             let effect = "what only they have acknowledged is given up";
-            let agreed = output.agree(&plan, confirm.as_deref(), effect)?;
+            let Some(agreed) = agreement.to(&plan, effect, output)? else { return Ok(Code::Done) };
             serve::ask(&directory, &order(false, agreed), output, |removed| output.data(&removed, told))?;
         }
     }
@@ -97,14 +92,10 @@ pub(crate) fn run(args: &MemberArgs, output: &Output) -> Result<Code, CliError> 
 fn told(removed: &Value) -> String {
     let node = removed["removed"].as_str().unwrap_or_default();
     let mut lines = vec![format!("removed {node} at lsn {}", removed["lsn"])];
-    let untold: Vec<&str> =
-        removed["not_known_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if !untold.is_empty() {
-        lines.push(format!(
-            "not heard of yet by {}: until then they would still answer it",
-            untold.join(", ")
-        ));
-    }
+    let untold = unheard(removed);
+    lines.extend(
+        untold.map(|who| format!("not heard of yet by {who}: until then they would still answer it")),
+    );
     if let Some(waits) = removed["waits"].as_str() {
         lines.push(format!("fsync waits for {waits}: it fails until another one joins"));
     }

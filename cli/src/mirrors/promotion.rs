@@ -83,7 +83,7 @@ impl Mirroring {
             return self.outlook(&replica, &settings, &given_up);
         }
         self.wait_for_silence()?;
-        self.check_tree()?;
+        self.check_tree(true)?;
         self.wait_for_bytes(&replica);
         // A mirror that is not served shows only what it held when it was opened.
         self.volume.follow().map_err(failed)?;
@@ -143,7 +143,7 @@ impl Mirroring {
         let outlooks = self.runtime.block_on(look);
         let plan = self.plan(&request, replica)?;
         let mut said = described(&plan, &settings.name, self.hears_source(), (&request, self.ack_note()?));
-        let lines = outlooks.iter().map(Outlook::line).chain([self.check_tree()?]);
+        let lines = outlooks.iter().map(Outlook::line).chain([self.check_tree(false)?]);
         said["text"] = json!([plan.to_string()].into_iter().chain(lines).collect::<Vec<_>>().join("\n"));
         said["archives"] = json!(outlooks);
         Ok(said)

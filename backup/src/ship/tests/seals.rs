@@ -104,3 +104,35 @@ async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every
     let refused = acknowledger.acknowledged(lsn, LONG).await;
     assert!(matches!(refused, Err(AcknowledgeError::Fenced(_))), "{refused:?}");
 }
+
+/// The fear: an archive that was given up comes back as another one's while an fsync waits for the others, and the fsync fails.
+#[tokio::test]
+async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_one() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    let store = FaultyStore::new();
+    let other = testing::archive(&store).await;
+    append(&log, &source.frames(5, 3));
+    let own = Epoch { number: 2, id: EpochId::from_bytes([7; 16]) };
+    let base = source.state().position;
+    let mut handles = Vec::new();
+    for archive in [&archive, &other] {
+        let (shipper, handle) = Shipper::new(ShipperParts { epoch: own, ..parts(archive, &source, &log) });
+        tokio::spawn(shipper.run());
+        handle.archived(base.lsn).await.unwrap();
+        handles.push(handle);
+    }
+    let given_up = handles[0].clone().given_up_for(own);
+    seal(&archive, base, later(2)).await;
+    store.fail("log/", Fault::PutFails, usize::MAX);
+    let mut successor = source.taken_over(own);
+    log.claim(own).unwrap();
+    append(&log, &successor.frames(5, 3));
+    let lsn = successor.state().position.lsn;
+    let acknowledger = ArchiveAcknowledger::new(vec![given_up.clone(), handles[1].clone()]);
+    let acknowledged = tokio::spawn(async move { acknowledger.acknowledged(lsn, LONG).await });
+    let fenced = given_up.archived(lsn).await;
+    assert!(matches!(fenced, Err(Some(ShipEnd::Fenced(_)))), "{fenced:?}");
+    assert!(given_up.is_lost() && !handles[0].is_lost());
+    store.heal();
+    acknowledged.await.unwrap().unwrap();
+}

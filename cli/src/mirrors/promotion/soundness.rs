@@ -9,11 +9,17 @@ use std::time::Duration;
 use murphy_log::{Clock, SystemClock};
 
 use super::Mirroring;
-use crate::{check::compare_index, error::CliError, node::index_directory, scrub_notes, units::span_text};
+use crate::{
+    check::compare_index,
+    error::CliError,
+    scrub_notes::{self, ScrubNote},
+    units::span_text,
+};
 
 impl Mirroring {
     /// Compares the tree with the log, as far as the time reaches, and says what is known. Refuses a tree that differs.
-    pub(super) fn check_tree(&self) -> Result<String, CliError> {
+    /// With `noted` the next start of the node knows of it.
+    pub(super) fn check_tree(&self, noted: bool) -> Result<String, CliError> {
         let clock = SystemClock::new();
         let snapshot = self.volume.index_snapshot();
         let compared = compare_index(&*snapshot, &self.keys, &mut || clock.monotonic() < COMPARE_MAX)?;
@@ -29,13 +35,17 @@ impl Mirroring {
             (None, None) => (None, format!("{NOT_NOW}, and never was: murphy fsck does it")),
         };
         let Some(differs) = differs else { return Ok(said) };
-        let index = index_directory(&self.directory);
-        Err(CliError::new(format!("the tree of this mirror is damaged: {differs}")).hint(format!(
-            "stop this node if it is served, delete {}, and run it again: the index is made anew from the log",
-            index.display()
-        )))
+        if noted {
+            let lsn = snapshot.state().map_or(0, |state| state.position.lsn.get());
+            let (ended, index) = (clock.wall().as_nanos(), Some(differs.clone()));
+            let took_ms = u64::try_from(clock.monotonic().as_millis()).unwrap_or(u64::MAX);
+            scrub_notes::save(&self.directory, &ScrubNote { lsn, ended, took_ms, index, log: None })?;
+        }
+        Err(CliError::new(format!("the tree of this mirror is damaged: {differs}")).hint(MADE_ANEW))
     }
 }
 
 const COMPARE_MAX: Duration = Duration::from_secs(10);
 const NOT_NOW: &str = "its tree is too large to be compared with its log within 10 s";
+/// Nobody is told to delete the index: its log may be damaged too, and is to be mended before.
+const MADE_ANEW: &str = "stop this node if it is served, and run it again without --dry-run: what a promotion or a scrub has found is known to the next start, which reads all of the log, mends it from whoever has it, and makes the index anew";
