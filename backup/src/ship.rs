@@ -254,7 +254,8 @@ impl Shipper {
             parts: parts.clone(),
         });
         let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
-        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited, given_up_for: None };
+        let handle =
+            ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited, given_up_for: None };
         (Shipper { parts, status, wanted: waiting, task, minds_strays: true }, handle)
     }
 

@@ -141,15 +141,7 @@ impl Archives {
         let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped {
-            shared,
-            is_removed: false,
-            url,
-            state,
-            named: began,
-            noted,
-            task,
-        });
+        self.shipped().push(Shipped { shared, is_removed: false, url, state, named: began, noted, task });
         Ok(())
     }
 

@@ -44,7 +44,9 @@ pub async fn take_over_at(
         alive = alive.or_else(|| still_silent(silence, place, &standing.held).err());
         is_begun |= successor.has_sealed(&standing.held);
         is_settled |= standing.is_settled;
-        ahead = ahead.or(standing.is_ahead.then(|| over.behind(place, &standing)));
+        if standing.is_ahead && ahead.is_none() {
+            ahead = Some(over.behind(place, &standing).await);
+        }
     }
     // Who sealed and was given up may have shut the source out of a place that it does not reach, and of no other one.
     if let Some(alive) = alive.filter(|_| !is_begun) {
@@ -117,7 +119,7 @@ impl RestoredTakeOver<'_> {
             let standing = self.look(place).await?;
             let end = standing.held.end;
             if standing.is_ahead && !is_settled {
-                return Err(self.behind(place, &standing));
+                return Err(self.behind(place, &standing).await);
             }
             // What it lacks then is carried over, once every place is sealed.
             if standing.is_sealed {
@@ -267,9 +269,13 @@ impl RestoredTakeOver<'_> {
         }
     }
 
-    fn behind(&self, place: &ArchiveFence, standing: &PlaceStanding) -> TakeOverError {
+    /// What to say of a place that goes on behind the base: whoever restores again reads that too, if anything leads there.
+    async fn behind(&self, place: &ArchiveFence, standing: &PlaceStanding) -> TakeOverError {
         let (url, last) = (place.place().to_owned(), standing.held.end.lsn);
-        TakeOverError::Behind { url, last, base: self.base.lsn }
+        match self.check_continued(place, last).await {
+            Ok(()) => TakeOverError::Behind { url, last, base: self.base.lsn },
+            Err(error) => error,
+        }
     }
 }
 

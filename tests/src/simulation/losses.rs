@@ -127,7 +127,7 @@ impl World {
         (0..self.hosts.len()).filter(|other| *other != host).any(suffices)
     }
 
-    /// Restores the node of `host`, which is gone, and lets it take over; again until it succeeds.
+    /// Restores the node of `host`, which is gone, and lets it take over; again until it succeeds, or nothing is left to restore from.
     fn restore_later(self: &Arc<Self>, host: usize) {
         if std::mem::replace(&mut self.hosts[host].lock().starting, true) {
             return;
@@ -136,11 +136,13 @@ impl World {
         tokio::spawn(async move {
             let node = world.hosts[host].lock().disk.node.reborn();
             world.hosts[host].lock().disk.node = node;
-            let mut left_out = BTreeSet::new();
-            for _ in 0..RESTORES_MAX {
+            let (mut left_out, mut interruptions) = (BTreeSet::new(), 0);
+            while world.is_anything_left().await {
                 world.stage().pause(1000, 9000).await;
                 // People, too, are interrupted.
-                let at_most = if world.stage().once_in(4) { world.stage().ms(0, 400) } else { RESTORE_MAX };
+                let is_interrupted = interruptions < INTERRUPTIONS_MAX && world.stage().once_in(4);
+                interruptions += u32::from(is_interrupted);
+                let at_most = if is_interrupted { world.stage().ms(0, 400) } else { RESTORE_MAX };
                 let seen = tokio::time::timeout(RESTORE_MAX, world.watch_source(host, node, &left_out)).await;
                 let restored = match seen.unwrap_or_else(|_| Err("it watches for ever".to_owned())) {
                     Ok(silence) => {
@@ -154,19 +156,32 @@ impl World {
                     Ok(()) => return world.start(host).await,
                     Err(why) => {
                         world.stage().note(format!("host {host}: is not restored: {why}"));
-                        // What it lacks is nowhere any more: the next order does not name it.
-                        let lacks = why.contains("cannot be brought up");
-                        let lagging = world
-                            .ground
-                            .every_archive()
-                            .into_iter()
-                            .find(|known| why.starts_with(&known.name));
-                        left_out.extend(lagging.filter(|_| lacks).map(|account| account.name.clone()));
+                        left_out.extend(world.left_out_after(&why));
                     }
                 }
             }
+            world.stage().count("nodes of which nothing is left");
             world.hosts[host].lock().starting = false;
         });
+    }
+
+    /// Whether an archive is there from which all that it got can be restored.
+    async fn is_anything_left(&self) -> bool {
+        for account in self.ground.every_archive() {
+            let is_harmed = account.is_gone() || account.is_damaged();
+            if !is_harmed && (!self.is_late(&account) || has_snapshot(&account).await) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What the next order does not name, after a refusal that names it: nobody has what it lacks, or what it had.
+    fn left_out_after(&self, why: &str) -> Option<String> {
+        let says = ["cannot be brought up", "no other archive has", "nobody has", "is damaged"];
+        let every = self.ground.every_archive();
+        let named = every.into_iter().find(|account| why.contains(&account.name))?;
+        says.iter().any(|said| why.contains(said)).then(|| named.name.clone())
     }
 
     /// `murphy restore --take-over` with every archive that is not gone or left out.
@@ -310,6 +325,15 @@ struct Restored {
     packs: PackReport,
 }
 
+/// Whether an archive that was added has what it begins with.
+pub(super) async fn has_snapshot(account: &Account) -> bool {
+    account
+        .names()
+        .await
+        .iter()
+        .any(|name| name.as_ref().contains("/snapshots/") && name.as_ref().ends_with("manifest.json"))
+}
+
 /// The own store of a node that is restored.
 fn blocks_in(objects: Arc<InMemory>) -> Arc<dyn BlockStore> {
     Arc::new(ObjectBlockStore::new(objects as _, Path::from("blocks"), "the new store".to_owned()))
@@ -342,5 +366,5 @@ async fn restore_newest(
 }
 
 /// So often people try, with pauses of some seconds.
-const RESTORES_MAX: u32 = 60;
+const INTERRUPTIONS_MAX: u32 = 3;
 const RESTORE_MAX: Duration = Duration::from_secs(120);

@@ -16,6 +16,7 @@ use super::{
     Level,
     client::compare,
     judge::Certain,
+    losses::has_snapshot,
     restores,
     shipping::Shipped,
     world::{Host, World},
@@ -60,7 +61,7 @@ impl World {
         }
     }
 
-    /// A single node that was replaced by nobody cannot come back by itself, unless somebody restores it.
+    /// A single node that was replaced by nobody cannot come back by itself, unless somebody restores it: as long as anything is left to restore from.
     fn is_over(&self) -> bool {
         let is_lost = |home: &Mutex<Host>| {
             let home = home.lock();
@@ -111,8 +112,7 @@ impl World {
             return behind;
         }
         for one in shipped.iter().filter(|one| self.is_late(&one.account) && !self.is_excused(one)) {
-            let names = one.account.names().await;
-            if !names.iter().any(|name| name.as_ref().contains("/snapshots/")) {
+            if !has_snapshot(&one.account).await {
                 return Some(format!("{} has no snapshot to begin with", one.account.name));
             }
         }

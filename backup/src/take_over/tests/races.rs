@@ -156,19 +156,27 @@ async fn an_archive_that_begins_where_another_one_ends_is_asked_again() {
     }
 }
 
-/// Entries between what the log has and what an archive holds are gone: that is said before anything is sealed.
+/// Entries between what the log, or a restore, has and what an archive holds are gone: that is said before anything is sealed. The fear: whoever
+/// restores is told to try again, for ever; also by an archive that was begun and holds nothing.
 #[tokio::test]
 async fn an_archive_behind_a_gap_is_not_left_behind_silently() {
-    let mut world = World::new(&[6], 6).await;
-    let frames = world.frames();
-    let later = FaultyStore::new();
-    let made = Descriptor { base: frames[8].position(), ..descriptor() };
-    world.archives.push(Archive::create(later.archive_store(), made).await.unwrap());
-    put(&later, &frames[9..12]).await;
-    world.stores.push(later);
-    let refused = world.promote(&[]).await.unwrap_err();
-    assert!(matches!(refused, TakeOverError::Gap { .. }), "{refused}");
-    assert!(world.sealers().await.is_empty());
+    for is_empty in [true, false] {
+        let mut world = World::new(&[6], 6).await;
+        let frames = world.frames();
+        let later = FaultyStore::new();
+        let made = Descriptor { base: frames[8].position(), ..descriptor() };
+        world.archives.push(Archive::create(later.archive_store(), made).await.unwrap());
+        if !is_empty {
+            put(&later, &frames[9..12]).await;
+        }
+        world.stores.push(later);
+        let refused = world.promote(&[]).await.unwrap_err();
+        assert!(matches!(refused, TakeOverError::Gap { .. }), "{refused}");
+        let (fences, _) = world.restored().await;
+        let refused = world.take_over_restored(&fences, frames[5].position()).await.unwrap_err();
+        assert!(matches!(refused, TakeOverError::Gap { .. }), "{refused}");
+        assert!(world.sealers().await.is_empty());
+    }
 }
 
 /// What somebody carried over behind its seal is what this mirror has from the source before: there is nothing that has lost. Nothing of the

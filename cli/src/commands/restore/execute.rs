@@ -345,6 +345,9 @@ impl Restore {
                 TakeOverError::Fence { ref url, error: FenceError::Unavailable { .. } } => format!(
                     "run it again with the same DIR: it goes on with {unfinished}; without that archive, --assume-lost '{url}' gives it up, with whatever only it holds"
                 ),
+                TakeOverError::Lags { ref url, .. } | TakeOverError::Gap { ref url, .. } => format!(
+                    "name an archive that has those entries as well, if there is one; --assume-lost '{url}' gives this one up, with whatever only it holds"
+                ),
                 TakeOverError::Behind { .. } => {
                     format!("run it again with the same DIR: it goes on with {unfinished} and reads that too")
                 }
