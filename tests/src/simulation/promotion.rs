@@ -489,6 +489,7 @@ impl TakeOver for Acts<'_> {
     fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
         Box::pin(async move {
             self.parts.gate.pass().await;
+            self.places.look(&self.successor).await.map_err(|error| error.to_string())?;
             self.parts.replica.promise(epoch).map_err(|error| error.to_string())?;
             let state = self.places.fetch(&self.successor).await.map_err(|error| error.to_string())?;
             self.shown(state).await;

@@ -113,6 +113,8 @@ impl TakeOver for Acts {
     fn promise(&self, epoch: Epoch) -> BoxFuture<'_, Result<Standing, String>> {
         let replica = Arc::clone(&self.replica);
         Box::pin(async move {
+            // A promise is not taken back, and would end a source that only an archive knows of: what an archive refuses is refused before.
+            self.places.log.look(&self.successor).await.map_err(|error| error.to_string())?;
             murphy_log::aside(move || replica.promise(epoch)).await.map_err(|error| error.to_string())?;
             let state = self.places.log.fetch(&self.successor).await.map_err(|error| error.to_string())?;
             self.mirroring.shown(state).await?;
