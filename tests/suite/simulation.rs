@@ -65,12 +65,16 @@ fn a_seed_is_the_same_world_twice() {
 /// - 1779: a restore that took over and called a pack lost that its own store had, when it brought up an archive;
 /// - 66, 862: a source that was promoted, and ended by the promise of a promotion that had come to nothing before;
 /// - 7593: a source that was replaced by one that is lost, and goes on beside the next one;
-/// - 5554, 8585: people who wanted to add an archive where an fsync waited for one whose account was gone.
+/// - 5554, 8585: people who wanted to add an archive where an fsync waited for one whose account was gone;
+/// - 16520: the same, where it waited for one that nobody can open;
+/// - 964: an archive that was begun and never finished, and with which a restore was to run again for ever;
+/// - 2040: people who gave up no archive that nobody can bring up;
+/// - 14326: a mirror that promised an epoch before it asked the archives, which knew of another source, and ended that one.
 #[test]
 fn a_world_that_broke_a_promise_once_keeps_it() {
     let seeds = [
         7299, 4051, 3637, 4160, 5499, 6747, 9217, 10284, 11878, 12958, 229, 4110, 5067, 7042, 5960, 301,
-        4212, 876, 4226, 10681, 17939, 3469, 1779, 66, 862, 7593, 5554, 8585,
+        4212, 876, 4226, 10681, 17939, 3469, 1779, 66, 862, 7593, 5554, 8585, 16520, 964, 2040, 14326,
     ];
     for seed in seeds.map(|seed: u64| seed.to_string()) {
         let (output, said) = simulate(&["--first-seed", &seed, "--seeds", "1"]);

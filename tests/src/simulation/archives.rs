@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Nothing is taken out unless the source says that it cannot go on with it: it shows another source, somebody has sealed it who never led, or it
-//!   ends before the log begins. Then one whose account is gone for ever goes with it, if nothing else is left that could acknowledge.
+//!   ends before the log begins. Then one whose account is gone for ever, or that nobody can open, goes with it, if nothing else is left that could
+//!   acknowledge.
 //! - What was the last one, or ends before the log begins, is replaced by one in another account, which begins with a snapshot of now.
 
 use std::{
@@ -96,7 +97,8 @@ impl World {
         };
         // Nothing is acknowledged before another one is added, and that is not added while an fsync waits for one that is gone for ever.
         let lacks = self.ground.level == Level::Archive && self.lacks_archive.load(Ordering::Relaxed);
-        let are_all_gone = lacks && archives.iter().all(|one| one.account.is_gone());
+        let is_unreadable = |one: &Shipped| one.account.is_damaged() && one.handle.lock().is_none();
+        let are_all_gone = lacks && archives.iter().all(|one| one.account.is_gone() || is_unreadable(one));
         let found = archives.iter().find(is_in_the_way).or(archives.first().filter(|_| are_all_gone))?;
         Some((shipping, Arc::clone(found)))
     }
