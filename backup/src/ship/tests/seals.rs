@@ -9,7 +9,7 @@ fn later(number: u32) -> Epoch {
 }
 
 async fn seal(archive: &Archive, base: Position, next: Epoch) {
-    let fence = ArchiveFence::new(archive.clone(), PROMOTER, Arc::new(SystemClock::new()), None);
+    let fence = ArchiveFence::new(archive.clone(), PROMOTER, Arc::new(TestClock::new()), None);
     fence.seal(base, next).await.unwrap();
 }
 
@@ -21,7 +21,7 @@ fn assert_shut(end: &ShipEnd, base: Position) {
 
 /// The fear: one who never led has sealed an archive that was given up, and the source that holds more asks it for ever, without a word of what
 /// people can do; or takes the seal for one that ends its own epoch.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_comes_behind_the_seal_of_one_who_never_led_ends_shipping_and_no_acknowledging() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let other = testing::archive(&FaultyStore::new()).await;
@@ -52,7 +52,7 @@ async fn what_comes_behind_the_seal_of_one_who_never_led_ends_shipping_and_no_ac
 }
 
 /// The fear: the seal of an attempt that came to nothing, in an archive that did not answer then, ends the source that leads a later epoch.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_of_one_who_never_led_is_passed_where_the_source_has_nothing_behind_it() {
     for is_there_before in [false, true] {
         let Scene { archive, mut source, log, .. } = Scene::new().await;
@@ -81,7 +81,7 @@ async fn a_seal_of_one_who_never_led_is_passed_where_the_source_has_nothing_behi
 }
 
 /// The fear: one archive says who leads now, and the source goes on acknowledging through another one.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every_other() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let other = testing::archive(&FaultyStore::new()).await;
@@ -106,7 +106,7 @@ async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every
 }
 
 /// The fear: an archive that was given up comes back as another one's while an fsync waits for the others, and the fsync fails.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_one() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let store = FaultyStore::new();
