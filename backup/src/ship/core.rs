@@ -445,9 +445,9 @@ impl Core {
     }
 }
 
-/// The pause after the first failure of a job; it doubles with each.
 /// A log that could not be read is read again after so long.
 const READ_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after the first failure of a job; it doubles with each.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_DOUBLINGS: u32 = 8;
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

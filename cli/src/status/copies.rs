@@ -119,6 +119,16 @@ pub(crate) struct MirrorStatus {
 }
 
 impl MirrorStatus {
+    pub(super) fn text(&self) -> String {
+        let domains = match self.domains.is_empty() {
+            true => String::new(),
+            false => format!(", in {}", self.domains.join(" and ")),
+        };
+        format!("{}: lsn {}, data {}{domains}", self.node, self.metadata_lsn, self.data_lsn)
+    }
+}
+
+impl MirrorStatus {
     /// Whether its copy is there when everything in the failure domain `lost` is gone. One that has not said where it is counts for nothing.
     pub(super) fn survives(&self, lost: &str) -> bool {
         let is_elsewhere = !self.domains.is_empty() && self.domains.iter().all(|domain| domain != lost);
