@@ -11,8 +11,8 @@ use murphy_fs::{
     PackFetcher, RowKey, SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
-    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Origin, Scrub,
-    State, SystemClock, VolumeId, VolumeKeys,
+    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Scrub, State,
+    SystemClock, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
@@ -171,9 +171,6 @@ pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions 
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
     if scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some()) {
         options.scrub = Scrub::Everything;
-    }
-    if config.role == Role::Mirror {
-        options.frames = Origin::Elsewhere;
     }
     options
 }

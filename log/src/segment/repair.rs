@@ -9,7 +9,7 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    Behind, Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
+    Behind, Marks, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
     segment_name,
 };
 use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
@@ -33,10 +33,10 @@ impl Place<'_> {
         // What a crash leaves of it is removed at the next opening.
         let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
         let failed = |error: io::Error| OpenError::io(&copy, &error);
-        let file = self.files.create(&copy).map_err(failed)?;
+        let file = self.files.create_private(&copy).map_err(failed)?;
         file.write_at(0, &header.encode()).map_err(failed)?;
-        let mut out =
-            Copy { file: &*file, path: &copy, written: SEGMENT_HEADER_BYTES as u64, state: header.base };
+        let (marks, written) = (header.marks(), SEGMENT_HEADER_BYTES as u64);
+        let mut out = Copy { file: &*file, path: &copy, marks, written, state: header.base };
         out.append(early, &header, target)?;
         let scan = segments.contains(&first).then(|| self.scan(&header)).transpose()?;
         let filled = self.fill(scan, &header, target, &mut out, fetch);
@@ -170,6 +170,7 @@ fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
 struct Copy<'a> {
     file: &'a dyn SegmentFile,
     path: &'a PathBuf,
+    marks: Marks,
     written: u64,
     state: State,
 }
@@ -191,7 +192,7 @@ impl Copy<'_> {
             if frame.header().follows(&after).is_err() {
                 return Err(RepairError::Other { lsn: after.lsn });
             }
-            let mut group = Mark { after: after.lsn }.encode().to_vec();
+            let mut group = self.marks.encode(self.written, after.lsn).to_vec();
             group.extend_from_slice(frame.bytes());
             let written = self.file.write_at(self.written, &group);
             written.map_err(|error| OpenError::io(self.path, &error))?;
