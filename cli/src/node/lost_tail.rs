@@ -276,7 +276,7 @@ fn mended(
             asked.frames(None, after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
         };
         DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
-        tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
+        tracing::warn!("{} was damaged, and was mended", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }

@@ -1,7 +1,8 @@
 //! Mending a segment: frames that are damaged or missing are replaced by the same frames from elsewhere.
 //!
 //! Invariants:
-//! - Only frames that continue the log on the chain get in, and every intact frame of the segment that continues them stays.
+//! - Only frames that continue the log on the chain get in. Every intact frame of the segment that continues them stays: it stands where the one
+//!   before it ends, or behind a mark.
 //! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
 //! - A log never gets into a later epoch by being mended, unless a frame of its own is of that epoch.
 //! - The newest segment is mended as far as the log proves that it was, and no further; frames that contradict a whole one in it are refused.
@@ -10,7 +11,7 @@ use std::{io, path::PathBuf};
 
 use super::{
     Behind, Marks, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
-    segment_name,
+    scan::EndOfScan, segment_name,
 };
 use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
 
@@ -116,7 +117,11 @@ impl Place<'_> {
                 break;
             }
             if let Some(scan) = &mut scan {
-                match scan.next_step().map_err(|error| read(&scan.path, &error))? {
+                let step = match scan.next_step() {
+                    Ok(Step::End(EndOfScan::Unknown)) => scan.step_over_mark(),
+                    step => step,
+                };
+                match step.map_err(|error| read(&scan.path, &error))? {
                     Step::Frame(frame) => {
                         out.append(vec![frame], header, target)?;
                         continue;

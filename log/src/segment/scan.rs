@@ -98,7 +98,7 @@ impl Scan {
 
     /// The next frame, or why there is none. May be called again after an end: the file may have grown.
     pub(crate) fn next_step(&mut self) -> io::Result<Step> {
-        let (marks, place, position) = (self.marks.clone(), self.offset, self.state.position);
+        let (marks, place) = (self.marks.clone(), self.offset);
         let start = self.fetch(place, MARK_BYTES)?;
         if start.is_empty() {
             return Ok(Step::End(EndOfScan::EndOfFile));
@@ -106,11 +106,16 @@ impl Scan {
         let Some(durable) = marks.parse(place, start) else {
             return Ok(Step::End(EndOfScan::Unknown));
         };
-        if durable > position.lsn {
+        if durable > self.state.position.lsn {
             return Ok(Step::End(EndOfScan::MarkOutOfPlace));
         }
-        let frame = match self.frame_behind(place)? {
-            Ok(frame) => frame.verify(&self.keys, &position),
+        self.step_over_mark()
+    }
+
+    /// The next frame, whatever has become of the mark before it: it stands where it must, and it is the next one.
+    pub(crate) fn step_over_mark(&mut self) -> io::Result<Step> {
+        let frame = match self.frame_behind(self.offset)? {
+            Ok(frame) => frame.verify(&self.keys, &self.state.position),
             Err(error) => Err(error),
         };
         Ok(match frame {
