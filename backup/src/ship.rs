@@ -151,8 +151,6 @@ pub struct ShipHandle {
     began: Lsn,
     /// Whether an acknowledgement still waits for the archive to take something of this process.
     awaited: Arc<AtomicBool>,
-    /// The epoch in which it is shipped to, if it was given up when that began.
-    given_up_for: Option<Epoch>,
 }
 
 impl ShipHandle {
@@ -170,19 +168,6 @@ impl ShipHandle {
     #[must_use]
     pub fn for_entries_behind(self, lsn: Lsn) -> ShipHandle {
         ShipHandle { began: self.began.min(lsn), ..self }
-    }
-
-    /// The same for an archive that was given up when the source began epoch `own`.
-    #[must_use]
-    pub fn given_up_for(self, own: Epoch) -> ShipHandle {
-        ShipHandle { given_up_for: Some(own), ..self }
-    }
-
-    /// Whether it was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's: it is
-    /// lost to the source, which nobody has replaced by that.
-    pub fn is_lost(&self) -> bool {
-        let Some(own) = self.given_up_for else { return false };
-        matches!(&self.status.borrow().end, Some(ShipEnd::Fenced(sealed)) if sealed.next.number <= own.number)
     }
 
     /// What comes behind it this process was the first to write.
@@ -223,6 +208,7 @@ pub struct Shipper {
     wanted: watch::Receiver<Lsn>,
     task: Arc<SlotTask>,
     minds_strays: bool,
+    is_given_up: bool,
 }
 
 /// What comes back to the shipper's loop.
@@ -254,15 +240,21 @@ impl Shipper {
             parts: parts.clone(),
         });
         let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
-        let handle =
-            ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited, given_up_for: None };
-        (Shipper { parts, status, wanted: waiting, task, minds_strays: true }, handle)
+        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited };
+        (Shipper { parts, status, wanted: waiting, task, minds_strays: true, is_given_up: false }, handle)
     }
 
     /// The same for whoever brings an archive up only to end its epoch: what nothing leads to there is looked at by the one who ends it.
     #[must_use]
     pub(crate) fn past_strays(self) -> Shipper {
         Shipper { minds_strays: false, ..self }
+    }
+
+    /// The same for an archive that was given up when the source began its epoch: whoever has sealed it for an epoch that does not come behind that
+    /// one has replaced nobody. See [`ShipEnd::Lost`].
+    #[must_use]
+    pub fn to_given_up(self) -> Shipper {
+        Shipper { is_given_up: true, ..self }
     }
 
     /// Ships until something ends it for good. May be dropped at any time, and begun anew by another shipper.
@@ -275,6 +267,11 @@ impl Shipper {
         let end = match self.start().await {
             Ok(core) => self.follow(core, last).await,
             Err(end) => end,
+        };
+        let own = self.parts.epoch.number;
+        let end = match end {
+            ShipEnd::Fenced(sealed) if self.is_given_up && sealed.next.number <= own => ShipEnd::Lost(sealed),
+            end => end,
         };
         if end != ShipEnd::Reached && end != ShipEnd::LogEnded {
             tracing::error!(url = self.parts.archive.url(), %end, "shipping has ended");

@@ -236,7 +236,7 @@ impl Archives {
 
     /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
     pub(crate) fn fenced(&self) -> Option<(Sealed, String)> {
-        self.shipped().iter().filter(|shipped| !shipped.is_lost()).find_map(|shipped| {
+        self.shipped().iter().find_map(|shipped| {
             let state = shipped.state();
             match state.handle.as_ref()?.status().end {
                 Some(ShipEnd::Fenced(sealed)) => {
@@ -345,13 +345,7 @@ impl Shipped {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is another one's since it was given up: see [`ShipHandle::is_lost`].
-    fn is_lost(&self) -> bool {
-        self.state().handle.as_ref().is_some_and(ShipHandle::is_lost)
-    }
-
     fn status(&self, now: LogTime) -> ArchiveStatus {
-        let is_lost = self.is_lost();
         let state = self.state();
         let mut status = ArchiveStatus {
             url: self.shared.url.clone(),
@@ -374,7 +368,7 @@ impl Shipped {
             }
             let end = shipped.end.map(|end| match end {
                 ShipEnd::Gap { .. } => format!("{end}; {STRANDED}"),
-                end if is_lost => format!("{end}; {GIVEN_UP}"),
+                ShipEnd::Lost(_) => format!("{end}; {GIVEN_UP}"),
                 end => end.to_string(),
             });
             status.error = status.error.or(end).or(shipped.error);

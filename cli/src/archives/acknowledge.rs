@@ -68,7 +68,7 @@ impl ByArchives {
     fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
         let Some(archives) = self.archives.upgrade() else { return Default::default() };
         let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
-        for shipped in archives.shipped().iter().filter(|shipped| !shipped.is_lost()) {
+        for shipped in archives.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
             let may =
                 !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);

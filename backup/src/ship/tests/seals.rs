@@ -114,25 +114,24 @@ async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_
     append(&log, &source.frames(5, 3));
     let own = Epoch { number: 2, id: EpochId::from_bytes([7; 16]) };
     let base = source.state().position;
-    let mut handles = Vec::new();
-    for archive in [&archive, &other] {
-        let (shipper, handle) = Shipper::new(ShipperParts { epoch: own, ..parts(archive, &source, &log) });
-        tokio::spawn(shipper.run());
-        handle.archived(base.lsn).await.unwrap();
-        handles.push(handle);
-    }
-    let given_up = handles[0].clone().given_up_for(own);
+    let (shipper, given_up) = Shipper::new(ShipperParts { epoch: own, ..parts(&archive, &source, &log) });
+    tokio::spawn(shipper.to_given_up().run());
+    let (shipper, kept) = Shipper::new(ShipperParts { epoch: own, ..parts(&other, &source, &log) });
+    tokio::spawn(shipper.run());
+    given_up.archived(base.lsn).await.unwrap();
+    kept.archived(base.lsn).await.unwrap();
     seal(&archive, base, later(2)).await;
     store.fail("log/", Fault::PutFails, usize::MAX);
     let mut successor = source.taken_over(own);
     log.claim(own).unwrap();
     append(&log, &successor.frames(5, 3));
     let lsn = successor.state().position.lsn;
-    let acknowledger = ArchiveAcknowledger::new(vec![given_up.clone(), handles[1].clone()]);
+    let acknowledger = ArchiveAcknowledger::new(vec![given_up.clone(), kept]);
     let acknowledged = tokio::spawn(async move { acknowledger.acknowledged(lsn, LONG).await });
-    let fenced = given_up.archived(lsn).await;
-    assert!(matches!(fenced, Err(Some(ShipEnd::Fenced(_)))), "{fenced:?}");
-    assert!(given_up.is_lost() && !handles[0].is_lost());
+    // Whoever looks at any moment is told of no fence: a node that is fenced remembers that for ever.
+    let lost = given_up.archived(lsn).await;
+    let Err(Some(end)) = lost else { panic!("{lost:?}") };
+    assert!(matches!(end, ShipEnd::Lost(_)) && !end.shows_another_source(), "{end}");
     store.heal();
     acknowledged.await.unwrap().unwrap();
 }
