@@ -63,19 +63,30 @@ struct ByArchives {
     unopened_awaited: AtomicBool,
 }
 
-impl ByArchives {
-    /// Those that may acknowledge, and the others; one that was not opened yet is `None`.
-    fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
-        let Some(archives) = self.archives.upgrade() else { return Default::default() };
-        let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
-        for shipped in archives.shipped().iter() {
+/// Archives that may acknowledge, and others that are only witnesses. One that was not opened yet is `None`.
+type Handles = (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>);
+
+impl Archives {
+    /// Whether any archive may acknowledge now; `outside` is what dies together with the source.
+    pub(crate) fn any_acknowledges(&self, outside: &[String]) -> bool {
+        !self.handles(outside).0.is_empty()
+    }
+
+    fn handles(&self, outside: &[String]) -> Handles {
+        let (mut holders, mut witnesses) = Handles::default();
+        for shipped in self.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
-            let may =
-                !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);
+            let may = !shipped.is_removed && shipped.shared.may_acknowledge() && !outside.contains(&domain);
             let part = if may { &mut holders } else { &mut witnesses };
             part.push(shipped.state().handle.clone());
         }
         (holders, witnesses)
+    }
+}
+
+impl ByArchives {
+    fn handles(&self) -> Handles {
+        self.archives.upgrade().map_or_else(Handles::default, |archives| archives.handles(&self.domains))
     }
 }
 

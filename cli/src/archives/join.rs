@@ -68,10 +68,12 @@ impl Archives {
         self.shipped().iter().find(|shipped| shipped.shared.url == url).map(|shipped| shipped.named)
     }
 
-    /// Those that acknowledge nothing yet.
-    pub(crate) fn joining(&self) -> Vec<String> {
+    /// Those that acknowledge nothing yet, if there are any, and an entry behind which none of those does come that name them.
+    pub(crate) fn joining(&self) -> Option<(Vec<String>, Lsn)> {
         let shipped = self.shipped();
         let joining = shipped.iter().filter(|shipped| shipped.shared.joining);
-        joining.map(|shipped| shipped.shared.url.clone()).collect()
+        let (urls, named): (Vec<_>, Vec<_>) =
+            joining.map(|shipped| (shipped.shared.url.clone(), shipped.named)).unzip();
+        Some((urls, named.into_iter().max()?))
     }
 }

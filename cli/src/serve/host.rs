@@ -91,8 +91,9 @@ impl Host {
             for shared in settings.archives {
                 archives.start(shared)?;
             }
-            acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside(&node)?);
-            join_later(&archives, &mirroring);
+            let outside = outside(&node)?;
+            acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside.clone());
+            join_later(&archives, &mirroring, outside);
         }
         let (mounts, gate, level_turn) = Default::default();
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, gate, level_turn, options })
@@ -292,7 +293,7 @@ impl Host {
                     tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
                 }
             }
-            join_later(&self.archives, &self.mirroring);
+            join_later(&self.archives, &self.mirroring, outside);
         }
         Ok(answer)
     }

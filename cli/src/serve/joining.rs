@@ -6,6 +6,7 @@
 //! ```
 //!
 //! Invariants:
+//! - What is waited for is that entry, not how far the log has come meanwhile: whoever lags behind under load has it once and for all.
 //! - Either is enough. The second is the only way once the archives that acknowledged before were given up: one of them may answer again, and
 //!   knows nothing of what was added since.
 //! - With an archive that is given up goes its word: whom not everybody knows is joining again.
@@ -18,28 +19,29 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use murphy_fs::{FileSystem, Volume};
+use murphy_log::Lsn;
 
 use super::host::{Host, outside};
 use crate::{
-    archives::Archives, error::CliError, mirrors::Mirroring, places::local_url, settings::SharedArchive,
+    archives::{Archives, by_archives},
+    error::CliError,
+    mirrors::Mirroring,
+    places::local_url,
+    settings::SharedArchive,
 };
 
 /// The archives of the volume, and who else would take over.
 struct Joining {
     archives: Weak<Archives>,
     mirroring: Weak<Mirroring>,
-    volume: Volume,
+    /// What dies together with the source.
+    domains: Vec<String>,
 }
 
-/// Returns when the archives that were added by now may acknowledge. `by_others` says whether any acknowledges already: then it is enough that one of
-/// those has heard of them.
-pub(super) async fn may_acknowledge(host: &Host, by_others: bool) -> Result<(), CliError> {
-    let everybody = everybody_knows(&host.archives, &host.mirroring, host.volume(), HEARD_MAX);
-    if !by_others {
-        return everybody.await;
-    }
-    either(host.volume(), everybody).await
+/// Returns when the archives that are joining by now may acknowledge.
+pub(super) async fn may_acknowledge(host: &Host) -> Result<(), CliError> {
+    let Some((_, lsn)) = host.archives.joining() else { return Ok(()) };
+    are_known(&host.archives, &host.mirroring, &outside(&host.node)?, lsn).await
 }
 
 /// Whether any of `archives` may acknowledge an fsync here: it holds packs, is not joining itself, and does not die with the source.
@@ -87,11 +89,10 @@ pub(super) fn wait_again(
     Ok(waits)
 }
 
-/// Lets those that are joining acknowledge as soon as they may.
-pub(super) fn join_later(archives: &Arc<Archives>, mirroring: &Arc<Mirroring>) {
-    let volume = archives.volume().clone();
+/// Lets those that are joining acknowledge as soon as they may. `domains` is what dies together with the source.
+pub(super) fn join_later(archives: &Arc<Archives>, mirroring: &Arc<Mirroring>, domains: Vec<String>) {
     let joining =
-        Joining { archives: Arc::downgrade(archives), mirroring: Arc::downgrade(mirroring), volume };
+        Joining { archives: Arc::downgrade(archives), mirroring: Arc::downgrade(mirroring), domains };
     archives.runtime().spawn(joining.run());
 }
 
@@ -103,13 +104,11 @@ impl Joining {
             };
             let removals = archives.removals();
             // Those that are named meanwhile are not in what is waited for.
-            let joining = archives.joining();
-            if joining.is_empty() || self.volume.ended().is_some() {
+            let Some((joining, lsn)) = archives.joining() else { return };
+            if archives.volume().ended().is_some() {
                 return;
             }
-            let everybody = everybody_knows(&archives, &mirroring, &self.volume, HEARD_MAX);
-            let known = either(&self.volume, everybody).await;
-            let joined = match known {
+            let joined = match are_known(&archives, &mirroring, &self.domains, lsn).await {
                 Ok(()) => archives.let_acknowledge(&joining, removals).await,
                 Err(error) => Err(error),
             };
@@ -122,32 +121,38 @@ impl Joining {
     }
 }
 
-/// Returns when everything so far is acknowledged, or `everybody` is through.
-async fn either(
-    volume: &Volume,
-    everybody: impl Future<Output = Result<(), CliError>>,
+/// Returns when one that acknowledges has the entry `lsn`, or everybody has it. If none does, that cannot come about by waiting for one.
+async fn are_known(
+    archives: &Arc<Archives>,
+    mirroring: &Mirroring,
+    domains: &[String],
+    lsn: Lsn,
 ) -> Result<(), CliError> {
-    let acknowledged = volume.sync_all().wait();
-    match select(pin!(acknowledged), pin!(everybody)).await {
+    let everybody = everybody_knows(archives, mirroring, lsn, HEARD_MAX);
+    if !archives.any_acknowledges(domains) {
+        return everybody.await;
+    }
+    let by = by_archives(archives, domains.to_vec());
+    let vouched = by.acknowledged(lsn, VOUCHED_MAX);
+    match select(pin!(vouched), pin!(everybody)).await {
         Either::Left((Ok(()), _)) | Either::Right((Ok(()), _)) => Ok(()),
         Either::Left((Err(_), everybody)) => everybody.await,
-        Either::Right((Err(unheard), acknowledged)) => acknowledged.await.map_err(|_| unheard),
+        Either::Right((Err(unheard), vouched)) => vouched.await.map_err(|_| unheard),
     }
 }
 
-/// Returns when every archive holds everything so far, and every mirror has the entries.
+/// Returns when every archive, and every mirror, has the entries up to `lsn`.
 async fn everybody_knows(
     archives: &Archives,
     mirroring: &Mirroring,
-    volume: &Volume,
+    lsn: Lsn,
     at_most: Duration,
 ) -> Result<(), CliError> {
-    let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
-    let lsn = volume.durable_here().await.map_err(refused)?;
-    let known = async { tokio::try_join!(archives.all_hold(lsn, at_most), mirroring.heard_by_all(lsn)) };
-    known.await.map(|_| ())
+    tokio::try_join!(archives.all_hold(lsn, at_most), mirroring.heard_by_all(lsn)).map(|_| ())
 }
 
 /// So long everybody gets to hear of an archive that was added, before it is said who has not.
 const HEARD_MAX: Duration = Duration::from_secs(20);
+/// So long one that acknowledges gets to have that entry.
+const VOUCHED_MAX: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(5);

@@ -15,7 +15,7 @@ use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
 use super::{
-    host::Host,
+    host::{Host, outside},
     joining::{any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
 };
 use crate::{
@@ -134,23 +134,23 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         })?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
-    let (by_others, removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
+    let (removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
-        let by_others = any_acknowledges(host, archives)?;
         archive.joining = !log_only && must_wait(host, archives)?;
         archives.push(archive.clone());
-        Ok((by_others, host.archives.removals(), archive))
+        Ok((host.archives.removals(), archive))
     }))?;
     archive = listed;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
         if archive.joining {
+            let domains = outside(&host.node)?;
             let joined = host.runtime.block_on(async {
-                may_acknowledge(host, by_others).await?;
+                may_acknowledge(host).await?;
                 host.archives.let_acknowledge(std::slice::from_ref(&archive.url), removals).await
             });
             joined.map_err(|error| {
-                join_later(&host.archives, &host.mirroring);
+                join_later(&host.archives, &host.mirroring, domains);
                 CliError::new(format!("{shared} was added and acknowledges nothing yet: {error}"))
                     .hint(JOINS_LATER)
             })?;
@@ -203,7 +203,7 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     });
     let wait = host.runtime.block_on(removing)?;
     if wait && host.ships() {
-        join_later(&host.archives, &host.mirroring);
+        join_later(&host.archives, &host.mirroring, outside(&host.node)?);
     }
     if !assume_lost {
         host.flush(&mut |_| {}).map_err(|error| {
