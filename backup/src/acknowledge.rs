@@ -36,6 +36,11 @@ impl ArchiveAcknowledger {
         ArchiveAcknowledger { witnesses, ..self }
     }
 
+    /// Whether there is none of them.
+    pub fn is_empty(&self) -> bool {
+        self.archives.is_empty()
+    }
+
     fn all(&self) -> impl Iterator<Item = &ShipHandle> {
         self.archives.iter().chain(&self.witnesses)
     }
@@ -77,7 +82,8 @@ impl ArchiveAcknowledger {
         ends.filter(ShipEnd::shows_another_source).map(|end| end.to_string()).next()
     }
 
-    fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
+    /// That none of them has `lsn`, and how each does.
+    pub fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
         let missing = self.archives.iter().map(|archive| {
             let status = archive.status();
             let end = status.end.map(|end| end.to_string());

@@ -22,7 +22,7 @@ use murphy_backup::{
 };
 use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     archive_notes::{cursor, cursors},
@@ -57,6 +57,15 @@ struct Context {
     node: murphy_log::NodeId,
     clock: Arc<dyn Clock>,
     runtime: tokio::runtime::Handle,
+    /// Counts whatever changes who may acknowledge.
+    changes: watch::Sender<u64>,
+}
+
+impl Context {
+    /// Lets every fsync that waits look anew who may acknowledge it.
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
 }
 
 /// One archive.
@@ -94,6 +103,7 @@ impl Archives {
             node: node.identity.public_key().node(),
             clock: Arc::new(SystemClock::new()),
             runtime,
+            changes: watch::Sender::default(),
         };
         Archives {
             context: Arc::new(context),
@@ -142,6 +152,7 @@ impl Archives {
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
         self.shipped().push(Shipped { shared, is_removed: false, url, state, named: began, noted, task });
+        self.context.changed();
         Ok(())
     }
 
@@ -159,6 +170,7 @@ impl Archives {
             }
             stays
         });
+        self.context.changed();
     }
 
     /// Makes an archive that begins at the state of now, with a snapshot and every pack.

@@ -37,6 +37,7 @@ impl Archives {
                 shipped.is_removed = listed.is_none();
                 shipped.shared.joining = listed.is_some_and(|archive| archive.joining);
             }
+            self.context.changed();
             // Only now none of them acknowledges any more: whoever looks before is told afterwards.
             if before.iter().any(|archive| archives.iter().all(|left| left.url != archive.url)) {
                 self.removals.fetch_add(1, Ordering::SeqCst);

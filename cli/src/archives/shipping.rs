@@ -69,6 +69,7 @@ pub(super) async fn ship(context: Arc<Context>, to: Destination, state: Arc<Mute
     let shipper = if is_given_up { shipper.to_given_up() } else { shipper };
     let snapshots = handle.clone();
     state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
+    context.changed();
     tokio::select! {
         // Its end stands in its status.
         _end = shipper.run() => {}

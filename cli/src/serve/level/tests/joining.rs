@@ -1,5 +1,8 @@
 //! When an archive that was added begins to acknowledge, while mirrors have not heard of it.
 
+use std::task::Poll;
+
+use futures::poll;
 use murphy_log::{Clock, SystemClock};
 
 use super::*;
@@ -29,8 +32,10 @@ fn acknowledges(scene: &Scene) -> bool {
 
 /// One more entry.
 fn write(scene: &Scene) {
-    let set = vec![Settings::set_ack(Ack::Archive)];
+    let before = scene.host.volume().durable().lsn;
+    let set = vec![("test".to_owned(), Some(before.to_string()))];
     scene.runtime.block_on(scene.host.volume().change_settings(set).wait()).unwrap();
+    assert!(scene.runtime.block_on(scene.host.volume().durable_here()).unwrap() > before);
 }
 
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
@@ -189,6 +194,84 @@ fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
         scene.runtime.block_on(scene.host.archives.let_acknowledge(std::slice::from_ref(&near), before));
     assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
     assert!(archives(&scene)[0].joining);
+}
+
+/// A volume that waits for `far`, which takes nothing for the time being, and `near`, which is joining; how `far` comes back, and an entry that it lacks.
+fn with_far_away() -> (Scene, [String; 2], impl Fn(), Lsn) {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    set_joining(&scene, &near);
+    // Neither is known to have it before it is open.
+    write(&scene);
+    assert!(acknowledges(&scene));
+    let (there, away) = (scene.folder.path().join("far"), scene.folder.path().join("far.away"));
+    std::fs::rename(&there, &away).unwrap();
+    std::fs::write(&there, b"no archive").unwrap();
+    write(&scene);
+    let lsn = scene.runtime.block_on(scene.host.volume().durable_here()).unwrap();
+    let come_back = move || {
+        std::fs::remove_file(&there).unwrap();
+        std::fs::rename(&away, &there).unwrap();
+    };
+    (scene, [far, near], come_back, lsn)
+}
+
+fn set_joining(scene: &Scene, url: &str) {
+    let set = scene.host.archives.change(|list| {
+        list.iter_mut().filter(|one| one.url == url).for_each(|one| one.joining = true);
+        Ok(())
+    });
+    scene.runtime.block_on(set).unwrap();
+}
+
+/// The fear: an fsync waits for an archive that is away, another one begins to acknowledge, and the fsync fails all the same.
+#[test]
+fn an_archive_that_begins_to_acknowledge_helps_an_fsync_that_waits_already() {
+    let (scene, [_, near], _, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let archives = &scene.host.archives;
+    scene.runtime.block_on(async {
+        let mut waiting = by.acknowledged(lsn, PATIENCE);
+        assert_eq!(poll!(&mut waiting), Poll::Pending, "it waits");
+        archives.let_acknowledge(&[near], archives.removals()).await.unwrap();
+        waiting.await.unwrap();
+    });
+}
+
+/// The same once the one that is away is given up: the fsync goes on with whoever acknowledges then.
+#[test]
+fn an_fsync_goes_on_when_the_archive_is_given_up_that_it_waits_for() {
+    let (scene, [far, _], _, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let mut waiting = by.acknowledged(lsn, PATIENCE);
+    assert_eq!(scene.runtime.block_on(async { poll!(&mut waiting) }), Poll::Pending, "it waits");
+    remove_archive(&scene.host, &far, true).unwrap();
+    join_later(&scene.host.archives, &scene.host.mirroring, outside(&scene.host.node).unwrap());
+    scene.runtime.block_on(waiting).unwrap();
+}
+
+/// The fear: an fsync that began before an archive was taken out is acknowledged by it afterwards, and whoever takes over does not ask it.
+#[test]
+fn an_archive_that_is_taken_out_meanwhile_acknowledges_no_fsync_that_waited_before() {
+    let (scene, [far, _], come_back, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let gone: Vec<SharedArchive> = archives(&scene).into_iter().filter(|one| one.url == far).collect();
+    scene.runtime.block_on(async {
+        let mut waiting = by.acknowledged(lsn, PATIENCE);
+        assert_eq!(poll!(&mut waiting), Poll::Pending, "it waits");
+        let taken_out = scene.host.archives.change(|list| {
+            list.retain(|one| one.url != far);
+            Ok(())
+        });
+        taken_out.await.unwrap();
+        come_back();
+        while !scene.host.archives.lacking(lsn, &gone).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let answer = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
+        assert!(answer.is_err(), "{answer:?}");
+    });
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
