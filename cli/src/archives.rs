@@ -36,6 +36,7 @@ use crate::{
 pub(crate) use abandon::Abandoning;
 pub(crate) use acknowledge::{acknowledge_as_set, by_archives, check_outlives};
 pub(crate) use fence::{check_fences, refuse_fenced};
+pub(crate) use join::Leaving;
 
 /// The archives that a node ships to.
 pub(crate) struct Archives {
@@ -73,6 +74,8 @@ struct Shipped {
     shared: SharedArchive,
     /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
     is_removed: bool,
+    /// Whether it is about to be taken off the list: it acknowledges nothing by then, so that the others have all that it has acknowledged.
+    is_leaving: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// The entry that names it does not come behind that.
@@ -151,7 +154,19 @@ impl Archives {
         let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, is_removed: false, url, state, named: began, noted, task });
+        // One that was taken out and could not be waited for is still there.
+        self.stop(&shared.url);
+        let (is_removed, is_leaving) = (false, false);
+        self.shipped().push(Shipped {
+            shared,
+            is_removed,
+            is_leaving,
+            url,
+            state,
+            named: began,
+            noted,
+            task,
+        });
         self.context.changed();
         Ok(())
     }

@@ -205,16 +205,21 @@ fn with_far_away() -> (Scene, [String; 2], impl Fn(), Lsn) {
     // Neither is known to have it before it is open.
     write(&scene);
     assert!(acknowledges(&scene));
-    let (there, away) = (scene.folder.path().join("far"), scene.folder.path().join("far.away"));
-    std::fs::rename(&there, &away).unwrap();
-    std::fs::write(&there, b"no archive").unwrap();
+    let come_back = take_away(&scene, "far");
     write(&scene);
     let lsn = scene.runtime.block_on(scene.host.volume().durable_here()).unwrap();
-    let come_back = move || {
+    (scene, [far, near], come_back, lsn)
+}
+
+/// Lets an archive take nothing; how it comes back.
+fn take_away(scene: &Scene, name: &str) -> impl Fn() + use<> {
+    let (there, away) = (scene.folder.path().join(name), scene.folder.path().join(format!("{name}.away")));
+    std::fs::rename(&there, &away).unwrap();
+    std::fs::write(&there, b"no archive").unwrap();
+    move || {
         std::fs::remove_file(&there).unwrap();
         std::fs::rename(&away, &there).unwrap();
-    };
-    (scene, [far, near], come_back, lsn)
+    }
 }
 
 fn set_joining(scene: &Scene, url: &str) {
@@ -223,6 +228,72 @@ fn set_joining(scene: &Scene, url: &str) {
         Ok(())
     });
     scene.runtime.block_on(set).unwrap();
+}
+
+/// The fear: an archive is taken out, which alone had what an fsync was answered for, by an order that gives nothing up: the source dies before another one
+/// has it, and whoever takes over asks only those that are left.
+#[test]
+fn an_archive_that_alone_has_what_was_acknowledged_is_taken_out_only_by_giving_that_up() {
+    let options = NodeOptions { io_timeout: Some(Duration::from_secs(2)), ..NodeOptions::default() };
+    let scene = Scene::served(0, &options).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let back = take_away(&scene, "two");
+    write(&scene);
+    scene.fsync().unwrap();
+    let refused = remove_archive(&scene.host, &far, false).unwrap_err();
+    assert!(refused.message.contains("nothing was changed"), "{refused}");
+    assert!(refused.hint.as_ref().is_some_and(|hint| hint.contains("--assume-lost")), "{refused:?}");
+    assert_eq!(archives(&scene).iter().map(|one| &one.url).collect::<Vec<_>>(), [&far, &two]);
+    // It acknowledges as before, and is taken out once the other one has everything.
+    write(&scene);
+    scene.fsync().unwrap();
+    back();
+    remove_archive(&scene.host, &far, false).unwrap();
+    scene.fsync().unwrap();
+}
+
+/// While it is waited for that the others have everything, what is written is acknowledged by them alone.
+#[test]
+fn an_archive_that_is_being_taken_out_acknowledges_nothing_more() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let _back = take_away(&scene, "two");
+    assert!(scene.host.archives.any_acknowledges(&outside(&scene.host.node).unwrap()));
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    write(&scene);
+    let lsn = scene.host.volume().durable().lsn;
+    let asked = |at_most| scene.runtime.block_on(by.acknowledged(lsn, at_most));
+    asked(PATIENCE).unwrap();
+    let removals = scene.host.archives.removals();
+    let leaving = scene.host.archives.leave(&far);
+    asked(Duration::from_millis(200)).unwrap_err();
+    // Nor does anybody acknowledge by its word.
+    let joined = scene.runtime.block_on(scene.host.archives.let_acknowledge(&[two], removals));
+    assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
+    drop(leaving);
+    asked(PATIENCE).unwrap();
+}
+
+/// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
+#[test]
+fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    write(&scene);
+    assert!(acknowledges(&scene));
+    let decided = vec![SharedArchive { joining: true, ..archives(&scene)[1].clone() }];
+    let entry = scene.host.volume().change_settings(Settings::set_archives(&decided).unwrap());
+    scene.runtime.block_on(entry.wait()).unwrap();
+    scene.runtime.block_on(scene.host.archives.change(|_| Ok(()))).unwrap();
+    let lsn = scene.host.volume().durable().lsn;
+    wait_until("the archive", || scene.host.archives.lacking(lsn, std::slice::from_ref(&far)).is_empty());
+    assert!(
+        !acknowledges(&scene)
+            && scene.host.archives.joining().is_some_and(|(urls, _)| urls == [near.clone()])
+    );
 }
 
 /// The fear: an fsync waits for an archive that is away, another one begins to acknowledge, and the fsync fails all the same.
