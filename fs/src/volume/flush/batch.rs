@@ -15,10 +15,10 @@ use super::{
         files::{FileState, Urgency},
     },
     LARGE,
-    cut::{Cut, Cutter, Load, Unstored},
+    cut::{Cut, Cutter, Load},
     flight::{Arrival, Flight},
 };
-use crate::Errno;
+use crate::{Errno, data::SealedPack};
 
 /// What has begun of a batch.
 pub(super) struct Batch {
@@ -85,12 +85,7 @@ impl Batch {
 }
 
 /// Puts a pack, unless nothing could refer to it.
-async fn put(
-    volume: Volume,
-    urgency: Urgency,
-    load: Load,
-    Unstored { pack, _held }: Unstored,
-) -> (Load, Result<(), Errno>) {
+async fn put(volume: Volume, urgency: Urgency, load: Load, pack: SealedPack) -> (Load, Result<(), Errno>) {
     let large = &volume.shared.flusher.large;
     let _turn = match urgency {
         Urgency::First if pack.bytes.len() > LARGE => large.acquire().await.ok(),

@@ -15,7 +15,6 @@ use super::{
         Volume,
         dirty::FlightPiece,
         files::FileState,
-        memory::Counted,
         placed::{Place, StoredPack},
     },
     LARGE,
@@ -40,7 +39,7 @@ pub(super) struct Load {
     pub(super) pack: Arc<StoredPack>,
     pub(super) runs: Vec<Run>,
     /// Unless it is in the store already.
-    pub(super) unstored: Option<Unstored>,
+    pub(super) unstored: Option<SealedPack>,
 }
 
 /// Pieces of a flight that follow each other in the file and are in one pack.
@@ -50,13 +49,6 @@ pub(super) struct Run {
     /// The runs of a flight are counted in the order of the file.
     pub(super) number: u64,
     pub(super) pieces: Vec<Piece>,
-}
-
-/// The bytes of a pack.
-pub(super) struct Unstored {
-    pub(super) pack: SealedPack,
-    /// What was cut off or overwritten meanwhile is in memory until its pack is stored.
-    pub(super) _held: Counted,
 }
 
 /// What cuts the files of a batch, pack by pack.
@@ -175,10 +167,11 @@ impl Cutter {
 
     fn seal(&self, mut cut: Cut, pack: Option<Packing>) -> Cut {
         let sealed = pack.and_then(|Packing { builder, runs }| Some((builder.finish()?, runs)));
-        cut.loads.extend(sealed.map(|(pack, runs)| {
-            let held = self.volume.shared.files.memory.hold(pack.bytes.len());
+        cut.loads.extend(sealed.map(|(mut pack, runs)| {
+            // Until nobody keeps them: what does a put may go on when it is given up.
+            pack.bytes = self.volume.shared.files.memory.count(pack.bytes);
             let stored = StoredPack::new(PackUse::New(PackRow::of(&pack)));
-            Load { pack: stored, runs, unstored: Some(Unstored { pack, _held: held }) }
+            Load { pack: stored, runs, unstored: Some(pack) }
         }));
         cut
     }

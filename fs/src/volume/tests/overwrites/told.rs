@@ -16,7 +16,7 @@ impl Scene {
     }
 
     /// Waits until a flush of the file has failed.
-    async fn fails(&self) {
+    pub(super) async fn fails(&self) {
         let file = self.volume.shared.files.find(self.ino).unwrap();
         until("a flush that fails", || file.lock().failure.is_some()).await;
     }
