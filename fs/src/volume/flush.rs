@@ -8,7 +8,8 @@
 //! - The bytes of a file are in one batch at a time.
 //! - An entry is decided after its pack is stored, under the file's lock, for what was not cut off of the flight meanwhile. What was
 //!   overwritten meanwhile lands too: what hides it may come much later, or never.
-//! - A flush that fails keeps its bytes and is tried again. What it has put is not put again, and nothing is put while no entry can be decided.
+//! - A flush that fails keeps its bytes and is tried again, after a pause that grows, or at once if somebody waits for it. What it has put
+//!   is not put again, and nothing is put while no entry can be decided.
 //! - That a flush failed is said for as long as bytes are not stored, and never after.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - Whoever waits for a file waits for no other, but for those that share its packs: a put that gets no answer holds up only what is in it.
@@ -28,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc};
 use self::batch::Batch;
 use super::{
     Volume,
-    files::{FileState, Urgency, WeakVolume},
+    files::{FileInner, FileState, Rest, Urgency, WeakVolume},
 };
 use crate::{Errno, Ino};
 
@@ -127,7 +128,7 @@ impl Volume {
 
     /// The same for every file. Once one was not stored in time, the others get no time of their own.
     pub(super) async fn flush_all(&self) -> Result<(), Errno> {
-        self.request_all(Urgency::Now);
+        self.request_all(Urgency::Now, |_| true);
         let mut patience = self.shared.options.io_timeout;
         let mut result = Ok(());
         for file in self.shared.files.all() {
@@ -141,11 +142,16 @@ impl Volume {
         result
     }
 
-    /// Requests a flush of every file that has dirty bytes and is in no queue. Forgets what nothing keeps.
-    fn request_all(&self, urgency: Urgency) {
+    /// Requests a flush of every file that has dirty bytes and has not failed just now.
+    fn request_rested(&self, urgency: Urgency) {
+        self.request_all(urgency, |inner| inner.rest.is_none_or(Rest::is_over));
+    }
+
+    /// Requests a flush of every file that has dirty bytes, is in no queue and is `meant`. Forgets what nothing keeps.
+    fn request_all(&self, urgency: Urgency, meant: impl Fn(&FileInner) -> bool) {
         for file in self.shared.files.all() {
             let inner = file.lock();
-            let wanted = inner.dirty.has_grounded() && inner.queued.is_none();
+            let wanted = inner.dirty.has_grounded() && inner.queued.is_none() && meant(&inner);
             drop(inner);
             if wanted {
                 self.request_flush(&file, urgency);
@@ -165,7 +171,7 @@ impl Volume {
         let cleaning = async {
             while self.is_dirty_full() {
                 self.refusal().map_or(Ok(()), Err)?;
-                self.request_all(Urgency::Now);
+                self.request_rested(Urgency::Now);
                 let released = self.shared.files.memory.released.notified();
                 let _waited = tokio::time::timeout(LINGER, released).await;
             }
@@ -188,7 +194,7 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
             request = queue.recv() => request,
             _ = sweep.tick() => {
                 let Some(shared) = volume.upgrade() else { return };
-                Volume { shared }.request_all(Urgency::Soon);
+                Volume { shared }.request_rested(Urgency::Soon);
                 continue;
             }
         };

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use super::super::{
     Volume,
     dirty::FlightPiece,
-    files::{FileInner, FileState, Urgency},
+    files::{FileInner, FileState, Rest, Urgency},
     io::may_truncate,
     placed::StoredPack,
     tree::logged,
@@ -86,6 +86,12 @@ impl Drop for Flight {
         }
         // What is still in flight did not land, for whatever reason.
         inner.failure = inner.dirty.is_flying().then(|| self.failed.unwrap_or(Errno::EIO));
+        inner.rest = match inner.failure {
+            // It would be compressed and put again and again. While no entry can be decided nothing is put.
+            Some(_) if self.volume.refusal().is_none() => Some(Rest::after(inner.rest)),
+            Some(_) => inner.rest,
+            None => None,
+        };
         let dropped = inner.dirty.ground();
         self.volume.shared.files.count_dirty(-dropped.cast_signed());
         inner.flushes_ended += 1;
