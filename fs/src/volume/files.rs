@@ -68,6 +68,25 @@ impl Rest {
     }
 }
 
+impl FileInner {
+    /// Whether the flight of that number is under way.
+    pub(crate) fn is_flying(&self, number: u64) -> bool {
+        self.flushes_begun == number && self.flushes_ended < number
+    }
+
+    /// The flight under way has ended: without a `failure` all of it has its entries, or was cut off. Returns how many bytes are not kept
+    /// any more.
+    pub(crate) fn end_flight(&mut self, failure: Option<Errno>) -> u64 {
+        let dropped = self.dirty.ground();
+        self.flushes_ended += 1;
+        self.failure = failure;
+        if failure.is_none() {
+            (self.flushes_stored, self.rest) = (self.flushes_ended, None);
+        }
+        dropped
+    }
+}
+
 /// How soon bytes are to be stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Urgency {

@@ -112,10 +112,8 @@ impl Cutter {
                 self.volume.shared.files.forget(file);
                 continue;
             }
-            inner.flushes_begun += 1;
-            let pieces = inner.dirty.take_off();
+            let (flight, pieces) = Flight::take_off(&self.volume, &file, &mut inner, refusal);
             drop(inner);
-            let flight = Flight::new(&self.volume, file, &pieces, refusal);
             if refusal.is_none() {
                 (self.left, self.runs) = (pieces.into(), 0);
                 self.flights += 1;

@@ -4,7 +4,7 @@ use super::*;
 
 impl Scene {
     /// Writes so many bytes that no pack makes shorter.
-    async fn fill(&self, bytes: usize) {
+    pub(super) async fn fill(&self, bytes: usize) {
         let mut random = Random(self.ino.get());
         for at in (0..bytes).step_by(MIB) {
             self.write(at as u64, &random.bytes(MIB.min(bytes - at))).await;
@@ -12,7 +12,7 @@ impl Scene {
     }
 
     /// Some bytes that fit into a small pack.
-    async fn fill_little(&self) {
+    pub(super) async fn fill_little(&self) {
         self.write(0, &[b'X'; 4096]).await;
     }
 
@@ -26,7 +26,7 @@ impl Scene {
         until("a request", is_asked_for).await;
     }
 
-    async fn is_synced(&self) {
+    pub(super) async fn is_synced(&self) {
         tokio::time::timeout(PATIENCE, self.fsync()).await.expect("it waits for others").unwrap().unwrap();
         let row = self.volume.inode_row(self.ino).unwrap().unwrap();
         assert_eq!(row.size, 4096);

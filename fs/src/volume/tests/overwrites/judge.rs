@@ -77,7 +77,7 @@ async fn change_at_random(
                     }
                 }
                 7..=8 => {
-                    let size = random.below(2500);
+                    let size = if random.below(3) == 0 { 0 } else { random.below(2500) };
                     let state = history.begin(|state| state.resize(size as usize, 0));
                     match scene.resize(size).await {
                         Ok(_) => Some(state),
