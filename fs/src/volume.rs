@@ -117,6 +117,8 @@ pub struct VolumeOptions {
     pub flush_after: Duration,
     /// No request waits longer.
     pub io_timeout: Duration,
+    /// A pack that is not stored within this time, or `io_timeout` if that is longer, is given up and put again.
+    pub put_timeout: Duration,
     /// Every operation is durable before it returns.
     pub sync: bool,
     /// Writers wait while dirty data takes more bytes of memory than this. It takes as much as was written and has no entry yet, at most the
@@ -134,6 +136,7 @@ impl Default for VolumeOptions {
         VolumeOptions {
             flush_after: Duration::from_secs(5),
             io_timeout: Duration::from_secs(60),
+            put_timeout: Duration::from_secs(60),
             sync: false,
             dirty_bytes: 512 << 20,
             cached_rows: limits.cached_rows,

@@ -13,11 +13,13 @@
 //! - That a flush failed is said for as long as bytes are not stored, and never after.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - Whoever waits for a file waits for no other, but for those that share its packs: a put that gets no answer holds up only what is in it.
+//!   Large packs have their turns: as many are put at once as are stored in time.
 //! - A put that gets no answer fails, so that its bytes are put again.
 
 mod batch;
 mod cut;
 mod flight;
+mod pace;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -26,7 +28,7 @@ use std::{
 
 use tokio::sync::{Semaphore, mpsc};
 
-use self::batch::Batch;
+use self::{batch::Batch, pace::Pace};
 use super::{
     Volume,
     files::{FileInner, FileState, Rest, Urgency, WeakVolume},
@@ -36,13 +38,15 @@ use crate::{Errno, Ino};
 /// The way to the flushing tasks.
 pub(super) struct Flusher {
     queues: OnceLock<Queues>,
-    /// Who may put a large pack that somebody waits for: too many at once would all be late.
-    large: Semaphore,
+    /// Batches of files that somebody waits for.
+    places: Arc<Semaphore>,
+    pace: Pace,
 }
 
 impl Default for Flusher {
     fn default() -> Flusher {
-        Flusher { queues: OnceLock::new(), large: Semaphore::new(LARGE_PUTS) }
+        let places = Arc::new(Semaphore::new(AWAITED_BATCHES));
+        Flusher { queues: OnceLock::new(), places, pace: Pace::default() }
     }
 }
 
@@ -61,7 +65,8 @@ impl Volume {
         let ((all, requests), (awaited, files)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         self.shared.flusher.queues.get_or_init(|| Queues { all, awaited });
         let weak = Arc::downgrade(&self.shared);
-        self.shared.runtime.spawn(gather_awaited(weak.clone(), files));
+        let places = Arc::clone(&self.shared.flusher.places);
+        self.shared.runtime.spawn(gather_awaited(weak.clone(), files, places));
         self.shared.runtime.spawn(gather(weak, requests, self.shared.options.flush_after));
     }
 
@@ -70,10 +75,16 @@ impl Volume {
         let Some(queues) = self.shared.flusher.queues.get() else { return };
         let mut inner = file.lock();
         inner.queued = inner.queued.max(Some(urgency));
+        let is_large = inner.dirty.len() > LARGE as u64;
         drop(inner);
         let file = Arc::clone(file);
         // The tasks end only with the volume.
         let _gone = match urgency {
+            Urgency::First if is_large => {
+                let places = Arc::clone(&self.shared.flusher.places);
+                self.shared.runtime.spawn(run_alone(Arc::downgrade(&self.shared), places, file));
+                false
+            }
             Urgency::First => queues.awaited.send(file).is_err(),
             Urgency::Soon | Urgency::Now => queues.all.send(Request { file, urgency }).is_err(),
         };
@@ -231,24 +242,20 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
     }
 }
 
-/// The task that gathers files that somebody waits for: small ones that come while others have their turn share packs, and large ones have
+/// The task that gathers small files that somebody waits for: those that come while others have their turn share packs. Large ones have
 /// batches of their own.
-async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Arc<FileState>>) {
-    let (turns, places) = (Arc::new(Semaphore::new(TURNS)), Arc::new(Semaphore::new(AWAITED_BATCHES)));
-    let large_places = Arc::new(Semaphore::new(LARGE_PUTS));
+async fn gather_awaited(
+    volume: WeakVolume,
+    mut queue: mpsc::UnboundedReceiver<Arc<FileState>>,
+    places: Arc<Semaphore>,
+) {
+    let turns = Arc::new(Semaphore::new(TURNS));
     while let Some(first) = queue.recv().await {
-        if is_large(&first) {
-            tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), first));
-            continue;
-        }
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
         let mut files = vec![first];
         while let Ok(file) = queue.try_recv() {
-            match is_large(&file) {
-                true => drop(tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), file))),
-                false => files.push(file),
-            }
+            files.push(file);
         }
         // Nobody waits for what takes longer than his own.
         files.sort_by_cached_key(|file| file.lock().dirty.len());
@@ -264,11 +271,6 @@ async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<A
             }
         });
     }
-}
-
-/// Whether a file fills a large pack of its own.
-fn is_large(file: &FileState) -> bool {
-    file.lock().dirty.len() > LARGE as u64
 }
 
 /// Stores a file in a batch of its own once there is a place for it.
@@ -303,9 +305,7 @@ const BATCHES: usize = 4;
 const TURNS: usize = 4;
 /// ... for no longer than this, ...
 const TURN: Duration = Duration::from_secs(1);
-/// ... and so many in all.
-const AWAITED_BATCHES: usize = 32;
+/// ... and so many in all: more than begin their turns, and large files besides, before a put that gets no answer is given up.
+const AWAITED_BATCHES: usize = 512;
 /// A pack of more bytes than this is large.
 const LARGE: usize = 256 << 10;
-/// Large packs that somebody waits for and that are under way at once, and files that have such packs.
-const LARGE_PUTS: usize = 16;

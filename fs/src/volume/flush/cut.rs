@@ -40,6 +40,8 @@ pub(super) struct Load {
     pub(super) runs: Vec<Run>,
     /// Unless it is in the store already.
     pub(super) unstored: Option<SealedPack>,
+    /// Whether that is a large pack.
+    pub(super) is_large: bool,
 }
 
 /// Pieces of a flight that follow each other in the file and are in one pack.
@@ -142,7 +144,8 @@ impl Cutter {
     /// Adds a piece that is in the store already.
     fn find(&mut self, cut: &mut Cut, piece: &FlightPiece, place: &Place) {
         if cut.loads.last().is_none_or(|load| !Arc::ptr_eq(&load.pack, &place.pack)) {
-            cut.loads.push(Load { pack: Arc::clone(&place.pack), runs: Vec::new(), unstored: None });
+            let pack = Arc::clone(&place.pack);
+            cut.loads.push(Load { pack, runs: Vec::new(), unstored: None, is_large: false });
         }
         let length = piece.bytes.len() as u32;
         let placed = Piece { offset: piece.offset, length, pack_offset: place.offset };
@@ -169,7 +172,7 @@ impl Cutter {
             // Until nobody keeps them: what does a put may go on when it is given up.
             pack.bytes = self.volume.shared.files.memory.count(pack.bytes);
             let stored = StoredPack::new(PackUse::New(PackRow::of(&pack)));
-            Load { pack: stored, runs, unstored: Some(pack) }
+            Load { pack: stored, runs, is_large: pack.bytes.len() > LARGE, unstored: Some(pack) }
         }));
         cut
     }

@@ -68,6 +68,11 @@ impl Flight {
             self.left -= pieces.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
             if let Err(errno) = stored {
                 self.failed.get_or_insert(errno);
+                // The others may take long: it is said at once.
+                let mut inner = file.lock();
+                if inner.is_flying(self.number) {
+                    inner.failure = Some(errno);
+                }
                 continue;
             }
             for pieces in pieces.chunks(PIECES) {

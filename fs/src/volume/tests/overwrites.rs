@@ -218,7 +218,8 @@ fn patient() -> VolumeOptions {
 
 /// The same, and a put is given up soon.
 fn impatient() -> VolumeOptions {
-    VolumeOptions { io_timeout: Duration::from_millis(300), ..unhurried() }
+    let timeout = Duration::from_millis(300);
+    VolumeOptions { io_timeout: timeout, put_timeout: timeout, ..unhurried() }
 }
 
 /// Numbers that look random.

@@ -19,6 +19,10 @@ pub(super) enum Puts {
     Vary(u64),
     /// They get no answer, and what does them keeps their bytes when they are given up, until something else is said.
     Detach,
+    /// Those that begin while this is said get no answer, ever.
+    Lose,
+    /// All that are under way share so many bytes per millisecond.
+    Share(u64),
 }
 
 #[derive(Debug)]
@@ -29,7 +33,24 @@ pub(super) struct Gate {
     pub(super) failed: AtomicU64,
     /// Bytes that are kept for puts that may have been given up.
     pub(super) kept: Arc<AtomicU64>,
+    sharing: AtomicU64,
     random: Mutex<Random>,
+}
+
+/// One of those that share.
+struct Sharing<'a>(&'a AtomicU64);
+
+impl Sharing<'_> {
+    fn begin(sharing: &AtomicU64) -> Sharing<'_> {
+        sharing.fetch_add(1, Ordering::SeqCst);
+        Sharing(sharing)
+    }
+}
+
+impl Drop for Sharing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Gate {
@@ -40,6 +61,7 @@ impl Gate {
             begun: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             kept: Arc::default(),
+            sharing: AtomicU64::new(0),
             random: Mutex::new(Random(seed)),
         }
     }
@@ -56,6 +78,18 @@ impl Gate {
             puts.wait_for(|puts| *puts != Puts::Detach).await.unwrap();
             kept.fetch_sub(bytes.len() as u64, Ordering::SeqCst);
         });
+    }
+
+    /// Takes as long as so many bytes take.
+    async fn share(&self, rate: u64, bytes: u64) {
+        let _sharing = Sharing::begin(&self.sharing);
+        let (mut left, mut before) = (bytes as f64, tokio::time::Instant::now());
+        while left > 0.0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let elapsed = before.elapsed();
+            before += elapsed;
+            left -= elapsed.as_secs_f64() * 1000.0 * rate as f64 / self.sharing.load(Ordering::SeqCst) as f64;
+        }
     }
 
     async fn put_as_told(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
@@ -78,6 +112,8 @@ impl Gate {
                 self.keep(bytes);
                 return std::future::pending().await;
             }
+            Puts::Lose => return std::future::pending().await,
+            Puts::Share(rate) => self.share(rate, bytes.len() as u64).await,
             Puts::Succeed | Puts::Hold | Puts::HoldLarge => {}
         }
         self.below.put(name, bytes).await
