@@ -509,6 +509,7 @@ mod tests {
                 data_lsn: 95,
                 lag_ms: Some(0),
                 connected: *connected,
+                refuses: None,
             })
             .collect();
         judge(&mut status);

@@ -211,6 +211,12 @@ fn the_promise_of_a_promotion_that_failed_does_not_end_the_next_source() {
     pair.scratch.run(["promote", "c", "--confirm", "vol", "--assume-lost", &b]).expect_code(0);
     assert_eq!((&promised["number"], &pair.status("c")["position"]["epoch"]), (&2.into(), &2.into()));
     pair.mount("b", &at_b);
+    // It follows nobody in an epoch of that number: that is said, and what to do.
+    wait_for("the member that is bound to be told of", || {
+        let status = pair.status("c");
+        let refuses = status["mirrors"][0]["refuses"].as_str().unwrap_or_default();
+        refuses.contains("epoch 2-") && refuses.contains("murphy member remove")
+    });
     // It asks the members whether it was replaced before it decides, and those that do not follow for as long as it leads.
     pair.kill("c");
     pair.mount("c", &at_c);
