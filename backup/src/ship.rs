@@ -22,7 +22,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, PackNumber, Volume};
+use murphy_fs::{BlockStore, PackNumber, Sealed, Volume};
 use murphy_log::{Clock, Durable, Epoch, Frame, Log, LogTime, Lsn, NodeId, ReadError, Terminal};
 use tokio::sync::{Mutex, Semaphore, watch};
 
@@ -268,16 +268,42 @@ impl Shipper {
             Ok(core) => self.follow(core, last).await,
             Err(end) => end,
         };
-        let own = self.parts.epoch.number;
-        let end = match end {
-            ShipEnd::Fenced(sealed) if self.is_given_up && sealed.next.number <= own => ShipEnd::Lost(sealed),
-            end => end,
-        };
+        let end = if self.is_given_up { self.end_of_given_up(end).await } else { end };
         if end != ShipEnd::Reached && end != ShipEnd::LogEnded {
             tracing::error!(url = self.parts.archive.url(), %end, "shipping has ended");
         }
         self.status.send_modify(|status| status.end = Some(end.clone()));
         end
+    }
+
+    /// What it means that shipping to an archive has ended like that which was given up.
+    async fn end_of_given_up(&self, end: ShipEnd) -> ShipEnd {
+        match end {
+            ShipEnd::Fenced(sealed) if sealed.next.number <= self.parts.epoch.number => ShipEnd::Lost(sealed),
+            ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => match self.led_by_another().await {
+                Ok(Some(sealed)) => ShipEnd::Lost(sealed),
+                Ok(None) => end,
+                Err(error) => {
+                    let url = self.parts.archive.url();
+                    tracing::warn!(url, %error, "whose the end of an archive is that was given up is not known");
+                    end
+                }
+            },
+            end => end,
+        }
+    }
+
+    /// The last seal of the archive, if it began an epoch before this source's that this log never had: whoever wrote there since has replaced a source
+    /// before this one, and was not followed.
+    async fn led_by_another(&self) -> Result<Option<Sealed>, StraysError> {
+        let walked = walk(&self.parts.archive, self.parts.known).await?;
+        let Some(seal) = walked.seals.last() else { return Ok(None) };
+        let (next, log) = (seal.next, Arc::clone(&self.parts.log));
+        if next.number >= self.parts.epoch.number || walked.end.epoch != next {
+            return Ok(None);
+        }
+        let is_another = murphy_log::aside(move || never_had(&*log, next)).await?;
+        Ok(is_another.then(|| seal.sealed()))
     }
 
     /// Finds out how far the archive holds this log, however long the store takes to answer.
@@ -496,6 +522,24 @@ impl Shipper {
             has_changed
         });
     }
+}
+
+/// Whether `log` is known never to have had an entry of `epoch`: what it had before its first entry is not known.
+fn never_had(log: &dyn Log, epoch: Epoch) -> Result<bool, ReadError> {
+    let epoch_at = |lsn: Lsn| Ok(log.read(lsn)?.next().transpose()?.map(|frame| frame.epoch()));
+    let (mut low, mut high) = (log.first(), log.durable().state().position.lsn.next());
+    if low >= high || epoch_at(low)?.is_none_or(|first| first.number > epoch.number) {
+        return Ok(false);
+    }
+    // Epochs only grow: the last entry of an epoch that is not later.
+    while low.next() < high {
+        let middle = Lsn::new(low.get() + high.since(low) / 2);
+        match epoch_at(middle)? {
+            Some(there) if there.number <= epoch.number => low = middle,
+            _ => high = middle,
+        }
+    }
+    Ok(epoch_at(low)? != Some(epoch))
 }
 
 /// Reads whole frames from `from` on, at least one if there is one.

@@ -63,8 +63,8 @@ pub enum ShipEnd {
     /// Another source has taken over.
     #[error("fenced: sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
     Fenced(Sealed),
-    /// The archive was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's: it is lost
-    /// to the source, which nobody has replaced by that.
+    /// The archive was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's, and perhaps
+    /// written there since: it is lost to the source, which nobody has replaced by that.
     #[error("sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
     Lost(Sealed),
     /// The archive holds another history: another source ships to it.

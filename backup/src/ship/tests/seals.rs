@@ -135,3 +135,67 @@ async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_
     store.heal();
     acknowledged.await.unwrap().unwrap();
 }
+
+/// What `led`, which leads `epoch`, has written besides, in the archive.
+async fn ship_besides(archive: &Archive, led: &mut Source, epoch: Epoch) {
+    let log = Arc::new(MemoryLog::new(led.base()));
+    log.claim(epoch).unwrap();
+    append(&log, &[led.large_frame(100)]);
+    assert_eq!(ship_all(ShipperParts { epoch, ..parts(archive, led, &log) }).await, ShipEnd::Reached);
+}
+
+/// The fear: somebody took over through an archive that was given up and wrote a little, in an epoch that came to nothing; that archive answers again, and
+/// the source takes it for one of a successor: no fsync succeeds any more.
+#[tokio::test]
+async fn what_another_one_wrote_into_an_archive_that_was_given_up_ends_shipping_and_no_acknowledging() {
+    for (is_given_up, has_led) in [(true, false), (false, false), (true, true)] {
+        let Scene { archive, mut source, log, .. } = Scene::new().await;
+        append(&log, &source.frames(5, 3));
+        assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+        let base = source.state().position;
+        seal(&archive, base, later(2)).await;
+        let mut before = source.taken_over(later(2));
+        let mut other = source.taken_over(later(2));
+        let (mut successor, own) = match has_led {
+            // What comes behind the seal here is of the source before this one, which went on.
+            true => {
+                log.claim(later(2)).unwrap();
+                append(&log, &before.frames(1, 3));
+                (before.taken_over(later(3)), later(3))
+            }
+            false => (source.taken_over(later(3)), later(3)),
+        };
+        ship_besides(&archive, &mut other, later(2)).await;
+        log.claim(own).unwrap();
+        append(&log, &successor.frames(5, 3));
+        let (shipper, handle) = Shipper::new(ShipperParts { epoch: own, ..parts(&archive, &source, &log) });
+        let shipper = if is_given_up { shipper.to_given_up() } else { shipper };
+        tokio::spawn(shipper.run());
+        let ended = handle.archived(successor.state().position.lsn).await;
+        let Err(Some(end)) = ended else { panic!("{is_given_up} {has_led}: {ended:?}") };
+        let is_lost = matches!(&end, ShipEnd::Lost(sealed) if sealed.next == later(2));
+        assert_eq!(is_lost, is_given_up && !has_led, "{end}");
+        assert_eq!(end.shows_another_source(), !is_lost, "{end}");
+    }
+}
+
+/// The same where all that it has besides is of the source before: that one may have acknowledged it, and may go on.
+#[tokio::test]
+async fn what_the_source_before_wrote_into_an_archive_that_was_given_up_is_not_passed_over() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    append(&log, &source.frames(5, 3));
+    let mut successor = source.taken_over(later(2));
+    let more = Arc::new(MemoryLog::new(source.base()));
+    more.claim(source.base().position.epoch).unwrap();
+    for frame in log.read(log.first()).unwrap().map(Result::unwrap).chain(source.frames(40, 3)) {
+        append(&more, &[frame]);
+    }
+    assert_eq!(ship_all(parts(&archive, &source, &more)).await, ShipEnd::Reached);
+    log.claim(later(2)).unwrap();
+    append(&log, &successor.frames(5, 3));
+    let parts = ShipperParts { epoch: later(2), ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    tokio::spawn(shipper.to_given_up().run());
+    let Err(Some(end)) = handle.archived(successor.state().position.lsn).await else { panic!("it ends") };
+    assert!(matches!(end, ShipEnd::Ahead { .. }) && end.shows_another_source(), "{end}");
+}
