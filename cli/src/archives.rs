@@ -131,14 +131,35 @@ impl Archives {
         self.shipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to ship to an archive.
-    pub(crate) fn start(&self, shared: SharedArchive) -> Result<(), CliError> {
-        let url = local_url(&self.context.config, &shared)?;
-        self.start_at(shared, url)
+    /// Begins to ship to these archives, all at once: none of them acknowledges anything before all of them are asked who else ships there. An error
+    /// names those that cannot be shipped to; the others are.
+    pub(crate) fn start_all(&self, archives: Vec<SharedArchive>) -> Result<(), CliError> {
+        let begin = |shared: SharedArchive| {
+            let url = local_url(&self.context.config, &shared)?;
+            self.begin(shared, url)
+        };
+        let mut errors = Vec::new();
+        let begun = archives.into_iter().filter_map(|shared| {
+            let url = shared.url.clone();
+            begin(shared).map_err(|error| errors.push(format!("{url}: {error}"))).ok()
+        });
+        let begun: Vec<Shipped> = begun.collect();
+        self.shipped().extend(begun);
+        self.context.changed();
+        if errors.is_empty() { Ok(()) } else { Err(CliError::new(errors.join("; "))) }
     }
 
-    /// The same, with the URL by which this node reaches it.
+    /// Begins to ship to an archive that was added, with the URL by which this node reaches it.
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
+        // One that was taken out and could not be waited for is still there.
+        self.stop(&shared.url);
+        let begun = self.begin(shared, url)?;
+        self.shipped().push(begun);
+        self.context.changed();
+        Ok(())
+    }
+
+    fn begin(&self, shared: SharedArchive, url: StoreUrl) -> Result<Shipped, CliError> {
         let folder = cursors(&self.context.directory);
         OsFiles.create_dir(&folder).map_err(at(&folder))?;
         let noted = cursor(&self.context.directory, &shared).load().unwrap_or_else(|error| {
@@ -154,21 +175,8 @@ impl Archives {
         let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        // One that was taken out and could not be waited for is still there.
-        self.stop(&shared.url);
         let (is_removed, is_leaving) = (false, false);
-        self.shipped().push(Shipped {
-            shared,
-            is_removed,
-            is_leaving,
-            url,
-            state,
-            named: began,
-            noted,
-            task,
-        });
-        self.context.changed();
-        Ok(())
+        Ok(Shipped { shared, is_removed, is_leaving, url, state, named: began, noted, task })
     }
 
     /// Whether an archive is shipped to.
@@ -206,7 +214,7 @@ impl Archives {
                 // From here on it has everything up to there, whether it is shipped to at once or when the node is served.
                 let folder = cursors(&context.directory);
                 OsFiles.create_dir(&folder).map_err(at(&folder))?;
-                let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
+                let shared = SharedArchive::new(shared_form(url), log_only);
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             } else {
                 shipping::check_begun(&archive).await?;
@@ -214,7 +222,7 @@ impl Archives {
             }
             Ok::<_, CliError>(())
         })?;
-        Ok(SharedArchive { url: shared_form(url), log_only, joining: false })
+        Ok(SharedArchive::new(shared_form(url), log_only))
     }
 
     /// Refuses what [`Archives::create`] would find there and refuse, and writes nothing.
@@ -246,7 +254,7 @@ impl Archives {
                 let handle = handle.ok_or_else(|| CliError::new(format!("{url} does not answer")))?;
                 return shipping::write_base_now(context, &archive, &handle).await;
             }
-            let shared = SharedArchive { url: url.to_owned(), log_only: false, joining: false };
+            let shared = SharedArchive::new(url.to_owned(), false);
             let archive = open_archive(&context.config, &local_url(&context.config, &shared)?).await;
             let archive = archive.map_err(failed)?;
             let walked = murphy_backup::walk(&archive, None).await.map_err(failed)?;

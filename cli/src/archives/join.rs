@@ -99,6 +99,16 @@ impl Archives {
         .await
     }
 
+    /// Notes that whoever may take over knows these.
+    pub(crate) async fn note_known(&self, urls: &[String]) -> Result<(), CliError> {
+        self.change(|archives| {
+            let named = archives.iter_mut().filter(|archive| urls.contains(&archive.url));
+            named.for_each(|archive| archive.known = true);
+            Ok(())
+        })
+        .await
+    }
+
     /// How many times archives were removed by now.
     pub(crate) fn removals(&self) -> u64 {
         self.removals.load(Ordering::SeqCst)

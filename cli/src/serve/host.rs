@@ -18,11 +18,12 @@ use tokio::runtime::Handle;
 
 use super::{
     gate::{Gate, Inside},
-    joining::join_later,
+    joining::{join_later, wait_after_taking_over},
 };
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
+    config::NodeConfig,
     control::{MountRequest, Replies},
     error::{CliError, failed},
     mirrors::{Mirroring, PromoteOrder},
@@ -88,9 +89,8 @@ impl Host {
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
         mirroring.ships_with(&archives);
         if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
-            for shared in settings.archives {
-                archives.start(shared)?;
-            }
+            wait_after_taking_over(&archives, &node.config.archives_given_up, runtime)?;
+            archives.start_all(Settings::of(&node.volume)?.archives)?;
             let outside = outside(&node)?;
             acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside.clone());
             join_later(&archives, &mirroring, outside);
@@ -287,15 +287,20 @@ impl Host {
             Ok(())
         })?;
         if self.ships() && !order.dry_run {
-            for shared in Settings::of(self.volume())?.archives {
-                if let Err(error) = self.archives.start(shared.clone()) {
-                    // The node is the source all the same.
-                    tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
-                }
+            if let Err(error) = self.ship_after_promotion() {
+                // The node is the source all the same.
+                tracing::error!(%error, "an archive is not shipped to before the next start");
             }
             join_later(&self.archives, &self.mirroring, outside);
         }
         Ok(answer)
+    }
+
+    fn ship_after_promotion(&self) -> Result<(), CliError> {
+        // The file as it is now: it says which were given up.
+        let given_up = NodeConfig::read(self.directory())?.archives_given_up;
+        wait_after_taking_over(&self.archives, &given_up, &self.runtime)?;
+        self.archives.start_all(Settings::of(self.volume())?.archives)
     }
 
     pub(super) fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {

@@ -9,10 +9,12 @@
 //! - What is waited for is that entry, not how far the log has come meanwhile: whoever lags behind under load has it once and for all.
 //! - Either is enough. The second is the only way once the archives that acknowledged before were given up: one of them may answer again, and
 //!   knows nothing of what was added since.
-//! - With an archive that is given up goes its word: whom not everybody knows is joining again.
+//! - With an archive that is given up goes its word: whom not everybody knows is joining again. That everybody knows an archive is written into
+//!   the log once it is seen, and stays so: whoever joins later gets all of it. A mirror that is away says nothing about those then.
 //! - It is waited for until it is so, also by a node that was started anew.
 
 use std::{
+    collections::BTreeSet,
     pin::pin,
     sync::{Arc, Weak},
     time::Duration,
@@ -20,6 +22,7 @@ use std::{
 
 use futures::future::{Either, select};
 use murphy_log::Lsn;
+use tokio::runtime::Handle;
 
 use super::host::{Host, outside};
 use crate::{
@@ -27,7 +30,7 @@ use crate::{
     error::CliError,
     mirrors::Mirroring,
     places::local_url,
-    settings::SharedArchive,
+    settings::{Ack, Settings, SharedArchive},
 };
 
 /// The archives of the volume, and who else would take over.
@@ -60,33 +63,70 @@ pub(super) fn must_wait(host: &Host, archives: &[SharedArchive]) -> Result<bool,
     Ok(host.waits_for_archives()? && !(archives.is_empty() && host.mirroring.is_alone()))
 }
 
+/// An archive that waits before it acknowledges, and for whom.
+pub(super) struct Waiting {
+    pub(super) url: String,
+    /// Mirrors and archives that are not known to have the entry that names it.
+    pub(super) unheard: Vec<String>,
+}
+
 /// Once `gone` is given up, and perhaps acknowledges elsewhere or not at all, those that are `left` acknowledge only if everybody who may take
-/// over knows them. Says whether any of them has to wait for that. One that is not on the list any more may have acknowledged.
+/// over knows them. Says which of them have to wait for that. One that is not on the list any more may have acknowledged.
 pub(super) fn wait_again(
     host: &Host,
     gone: Option<&SharedArchive>,
     left: &mut [SharedArchive],
-) -> Result<bool, CliError> {
+) -> Result<Vec<Waiting>, CliError> {
     let vouched = match gone {
         Some(gone) => any_acknowledges(host, std::slice::from_ref(gone))?,
         None => true,
     };
+    let mut waiting = Vec::new();
     if !vouched || !host.waits_for_archives()? {
-        return Ok(false);
+        return Ok(waiting);
     }
     let all = left.to_vec();
-    let is_known = |archive: &SharedArchive| {
-        let named = host.archives.named(&archive.url);
-        named.is_some_and(|lsn| {
-            host.archives.lacking(lsn, &all).is_empty() && host.mirroring.unheard(lsn).is_empty()
-        })
-    };
-    let mut waits = false;
-    for archive in left.iter_mut().filter(|archive| archive.may_acknowledge()) {
-        archive.joining = !is_known(archive);
-        waits |= archive.joining;
+    for archive in left.iter_mut().filter(|archive| archive.may_acknowledge() && !archive.known) {
+        match host.archives.named(&archive.url) {
+            Some(lsn) => {
+                let unheard = unheard(&host.archives, &host.mirroring, &all, lsn);
+                archive.known = unheard.is_empty();
+                archive.joining = !archive.known;
+                if archive.joining {
+                    waiting.push(Waiting { url: archive.url.clone(), unheard });
+                }
+            }
+            None => {
+                archive.joining = true;
+                waiting.push(Waiting { url: archive.url.clone(), unheard: Vec::new() });
+            }
+        }
     }
-    Ok(waits)
+    Ok(waiting)
+}
+
+/// With an archive that was given up when this node took over goes its word for those that were added through it: they wait again, before
+/// any of them is shipped to.
+pub(super) fn wait_after_taking_over(
+    archives: &Archives,
+    given_up: &BTreeSet<String>,
+    runtime: &Handle,
+) -> Result<(), CliError> {
+    let listed = Settings::of(archives.volume())?;
+    if listed.ack != Ack::Archive || !listed.archives.iter().any(|archive| given_up.contains(&archive.url)) {
+        return Ok(());
+    }
+    runtime.block_on(archives.change(|list| {
+        let vouched = list.iter_mut().filter(|archive| archive.may_acknowledge() && !archive.known);
+        vouched.for_each(|archive| archive.joining = true);
+        Ok(())
+    }))
+}
+
+/// The mirrors, and those of the archives `all`, that are not known to have the entries up to `lsn`.
+fn unheard(archives: &Archives, mirroring: &Mirroring, all: &[SharedArchive], lsn: Lsn) -> Vec<String> {
+    let lacking = archives.lacking(lsn, all).into_iter().map(|(url, _)| url);
+    mirroring.unheard(lsn).into_iter().chain(lacking).collect()
 }
 
 /// Lets those that are joining acknowledge as soon as they may. `domains` is what dies together with the source.
@@ -98,26 +138,39 @@ pub(super) fn join_later(archives: &Arc<Archives>, mirroring: &Arc<Mirroring>, d
 
 impl Joining {
     async fn run(self) {
-        loop {
-            let Some((archives, mirroring)) = self.archives.upgrade().zip(self.mirroring.upgrade()) else {
-                return;
-            };
-            let removals = archives.removals();
-            // Those that are named meanwhile are not in what is waited for.
-            let Some((joining, lsn)) = archives.joining() else { return };
+        while let Some((archives, mirroring)) = self.archives.upgrade().zip(self.mirroring.upgrade()) {
             if archives.volume().ended().is_some() {
                 return;
             }
-            let joined = match are_known(&archives, &mirroring, &self.domains, lsn).await {
-                Ok(()) => archives.let_acknowledge(&joining, removals).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = joined {
-                tracing::warn!(%error, "an archive that was added acknowledges nothing yet");
-                drop((archives, mirroring));
-                tokio::time::sleep(AGAIN).await;
+            match self.step(&archives, &mirroring).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "an archive that was added acknowledges nothing yet"),
             }
+            drop((archives, mirroring));
+            tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Whether none is joining any more, and everybody knows every archive.
+    async fn step(&self, archives: &Arc<Archives>, mirroring: &Mirroring) -> Result<bool, CliError> {
+        let removals = archives.removals();
+        // Those that are named meanwhile are not in what is waited for.
+        if let Some((joining, lsn)) = archives.joining() {
+            are_known(archives, mirroring, &self.domains, lsn).await?;
+            archives.let_acknowledge(&joining, removals).await?;
+        }
+        let all = Settings::of(archives.volume())?.archives;
+        let is_known = |archive: &&SharedArchive| {
+            let named = archives.named(&archive.url).filter(|_| !archive.known);
+            named.is_some_and(|lsn| unheard(archives, mirroring, &all, lsn).is_empty())
+        };
+        let known: Vec<String> = all.iter().filter(is_known).map(|archive| archive.url.clone()).collect();
+        if !known.is_empty() {
+            archives.note_known(&known).await?;
+        }
+        let is_done = |archive: &SharedArchive| !archive.joining && archive.known;
+        Ok(Settings::of(archives.volume())?.archives.iter().all(is_done))
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     host::{Host, outside},
-    joining::{any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
+    joining::{Waiting, any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
 };
 use crate::{
     archives::Leaving,
@@ -138,20 +138,21 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     let (removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
         archive.joining = !log_only && must_wait(host, archives)?;
+        // Nobody else has a copy by now.
+        archive.known = archives.is_empty() && host.mirroring.is_alone();
         archives.push(archive.clone());
         Ok((host.archives.removals(), archive))
     }))?;
     archive = listed;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
+        join_later(&host.archives, &host.mirroring, outside(&host.node)?);
         if archive.joining {
-            let domains = outside(&host.node)?;
             let joined = host.runtime.block_on(async {
                 may_acknowledge(host).await?;
                 host.archives.let_acknowledge(std::slice::from_ref(&archive.url), removals).await
             });
             joined.map_err(|error| {
-                join_later(&host.archives, &host.mirroring, domains);
                 CliError::new(format!("{shared} was added and acknowledges nothing yet: {error}"))
                     .hint(JOINS_LATER)
             })?;
@@ -212,10 +213,10 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
             return Err(CliError::new("nothing was changed: what an fsync waits for was changed meanwhile")
                 .hint("run it again"));
         }
-        Ok(false)
+        Ok(Vec::new())
     });
-    let wait = host.runtime.block_on(removing)?;
-    if wait && host.ships() {
+    let waiting = host.runtime.block_on(removing)?;
+    if !waiting.is_empty() && host.ships() {
         join_later(&host.archives, &host.mirroring, outside(&host.node)?);
     }
     host.archives.stop(&shared);
@@ -226,7 +227,12 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     let at_most = if host.ships() { HEARD_MAX } else { std::time::Duration::ZERO };
     let lacking = host.runtime.block_on(host.archives.lacking_after(lsn, at_most))?;
     untold.extend(lacking.into_iter().map(|(url, _)| url));
-    Ok(json!({ "removed": shared, "not_known_to": untold }))
+    Ok(json!({ "removed": shared, "not_known_to": untold, "waiting": described(&waiting) }))
+}
+
+/// Those that acknowledge nothing yet, and who has not heard of them.
+pub(super) fn described(waiting: &[Waiting]) -> Vec<Value> {
+    waiting.iter().map(|one| json!({ "archive": one.url, "waits_for": one.unheard })).collect()
 }
 
 /// Lets an archive acknowledge nothing more, and returns when the others have whatever it may have acknowledged; before the log says that it is gone:

@@ -50,7 +50,7 @@ impl Scene {
             format!("file://{}{domain}", folder.path().join(name).display()).parse().unwrap()
         };
         let far = url("far", "?domain=far");
-        let shared = SharedArchive { url: shared_form(&far), log_only: false, joining: false };
+        let shared = SharedArchive { known: true, ..SharedArchive::new(shared_form(&far), false) };
         let settings = Settings {
             name: "vol".to_owned(),
             ack: Ack::Local,

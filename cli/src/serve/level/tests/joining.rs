@@ -6,9 +6,13 @@ use futures::poll;
 use murphy_log::{Clock, SystemClock};
 
 use super::*;
-use crate::serve::{
-    joining::join_later,
-    tasks::{add_archive, remove_archive},
+use crate::{
+    control::ArchiveRemoval,
+    serve::{
+        joining::{join_later, wait_after_taking_over},
+        removals::archive,
+        tasks::{add_archive, remove_archive},
+    },
 };
 
 /// A URL in a failure domain of its own.
@@ -36,6 +40,18 @@ fn write(scene: &Scene) {
     let set = vec![("test".to_owned(), Some(before.to_string()))];
     scene.runtime.block_on(scene.host.volume().change_settings(set).wait()).unwrap();
     assert!(scene.runtime.block_on(scene.host.volume().durable_here()).unwrap() > before);
+}
+
+/// Adds an archive that is joining, and that nobody lets acknowledge.
+fn add_joining(scene: &Scene, url: &str) {
+    let there: StoreUrl = url.parse().unwrap();
+    let joining = SharedArchive { joining: true, ..scene.host.archives.create(&there, false).unwrap() };
+    let listed = scene.host.archives.change(|list| {
+        list.push(joining.clone());
+        Ok(())
+    });
+    scene.runtime.block_on(listed).unwrap();
+    scene.host.archives.start_at(joining, there).unwrap();
 }
 
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
@@ -71,15 +87,7 @@ fn an_archive_that_follows_one_that_was_given_up_acknowledges_once_every_mirror_
 fn an_archive_that_waited_for_one_that_is_given_up_waits_for_every_mirror_then() {
     let scene = Scene::new(1).at(Ack::Archive);
     let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
-    let there: StoreUrl = near.parse().unwrap();
-    let made = scene.host.archives.create(&there, false).unwrap();
-    let joining = SharedArchive { joining: true, ..made };
-    let listed = scene.host.archives.change(|list| {
-        list.push(joining.clone());
-        Ok(())
-    });
-    scene.runtime.block_on(listed).unwrap();
-    scene.host.archives.start_at(joining, there).unwrap();
+    add_joining(&scene, &near);
     remove_archive(&scene.host, &far, true).unwrap();
     assert!(archives(&scene)[0].joining && !acknowledges(&scene));
     join_later(&scene.host.archives, &scene.host.mirroring, outside(&scene.host.node).unwrap());
@@ -182,6 +190,53 @@ fn an_archive_that_one_which_is_given_up_vouched_for_waits_for_the_mirrors_that_
     scene.fsync().unwrap();
 }
 
+/// The fear: the source has started again, a mirror is away, perhaps for good, and an archive is given up: the other one, which everybody has known since the
+/// volume was made, acknowledges nothing any more, and every fsync fails until the mirror is taken out.
+#[test]
+fn an_archive_that_everybody_was_seen_to_know_needs_nobodys_word_afterwards() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    wait_until("everybody to know it", || archives(&scene)[1].known);
+    // One that joins gets the whole log; it has not been heard of since.
+    scene.host.mirroring.admit(MIRRORS[0]);
+    let removed = remove_archive(&scene.host, &far, true).unwrap();
+    assert_eq!(removed["waiting"], json!([]), "{removed}");
+    assert!(!archives(&scene)[0].joining && acknowledges(&scene));
+    scene.fsync().unwrap();
+}
+
+/// The answer names who stands in the way of the others.
+#[test]
+fn an_archive_that_waits_again_says_for_whom() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let order = |dry_run| ArchiveRemoval { url: far.clone(), assume_lost: true, dry_run, confirmed: true };
+    let plan = archive(&scene.host, &order(true)).unwrap()["text"].to_string();
+    assert!(plan.contains(&MIRRORS[0].to_string()) && plan.contains("member remove"), "{plan}");
+    let removed = archive(&scene.host, &order(false)).unwrap();
+    let waits_for = json!([{ "archive": near, "waits_for": [MIRRORS[0].to_string()] }]);
+    assert_eq!(removed["waiting"], waits_for, "{removed}");
+}
+
+/// The same for an archive that was given up by whoever took over.
+#[test]
+fn with_an_archive_that_was_given_up_in_a_take_over_goes_its_word() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let joining = || archives(&scene).iter().map(|one| one.joining).collect::<Vec<_>>();
+    let take_over = |given_up: &str| {
+        let given_up = BTreeSet::from([given_up.to_owned()]);
+        wait_after_taking_over(&scene.host.archives, &given_up, scene.runtime.handle()).unwrap();
+    };
+    take_over("s3://removed-long-ago");
+    assert_eq!(joining(), [false, false]);
+    take_over(&far);
+    assert_eq!(joining(), [false, true], "everybody has known the first one since the volume was made");
+}
+
 /// The fear: the one that vouched is given up between its word and what is done with it.
 #[test]
 fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
@@ -200,8 +255,7 @@ fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
 fn with_far_away() -> (Scene, [String; 2], impl Fn(), Lsn) {
     let scene = Scene::new(0).at(Ack::Archive);
     let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
-    add_archive(&scene.host, &near, false).unwrap();
-    set_joining(&scene, &near);
+    add_joining(&scene, &near);
     // Neither is known to have it before it is open.
     write(&scene);
     assert!(acknowledges(&scene));
@@ -220,14 +274,6 @@ fn take_away(scene: &Scene, name: &str) -> impl Fn() + use<> {
         std::fs::remove_file(&there).unwrap();
         std::fs::rename(&away, &there).unwrap();
     }
-}
-
-fn set_joining(scene: &Scene, url: &str) {
-    let set = scene.host.archives.change(|list| {
-        list.iter_mut().filter(|one| one.url == url).for_each(|one| one.joining = true);
-        Ok(())
-    });
-    scene.runtime.block_on(set).unwrap();
 }
 
 /// The fear: an archive is taken out, which alone had what an fsync was answered for, by an order that gives nothing up: the source dies before another one
@@ -281,10 +327,10 @@ fn an_archive_that_is_being_taken_out_acknowledges_nothing_more() {
 fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
     let scene = Scene::new(0).at(Ack::Archive);
     let (far, near) = (archives(&scene)[0].clone(), url(&scene, "near"));
-    add_archive(&scene.host, &near, false).unwrap();
+    add_joining(&scene, &near);
     write(&scene);
     assert!(acknowledges(&scene));
-    let decided = vec![SharedArchive { joining: true, ..archives(&scene)[1].clone() }];
+    let decided = vec![archives(&scene)[1].clone()];
     let entry = scene.host.volume().change_settings(Settings::set_archives(&decided).unwrap());
     scene.runtime.block_on(entry.wait()).unwrap();
     scene.runtime.block_on(scene.host.archives.change(|_| Ok(()))).unwrap();
