@@ -117,7 +117,7 @@ pub struct VolumeOptions {
     pub flush_after: Duration,
     /// No request waits longer.
     pub io_timeout: Duration,
-    /// A pack that is not stored within this time, or `io_timeout` if that is longer, is given up and put again.
+    /// A pack that is not stored within this time, or `io_timeout` if that is longer, is given up and tried again.
     pub put_timeout: Duration,
     /// Every operation is durable before it returns.
     pub sync: bool,

@@ -14,12 +14,13 @@
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - Whoever waits for a file waits for no other, but for those that share its packs: a put that gets no answer holds up only what is in it.
 //!   Large packs have their turns: as many are put at once as are stored in time.
-//! - A put that gets no answer fails, so that its bytes are put again.
+//! - A put that gets no answer fails, so that its bytes are tried again: the store is asked whether it has them, and they are put again if not.
 
 mod batch;
 mod cut;
 mod flight;
 mod pace;
+mod put;
 
 use std::{
     sync::{Arc, OnceLock},

@@ -18,11 +18,11 @@ use super::{
         Volume,
         files::{FileState, Urgency},
     },
-    cut::{Cut, Cutter, Load},
+    cut::{Cut, Cutter, Load, Matter},
     flight::{Arrival, Flight},
-    pace::Turn,
+    put::{Put, put},
 };
-use crate::{BlockStoreError, Errno, data::SealedPack};
+use crate::Errno;
 
 /// What has begun of a batch.
 pub(super) struct Batch {
@@ -66,12 +66,13 @@ impl Batch {
                     };
                     cutter = Some(idle);
                     batch.flights.extend(cut.flights.into_iter().map(Some));
-                    for mut load in cut.loads {
-                        large += usize::from(load.is_large);
-                        match load.unstored.take() {
-                            Some(unstored) => puts.push(Box::pin(put(batch.volume.clone(), urgency, load, unstored))),
-                            None => batch.settle(load, Ok(())).await,
+                    for (load, matter) in cut.loads {
+                        if let Matter::Stored = matter {
+                            batch.settle(load, Ok(())).await;
+                            continue;
                         }
+                        large += usize::from(load.is_large);
+                        puts.push(Box::pin(put(batch.volume.clone(), urgency, load, matter)));
                     }
                 }
                 else => return,
@@ -93,37 +94,7 @@ impl Batch {
     }
 }
 
-/// What became of a put.
-type Put = (Load, Result<(), Errno>);
-
-/// Puts a pack, unless nothing could refer to it.
-async fn put(volume: Volume, urgency: Urgency, load: Load, pack: SealedPack) -> (Load, Result<(), Errno>) {
-    let turn = match load.is_large {
-        true => Some(volume.shared.flusher.pace.turn(urgency).await),
-        false => None,
-    };
-    if let Some(errno) = volume.refusal() {
-        return (load, Err(errno));
-    }
-    let options = &volume.shared.options;
-    let put = volume.shared.blocks.put(pack.name, pack.bytes);
-    let answer = tokio::time::timeout(options.put_timeout.max(options.io_timeout), put).await;
-    let (is_late, error) = match answer {
-        Ok(Ok(())) => {
-            turn.map(Turn::in_time);
-            return (load, Ok(()));
-        }
-        Ok(Err(error)) => (matches!(error, BlockStoreError::Unavailable { .. }), error.to_string()),
-        Err(_) => (true, "the store does not answer".to_owned()),
-    };
-    if is_late {
-        turn.map(Turn::late);
-    }
-    tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
-    (load, Err(Errno::EIO))
-}
-
-/// Puts under way at once in a batch, ...
+/// Packs on their way at once in a batch, ...
 const PUTS: usize = 64;
 /// ... and large ones among them, also such as wait for their turn.
 const LARGE_PUTS: usize = 8;

@@ -12,7 +12,7 @@ use super::super::{
     dirty::FlightPiece,
     files::{FileInner, FileState, Rest, Urgency},
     io::may_truncate,
-    placed::StoredPack,
+    placed::{Proof, StoredPack},
     tree::logged,
 };
 use crate::{
@@ -73,6 +73,7 @@ impl Flight {
                 if inner.is_flying(self.number) {
                     inner.failure = Some(errno);
                 }
+                self.refused(&mut inner, &pieces, &pack);
                 continue;
             }
             for pieces in pieces.chunks(PIECES) {
@@ -86,16 +87,16 @@ impl Flight {
         }
     }
 
-    /// Pieces are in a pack, but not in the file: the next flight finds them there.
+    /// Pieces are in a pack, but not in the file: the next flight finds them there, if it may be in the store.
     fn refused(&self, inner: &mut FileInner, pieces: &[Piece], pack: &Arc<StoredPack>) {
-        if inner.is_flying(self.number) {
+        if inner.is_flying(self.number) && pack.proof() > Proof::Absent {
             inner.dirty.refused(pieces, pack);
         }
     }
 
     /// Ends it, unless it has ended. Says whether there is more to send.
     fn end(&self, inner: &mut FileInner) -> bool {
-        for arrival in self.arrived.values().filter(|arrival| arrival.stored.is_ok()) {
+        for arrival in self.arrived.values() {
             self.refused(inner, &arrival.pieces, &arrival.pack);
         }
         if !inner.is_flying(self.number) {

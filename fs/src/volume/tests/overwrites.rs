@@ -10,6 +10,7 @@ mod length;
 mod memory;
 mod refused;
 mod told;
+mod unproven;
 
 use self::gate::{Gate, Puts};
 use super::*;

@@ -21,6 +21,10 @@ pub(super) enum Puts {
     Detach,
     /// Those that begin while this is said get no answer, ever.
     Lose,
+    /// They are stored, and nobody hears of it; nor of what else is asked.
+    StoreAndHang,
+    /// They take a while; one in so many fails, another is stored and gets no answer, another is lost.
+    Waver(u64),
     /// All that are under way share so many bytes per millisecond.
     Share(u64),
 }
@@ -34,6 +38,8 @@ pub(super) struct Gate {
     /// Bytes that are kept for puts that may have been given up.
     pub(super) kept: Arc<AtomicU64>,
     sharing: AtomicU64,
+    /// The last put that has begun.
+    last: Mutex<Option<PackName>>,
     random: Mutex<Random>,
 }
 
@@ -62,6 +68,7 @@ impl Gate {
             failed: AtomicU64::new(0),
             kept: Arc::default(),
             sharing: AtomicU64::new(0),
+            last: Mutex::default(),
             random: Mutex::new(Random(seed)),
         }
     }
@@ -80,6 +87,12 @@ impl Gate {
         });
     }
 
+    /// What the last put was to store is there, and is something else.
+    pub(super) async fn damage_last(&self) {
+        let name = self.last.lock().unwrap();
+        self.below.put(name, Bytes::from_static(b"half")).await.unwrap();
+    }
+
     /// Takes as long as so many bytes take.
     async fn share(&self, rate: u64, bytes: u64) {
         let _sharing = Sharing::begin(&self.sharing);
@@ -93,6 +106,7 @@ impl Gate {
     }
 
     async fn put_as_told(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
+        *self.last.lock() = Some(name);
         self.begun.fetch_add(1, Ordering::SeqCst);
         let told = *self.puts.subscribe().wait_for(|puts| !Gate::holds(*puts, &bytes)).await.unwrap();
         match told {
@@ -113,6 +127,27 @@ impl Gate {
                 return std::future::pending().await;
             }
             Puts::Lose => return std::future::pending().await,
+            Puts::StoreAndHang => {
+                self.below.put(name, bytes).await?;
+                return std::future::pending().await;
+            }
+            Puts::Waver(seldom) => {
+                let (held, fate) = {
+                    let mut random = self.random.lock();
+                    (Duration::from_millis(random.below(6)), random.below(3 * seldom))
+                };
+                tokio::time::sleep(held).await;
+                match fate {
+                    0 => {
+                        let object = name.to_string();
+                        return Err(BlockStoreError::Refused { object, refusal: crate::Refusal::Exists });
+                    }
+                    1 => self.below.put(name, bytes).await?,
+                    2 => {}
+                    _ => return self.below.put(name, bytes).await,
+                }
+                return std::future::pending().await;
+            }
             Puts::Share(rate) => self.share(rate, bytes.len() as u64).await,
             Puts::Succeed | Puts::Hold | Puts::HoldLarge => {}
         }
@@ -142,6 +177,9 @@ impl BlockStore for Gate {
     }
 
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        if *self.puts.borrow() == Puts::StoreAndHang {
+            return Box::pin(std::future::pending());
+        }
         self.below.size(name)
     }
 
