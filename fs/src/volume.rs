@@ -405,15 +405,20 @@ impl Volume {
         })
     }
 
-    /// Makes everything durable, moves it into the index and stops deciding. The volume can still be read.
+    /// Makes everything durable, moves it into the index and stops deciding, as far as each of these can be done. The volume can still be
+    /// read. The error is the first of them.
     pub async fn close(&self) -> Result<(), Errno> {
-        self.flush_all().await?;
-        self.make_durable().await?;
+        let flushed = self.flush_all().await;
+        let durable = self.make_durable().await.map(drop);
         self.shared.sequencer.retire();
-        // What was decided meanwhile, too.
-        self.make_durable().await?;
+        // What was decided meanwhile, too. Whoever has just been waited for in vain is not waited for again.
+        let rest = match durable {
+            Ok(()) => self.make_durable().await.map(drop),
+            Err(_) => self.durable_here().await.map(drop),
+        };
         let volume = self.clone();
-        murphy_log::aside(move || volume.settle_index()).await
+        let settled = murphy_log::aside(move || volume.settle_index()).await;
+        flushed.and(durable).and(rest).and(settled)
     }
 
     /// The rows that are in the index by now, all of them of durable entries. Whoever keeps it for long keeps nobody waiting: only the

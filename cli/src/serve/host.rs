@@ -260,22 +260,27 @@ impl Host {
             progress(Progress::new("bytes made durable", total - left, total));
             std::thread::sleep(LOOK);
         }
-        self.runtime.block_on(flushing).map_err(failed)?.map_err(|errno| self.not_durable(errno))
+        self.runtime
+            .block_on(flushing)
+            .map_err(failed)?
+            .map_err(|errno| self.not_durable(errno, "are kept and tried again"))
     }
 
-    /// Ends what the node has begun: everything is durable, and indexed, when it returns. Archives are given a moment.
+    /// Ends what the node has begun: everything is durable, and indexed, when it returns; what can be, if it fails. Archives are given a
+    /// moment.
     pub(super) fn close(&self) -> Result<(), CliError> {
-        self.runtime.block_on(self.volume().close()).map_err(|errno| self.not_durable(errno))?;
+        let closed = self.runtime.block_on(self.volume().close());
         for url in self.archives.settle(self.volume().durable().lsn, ARCHIVES_SETTLE) {
             tracing::warn!(url, "the archive does not hold everything yet; the next start goes on");
         }
-        Ok(())
+        closed.map_err(|errno| self.not_durable(errno, "were written and are lost with this process"))
     }
 
-    fn not_durable(&self, errno: Errno) -> CliError {
+    /// Why not everything is durable, and what becomes of the bytes that are not.
+    fn not_durable(&self, errno: Errno, fate: &str) -> CliError {
         let left = self.volume().dirty_bytes();
         let why = self.volume().ended().unwrap_or_else(|| format!("{errno:?}"));
-        CliError::new(format!("not everything is durable: {why}; {left} bytes are kept and tried again"))
+        CliError::new(format!("not everything is durable: {why}; {left} bytes {fate}"))
             .hint("the process that serves the node has logged what failed")
     }
 

@@ -100,3 +100,20 @@ async fn what_failed_is_left_alone_for_a_while_unless_somebody_waits_for_it() {
     scene.write(8192, &[b'Y'; 10]).await;
     assert!(scene.volume.sync_all().wait().await.is_ok());
 }
+
+/// The fear: bytes that cannot be stored take with them what can be: a volume that is closed leaves entries that are not durable, goes on
+/// deciding, and says nothing.
+#[tokio::test]
+async fn a_volume_that_cannot_store_everything_is_closed_all_the_same() {
+    let scene = Scene::new(unhurried(), 0).await;
+    scene.store.puts.send_replace(Puts::Vary(1));
+    scene.write(0, &[b'X'; 8192]).await;
+    let make =
+        |name| scene.volume.mkdir(&Caller::default(), Ino::ROOT, &Name::new(name).unwrap(), 0o755).wait();
+    make("before").await.unwrap();
+    assert_eq!(scene.volume.close().await, Err(Errno::EIO));
+    assert_eq!(make("after").await, Err(Errno::EROFS));
+    assert_eq!(scene.volume.dirty_bytes(), 8192);
+    assert_eq!(scene.volume.durable(), scene.volume.state().position);
+    assert_eq!(scene.volume.index_snapshot().state().unwrap().position, scene.volume.durable());
+}
