@@ -64,6 +64,11 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
     /// The length of a pack's object, which is durable: whoever finds it there need not put it again.
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>>;
 
+    /// The same of the object that a put has left, or has not: of the store to which packs are put, whatever others behind this one have.
+    fn size_where_put(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.size(name)
+    }
+
     /// Deletes a pack. A pack that is not there counts as deleted.
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>>;
 

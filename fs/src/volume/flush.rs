@@ -39,15 +39,18 @@ use crate::{Errno, Ino};
 /// The way to the flushing tasks.
 pub(super) struct Flusher {
     queues: OnceLock<Queues>,
-    /// Batches of files that somebody waits for.
+    /// Batches of small files that somebody waits for, ...
     places: Arc<Semaphore>,
+    /// ... and of large ones.
+    large_places: Arc<Semaphore>,
     pace: Pace,
 }
 
 impl Default for Flusher {
     fn default() -> Flusher {
-        let places = Arc::new(Semaphore::new(AWAITED_BATCHES));
-        Flusher { queues: OnceLock::new(), places, pace: Pace::default() }
+        let [places, large_places] =
+            [AWAITED_BATCHES, AWAITED_LARGE].map(|places| Arc::new(Semaphore::new(places)));
+        Flusher { queues: OnceLock::new(), places, large_places, pace: Pace::default() }
     }
 }
 
@@ -82,7 +85,7 @@ impl Volume {
         // The tasks end only with the volume.
         let _gone = match urgency {
             Urgency::First if is_large => {
-                let places = Arc::clone(&self.shared.flusher.places);
+                let places = Arc::clone(&self.shared.flusher.large_places);
                 self.shared.runtime.spawn(run_alone(Arc::downgrade(&self.shared), places, file));
                 false
             }
@@ -306,7 +309,9 @@ const BATCHES: usize = 4;
 const TURNS: usize = 4;
 /// ... for no longer than this, ...
 const TURN: Duration = Duration::from_secs(1);
-/// ... and so many in all: more than begin their turns, and large files besides, before a put that gets no answer is given up.
+/// ... and so many in all: more than begin their turns before a put that gets no answer is given up.
 const AWAITED_BATCHES: usize = 512;
+/// Large files that somebody waits for and that are under way at once: more than have turns, each compresses on a thread.
+const AWAITED_LARGE: usize = 128;
 /// A pack of more bytes than this is large.
 const LARGE: usize = 256 << 10;

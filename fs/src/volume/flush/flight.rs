@@ -68,9 +68,9 @@ impl Flight {
             self.left -= pieces.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
             if let Err(errno) = stored {
                 self.failed.get_or_insert(errno);
-                // The others may take long: it is said at once.
+                // The others may take long: it is said at once, unless it is true no more.
                 let mut inner = file.lock();
-                if inner.is_flying(self.number) {
+                if inner.is_flying(self.number) && !inner.dirty.landing(&pieces).is_empty() {
                     inner.failure = Some(errno);
                 }
                 self.refused(&mut inner, &pieces, &pack);
