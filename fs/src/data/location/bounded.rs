@@ -126,7 +126,11 @@ mod tests {
                 begun.fetch_add(1, Ordering::SeqCst);
                 goes.1.wait_while(&mut goes.0.lock(), |goes| !*goes);
             };
-            tokio::task::spawn_blocking(hangs).map(|done| Ok(done.unwrap())).boxed()
+            let hangs = async move {
+                tokio::task::spawn_blocking(hangs).await.unwrap();
+                Ok(())
+            };
+            hangs.boxed()
         }
     }
 

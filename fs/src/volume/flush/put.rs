@@ -66,18 +66,24 @@ async fn prove(volume: Volume, urgency: Urgency, mut load: Load, pieces: Vec<Byt
         return (load, Err(errno));
     }
     let meta = *load.pack.meta();
-    let error =
-        match tokio::time::timeout(volume.put_deadline(), volume.shared.blocks.size_where_put(meta.name))
-            .await
-        {
-            Ok(Ok(found)) if found == meta.stored_len => {
-                load.pack.learn(Proof::Stored);
-                return (load, Ok(()));
-            }
-            Ok(Ok(_) | Err(BlockStoreError::NotFound { .. })) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(NO_ANSWER.to_owned()),
-        };
+    let error = match tokio::time::timeout(
+        volume.put_deadline(),
+        volume.shared.blocks.size_where_put(meta.name),
+    )
+    .await
+    {
+        Ok(Ok(found)) if found == meta.stored_len => {
+            load.pack.learn(Proof::Stored);
+            return (load, Ok(()));
+        }
+        Ok(Ok(found)) => {
+            tracing::error!(pack = %meta.name, found, expected = meta.stored_len, "a pack that was put has another length");
+            None
+        }
+        Ok(Err(BlockStoreError::NotFound { .. })) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(NO_ANSWER.to_owned()),
+    };
     if let Some(error) = error {
         tracing::error!(
             error,
