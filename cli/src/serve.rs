@@ -311,8 +311,7 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
     if matches!(why, Over::Signal) && !mounts.is_empty() {
         output.note("Ending: everything is made durable first");
     }
-    let flushed = host.flush(&mut |_| {});
-    if let Err(error) = &flushed {
+    if let Err(error) = host.flush(&mut |_| {}) {
         tracing::error!(%error, "the mounts end all the same");
     }
     for mount in mounts {
@@ -320,8 +319,8 @@ fn end(host: &Host, why: &Over, output: &Output) -> Result<Code, CliError> {
             tracing::warn!(%error, "detaching it: open files there fail from now on");
         }
     }
-    host.close()?;
-    flushed.map(|()| Code::Done)
+    // It tries once more, and tells what became of everything.
+    host.close().map(|()| Code::Done)
 }
 
 const LOOK: Duration = Duration::from_millis(50);
