@@ -101,6 +101,11 @@ impl SharedArchive {
         SharedArchive { url, log_only, joining: false, known: false }
     }
 
+    /// Which archive it is and of what kind, whether or not it acknowledges.
+    pub(crate) fn place(&self) -> (&str, bool) {
+        (&self.url, self.log_only)
+    }
+
     /// Whether it may acknowledge an fsync, as far as the volume knows.
     pub(crate) fn may_acknowledge(&self) -> bool {
         !self.log_only && !self.joining

@@ -63,6 +63,33 @@ fn an_archive_that_was_given_up_and_that_another_one_has_sealed_fences_nobody() 
     region.scratch.run(["serve", "b"]).expect_error(1, "another source has taken over");
 }
 
+/// The fear: a mirror is gone with the source, an archive is given up and taken out as the documents say, and the other one, which the volume was made with,
+/// acknowledges nothing until that mirror is taken out, too.
+#[test]
+fn a_mirror_that_is_gone_stops_no_fsync_when_an_archive_is_taken_out_that_was_given_up() {
+    let test = "a_mirror_that_is_gone_stops_no_fsync_when_an_archive_is_taken_out_that_was_given_up";
+    let Some(region) = Region::sown(test, "archive") else { return };
+    let token = region.scratch.run(["invite", "a"]).expect_code(0).stdout();
+    fs::write(region.path("token"), token).unwrap();
+    let blocks = region.scratch.url("bc");
+    region.scratch.run(["join", "c", "--token-file", "token", "--blocks", &blocks]).expect_code(0);
+    region.mount("c", &[]);
+    let wanted = region.status("a")["durable_lsn"].as_u64();
+    for mirror in ["b", "c"] {
+        wait_for("the mirror", || region.status(mirror)["data_lsn"].as_u64() >= wanted);
+    }
+    region.kill("c");
+    region.kill("a");
+    fs::rename(region.path("one"), region.path("away")).unwrap();
+    let one = region.archives[0].clone();
+    region.scratch.run(["promote", "b", "--confirm", "vol", "--assume-lost", &one]).expect_code(0);
+    write_safely(&region.path("mb/new"), b"acknowledged by the second archive").unwrap();
+    let remove = ["archive", "remove", "b", &one, "--assume-lost", "--confirm", "vol", "--json"];
+    let removed = region.scratch.run(remove).expect_code(0).json();
+    assert_eq!(removed["waiting"], serde_json::json!([]), "{removed}");
+    write_safely(&region.path("mb/last"), b"still acknowledged by it").unwrap();
+}
+
 /// The fear: a mirror that nobody serves is the source already, and its promotion says after a minute that it has failed.
 #[test]
 fn a_promotion_of_a_mirror_that_is_not_served_says_that_it_is_done() {

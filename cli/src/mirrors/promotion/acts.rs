@@ -24,6 +24,7 @@ use murphy_mirror::{
 use super::{super::replica::DiskReplica, LOOK, Mirroring, places::Places};
 use crate::{
     givers::{Member, MirrorGiver},
+    settings::SharedArchive,
     take_over::{GivenUp, named_beyond, way_past},
 };
 
@@ -45,7 +46,9 @@ impl Acts {
         if self.mirroring.policy().map_err(text)? != self.request.policy {
             return Err("the members have changed meanwhile: try again".to_owned());
         }
-        if self.mirroring.settings().map_err(text)?.archives != self.places.shared {
+        // Who of them acknowledges makes no difference to who has to be sealed.
+        let now = self.mirroring.settings().map_err(text)?.archives;
+        if !now.iter().map(SharedArchive::place).eq(self.places.shared.iter().map(SharedArchive::place)) {
             return Err("the archives have changed meanwhile: try again".to_owned());
         }
         Ok(())
