@@ -7,6 +7,7 @@ use murphy_log::{Clock, SystemClock};
 
 use super::*;
 use crate::{
+    config::NodeConfig,
     control::ArchiveRemoval,
     serve::{
         joining::{join_later, wait_after_taking_over},
@@ -235,6 +236,24 @@ fn with_an_archive_that_was_given_up_in_a_take_over_goes_its_word() {
     assert_eq!(joining(), [false, false]);
     take_over(&far);
     assert_eq!(joining(), [false, true], "everybody has known the first one since the volume was made");
+}
+
+/// A restore writes nothing of that, and a promotion may be killed before it does: it is seen to when the node is started.
+#[test]
+fn a_source_that_starts_after_a_take_over_takes_no_word_of_an_archive_that_was_given_up() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let far = archives(&scene)[0].url.clone();
+    add_archive(&scene.host, &url(&scene, "near"), false).unwrap();
+    let taken_over = scene.folder.path().join("taken over");
+    crash(&scene.directory, &taken_over);
+    let _back = ["far", "near"].map(|name| take_away(&scene, name));
+    let mut config = NodeConfig::read(&taken_over).unwrap();
+    config.archives_given_up.insert(far);
+    config.write(&taken_over).unwrap();
+    let host = serve(&taken_over, &NodeOptions::default(), &scene.runtime);
+    let listed = Settings::of(host.volume()).unwrap().archives;
+    assert_eq!(listed.iter().map(|one| one.joining).collect::<Vec<_>>(), [false, true]);
+    host.mirroring.stop();
 }
 
 /// The fear: the one that vouched is given up between its word and what is done with it.
