@@ -132,6 +132,14 @@ pub(crate) struct Fenced {
     pub(crate) by: Option<String>,
 }
 
+impl Fenced {
+    /// Who has taken over.
+    pub(crate) fn text(&self) -> String {
+        let by = self.by.as_ref().map_or_else(String::new, |by| format!(", begun by node {by},"));
+        format!("epoch {}{by} has taken over", self.epoch)
+    }
+}
+
 /// Entries of this node's log that are not in the volume's history.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,7 +1,7 @@
 //! The process that serves a node: its control socket, its mounts, and its end.
 //!
 //! Invariants:
-//! - It ends cleanly on SIGTERM and SIGINT, and when its last mount is unmounted if it was started by `mount`: everything durable first,
+//! - It ends cleanly on SIGTERM, SIGINT and SIGHUP (a terminal that is closed), and when its last mount is unmounted if it was started by `mount`: everything durable first,
 //!   then the mounts, then whatever was written in between.
 //! - Once it is decided that it ends nothing is begun any more that would end with it: no mount, no change. What was begun before is waited for.
 //! - When the volume has ended (the log is poisoned, another source took over) it says why, exits with 1, and its mounts go with it.
@@ -254,6 +254,7 @@ impl Over {
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -262,6 +263,7 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            hangup: signal(SignalKind::hangup()).map_err(failed)?,
         })
     }
 }
@@ -272,6 +274,7 @@ async fn wait(host: &Host, signals: &mut Signals) -> Over {
         tokio::select! {
             _ = signals.terminate.recv() => return Over::Signal,
             _ = signals.interrupt.recv() => return Over::Signal,
+            _ = signals.hangup.recv() => return Over::Signal,
             _ = look.tick() => {}
         }
         if let Some(reason) = host.ended() {

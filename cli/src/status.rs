@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     archive_notes::fenced_before,
+    config::Fenced,
     error::{CliError, failed},
     node::Node,
     scrub_notes::{self, ScrubNote},
@@ -229,7 +230,7 @@ pub(crate) fn of(
     let state = node.volume.state();
     let failure_domain = node.failure_domain()?;
     let mut status = Status {
-        fenced: fenced_before(&node.directory)?,
+        fenced: fenced_before(&node.directory)?.or_else(|| node.config.fenced.as_ref().map(Fenced::text)),
         verdict: String::new(),
         danger: false,
         volume: node.config.volume.to_string(),

@@ -2,7 +2,7 @@
 
 use std::{fs, io::Write, path::Path, time::Duration};
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, pause, wait_for_ok, wait_until};
 use rustix::{
     mount::{UnmountFlags, unmount},
     process::{Pid, Signal, kill_process},
@@ -25,6 +25,11 @@ fn mount_again(scratch: &Scratch, old: i32) {
     assert_eq!(below, 0, "something was written beside the volume");
 }
 
+/// As `umount` does it, past the program. A child of another test that is about to begin holds for a moment what its parent has open.
+fn unmount_quietly(scratch: &Scratch) {
+    wait_for_ok("the mount to be let go", PATIENCE, || unmount(scratch.path("mnt"), UnmountFlags::empty()));
+}
+
 fn mounted(scratch: &Scratch) -> i32 {
     scratch.mount("node", "mnt");
     let processes = scratch.processes();
@@ -43,7 +48,7 @@ fn a_mount_right_after_a_plain_umount_stays() {
     for (dirty, rest) in [(0, 0), (0, 45), (0, 90), (40 << 20, 100)] {
         let old = mounted(&scratch);
         fs::write(scratch.path("mnt/dirty"), vec![7; dirty]).unwrap();
-        unmount(scratch.path("mnt"), UnmountFlags::empty()).unwrap();
+        unmount_quietly(&scratch);
         pause(Duration::from_millis(rest));
         mount_again(&scratch, old);
     }
@@ -66,6 +71,23 @@ fn a_mount_right_after_a_signal_stays() {
     }
 }
 
+/// The fear: a terminal is closed, and what was accepted in it is thrown away.
+#[test]
+fn a_hangup_ends_a_mount_as_cleanly_as_a_signal_to_end() {
+    if !can_mount("a_hangup_ends_a_mount_as_cleanly_as_a_signal_to_end") {
+        return;
+    }
+    let scratch = scratch();
+    scratch.format("node", "blocks");
+    let old = mounted(&scratch);
+    fs::write(scratch.path("mnt/accepted"), vec![7; 3 << 20]).unwrap();
+    kill_process(Pid::from_raw(old).unwrap(), Signal::HUP).unwrap();
+    wait_until("the process to end", PATIENCE, || !scratch.processes().contains(&old));
+    mounted(&scratch);
+    assert!(fs::read(scratch.path("mnt/accepted")).unwrap() == vec![7; 3 << 20]);
+    scratch.umount("mnt");
+}
+
 /// The fear: a service that is started again at once is told that the node is served, by a process that is gone a moment later.
 #[test]
 fn a_node_whose_process_is_about_to_end_can_be_served_again() {
@@ -76,7 +98,7 @@ fn a_node_whose_process_is_about_to_end_can_be_served_again() {
     scratch.format("node", "blocks");
     let old = mounted(&scratch);
     fs::write(scratch.path("mnt/dirty"), vec![7; 20 << 20]).unwrap();
-    unmount(scratch.path("mnt"), UnmountFlags::empty()).unwrap();
+    unmount_quietly(&scratch);
     scratch.run(["serve", "node", "-d"]).expect_code(0);
     wait_until("the old process to end", PATIENCE, || !scratch.processes().contains(&old));
     let status = scratch.run(["status", "node", "--json"]).json();

@@ -290,8 +290,9 @@ fn a_stale_source_stops_and_its_tail_is_listed() {
     wait_for("the old source to refuse", || {
         pair.scratch.run(["serve", "a"]).stderr().contains("no longer the source")
     });
-    let branches = pair.status("a")["branches"].clone();
-    assert_eq!(branches.as_array().unwrap().len(), 1, "{branches}");
+    let status = pair.scratch.run(["status", "a", "--json"]).expect_code(3).json();
+    assert_eq!(status["branches"].as_array().unwrap().len(), 1, "{status}");
+    assert!(status["verdict"].as_str().unwrap().starts_with("FENCED"), "{status}");
     assert_eq!(fs::read(mb.join("shared")).unwrap(), b"on both");
     assert!(!mb.join("alone").exists());
 }

@@ -437,6 +437,38 @@ fn a_last_archive_that_is_gone_for_good_can_be_given_up() {
     wait_until("the flush", PATIENCE, || scratch.run(["flush", "node"]).code() == Some(0));
 }
 
+/// The fear: one directory counts as two archives, and `status` says that nothing can be lost; or an archive lies in what it archives, and grows by itself.
+#[test]
+fn an_archive_lies_in_no_other_store_nor_in_the_node() {
+    let (scratch, first, second) = acknowledged_by_archive();
+    std::os::unix::fs::symlink("first", scratch.path("link")).unwrap();
+    let within = |name: &str| format!("{}?domain=elsewhere", scratch.url(name));
+    let before = scratch.prints_of(".");
+    for taken in ["first", "link", "first/below", "blocks", "blocks/below", "node/archive"] {
+        let refused = scratch.run(["archive", "add", "node", &within(taken)]).code();
+        assert_eq!(refused, Some(1), "{taken}");
+        let format = ["format", "other", "--blocks", &within("first"), "--archive", &within(taken)];
+        if taken.contains("first") || taken == "link" {
+            scratch.run(format).expect_error(2, "every store has a prefix of its own");
+        }
+    }
+    assert!(before == scratch.prints_of("."), "nothing was made");
+    scratch.run(["archive", "add", "node", &first]).expect_error(1, "already");
+    scratch.run(["archive", "add", "node", &second]).expect_code(0);
+}
+
+/// The fear: a restore of a moment before the volume had a root is a volume that nobody can look into, and says that all is well.
+#[test]
+fn a_restore_to_before_the_root_is_refused() {
+    let (scratch, first, _) = acknowledged_by_archive();
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+    stop(&scratch);
+    scratch.run(["restore", &first, "copy", "--lsn", "1"]).expect_error(1, "no root directory yet");
+    assert!(!scratch.path("copy").exists());
+    scratch.run(["restore", &first, "copy"]).expect_code(0);
+}
+
 /// A node whose fsync waits for its archive; the URLs of that one and of another.
 fn acknowledged_by_archive() -> (Scratch, String, String) {
     let scratch = scratch();

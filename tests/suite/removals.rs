@@ -118,6 +118,10 @@ fn a_member_is_given_up_by_somebody_who_has_seen_the_plan() {
 #[test]
 fn a_second_restore_into_a_directory_is_refused_and_changes_nothing() {
     let (scratch, archive) = archived();
+    // The root is there once a node was served.
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+    scratch.signal_all(rustix::process::Signal::TERM);
     let other = fs::File::create(scratch.path(".copy.making")).unwrap();
     other.lock().unwrap();
     fs::write(scratch.path(".copy.making"), "murphy restore, process 4711").unwrap();

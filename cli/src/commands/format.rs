@@ -118,15 +118,14 @@ fn check_places(
     archives: &[(StoreUrl, bool)],
     ack: Ack,
 ) -> Result<(), CliError> {
-    let mut places = vec![shared_form(blocks)];
-    for (url, _) in archives {
-        let place = shared_form(url);
-        if places.contains(&place) {
+    let places: Vec<&StoreUrl> = [blocks].into_iter().chain(archives.iter().map(|(url, _)| url)).collect();
+    for (number, place) in places.iter().enumerate() {
+        if let Some(other) = places[..number].iter().find(|other| other.overlaps(place)) {
+            let (place, other) = (shared_form(place), shared_form(other));
             return Err(CliError::usage(format!(
-                "{place} is given twice: every store has a prefix of its own"
+                "{place} and {other} are one place, or one lies in the other: every store has a prefix of its own"
             )));
         }
-        places.push(place);
     }
     if ack != Ack::Archive {
         return Ok(());

@@ -22,13 +22,8 @@ use crate::{
 /// Refuses a source that is known to have been replaced.
 pub(super) fn refuse(directory: &Path, config: &NodeConfig) -> Result<(), CliError> {
     let Some(fenced) = &config.fenced else { return Ok(()) };
-    let by = fenced.by.as_ref().map_or_else(String::new, |by| format!(", begun by node {by}"));
-    Err(CliError::new(format!(
-        "{} is no longer the source: epoch {}{by} has taken over",
-        directory.display(),
-        fenced.epoch
-    ))
-    .hint(way_on(directory)))
+    let refused = format!("{} is no longer the source: {}", directory.display(), fenced.text());
+    Err(CliError::new(refused).hint(way_on(directory)))
 }
 
 /// Notes that a member knows of `later`, which ends this source's epoch, and refuses to go on.

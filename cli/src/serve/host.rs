@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     time::Duration,
 };
@@ -116,6 +116,11 @@ impl Host {
     pub(super) fn waits_for_archives(&self) -> Result<bool, CliError> {
         let set = Settings::of(self.volume())?.ack;
         Ok(set == Ack::Archive || self.mirroring.waited_for()? == Ack::Archive)
+    }
+
+    /// Where the volume is mounted.
+    pub(super) fn mount_points(&self) -> Vec<PathBuf> {
+        self.mounts().iter().map(|mount| mount.path().to_owned()).collect()
     }
 
     fn mounts(&self) -> MutexGuard<'_, Vec<Arc<Mount>>> {
@@ -335,7 +340,7 @@ impl Host {
     pub(super) fn status(&self) -> Result<Value, CliError> {
         let running = self.ships().then(|| Running {
             pid: std::process::id(),
-            mounts: self.mounts().iter().map(|mount| mount.path().to_owned()).collect(),
+            mounts: self.mount_points(),
             ends_with_mounts: self.options.ends_with_mounts,
         });
         let archives = self.archive_status()?;

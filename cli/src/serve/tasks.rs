@@ -24,6 +24,7 @@ use crate::{
     control::Replies,
     dump_file::Dumped,
     error::{CliError, failed},
+    places::local_url,
     progress::Progress,
     settings::{Settings, SharedArchive, shared_form},
 };
@@ -110,13 +111,24 @@ impl Write for IntoAnswer<'_, '_> {
 pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Result<StoreUrl, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    if shared == shared_form(&host.node.config.blocks) {
-        return Err(CliError::new(format!(
-            "{shared} is the block store: an archive has a prefix of its own"
-        )));
-    }
-    if Settings::of(host.volume())?.archives.iter().any(|archive| archive.url == shared) {
+    let (config, archives) = (&host.node.config, Settings::of(host.volume())?.archives);
+    if archives.iter().any(|archive| archive.url == shared) {
         return Err(CliError::new(format!("{shared} is an archive of this volume already")));
+    }
+    let mut others = vec![config.blocks.clone()];
+    for archive in &archives {
+        others.push(local_url(config, archive)?);
+    }
+    let own = "an archive has a prefix of its own, which nothing else writes into";
+    if let Some(other) = others.iter().find(|other| other.overlaps(&url)) {
+        let other = shared_form(other);
+        return Err(
+            CliError::new(format!("{shared} and {other} are one place, or one lies in the other")).hint(own)
+        );
+    }
+    let inside = host.mount_points().into_iter().chain([host.directory().to_owned()]);
+    if let Some(inside) = inside.into_iter().find(|inside| url.lies_in(inside)) {
+        return Err(CliError::new(format!("{shared} lies in {}", inside.display())).hint(own));
     }
     host.archives.check_new(&url, log_only)?;
     Ok(url)
@@ -138,6 +150,9 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     let (removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
         archive.joining = !log_only && must_wait(host, archives)?;
+        if archives.iter().any(|other| other.url == archive.url) {
+            return Err(CliError::new(format!("{} is an archive of this volume already", archive.url)));
+        }
         // Nobody else has a copy by now.
         archive.known = archives.is_empty() && host.mirroring.is_alone();
         archives.push(archive.clone());

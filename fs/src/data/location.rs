@@ -44,6 +44,17 @@ pub use layer::{LayeredStore, StoreLayer};
 pub use open::{OpenStoreError, OpenedStore};
 pub use probe::{PROBE_FOLDER, ProbeError, probe_put_if_absent};
 
+/// Where `path` leads, as far as it is there.
+fn resolved(path: &FilePath) -> PathBuf {
+    let there = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match there {
+        Some((above, found)) => {
+            path.strip_prefix(above).map_or_else(|_| found.clone(), |rest| found.join(rest))
+        }
+        None => path.to_owned(),
+    }
+}
+
 /// A place in object storage or in a file system. It prints as the URL that it was parsed from, options in a fixed order.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct StoreUrl {
@@ -99,6 +110,31 @@ impl StoreUrl {
             Place::File(directory) => Some(directory),
             Place::Cloud { .. } => None,
         }
+    }
+
+    /// Whether one of the two places is the other, or lies in it, whatever their options say; directories are followed through links.
+    pub fn overlaps(&self, other: &StoreUrl) -> bool {
+        match (&self.place, &other.place) {
+            (Place::File(one), Place::File(other)) => {
+                let (one, other) = (resolved(one), resolved(other));
+                one.starts_with(&other) || other.starts_with(&one)
+            }
+            (
+                Place::Cloud { cloud, bucket, prefix },
+                Place::Cloud { cloud: other_cloud, bucket: other_bucket, prefix: other_prefix },
+            ) => {
+                let is_account = *cloud != Cloud::Azure || self.account == other.account;
+                let is_bucket = (cloud, bucket) == (other_cloud, other_bucket) && is_account;
+                let is_nested = prefix.prefix_matches(other_prefix) || other_prefix.prefix_matches(prefix);
+                is_bucket && self.endpoint == other.endpoint && is_nested
+            }
+            (Place::File(_), Place::Cloud { .. }) | (Place::Cloud { .. }, Place::File(_)) => false,
+        }
+    }
+
+    /// Whether the store is a directory in `directory`, or that one.
+    pub fn lies_in(&self, directory: &FilePath) -> bool {
+        self.directory().is_some_and(|place| resolved(place).starts_with(resolved(directory)))
     }
 
     /// What dies together with this store: the machine, or scheme, endpoint and account, or what `domain` says.

@@ -117,6 +117,12 @@ impl Restore {
         let line = Arc::new(Mutex::new(ProgressLine::new(output)));
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
+        if state.usage.inodes == 0 {
+            let lsn = state.position.lsn;
+            return Err(CliError::new(format!("at lsn {lsn} the volume had no root directory yet")).hint(
+                "choose a later moment: --lsn is rounded down to the end of what was decided together",
+            ));
+        }
         self.check_bytes(state.usage)?;
         if self.take_over {
             self.check_named(&*index.snapshot(), staging.kept())?;

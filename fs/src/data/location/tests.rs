@@ -284,3 +284,36 @@ fn an_endpoint_that_is_too_long_with_its_escapes_is_refused_at_once() {
         "{refused}"
     );
 }
+
+/// The fear: one directory is taken for two copies, or what is written into a store comes back to it through another one.
+#[test]
+fn a_place_that_lies_in_another_one_is_found_whatever_it_is_called() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    std::fs::create_dir(path("there")).unwrap();
+    std::os::unix::fs::symlink("there", path("link")).unwrap();
+    let file = |name: &str| parse(&format!("file://{}", path(name).display()));
+    for (a, b) in [
+        (file("there"), parse(&format!("file://{}?domain=x", path("there").display()))),
+        (file("there"), file("link")),
+        (file("there/not/yet"), file("link")),
+        (file("link/not"), file("there/not/yet")),
+        (parse("s3://a/p"), parse("s3://a/p?domain=x&region=us-west-2")),
+        (parse("s3://a"), parse("s3://a/p/q")),
+    ] {
+        assert!(a.overlaps(&b) && b.overlaps(&a), "{a} {b}");
+    }
+    for (a, b) in [
+        (file("there"), file("other")),
+        (file("there/a"), file("link/b")),
+        (file("there"), file("there2")),
+        (parse("s3://a/p"), parse("s3://a/pq")),
+        (parse("s3://a/p"), parse("gs://a/p")),
+        (parse("s3://a/p"), parse("s3://a/p?endpoint=https://x")),
+        (file("there"), parse("s3://a")),
+    ] {
+        assert!(!a.overlaps(&b) && !b.overlaps(&a), "{a} {b}");
+    }
+    assert!(file("there/a").lies_in(&path("link")) && !file("there2").lies_in(&path("there")));
+    assert!(!parse("s3://a").lies_in(&path("there")));
+}
