@@ -31,6 +31,14 @@ struct Shared {
     promised: Option<Epoch>,
     kept: Vec<KeptBranch>,
     durability: Durability,
+    /// How many snapshots were begun; only the last one counts.
+    seeds: u64,
+}
+
+impl Shared {
+    fn tail(&self) -> Option<Position> {
+        self.log.as_ref().map(|log| log.tail().position)
+    }
 }
 
 /// When a log in memory makes things durable.
@@ -57,7 +65,7 @@ impl MemoryReplica {
     /// A node whose log begins after `base`; one that holds nothing without it.
     pub fn new(keys: VolumeKeys, base: Option<State>, durability: Durability) -> MemoryReplica {
         let log = base.map(|base| new_log(base, durability));
-        let shared = Shared { log, base, promised: None, kept: Vec::new(), durability };
+        let shared = Shared { log, base, promised: None, kept: Vec::new(), durability, seeds: 0 };
         MemoryReplica { keys, shared: Arc::new(Mutex::new(shared)), data: watch::Sender::new(Lsn::new(0)) }
     }
 
@@ -130,7 +138,11 @@ impl Replica for MemoryReplica {
     }
 
     fn begin_seed(&self, _: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
-        Ok(Box::new(MemorySeed { shared: Arc::clone(&self.shared), bytes: Vec::new(), written: 0 }))
+        let mut shared = self.shared.lock();
+        shared.seeds += 1;
+        let (number, replaces) = (shared.seeds, shared.tail());
+        let shared = Arc::clone(&self.shared);
+        Ok(Box::new(MemorySeed { shared, number, replaces, bytes: Vec::new(), written: 0 }))
     }
 
     fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
@@ -150,6 +162,9 @@ impl Replica for MemoryReplica {
 
 struct MemorySeed {
     shared: Arc<Mutex<Shared>>,
+    number: u64,
+    /// Where the log ended, if there was one, when it was begun.
+    replaces: Option<Position>,
     bytes: Vec<u8>,
     written: u64,
 }
@@ -177,6 +192,9 @@ impl SeedWriter for MemorySeed {
         let head = Bytes::copy_from_slice(content.get(..SEED_HEAD_BYTES).ok_or_else(|| bad("too short"))?);
         let Ok(Message::SeedOffer { state }) = Message::decode(&head) else { return Err(bad("no state")) };
         let mut shared = self.shared.lock();
+        if (shared.seeds, shared.tail()) != (self.number, self.replaces) {
+            return Err(ReplicaError::Storage("the snapshot was given up".to_owned()));
+        }
         let log = new_log(state, shared.durability);
         if let Some(old) = shared.log.replace(log) {
             let tail = old.tail().position;

@@ -47,7 +47,7 @@ pub trait Replica: Send + Sync {
     /// Queues a frame that continues the tail into the own log, whatever its epoch, and returns. It becomes durable later, in order.
     ///
     /// `told` is the promise that the source heard of before it welcomed this node. Refused if [`check_append`] says so: the check and
-    /// the queueing are one step, so that nothing slips past a promise. On an error nothing was queued.
+    /// the queueing are one step, so that nothing slips past a promise, nor is added to what is about to be replaced. On an error nothing was queued.
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError>;
 
     /// Follows what is durable; `None` while it holds nothing. Installing a snapshot and setting a tail aside make a new watch.
@@ -75,7 +75,8 @@ pub trait Replica: Send + Sync {
     fn promise(&self, epoch: Epoch) -> Result<Option<State>, ReplicaError>;
 
     /// Gets ready to receive a snapshot of `state`. What is held now stays as it is, to be read, lent, promised with and promoted, until
-    /// [`SeedWriter::finish`] replaces it in one step; it is kept as a branch then. May read a disk.
+    /// [`SeedWriter::finish`] replaces it in one step; it is kept as a branch then. One that was begun before is given up: what it sends may still
+    /// be written when its connection is long gone. May read a disk.
     fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError>;
 
     /// Keeps everything after `ancestor` up to `tail` as a branch of its own, listed by `status`, and goes back to the ancestor in one step: after
@@ -89,7 +90,8 @@ pub trait SeedWriter: Send {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ReplicaError>;
 
     /// Says that all `bytes` are there: verifies the snapshot (counts, digest), installs it durably and returns its state. After an error, or a
-    /// crash, what was held before is there, or all of the snapshot. Blocks.
+    /// crash, what was held before is there, or all of the snapshot. Fails if another one was begun since, or anything was appended: that may
+    /// have been acknowledged. Blocks.
     fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError>;
 }
 

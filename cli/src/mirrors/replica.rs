@@ -1,7 +1,7 @@
 //! The node of a mirror: its log, filled by a source, its promise, and the snapshot that its log begins after.
 //!
 //! ```text
-//!   base/seed.partial     a snapshot that is arriving
+//!   base/seed.partial-N   a snapshot that is arriving
 //!   base/seed.ready       one that is complete and verified: the next start puts it in place, over whatever is there
 //!   base/base.snapshot    what the log begins after            promised.json   the epoch that has been promised
 //!   branches/N/           a log that was set aside, with its base: see [`settle`]
@@ -13,11 +13,13 @@
 //! - Once it takes over, nothing is put in the place of its log any more: that, and that something else has become complete, are decided under
 //!   one lock.
 //! - While a volume is open above the log, the log is replaced only by a process that begins anew.
+//! - A snapshot replaces what was held when it began to arrive, and nothing else: once entries were added, another one was begun, or somebody
+//!   else is followed, it is given up.
 //! - What is held is given up in one step, for something else that is complete and durable: until a snapshot is, the log that it replaces is
 //!   read, lent, promised with and promoted.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, BufReader},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -50,6 +52,8 @@ pub(crate) struct DiskReplica {
     branch: BranchId,
     keys: VolumeKeys,
     shared: Arc<Mutex<Shared>>,
+    /// Held, before `shared` is, by whoever writes down what takes the place of the log, which takes a while.
+    ordering: Arc<Mutex<()>>,
     data: watch::Sender<Lsn>,
     /// Why the process has to begin anew, once it has to.
     restart: Arc<watch::Sender<Option<String>>>,
@@ -63,6 +67,8 @@ struct Shared {
     in_use: bool,
     /// It takes over: what it holds is its own from here on, and nothing takes the place of that.
     closed: bool,
+    /// The number of the last snapshot that may still take the place of what is held; those before it were given up.
+    seed: u64,
 }
 
 impl DiskReplica {
@@ -99,12 +105,13 @@ impl DiskReplica {
         log: Option<Arc<DiskLog>>,
     ) -> Result<DiskReplica, CliError> {
         let promised = promise::load(directory)?;
-        let shared = Shared { config: config.clone(), log, promised, in_use: false, closed: false };
+        let shared = Shared { config: config.clone(), log, promised, in_use: false, closed: false, seed: 0 };
         Ok(DiskReplica {
             directory: directory.to_owned(),
             branch: config.branch,
             keys: VolumeKeys::derive(config.volume),
             shared: Arc::new(Mutex::new(shared)),
+            ordering: Arc::default(),
             data: watch::Sender::new(Lsn::new(0)),
             restart: Arc::new(watch::Sender::new(None)),
         })
@@ -136,12 +143,15 @@ impl DiskReplica {
         let mut shared = self.shared();
         self.check_stays()?;
         shared.closed = true;
+        shared.give_up_seed();
         Ok(())
     }
 
-    /// It follows a source again, after a promotion that did not come about.
+    /// It follows a source again, another one or after a promotion that did not come about: what one sent of a snapshot before is given up.
     pub(super) fn reopen(&self) {
-        self.shared().closed = false;
+        let mut shared = self.shared();
+        shared.closed = false;
+        shared.give_up_seed();
     }
 
     fn check_stays(&self) -> Result<(), ReplicaError> {
@@ -170,6 +180,8 @@ impl Replica for DiskReplica {
 
     fn append(&self, frame: Frame, told: Option<Epoch>) -> Result<(), ReplicaError> {
         let shared = self.shared();
+        // What is about to be replaced acknowledges nothing more.
+        self.check_stays()?;
         check_append(shared.promised, frame.epoch(), told)?;
         let log = shared.log.as_ref().ok_or_else(|| ReplicaError::Storage("no log".to_owned()))?;
         Ok(append_copy(&**log, frame)?)
@@ -205,28 +217,33 @@ impl Replica for DiskReplica {
     }
 
     fn begin_seed(&self, state: State) -> Result<Box<dyn SeedWriter>, ReplicaError> {
+        let mut shared = self.shared();
         self.check_stays()?;
-        self.shared().check_open()?;
-        let path = seed_file(&self.directory, PARTIAL);
-        let made = (|| -> io::Result<File> {
-            OsFiles.create_dir(path.parent().unwrap_or(&self.directory))?;
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)
-        })();
+        shared.check_open()?;
+        shared.give_up_seed();
+        // Under the lock: one that is begun later must not lose its file by this.
+        let made = begin_file(&self.directory, shared.seed);
+        let (file, path) = made.map_err(|error| storage(&error))?;
         Ok(Box::new(Seed {
-            file: made.map_err(|error| storage(&error))?,
+            file,
             path,
             state,
+            number: shared.seed,
+            replaces: shared.tail(),
             directory: self.directory.clone(),
             keys: self.keys.clone(),
             branch: self.branch,
             shared: Arc::clone(&self.shared),
+            ordering: Arc::clone(&self.ordering),
             restart: Arc::clone(&self.restart),
         }))
     }
 
     fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
+        let _ordering = lock(&self.ordering);
         let mut shared = self.shared();
         shared.check_open()?;
+        shared.give_up_seed();
         let held = shared.log.clone().filter(|log| log.tail().position == tail);
         let log = held.filter(|_| self.restart.borrow().is_none());
         let log = log.ok_or_else(|| ReplicaError::Storage("what is held has changed".to_owned()))?;
@@ -249,6 +266,16 @@ impl Shared {
             true => Err(ReplicaError::Storage("this node takes over, and keeps what it holds".to_owned())),
             false => Ok(()),
         }
+    }
+
+    /// Where the log ends, if there is one.
+    fn tail(&self) -> Option<Position> {
+        self.log.as_ref().map(|log| log.tail().position)
+    }
+
+    /// A snapshot that is arriving takes the place of nothing any more.
+    fn give_up_seed(&mut self) {
+        self.seed += 1;
     }
 
     /// Lets what was ordered come about, where no volume is open above the log.
@@ -279,11 +306,30 @@ struct Seed {
     file: File,
     path: PathBuf,
     state: State,
+    number: u64,
+    /// Where the log ended, if there was one, when it began to arrive.
+    replaces: Option<Position>,
     directory: PathBuf,
     keys: VolumeKeys,
     branch: BranchId,
     shared: Arc<Mutex<Shared>>,
+    ordering: Arc<Mutex<()>>,
     restart: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Seed {
+    /// Whether it may take the place of what `shared` holds, which may have followed somebody else since, or taken over.
+    fn check_counts(&self, shared: &Shared) -> Result<(), ReplicaError> {
+        shared.check_open()?;
+        match shared.seed == self.number && shared.tail() == self.replaces && self.restart.borrow().is_none()
+        {
+            true => Ok(()),
+            false => Err(ReplicaError::Storage(format!(
+                "the snapshot of lsn {} was given up before it was complete: something else has come since",
+                self.state.position.lsn
+            ))),
+        }
+    }
 }
 
 impl SeedWriter for Seed {
@@ -301,8 +347,8 @@ impl SeedWriter for Seed {
             return Err(bad(&format!("{found} bytes where {bytes} belong")));
         }
         self.file.sync_all().map_err(|error| storage(&error))?;
-        let input = File::open(&self.path).map_err(|error| storage(&error))?;
-        let verified = verify_snapshot(BufReader::with_capacity(BUFFER_BYTES, input), &|_| {});
+        // By now its name may be gone, with what was given up.
+        let verified = verify_snapshot(BufReader::with_capacity(BUFFER_BYTES, &self.file), &|_| {});
         let header = verified.map_err(|error| bad(&error))?.header;
         if header.volume != self.keys.volume() || header.branch != self.branch {
             return Err(bad(&format!("it is of volume {}, branch {}", header.volume, header.branch)));
@@ -311,19 +357,21 @@ impl SeedWriter for Seed {
             return Err(bad(&format!("it holds {}", header.state.position)));
         }
         let ready = seed_file(&self.directory, SEED_READY);
-        // The lock is not held while a file is written: whoever talks to the source asks for it often.
-        let (tail, config) = {
+        let ordering = Arc::clone(&self.ordering);
+        let _ordering = lock(&ordering);
+        // Not the lock that whoever talks to the source asks for often: files are written here.
+        let config = {
             let shared = lock(&self.shared);
-            shared.check_open()?;
-            (shared.log.as_ref().map(|log| log.tail().position), shared.config.clone())
+            self.check_counts(&shared)?;
+            shared.config.clone()
         };
-        if let Some(tail) = tail {
+        if let Some(tail) = self.replaces {
             // It may not be known whether that is part of the same history: it is kept.
             let ordered = order_snapshot(&self.directory, &config, self.state, tail);
             ordered.map_err(|error| storage(&error))?;
         }
         let mut shared = lock(&self.shared);
-        shared.check_open()?;
+        self.check_counts(&shared)?;
         // From here on the snapshot is what the node holds; before, all is as it was, and the order counts for nothing.
         rename_durably(&OsFiles, &self.path, &ready).map_err(|error| storage(&error))?;
         if shared.in_use {
@@ -335,7 +383,22 @@ impl SeedWriter for Seed {
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+/// Makes the file for a snapshot, in the place of all that were begun before.
+fn begin_file(directory: &Path, number: u64) -> io::Result<(File, PathBuf)> {
+    let path = seed_file(directory, &format!("{PARTIAL}-{number}"));
+    let folder = path.parent().unwrap_or(directory);
+    OsFiles.create_dir(folder)?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+    Ok((file, path))
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change of it is one assignment.
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,13 +2,14 @@
 //!
 //! Invariants:
 //! - The judge sees a frame, or a snapshot, before it is queued at a mirror.
+//! - A snapshot replaces what was held when it began to arrive, and nothing else.
 //! - While a volume is open above the log, the log is replaced only by a process that begins anew.
 
 use std::{
     io::Cursor,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -50,6 +51,14 @@ struct Held {
     in_use: AtomicBool,
     /// The process has to begin anew.
     restart: AtomicBool,
+    /// How many snapshots were begun; only the last one counts.
+    seeds: AtomicU64,
+}
+
+impl Held {
+    fn tail(&self) -> Option<Position> {
+        self.log.lock().as_ref().map(|log| log.tail().position)
+    }
 }
 
 impl NodeReplica {
@@ -65,6 +74,7 @@ impl NodeReplica {
             orders: Arc::clone(&disk.orders),
             in_use: AtomicBool::new(false),
             restart: AtomicBool::new(false),
+            seeds: AtomicU64::new(0),
         };
         NodeReplica {
             held: Arc::new(held),
@@ -139,7 +149,9 @@ impl Replica for NodeReplica {
         if self.is_to_begin_anew() {
             return Err(ReplicaError::Storage("this node is about to begin anew".to_owned()));
         }
-        Ok(Box::new(Seed { held: Arc::clone(&self.held), state, content: Vec::new() }))
+        let number = self.held.seeds.fetch_add(1, Ordering::Relaxed) + 1;
+        let replaces = self.held.tail();
+        Ok(Box::new(Seed { held: Arc::clone(&self.held), state, number, replaces, content: Vec::new() }))
     }
 
     fn set_aside(&self, ancestor: Point, tail: Position) -> Result<(), ReplicaError> {
@@ -156,6 +168,9 @@ impl Replica for NodeReplica {
 struct Seed {
     held: Arc<Held>,
     state: State,
+    number: u64,
+    /// Where the log ended, if there was one, when it was begun.
+    replaces: Option<Position>,
     content: Vec<u8>,
 }
 
@@ -172,13 +187,17 @@ impl SeedWriter for Seed {
 
     fn finish(self: Box<Self>, bytes: u64) -> Result<State, ReplicaError> {
         let bad = |what: &dyn std::fmt::Display| ReplicaError::BadSnapshot(what.to_string());
-        let Seed { held, state, content } = *self;
+        let Seed { held, state, number, replaces, content } = *self;
         if content.len() as u64 != bytes {
             return Err(bad(&format!("{} bytes where {bytes} belong", content.len())));
         }
         let header = verify_snapshot(Cursor::new(&content), &|_| {}).map_err(|error| bad(&error))?.header;
         if (header.volume, header.branch, header.state) != (held.lineage.volume, held.lineage.branch, state) {
             return Err(bad(&format!("it holds {}", header.state.position)));
+        }
+        let is_last = held.seeds.load(Ordering::Relaxed) == number && !held.restart.load(Ordering::Relaxed);
+        if !is_last || held.tail() != replaces {
+            return Err(ReplicaError::Storage("the snapshot was given up".to_owned()));
         }
         let Held { stage, host, .. } = &*held;
         stage.judge(|judge, _| {

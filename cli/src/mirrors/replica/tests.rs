@@ -221,3 +221,42 @@ fn a_snapshot_that_is_complete_while_its_mirror_takes_over_replaces_nothing() {
     drop((replica, log));
     assert_eq!(scene.open().state(), Some(state));
 }
+
+/// The fear: a snapshot whose connection is gone is verified while the mirror follows again, and then replaces what has been acknowledged since; or
+/// it is put in place of half of another one that arrives meanwhile.
+#[test]
+fn a_snapshot_that_was_given_up_replaces_nothing_that_came_since() {
+    for in_use in [false, true] {
+        let scene = Scene::new(&[1, 1]);
+        let replica = scene.open();
+        let log = if in_use { replica.use_log() } else { None };
+        let seed_of = |lsn| {
+            let position = Position { lsn: Lsn::new(lsn), epoch: epoch(2), ..scene.end.position };
+            let state = State { position, digest: Digest(0), usage: Usage::default() };
+            let bytes = snapshot(state, scene.config.branch);
+            let mut seed = replica.begin_seed(state).unwrap();
+            seed.write_at(0, &bytes).unwrap();
+            (seed, bytes.len() as u64, state)
+        };
+        let (old, old_bytes, _) = seed_of(90);
+        replica.reopen();
+        let given_up = |refused: ReplicaError| refused.to_string().contains("given up");
+        assert!(given_up(old.finish(old_bytes).unwrap_err()), "it follows somebody else");
+        let (old, old_bytes, _) = seed_of(90);
+        let next = frame(epoch(3), scene.end);
+        replica.append(next.clone(), None).unwrap();
+        assert!(given_up(old.finish(old_bytes).unwrap_err()), "it holds more since");
+        let (old, old_bytes, _) = seed_of(90);
+        let (new, new_bytes, newest) = seed_of(120);
+        let files = fs::read_dir(scene.directory.path().join("base")).unwrap().count();
+        assert_eq!(files, 1, "what is given up takes no room");
+        assert!(given_up(old.finish(old_bytes).unwrap_err()), "another one arrives");
+        assert!(replica.restart().borrow().is_none());
+        assert_eq!(replica.promise(epoch(3)).unwrap().unwrap().position, next.position());
+        assert_eq!(new.finish(new_bytes).is_ok(), !in_use);
+        let behind = frame(epoch(3), next.state());
+        assert!(replica.append(behind, None).is_err(), "nothing is added to what was replaced");
+        drop((replica, log));
+        assert_eq!(scene.open().state(), Some(newest));
+    }
+}
