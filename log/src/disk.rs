@@ -192,6 +192,12 @@ impl DiskLog {
         options.place().repair(first, fetch)
     }
 
+    /// Hands `each` what can still be read of the log at `options`, whatever is damaged between: frames that are whole by themselves, oldest first.
+    /// Changes nothing, and asks for no lock: nobody else may change the log meanwhile.
+    pub fn salvage(options: &DiskOptions, each: &mut dyn FnMut(Frame)) -> Result<(), OpenError> {
+        options.place().salvage(each)
+    }
+
     /// Makes a log in `directory`, which is made for it and must be empty, that holds what this one holds up to the frame end at `lsn`, after
     /// which the chain hash is `hash`. This one is not changed; all up to there must be durable.
     pub fn fork(&self, directory: &Path, lsn: Lsn, hash: ChainHash) -> Result<State, ForkError> {

@@ -95,8 +95,12 @@ impl Volume {
 
 /// Makes a volume, and fills it in three sittings, so that its log has several segments with durable frames in each.
 fn fill(scratch: &Scratch, node: &str, blocks: &str, seed: u64) -> BTreeMap<PathBuf, Vec<u8>> {
-    let (mut random, mut contents) = (Random::new(seed), BTreeMap::new());
     scratch.format(node, blocks);
+    fill_formatted(scratch, node, seed)
+}
+
+fn fill_formatted(scratch: &Scratch, node: &str, seed: u64) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut random, mut contents) = (Random::new(seed), BTreeMap::new());
     for sitting in 0..3 {
         let mount = scratch.mount(node, "mnt");
         fs::create_dir(mount.join(format!("d{sitting}"))).unwrap();
@@ -157,6 +161,40 @@ fn fsck_finds_damage_in_an_old_segment() {
     assert!(volume.ground() == damaged, "fsck has changed something");
     flip(oldest, 300);
     volume.assert_whole();
+}
+
+/// The fear: the index is lost, and before anybody knows that the log can be read, whom it could be mended from is forgotten: the node never starts
+/// again, although an archive has everything.
+#[test]
+fn a_damaged_log_without_its_index_comes_back_from_an_archive() {
+    if !can_mount("a_damaged_log_without_its_index_comes_back_from_an_archive") {
+        return;
+    }
+    let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+    scratch.format("node", "blocks");
+    scratch.mount("node", "mnt");
+    let url = format!("{}?domain=elsewhere", scratch.url("archive"));
+    scratch.run(["archive", "add", "node", &url]).expect_code(0);
+    scratch.umount("mnt");
+    let contents = fill_formatted(&scratch, "node", 1);
+    let volume = Volume { scratch, contents };
+    let scratch = &volume.scratch;
+    scratch.mount("node", "mnt");
+    let status = || scratch.run(["status", "node", "--json"]).expect_code(0).json();
+    wait_for_ok("the archive", PATIENCE, || {
+        let status = status();
+        let (archived, durable) = (status["archives"][0]["lsn"].as_u64(), status["durable_lsn"].as_u64());
+        (archived >= durable).then_some(()).ok_or(format!("{status}"))
+    });
+    scratch.umount("mnt");
+    let segments = volume.segments();
+    let [_, _, older, .., newest] = &segments[..] else { panic!("{segments:?}") };
+    for segment in [newest, older] {
+        let used = fs::read(segment).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+        flip(segment, used / 3);
+        fs::remove_dir_all(scratch.path("node/index")).unwrap();
+        volume.assert_whole();
+    }
 }
 
 /// Segment headers: damage, a version from the future, an empty file, something else altogether, and one that is missing.

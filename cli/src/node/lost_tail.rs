@@ -11,7 +11,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use murphy_log::{
-    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, VolumeKeys, append_copy,
+    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, Scrub, VolumeKeys, append_copy,
 };
 use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
@@ -26,12 +26,21 @@ use crate::{
     config::{NodeConfig, Role},
     error::{CliError, failed},
     givers::{Giver, NotGiven, givers_of},
-    mirror_notes, promise,
+    mirror_notes, promise, scrub_notes,
 };
 
 /// Opens the log of the node in `directory`, to be gone on with. What is damaged in it, and what its end lacks of what is known to have been
-/// durable, comes from others first.
+/// durable, comes from others first. All that its index has to be brought up with is whole then.
 pub(crate) fn open(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
+    let reads_all = log_options(directory, config, Access::Write).scrub == Scrub::Everything;
+    let log = open_whole(directory, config, runtime)?;
+    if reads_all {
+        scrub_notes::forget_log(directory)?;
+    }
+    Ok(log)
+}
+
+fn open_whole(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
     // What is not whole at its end is cut only once others were asked.
     let log = match open_log_for(directory, config, Access::WriteWhole) {
         Err(refused) if refused.is_damage() => return reopen(directory, config, refused, runtime),
@@ -74,7 +83,7 @@ fn reopen(
     runtime: &Handle,
 ) -> Result<DiskLog, CliError> {
     let noted = known_durable(directory)?;
-    let plain = log_options(directory, config);
+    let plain = log_options(directory, config, Access::Write);
     let vouched = DiskOptions { known_durable: noted, access: Access::Read, ..plain.clone() };
     if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
         return Err(who_differs(directory, refused, noted));
@@ -124,14 +133,13 @@ impl<'a> Asked<'a> {
         Asked { directory, config, runtime, givers: None, silent: Vec::new() }
     }
 
-    /// Frames that follow `after`, from the first whose are wanted. Who they are may be read in `log`.
+    /// Frames that follow `after`, from the first whose are wanted.
     fn frames(
         &mut self,
-        log: Option<&DiskLog>,
         after: Position,
         is_wanted: &dyn Fn(&[Frame]) -> bool,
     ) -> Result<Vec<Frame>, String> {
-        let mut answers = self.answers(log, after, is_wanted)?;
+        let mut answers = self.answers(after, is_wanted)?;
         if let Some((_, frames)) = answers.frames.pop_if(|(_, frames)| is_wanted(frames)) {
             return Ok(frames);
         }
@@ -143,23 +151,18 @@ impl<'a> Asked<'a> {
     }
 
     /// Frames that follow `after`, of the history with the latest epochs that anybody holds; none if nobody holds any.
-    fn latest_frames(&mut self, log: Option<&DiskLog>, after: Position) -> Result<Vec<Frame>, String> {
-        let answers = self.answers(log, after, &|_| false)?;
+    fn latest_frames(&mut self, after: Position) -> Result<Vec<Frame>, String> {
+        let answers = self.answers(after, &|_| false)?;
         Ok(latest(answers.frames.into_iter().map(|(_, frames)| frames).collect()))
     }
 
     /// What one giver after the other holds behind `after`, until that `is_enough` of one.
-    fn answers(
-        &mut self,
-        log: Option<&DiskLog>,
-        after: Position,
-        is_enough: &dyn Fn(&[Frame]) -> bool,
-    ) -> Result<Answers, String> {
+    fn answers(&mut self, after: Position, is_enough: &dyn Fn(&[Frame]) -> bool) -> Result<Answers, String> {
         let givers = match &mut self.givers {
             Some(givers) => givers,
             None => {
                 let index = index_directory(self.directory);
-                let givers = givers_of(self.directory, self.config, &index, log);
+                let givers = givers_of(self.directory, self.config, &index);
                 self.givers.insert(givers.map_err(|error| error.to_string())?)
             }
         };
@@ -256,10 +259,10 @@ fn mended(
                     let own = look.recovery().epoch;
                     match config.role {
                         Role::Mirror => given_to_mirror(directory, &look, known, asked),
-                        Role::Source => given(&look, &known, Some(own), &mut |after| {
-                            asked.frames(Some(&look), after, &|_| true)
-                        })
-                        .map(|ends| Lost { known, ends, is_superseded: false }),
+                        Role::Source => {
+                            given(&look, &known, Some(own), &mut |after| asked.frames(after, &|_| true))
+                                .map(|ends| Lost { known, ends, is_superseded: false })
+                        }
                     }
                     .map_err(missing)
                 });
@@ -273,7 +276,7 @@ fn mended(
             Err(error) => return Err(failed(error)),
         };
         let mut fetch = |after, epoch| {
-            asked.frames(None, after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
+            asked.frames(after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
         };
         DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
         tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
@@ -322,9 +325,7 @@ fn given_to_mirror(
     known: Position,
     asked: &mut Asked<'_>,
 ) -> Result<Lost, CliError> {
-    let all = given(log, &known, None, &mut |after| {
-        asked.frames(Some(log), after, &|frames| lead_to(&known, frames))
-    });
+    let all = given(log, &known, None, &mut |after| asked.frames(after, &|frames| lead_to(&known, frames)));
     let nobody = match all {
         Ok(ends) => return Ok(Lost { known, ends, is_superseded: false }),
         Err(nobody) => nobody,
@@ -332,8 +333,7 @@ fn given_to_mirror(
     let promised = promise::load(directory)?;
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
-        let frames =
-            asked.latest_frames(Some(log), at).map_err(|error| nobody.clone().because(&failed(error)))?;
+        let frames = asked.latest_frames(at).map_err(|error| nobody.clone().because(&failed(error)))?;
         if frames.is_empty() {
             return Err(nobody);
         }
@@ -359,7 +359,7 @@ fn take_back(log: &DiskLog, lost: &Lost, asked: &mut Asked<'_>) -> Result<(), Cl
         let at = log.tail().position;
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
         let is_next = |frames: &[Frame]| frames.first().is_some_and(|frame| frame.position() == *next);
-        for frame in asked.frames(Some(log), at, &is_next).map_err(behind)? {
+        for frame in asked.frames(at, &is_next).map_err(behind)? {
             // It may go on with another history than what was found.
             if missing.next_if(|end| **end == frame.position()).is_none() {
                 break;
@@ -390,7 +390,7 @@ pub(super) fn fetch(
     wanted: Lsn,
     runtime: &Handle,
 ) -> Result<(), CliError> {
-    let givers = givers_of(directory, config, &index_directory(directory), Some(log))?;
+    let givers = givers_of(directory, config, &index_directory(directory))?;
     fetch_from(log, &givers, wanted, runtime)
 }
 

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Node, NodeOpening, NodeOptions,
-    index::{open_index, open_index_in},
+    index::{open_index, open_index_in, still_to_read},
     log_directory, lost_tail,
     settle::has_begun,
 };
@@ -165,13 +165,16 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
     open_log_for(directory, config, Access::Write)
 }
 
-/// How the log of the node in `directory` is opened, without what is known from elsewhere. After a scrub that has found damage all of it is read: it is
-/// mended before an index is made anew from it.
-pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions {
+/// How the log of the node in `directory` is opened, without what is known from elsewhere. What the index lacks is read, all of it where the index has
+/// to be made anew, and after a scrub that has found damage: it is mended before an index is filled from it.
+pub(super) fn log_options(directory: &Path, config: &NodeConfig, access: Access) -> DiskOptions {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    if scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some()) {
-        options.scrub = Scrub::Everything;
-    }
+    options.access = access;
+    let is_damaged = scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some());
+    options.scrub = match is_damaged {
+        true => Scrub::Everything,
+        false => still_to_read(directory, access),
+    };
     if config.role == Role::Mirror {
         options.frames = Origin::Elsewhere;
     }
@@ -183,9 +186,8 @@ pub(super) fn open_log_for(
     config: &NodeConfig,
     access: Access,
 ) -> Result<DiskLog, CliError> {
-    let mut options = log_options(directory, config);
+    let mut options = log_options(directory, config, access);
     options.known_durable = known_durable(directory)?;
-    options.access = access;
     DiskLog::open(options).map_err(|error| lost_tail::with_way_out(config, told(&error)))
 }
 

@@ -39,6 +39,8 @@ pub enum Scrub {
     /// All headers, and the two newest segments; older damage is found when it is read.
     #[default]
     Newest,
+    /// The same, and every segment that holds this entry or a later one: somebody is about to read them.
+    From(Lsn),
     /// Everything.
     Everything,
 }
@@ -174,15 +176,24 @@ impl Place<'_> {
 
     /// A scan of the segment with this header.
     pub(crate) fn scan(&self, header: &SegmentHeader) -> Result<Scan, OpenError> {
-        let path = self.path(header.first());
+        self.scan_from(header.first(), header.base)
+    }
+
+    /// The same for a segment before which `base` is the state, whatever its header says.
+    pub(super) fn scan_from(&self, first: Lsn, base: State) -> Result<Scan, OpenError> {
+        let path = self.path(first);
         let file = self.files.open(&path).map_err(|error| OpenError::io(&path, &error))?;
-        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), header.base).of(self.frames))
+        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), base).of(self.frames))
     }
 
     /// Checks that every older segment ends where the next one begins, as far as the scrub reads them.
     fn check_older(&self, older: &[SegmentHeader], last: &SegmentHeader) -> Result<(), OpenError> {
+        let newest = older.len().saturating_sub(1);
         let scanned = match self.scrub {
-            Scrub::Newest => older.len().saturating_sub(1),
+            Scrub::Newest => newest,
+            Scrub::From(lsn) => {
+                newest.min(older.partition_point(|header| header.first() <= lsn).saturating_sub(1))
+            }
             Scrub::Everything => 0,
         };
         let nexts = older.iter().skip(1).chain([last]);

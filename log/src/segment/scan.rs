@@ -150,6 +150,24 @@ impl Scan {
         Ok(())
     }
 
+    /// Goes on with the next frame that is whole by itself, whatever it continues; false if there is none.
+    pub(crate) fn skip(&mut self) -> io::Result<bool> {
+        let reached = self.state.position.lsn;
+        let found = self.candidate(|scan, place| {
+            let Ok(frame) = scan.frame_at(place)? else { return Ok(None) };
+            let FrameHeader { first, epoch, hash_before: hash, .. } = *frame.header();
+            if first <= reached {
+                return Ok(None);
+            }
+            let before = Position { epoch, lsn: first.previous(), hash };
+            Ok(frame.verify(&scan.keys, &before).is_ok().then_some((place, before)))
+        })?;
+        let Some((place, position)) = found else { return Ok(false) };
+        self.offset = place;
+        self.state.position = position;
+        Ok(true)
+    }
+
     /// Looks behind the end of the scan for something that proves that what should stand here was durable: a later mark, or
     /// a frame that was written when it was durable. Returns what it found.
     pub(crate) fn find_proof(&mut self) -> io::Result<Option<&'static str>> {

@@ -167,10 +167,31 @@ fn what_is_damaged_comes_from_whoever_has_that_epoch() {
             Box::new(Holder { frames, asked, is_silent: false }) as Box<dyn Giver>
         };
         asked.givers = Some(held.iter().map(holder).collect());
-        let options = log_options(folder.path(), &config);
+        let options = log_options(folder.path(), &config, Access::Write);
         let (mended, lost) = mended(folder.path(), &config, (&options, None), &mut asked).unwrap();
         assert!(lost.is_none(), "{held:?}");
         assert_eq!(mended.tail().position, end, "{held:?}");
+    }
+}
+
+/// The fear: `status` says for ever that a log is damaged which was mended, or found to be whole.
+#[test]
+fn what_a_scrub_found_in_a_log_is_forgotten_once_all_of_it_was_read() {
+    let Scene { folder, config, runtime, log } = Scene::new();
+    drop(log);
+    let open = || drop(open(folder.path(), &config, runtime.handle()).unwrap());
+    let note = |log: Option<&str>, index: Option<&str>| {
+        let (log, index) = (log.map(str::to_owned), index.map(str::to_owned));
+        scrub_notes::ScrubNote { lsn: 9, ended: 1, took_ms: 1, log, index }
+    };
+    for (found, left) in [
+        (note(Some("damaged"), None), None),
+        (note(Some("damaged"), Some("differs")), Some(note(None, Some("differs")))),
+        (note(None, None), Some(note(None, None))),
+    ] {
+        scrub_notes::save(folder.path(), &found).unwrap();
+        open();
+        assert_eq!(scrub_notes::load(folder.path()), left, "{found:?}");
     }
 }
 

@@ -250,6 +250,49 @@ fn a_trimmed_log_begins_at_a_segment_and_opens_without_the_rest() {
     assert_same(&read_all(&log), &frames[kept..]);
 }
 
+/// The fear: a node that has lost its index does not learn from its damaged log who could mend that.
+#[test]
+fn what_is_whole_in_a_damaged_log_can_be_read() {
+    let (files, frames) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    let salvaged = |files: &FaultyDisk| {
+        let (mut read, before) = (Vec::new(), files.contents());
+        DiskLog::salvage(&options(files), &mut |frame| read.push(frame)).unwrap();
+        assert_eq!(files.contents(), before);
+        read
+    };
+    assert_same(&salvaged(&files), &frames);
+    for segment in &segments {
+        let (path, at) =
+            (Path::new("/log").join(segment_name(*segment)), SEGMENT_HEADER_BYTES + MARK_BYTES + 30);
+        let held: Vec<Frame> = frames.iter().filter(|frame| frame.first() != *segment).cloned().collect();
+        let damaged = files.after_kill();
+        damaged.damage(&path, |bytes| bytes[at] ^= 1);
+        assert_same(&salvaged(&damaged), &held);
+        damaged.damage(&path, |bytes| bytes[100] ^= 1);
+        assert_same(&salvaged(&damaged), &held);
+    }
+}
+
+/// The fear: an index is made anew from a log, or brought to its end, and only then the log turns out to be damaged there.
+#[test]
+fn all_that_is_about_to_be_read_is_read_at_the_opening() {
+    let (files, _) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    for damaged in &segments[..segments.len() - 2] {
+        let holed = files.after_kill();
+        let path = Path::new("/log").join(segment_name(*damaged));
+        holed.damage(&path, |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+        for from in &segments {
+            for from in [from.previous(), *from, from.next()] {
+                let opened = DiskLog::open(DiskOptions { scrub: Scrub::From(from), ..options(&holed) });
+                let next = segments[segments.partition_point(|segment| segment <= damaged)];
+                assert_eq!(opened.is_err(), from < next, "{damaged} from {from}");
+            }
+        }
+    }
+}
+
 /// Frames as an archive would give them: those of a few, up to `held`.
 fn others(frames: &[Frame], held: Lsn) -> impl FnMut(Position, Epoch) -> Result<Vec<Frame>, String> + '_ {
     move |after, _| {
