@@ -29,6 +29,11 @@ impl Place<'_> {
             Ok(header) => header,
             Err(refused) => self.header_of(first, (&segments, target), refused, &mut early, fetch)?,
         };
+        if target.is_none() && !early.is_empty() {
+            let mut own = self.scan(&header)?;
+            let own = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
+            keep_proven(&mut early, &own)?;
+        }
         let path = self.directory.join(segment_name(first));
         // What a crash leaves of it is removed at the next opening.
         let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
@@ -135,9 +140,8 @@ impl Place<'_> {
             }
             let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
             let mut frames = fetch(out.state.position, header.epoch).map_err(nobody)?;
-            if let (Some(own), Some(durable)) = (&own, durable) {
-                frames.retain(|frame| frame.last() <= durable);
-                check_same(&frames, own)?;
+            if let Some(own) = &own {
+                keep_proven(&mut frames, own)?;
             }
             out.append(frames, header, target)?;
             if out.state.position.lsn == at {
@@ -154,11 +158,12 @@ impl Place<'_> {
     }
 }
 
-/// Refuses frames in the place of which the segment has whole ones that differ.
-fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
+/// Keeps of `frames` what the newest segment proves to have been in it, and refuses them if it has whole ones in their place that differ.
+fn keep_proven(frames: &mut Vec<Frame>, own: &Behind) -> Result<(), RepairError> {
+    frames.retain(|frame| own.durable.is_some_and(|durable| frame.last() <= durable));
     let differs = |frame: &&Frame| {
-        let held = own.whole.get(&frame.first());
-        held.is_some_and(|held| *held != (frame.epoch(), frame.position().hash))
+        let same = (frame.first(), (frame.epoch(), frame.position().hash));
+        own.whole.range(frame.first()..=frame.last()).any(|(first, held)| (*first, *held) != same)
     };
     match frames.iter().find(differs) {
         Some(frame) => Err(RepairError::Other { lsn: frame.first().previous() }),

@@ -412,6 +412,41 @@ fn the_header_of_a_segment_comes_back_in_the_epoch_of_what_is_whole_in_it() {
     assert_same(&read, &frames);
 }
 
+/// The fear: where the header of the newest segment is damaged, a mirror is mended with what it never held, or with another history.
+#[test]
+fn a_newest_segment_without_its_header_is_mended_with_exactly_what_it_held() {
+    let files = disk();
+    let log = DiskLog::create(options(&files), History::origin()).unwrap();
+    let mut frames = Vec::new();
+    for number in 1..3 {
+        let mut history = History::new(epoch(number), log.claim(epoch(number)).unwrap());
+        for _ in 0..3 {
+            frames.push(append(&log, &mut history, 1).unwrap());
+            log.step();
+        }
+    }
+    drop(log);
+    let path = Path::new("/log").join(segment_name(frames[3].first()));
+    let mut history = History::new(epoch(2), frames[5].state());
+    let more: Vec<Frame> = frames.iter().cloned().chain((0..3).map(|_| history.frame(1))).collect();
+    let mut history = History::new(epoch(2), frames[2].state());
+    let other: Vec<Frame> = frames[..3].iter().cloned().chain((0..3).map(|_| history.frame(2))).collect();
+    let last = more.last().unwrap().last();
+    for first_is_whole in [true, false] {
+        let damaged = files.after_kill();
+        damaged.damage(&path, |bytes| bytes[100] ^= 1);
+        if !first_is_whole {
+            damaged.damage(&path, |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+        }
+        let before = damaged.contents();
+        let refused = DiskLog::repair(&options(&damaged), &path, &mut others(&other, last));
+        assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
+        assert_eq!(damaged.contents(), before);
+        DiskLog::repair(&options(&damaged), &path, &mut others(&more, last)).unwrap();
+        assert_same(&recovered(&damaged).unwrap().1, &frames);
+    }
+}
+
 /// The fear: a mirror that is mended claims what it never held, or gives up what it holds for the other history of whoever is asked.
 #[test]
 fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_contradicts_it() {
