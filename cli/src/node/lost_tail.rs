@@ -8,10 +8,11 @@
 //! - A log that still ends below what is known to have been durable is not used.
 //! - What is damaged at its end is cut only once somebody was found who gives back what is known to have been there.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 
 use murphy_log::{
-    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, Scrub, VolumeKeys, append_copy,
+    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, RepairError, Scrub,
+    VolumeKeys, append_copy,
 };
 use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
@@ -143,11 +144,56 @@ impl<'a> Asked<'a> {
         if let Some((_, frames)) = answers.frames.pop_if(|(_, frames)| is_wanted(frames)) {
             return Ok(frames);
         }
+        Err(self.nobody(&answers))
+    }
+
+    /// Asks whoever was asked first last from now on; false if each of them was the first of so many tries.
+    fn ask_next_first(&mut self, tried: usize) -> bool {
+        let Some(givers) = &mut self.givers else { return false };
+        let is_new = tried < givers.len();
+        if is_new {
+            givers.rotate_left(1);
+        }
+        is_new
+    }
+
+    /// What is said where `answers` are not what is wanted.
+    fn nobody(&self, answers: &Answers) -> String {
         let mut why = vec!["nobody who answers has them".to_owned()];
         why.extend(answers.frames.iter().map(|(name, _)| format!("{name} holds another history")));
-        why.extend(answers.errors);
-        why.extend(self.silent.iter().cloned());
-        Err(why.join("; "))
+        why.extend(answers.errors.iter().chain(&self.silent).cloned());
+        why.join("; ")
+    }
+
+    /// The ends of the frames that lead from `at` to `known`. Where others hold different ones, one way after the other is tried: who answers
+    /// first may hold what was left, and end before `known`.
+    fn way(&mut self, mut at: Position, known: &Position) -> Result<Vec<Position>, String> {
+        let (mut ends, mut tried) = (Vec::new(), HashSet::new());
+        // Ways to go on, the best one last: behind how many of `ends`, and with what.
+        let mut ways: Vec<(usize, Vec<Position>)> = Vec::new();
+        let mut first_refusal = None;
+        while at.lsn < known.lsn {
+            if tried.insert(at) {
+                let reaches = |frames: &[Frame]| leading(known, frames).last() == Some(known);
+                let answers = self.answers(at, &reaches)?;
+                let mut next: Vec<_> =
+                    answers.frames.iter().map(|(_, frames)| leading(known, frames)).collect();
+                next.retain(|ends| !ends.is_empty());
+                next.sort_by_key(|ends| ends.last().map(|end| (end == known, end.epoch.number, end.lsn)));
+                if next.is_empty() {
+                    let why = self.nobody(&answers);
+                    first_refusal.get_or_insert(format!("what comes behind lsn {}: {why}", at.lsn));
+                }
+                ways.extend(next.into_iter().map(|next| (ends.len(), next)));
+            }
+            let Some((kept, next)) = ways.pop() else {
+                return Err(first_refusal.unwrap_or_default());
+            };
+            ends.truncate(kept);
+            ends.extend(next);
+            at = ends.last().copied().unwrap_or(at);
+        }
+        Ok(ends)
     }
 
     /// Frames that follow `after`, of the history with the latest epochs that anybody holds; none if nobody holds any.
@@ -213,13 +259,15 @@ fn latest(mut answers: Vec<Vec<Frame>>) -> Vec<Frame> {
     }
 }
 
-/// Whether frames can be of a history that has `upto`. Whoever took over from the source of that may have begun before it.
-fn lead_to(upto: &Position, frames: &[Frame]) -> bool {
-    frames.iter().take_while(|frame| frame.first() <= upto.lsn).all(|frame| {
-        let end = frame.position();
-        end.epoch.number <= upto.epoch.number
-            && (end.lsn < upto.lsn || (end.lsn, end.hash) == (upto.lsn, upto.hash))
-    })
+/// The ends of those of `frames` that can be of a history that has `known`: none of a later epoch, none that contradicts it, and none behind it. Whoever
+/// took over from the source of that may have begun before it.
+fn leading(known: &Position, frames: &[Frame]) -> Vec<Position> {
+    let ends = frames.iter().map(Frame::position);
+    let leads = |end: &Position| {
+        end.epoch.number <= known.epoch.number
+            && (end.lsn < known.lsn || (end.lsn, end.hash) == (known.lsn, known.hash))
+    };
+    ends.take_while(leads).collect()
 }
 
 /// What a note about the mirrors says is told, unless the log reached it at `end`.
@@ -260,7 +308,7 @@ fn mended(
                     match config.role {
                         Role::Mirror => given_to_mirror(directory, &look, known, asked),
                         Role::Source => {
-                            given(&look, &known, Some(own), &mut |after| asked.frames(after, &|_| true))
+                            given(&look, &known, own, &mut |after| asked.frames(after, &|_| true))
                                 .map(|ends| Lost { known, ends, is_superseded: false })
                         }
                     }
@@ -275,29 +323,34 @@ fn mended(
             }
             Err(error) => return Err(failed(error)),
         };
-        let mut fetch = |after, epoch| {
+        let mut tried = 0;
+        while let Err(error) = DiskLog::repair(options, &segment, &mut |after, epoch| {
             asked.frames(after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
-        };
-        DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
+        }) {
+            // Whoever is asked first may hold another history of that epoch.
+            tried += 1;
+            if !matches!(error, RepairError::Other { .. }) || !asked.ask_next_first(tried) {
+                return Err(failed(error));
+            }
+        }
         tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }
 
 /// The ends of the frames behind the end of `log`, up to `known`, which somebody has; none if the log reaches it. What is read for that is not
-/// kept. With an `own` epoch only frames of that one count.
+/// kept. Only frames of the `own` epoch count.
 fn given(
     log: &DiskLog,
     known: &Position,
-    own: Option<Epoch>,
+    own: Epoch,
     fetch: &mut dyn FnMut(Position) -> Result<Vec<Frame>, String>,
 ) -> Result<Vec<Position>, CliError> {
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
         let frames = fetch(at).map_err(behind)?;
-        let is_other = |frame: &&Frame| own.is_some_and(|own| frame.epoch() != own);
-        if let Some(other) = frames.iter().find(is_other) {
+        if let Some(other) = frames.iter().find(|frame| frame.epoch() != own) {
             return Err(behind(format!(
                 "lsn {} is of epoch {}, not of this node's",
                 other.first(),
@@ -325,10 +378,9 @@ fn given_to_mirror(
     known: Position,
     asked: &mut Asked<'_>,
 ) -> Result<Lost, CliError> {
-    let all = given(log, &known, None, &mut |after| asked.frames(after, &|frames| lead_to(&known, frames)));
-    let nobody = match all {
+    let nobody = match asked.way(log.tail().position, &known) {
         Ok(ends) => return Ok(Lost { known, ends, is_superseded: false }),
-        Err(nobody) => nobody,
+        Err(nobody) => CliError::new(nobody),
     };
     let promised = promise::load(directory)?;
     let (mut at, mut ends) = (log.tail().position, Vec::new());

@@ -85,9 +85,19 @@ impl Scene {
         Scene { folder, config, runtime: Runtime::new().unwrap(), log }
     }
 
-    /// Takes back what was lost up to `KNOWN`, of a history of epoch 1, from holders of these; none is out of reach.
+    /// Takes back what was lost up to `KNOWN`, of a history of epoch 1, from holders of these; one more is out of reach.
     fn take_back(&self, held: &[History<'_>]) -> Result<Position, CliError> {
-        let known = frames(WHOLE).iter().find(|frame| frame.last() == Lsn::new(KNOWN)).unwrap().position();
+        self.take_back_of(WHOLE, KNOWN, held)
+    }
+
+    /// The same of another history, up to `known`.
+    fn take_back_of(
+        &self,
+        whole: History<'_>,
+        known: u64,
+        held: &[History<'_>],
+    ) -> Result<Position, CliError> {
+        let known = frames(whole).iter().find(|frame| frame.last() == Lsn::new(known)).unwrap().position();
         let mut asked = Asked::new(self.folder.path(), &self.config, self.runtime.handle());
         let holder = |held: &History<'_>| {
             let (frames, asked) = (frames(*held), Arc::default());
@@ -108,7 +118,16 @@ impl Scene {
 #[test]
 fn a_mirror_takes_back_what_it_held_and_nothing_else() {
     let expected = frames(WHOLE)[KNOWN as usize - 2].position();
-    for held in [&[WHOLE][..], &[LATER, OTHER, WHOLE], &[SHORT, WHOLE], &[LATER_EPOCH_BEHIND]] {
+    for held in [
+        &[WHOLE][..],
+        &[OTHER, WHOLE],
+        &[WHOLE, OTHER],
+        &[LATER, OTHER, WHOLE],
+        &[OTHER, SHORT, LATER, WHOLE],
+        &[SHORT, WHOLE],
+        &[LATER_EPOCH_BEHIND],
+        &[OTHER, LATER_EPOCH_BEHIND],
+    ] {
         assert_eq!(Scene::new().take_back(held), Ok(expected), "{held:?}");
     }
     for held in [&[][..], &[SHORT], &[OTHER], &[SHORT, OTHER]] {
@@ -116,6 +135,25 @@ fn a_mirror_takes_back_what_it_held_and_nothing_else() {
         let refused = scene.take_back(held).unwrap_err().to_string();
         assert!(refused.contains("no answer") && refused.contains("nobody who answers"), "{refused}");
         assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "{held:?}: nothing was taken");
+    }
+}
+
+/// The fear: whoever answers first holds more of an epoch that was left before what is known, and is followed to its end.
+#[test]
+fn a_mirror_takes_back_what_it_held_of_a_later_epoch_whoever_answers_first() {
+    let left: History<'_> = (1, &[(1, 2..=17)]);
+    let whole: History<'_> = (1, &[(1, 2..=14), (2, 15..=20)]);
+    for known in [15, 16, 18, 20] {
+        let expected = frames(whole)[known as usize - 2].position();
+        for held in [&[left, whole][..], &[whole, left], &[left, SHORT, whole], &[LATER, left, OTHER, whole]]
+        {
+            assert_eq!(Scene::new().take_back_of(whole, known, held), Ok(expected), "{known} of {held:?}");
+        }
+        for held in [&[left][..], &[left, OTHER], &[LATER]] {
+            let scene = Scene::new();
+            scene.take_back_of(whole, known, held).unwrap_err();
+            assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "{held:?}: nothing was taken");
+        }
     }
 }
 
@@ -140,7 +178,13 @@ fn what_is_lost_of_a_history_that_a_later_epoch_has_left_is_not_waited_for() {
 /// The fear: a mirror is not opened as long as an archive answers that was sealed in the middle of what is damaged, though a member has it all.
 #[test]
 fn what_is_damaged_comes_from_whoever_has_that_epoch() {
-    for held in [&[LATER, WHOLE][..], &[LATER, SHORT, WHOLE], &[SHORT, LATER, WHOLE]] {
+    for held in [
+        &[LATER, WHOLE][..],
+        &[LATER, SHORT, WHOLE],
+        &[SHORT, LATER, WHOLE],
+        &[OTHER, WHOLE],
+        &[OTHER, LATER, OTHER, SHORT, WHOLE],
+    ] {
         let Scene { folder, config, runtime, log } = Scene::new();
         let whole = frames(WHOLE);
         for frame in &whole[COMMON as usize - 1..] {
