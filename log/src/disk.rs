@@ -180,16 +180,17 @@ impl DiskLog {
     }
 
     /// Mends the segment at `segment`, which [`DiskLog::open`] has refused as damaged or missing, with frames that `fetch` gets from
-    /// elsewhere.
+    /// elsewhere. Where it is the oldest and its header is damaged, `base` must be the state that it begins with, unless that is the volume's origin.
     pub fn repair(
         options: &DiskOptions,
         segment: &Path,
+        base: Option<State>,
         fetch: &mut FetchFrames<'_>,
     ) -> Result<(), RepairError> {
         let name = segment.file_name().and_then(|name| name.to_str()).and_then(parse_segment_name);
         let first = name.ok_or_else(|| RepairError::NoSegment(segment.to_owned()))?;
         let _lock = options.lock()?;
-        options.place().repair(first, fetch)
+        options.place().repair(first, base, fetch)
     }
 
     /// Hands `each` what can still be read of the log at `options`, whatever is damaged between: frames that are whole by themselves, oldest first.

@@ -217,11 +217,17 @@ fn a_bad_segment_header_is_refused() {
             (&whole[..100], name),
             (b"", name),
         ] {
+            // What the oldest one began with is known, and its frames prove that they are all there: nobody is needed to mend that.
+            if *segment == segments[0] && bytes == damaged {
+                continue;
+            }
             fs::write(segment, bytes).unwrap();
             volume.assert_refused(part, 3);
         }
         fs::write(segment, &whole).unwrap();
     }
+    flip(&segments[0], 100);
+    volume.scratch.run(["fsck", "node"]).expect_error(3, segments[0].to_str().unwrap());
     volume.assert_whole();
 }
 

@@ -18,6 +18,7 @@ use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
 
 use super::{
+    base::base_state,
     index::{ahead_of, known_to_index},
     index_directory,
     open::{log_options, open_log_for},
@@ -323,8 +324,8 @@ fn mended(
             }
             Err(error) => return Err(failed(error)),
         };
-        let mut tried = 0;
-        while let Err(error) = DiskLog::repair(options, &segment, &mut |after, epoch| {
+        let (mut tried, base) = (0, base_state(directory));
+        while let Err(error) = DiskLog::repair(options, &segment, base, &mut |after, epoch| {
             asked.frames(after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
         }) {
             // Whoever is asked first may hold another history of that epoch.

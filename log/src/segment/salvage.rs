@@ -39,7 +39,7 @@ fn salvage_segment(mut scan: Scan, each: &mut dyn FnMut(Frame)) -> Result<(), Op
 }
 
 /// A state that no frame continues.
-fn nothing_before(first: Lsn) -> State {
+pub(super) fn nothing_before(first: Lsn) -> State {
     let epoch = Epoch { number: 0, id: EpochId::from_bytes([0; 16]) };
     let position = Position { epoch, lsn: first.previous(), hash: ChainHash::default() };
     State { position, digest: Digest::default(), usage: Usage::default() }

@@ -320,8 +320,9 @@ fn a_damaged_frame_is_mended_and_what_is_whole_behind_it_stays() {
         let damaged = files.after_kill();
         damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
         let Some(segment) = damaged_segment(&damaged) else { panic!("byte {byte} is not missed") };
-        let nobody = DiskLog::repair(&options(&damaged), &segment, &mut |_, _| Ok(Vec::new()));
-        let mended = DiskLog::repair(&options(&damaged), &segment, &mut others(&frames, frames[3].last()));
+        let nobody = DiskLog::repair(&options(&damaged), &segment, None, &mut |_, _| Ok(Vec::new()));
+        let mended =
+            DiskLog::repair(&options(&damaged), &segment, None, &mut others(&frames, frames[3].last()));
         // Only a frame is mended from elsewhere; a mark can be left out.
         assert!(nobody.is_err() || mended.is_ok(), "byte {byte}: {nobody:?}");
         mended.unwrap_or_else(|error| panic!("byte {byte}: {error}"));
@@ -346,11 +347,12 @@ fn a_missing_segment_is_made_anew_from_elsewhere() {
             let segment = damaged_segment(&holed).unwrap();
             assert_eq!(segment, path);
             let end = frames.iter().find(|frame| frame.first() == *lost).unwrap().last();
-            let too_few = DiskLog::repair(&options(&holed), &segment, &mut others(&frames, end.previous()));
+            let too_few =
+                DiskLog::repair(&options(&holed), &segment, None, &mut others(&frames, end.previous()));
             assert!(too_few.is_err());
             assert_eq!(holed.contents(), before, "nothing is changed");
             let last = frames.last().unwrap().last();
-            DiskLog::repair(&options(&holed), &segment, &mut others(&frames, last)).unwrap();
+            DiskLog::repair(&options(&holed), &segment, None, &mut others(&frames, last)).unwrap();
             assert_same(&recovered(&holed).unwrap().1, &frames);
             assert_eq!(damaged_segment(&holed), None);
         }
@@ -376,12 +378,12 @@ fn a_log_is_not_mended_into_the_epoch_of_a_successor() {
         assert_eq!(damaged_segment(&damaged), Some(path.clone()));
         let before = damaged.contents();
         let last = theirs.last().unwrap().last();
-        let mended = DiskLog::repair(&options(&damaged), &path, &mut others(&theirs, last));
+        let mended = DiskLog::repair(&options(&damaged), &path, None, &mut others(&theirs, last));
         // What is whole in it says in which epoch it is, and is not believed alone.
         assert!(mended.is_err(), "{is_empty}");
         assert_eq!(damaged.contents(), before);
         let last = frames.last().unwrap().last();
-        DiskLog::repair(&options(&damaged), &path, &mut others(&frames, last)).unwrap();
+        DiskLog::repair(&options(&damaged), &path, None, &mut others(&frames, last)).unwrap();
         let (recovery, read) = recovered(&damaged).unwrap();
         assert_eq!(recovery.epoch, epoch(3));
         assert_same(&read[..], &frames[..read.len()]);
@@ -406,7 +408,7 @@ fn the_header_of_a_segment_comes_back_in_the_epoch_of_what_is_whole_in_it() {
     let first = SEGMENT_HEADER_BYTES + MARK_BYTES + 30;
     files.damage(&path, |bytes| bytes[20..first].fill(0));
     assert_eq!(damaged_segment(&files), Some(path.clone()));
-    DiskLog::repair(&options(&files), &path, &mut others(&frames, frames[3].last())).unwrap();
+    DiskLog::repair(&options(&files), &path, None, &mut others(&frames, frames[3].last())).unwrap();
     let (recovery, read) = recovered(&files).unwrap();
     assert_eq!(recovery.epoch, epoch(2));
     assert_same(&read, &frames);
@@ -439,11 +441,107 @@ fn a_newest_segment_without_its_header_is_mended_with_exactly_what_it_held() {
             damaged.damage(&path, |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
         }
         let before = damaged.contents();
-        let refused = DiskLog::repair(&options(&damaged), &path, &mut others(&other, last));
+        let refused = DiskLog::repair(&options(&damaged), &path, None, &mut others(&other, last));
         assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
         assert_eq!(damaged.contents(), before);
-        DiskLog::repair(&options(&damaged), &path, &mut others(&more, last)).unwrap();
+        DiskLog::repair(&options(&damaged), &path, None, &mut others(&more, last)).unwrap();
         assert_same(&recovered(&damaged).unwrap().1, &frames);
+    }
+}
+
+/// Mends until all of it can be opened.
+fn mend_all(files: &FaultyDisk, base: Option<State>, frames: &[Frame]) -> Result<(), RepairError> {
+    let held = frames.last().unwrap().last();
+    let mut fetch = others(frames, held);
+    // As archives and mirrors do, it says that it has nothing of an epoch.
+    let mut fetch = |after: Position, epoch| {
+        let frames: Vec<Frame> = fetch(after, epoch)?;
+        let is_wanted = frames.first().is_some_and(|frame| frame.epoch() == epoch);
+        if is_wanted { Ok(frames) } else { Err("nobody".to_owned()) }
+    };
+    while let Some(segment) = damaged_segment(files) {
+        DiskLog::repair(&options(files), &segment, base, &mut fetch)?;
+    }
+    Ok(())
+}
+
+/// The fear: two neighbours are lost, or their headers, or something before a lost header, and nothing is mended although somebody has everything.
+#[test]
+fn neighbours_are_mended_together() {
+    let (files, frames) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    let path = |segment: &Lsn| Path::new("/log").join(segment_name(*segment));
+    let lose = |files: &FaultyDisk, segment: &Lsn| files.remove(&path(segment)).unwrap();
+    let behead = |files: &FaultyDisk, segment: &Lsn| files.damage(&path(segment), |bytes| bytes[100] ^= 1);
+    let damage = |files: &FaultyDisk, segment: &Lsn| {
+        files.damage(&path(segment), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+    };
+    let wipe = |files: &FaultyDisk, segment: &Lsn| files.damage(&path(segment), |bytes| bytes.fill(0));
+    type Damage<'a> = &'a dyn Fn(&FaultyDisk, &Lsn);
+    let kinds: [(Damage<'_>, Damage<'_>); 7] = [
+        (&lose, &lose),
+        (&behead, &behead),
+        (&damage, &behead),
+        (&damage, &lose),
+        (&wipe, &lose),
+        (&behead, &lose),
+        (&wipe, &wipe),
+    ];
+    let (origin, mut other) = (Some(History::origin()), Vec::new());
+    for number in 1..4 {
+        let base = other.last().map_or(History::origin(), Frame::state);
+        let mut history = History::new(epoch(number), base);
+        other.extend((0..30).map(|_| history.frame(15)));
+    }
+    for (kind, (first, second)) in kinds.iter().enumerate() {
+        for pair in segments.windows(2) {
+            let damaged = files.after_kill();
+            first(&damaged, &pair[0]);
+            second(&damaged, &pair[1]);
+            // Of the newest one nothing is left that says that it was there; nor is there of the oldest, whose header is lost with all that is in it.
+            let is_gone = pair[1] == segments[segments.len() - 1] && matches!(kind, 0 | 3 | 4 | 5 | 6);
+            let is_beginning = pair[0] == segments[0] && matches!(kind, 0 | 4 | 6);
+            if is_gone || is_beginning {
+                continue;
+            }
+            let before = damaged.contents();
+            let (refused, what) = (mend_all(&damaged, origin, &other), format!("{kind} at {}", pair[0]));
+            // Where only headers are lost all frames are there.
+            assert_eq!(refused.is_err(), kind != 1, "{what}");
+            assert!(refused.is_ok() || damaged.contents() == before, "{what}: something was changed");
+            mend_all(&damaged, origin, &frames).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_same(&recovered(&damaged).unwrap().1, &frames);
+        }
+    }
+}
+
+/// The fear: the header of the oldest segment is damaged, nothing before it says what it began with, and nothing is mended.
+#[test]
+fn the_header_of_the_oldest_segment_comes_back_where_its_base_is_known() {
+    let (files, frames) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    for (at, segment) in segments.iter().enumerate() {
+        let trimmed = files.after_kill();
+        for older in &segments[..at] {
+            trimmed.remove(&Path::new("/log").join(segment_name(*older))).unwrap();
+        }
+        trimmed.damage(&Path::new("/log").join(segment_name(*segment)), |bytes| bytes[100] ^= 1);
+        let base = frames.iter().find(|frame| frame.last() == segment.previous()).map(Frame::state);
+        let other = frames.last().unwrap().state();
+        if let Some(base) = base {
+            let before = trimmed.contents();
+            for unknown in [None, Some(other), Some(History::origin())] {
+                assert!(mend_all(&trimmed, unknown, &frames).is_err(), "{segment}");
+            }
+            let wrong = State { position: Position { hash: ChainHash::default(), ..base.position }, ..base };
+            let mended = mend_all(&trimmed, Some(wrong), &frames);
+            assert!(mended.is_err(), "{segment}");
+            assert_eq!(trimmed.contents(), before);
+        }
+        mend_all(&trimmed, base.or(Some(History::origin())), &frames)
+            .unwrap_or_else(|error| panic!("{segment}: {error}"));
+        let kept = frames.iter().position(|frame| frame.first() == *segment).unwrap();
+        assert_same(&recovered(&trimmed).unwrap().1, &frames[kept..]);
     }
 }
 
@@ -468,7 +566,7 @@ fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_con
             let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
             holed.damage(path, |bytes| bytes[used - last - group_bytes(&frames[4..5]) + 8..used].fill(3));
         }
-        DiskLog::repair(&options(&holed), path, &mut everything.clone()).unwrap();
+        DiskLog::repair(&options(&holed), path, None, &mut everything.clone()).unwrap();
         let kept = if last_is_torn { 4 } else { 6 };
         assert_same(&recovered(&holed).unwrap().1, &frames[..kept]);
     }
@@ -483,7 +581,7 @@ fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_con
     let others: Vec<Frame> = others.collect();
     let holed = damaged();
     let before = holed.contents();
-    let refused = DiskLog::repair(&options(&holed), path, &mut |_, _| Ok(others.clone()));
+    let refused = DiskLog::repair(&options(&holed), path, None, &mut |_, _| Ok(others.clone()));
     assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
     assert_eq!(holed.contents(), before);
 }
