@@ -252,6 +252,18 @@ impl DiskLog {
         self.inner.core.lock().step(&self.inner.shared)
     }
 
+    /// As [`Log::read`], from the files alone: what is in memory may be damaged there.
+    pub fn read_files(&self, from: Lsn) -> Result<FrameReader, ReadError> {
+        Ok(FrameReader::new(Box::new(self.source(from)?.of_files())))
+    }
+
+    fn source(&self, from: Lsn) -> Result<DiskSource, ReadError> {
+        let shared = &self.inner.shared;
+        let first = shared.queue.lock().segments.first();
+        admit::check_read(from, first, shared.publisher.state().position.lsn)?;
+        Ok(DiskSource::new(Arc::downgrade(shared), from))
+    }
+
     /// Whether a frame of `bytes`, header included, would be admitted now. When it would not, this tries to reserve space.
     pub fn has_room(&self, bytes: usize) -> bool {
         let fits = |queue: &Queue| queue.free >= frame_cost(bytes) || queue.spare == Spare::Ready;
@@ -318,10 +330,7 @@ impl Log for DiskLog {
     }
 
     fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
-        let shared = &self.inner.shared;
-        let first = shared.queue.lock().segments.first();
-        admit::check_read(from, first, shared.publisher.state().position.lsn)?;
-        Ok(FrameReader::new(Box::new(DiskSource::new(Arc::downgrade(shared), from))))
+        Ok(FrameReader::new(Box::new(self.source(from)?)))
     }
 
     fn tail(&self) -> State {

@@ -69,7 +69,7 @@ fn if_unreadable(node: &Path, log: &DiskLog, error: CliError) -> CliError {
 }
 
 fn check_readable(log: &DiskLog) -> Result<(), ReadError> {
-    log.read(log.first())?.try_for_each(|frame| frame.map(drop))
+    log.read_files(log.first())?.try_for_each(|frame| frame.map(drop))
 }
 
 /// What the last scrub of a node has found its index to differ in.

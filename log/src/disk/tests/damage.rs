@@ -4,7 +4,7 @@
 //! - No damage changes an entry silently: it is cut with the torn tail, refused at the open, or refused at the read.
 
 use super::*;
-use crate::{Appender, Digest, Entry, LogTime, Recovery, Usage, VolumeKeys};
+use crate::{Appender, Digest, Entry, FrameReader, LogTime, Recovery, Usage, VolumeKeys};
 
 /// A log of one segment with three groups, of two frames each.
 fn three_groups() -> (FaultyDisk, Vec<Frame>) {
@@ -291,6 +291,23 @@ fn all_that_is_about_to_be_read_is_read_at_the_opening() {
             }
         }
     }
+}
+
+/// The fear: a scrub calls the newest entries sound because it looks at what is in memory, and not at the disk.
+#[test]
+fn what_is_read_from_the_files_is_not_hidden_by_what_is_in_memory() {
+    let files = disk();
+    let log =
+        DiskLog::create(DiskOptions { recent_bytes: 1 << 20, ..options(&files) }, History::origin()).unwrap();
+    let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
+    let frames: Vec<Frame> = (0..3).map(|_| append(&log, &mut history, 2).unwrap()).collect();
+    while log.step() {}
+    let read = |frames: FrameReader| frames.collect::<Result<Vec<Frame>, ReadError>>();
+    assert_same(&read(log.read_files(Lsn::FIRST).unwrap()).unwrap(), &frames);
+    files.damage(Path::new(SEGMENT), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+    assert_same(&read(log.read(Lsn::FIRST).unwrap()).unwrap(), &frames);
+    let refused = read(log.read_files(Lsn::FIRST).unwrap());
+    assert!(matches!(refused, Err(ReadError::Damaged { lsn: Lsn::FIRST, .. })), "{refused:?}");
 }
 
 /// Frames as an archive would give them: those of a few, up to `held`.
