@@ -197,6 +197,42 @@ fn a_damaged_log_without_its_index_comes_back_from_an_archive() {
     }
 }
 
+/// The fear: the last copy has a rotten sector in its log, and all its names are lost with that though the index has every row.
+#[test]
+fn the_tree_of_a_last_copy_whose_log_is_damaged_is_dumped_from_its_index() {
+    let Some(volume) = Volume::new("the_tree_of_a_last_copy_whose_log_is_damaged_is_dumped_from_its_index")
+    else {
+        return;
+    };
+    let scratch = &volume.scratch;
+    // There is no other copy, which is what status ends with 3 for.
+    let status = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    let newest = volume.segments().pop().unwrap();
+    let used = fs::read(&newest).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+    flip(&newest, used / 3);
+    volume.assert_refused("murphy dump DIR FILE", 3);
+    let before = volume.ground();
+    let dumped = scratch.run(["dump", "node", "tree", "--json"]).expect_code(3);
+    assert_eq!(dumped.json()["lsn"], status["position"]["lsn"], "{dumped}");
+    assert_eq!(dumped.json()["digest"], status["digest"], "{dumped}");
+    assert!(
+        dumped.stderr().contains("is damaged at lsn") && dumped.stderr().contains("tree of lsn"),
+        "{dumped}"
+    );
+    let piped = scratch.run(["dump", "node", "-"]).expect_code(3);
+    assert!(!piped.stdout().is_empty());
+    assert!(volume.ground() == before, "a dump has changed something");
+    scratch.run(["load", "tree", "copy", "--blocks", &scratch.url("blocks")]).expect_code(0);
+    let copy = scratch.mount("copy", "mcopy");
+    for (path, bytes) in &volume.contents {
+        assert!(fs::read(copy.join(path)).unwrap() == *bytes, "{}", path.display());
+    }
+    scratch.umount("mcopy");
+    fs::remove_dir_all(scratch.path("node/index")).unwrap();
+    scratch.run(["dump", "node", "nothing"]).expect_error(1, "is damaged");
+    assert!(!scratch.path("nothing").exists());
+}
+
 /// Segment headers: damage, a version from the future, an empty file, something else altogether, and one that is missing.
 #[test]
 fn a_bad_segment_header_is_refused() {

@@ -71,7 +71,7 @@ pub(super) fn with_way_out(config: &NodeConfig, refused: CliError) -> CliError {
         "bring an archive, a member or the source that has these entries within reach (murphy serve --listen ADDR there) and start this mirror again: they \
          are fetched. If nobody has them: murphy join NEW-DIR --token-file FILE --blocks '{}', with a token of murphy invite at the source, makes a mirror anew \
          and copies no pack again (keep this directory if they lie in it); murphy member remove takes the old one out. Without a source: murphy promote at another \
-         mirror, or murphy restore URL DIR --take-over",
+         mirror, or murphy restore URL DIR --take-over; or, of the tree as the index here has it, murphy dump DIR FILE and murphy load FILE NEW-DIR",
         config.blocks
     ))
 }

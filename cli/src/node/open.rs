@@ -202,7 +202,7 @@ fn told(error: &OpenError) -> CliError {
             "its index knows of what came then: bring an archive or a mirror that has it within reach and start again; to go on without it, delete DIR/index"
         }
         OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
-            "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
+            "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over; if nobody has them: murphy dump DIR FILE writes the tree as the index has it, and murphy load FILE NEW-DIR makes a volume of that"
         }
         OpenError::Header { source: HeaderError::Version { .. }, .. } => {
             "another version of murphy wrote it; use that version"
@@ -210,7 +210,9 @@ fn told(error: &OpenError) -> CliError {
         OpenError::Header { source: HeaderError::Volume { .. } | HeaderError::Branch { .. }, .. } => {
             "murphy.toml and the log are of different volumes; put back the file that belongs here"
         }
-        OpenError::Header { .. } => "nothing was changed; repair the node from an archive or a mirror",
+        OpenError::Header { .. } => {
+            "nothing was changed; bring an archive or a mirror that has it within reach and start again; if nobody has it: murphy dump DIR FILE writes the tree as the index has it, and murphy load FILE NEW-DIR makes a volume of that"
+        }
         OpenError::NotEmpty { .. } | OpenError::SegmentTooSmall { .. } | OpenError::Io { .. } => {
             "nothing was changed"
         }

@@ -21,9 +21,9 @@ fn frames((salt, runs): History<'_>) -> Vec<Frame> {
         let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
         let mut appender = Appender::new(keys, epoch(*number), state);
         for lsn in lsns.clone() {
-            // What comes first is common to all.
+            // What comes first in epoch 1 is common to all.
             let own = salt * 100 + u64::from(*number) * 1000;
-            let time = LogTime::from_nanos(lsn + if lsn > COMMON { own } else { 0 });
+            let time = LogTime::from_nanos(lsn + if lsn > COMMON || *number > 1 { own } else { 0 });
             appender.push(&Entry::tick(Lsn::new(lsn), time), Digest(0), Usage::default()).unwrap();
             frames.extend(appender.close(time, Lsn::ROOT));
         }
@@ -172,6 +172,21 @@ fn what_is_lost_of_a_history_that_a_later_epoch_has_left_is_not_waited_for() {
         let taken = scene.take_back(&[LATER]);
         assert_eq!(taken.is_err(), is_refused, "{taken:?}");
         assert_eq!(scene.log.tail().position.lsn == Lsn::new(COMMON), is_refused);
+    }
+}
+
+/// The fear: a mirror has lost the end of a history that a later epoch had left before what can still be read, and nobody says what to do with it.
+#[test]
+fn a_mirror_whose_history_was_left_before_what_it_can_read_is_told_to_join_anew() {
+    let left_before: History<'_> = (1, &[(1, 2..=6), (2, 7..=20)]);
+    let scene = Scene::new();
+    let refused = scene.take_back(&[left_before]).unwrap_err();
+    assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "nothing was changed");
+    let known = frames(WHOLE)[KNOWN as usize - 2].position();
+    let told = with_way_out(&scene.config, ahead_of(&scene.log, &known)).because(&refused);
+    let text = format!("{told} {told:?}");
+    for part in ["nobody who answers", "murphy join NEW-DIR", "murphy dump DIR FILE"] {
+        assert!(text.contains(part), "no {part} in {text}");
     }
 }
 
