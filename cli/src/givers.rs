@@ -7,7 +7,13 @@
 mod archive;
 mod mirror;
 
-use std::{collections::BTreeMap, fs::File, io::BufReader, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 use murphy_fs::{
@@ -19,7 +25,6 @@ use murphy_mirror::Identity;
 use crate::{
     config::NodeConfig,
     error::{CliError, failed},
-    node::{base_file, log_directory},
     settings::{ARCHIVES, SharedArchive},
 };
 pub(crate) use archive::ArchiveGiver;
@@ -51,14 +56,21 @@ impl From<CliError> for NotGiven {
     }
 }
 
+/// Where a node has what says who may give back what it has lost.
+pub(crate) struct Ground {
+    pub(crate) index: PathBuf,
+    pub(crate) base: PathBuf,
+    pub(crate) log: DiskOptions,
+}
+
 /// Everybody who may have what the node in `directory` has lost, archives first.
 pub(crate) fn givers_of(
     directory: &Path,
     config: &NodeConfig,
-    index: &Path,
+    ground: &Ground,
 ) -> Result<Vec<Box<dyn Giver>>, CliError> {
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
-    let known = Known::of_index(index).unwrap_or_else(|| Known::of_ground(directory, config));
+    let known = Known::of_index(&ground.index).unwrap_or_else(|| Known::of_ground(ground));
     let mut givers: Vec<Box<dyn Giver>> = Vec::new();
     for shared in known.archives()? {
         givers.push(Box::new(ArchiveGiver::new(config, shared, identity.node())));
@@ -106,11 +118,10 @@ impl Known {
     }
 
     /// The newest rows in the base and the log, as far as they are whole.
-    fn of_ground(directory: &Path, config: &NodeConfig) -> Known {
+    fn of_ground(ground: &Ground) -> Known {
         let mut known = Known::default();
-        known.note_base(&base_file(directory));
-        let log = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-        let salvaged = DiskLog::salvage(&log, &mut |frame| {
+        known.note_base(&ground.base);
+        let salvaged = DiskLog::salvage(&ground.log, &mut |frame| {
             for entry in &frame {
                 match entry {
                     Ok(entry) => entry.changes.iter().for_each(|change| {

@@ -15,7 +15,7 @@ use murphy_fs::{
     ReplayError, RowKey, replay,
 };
 use murphy_log::{
-    Access, Clock, DiskLog, Log, Lsn, OsFiles, Position, ReadError, Scrub, State, SystemClock, VolumeKeys,
+    Clock, DiskLog, Log, Lsn, OsFiles, Position, ReadError, Scrub, State, SystemClock, VolumeKeys,
 };
 
 use super::{base::load_base_file, index_directory};
@@ -39,18 +39,9 @@ pub(super) fn open_index(
 }
 
 /// What of the log is read when the node in `node` is opened, and has to be whole for that: what its index lacks.
-pub(super) fn still_to_read(node: &Path, access: Access) -> Scrub {
-    let directory = index_directory(node);
-    // Who only looks has a copy of the index, and changes nothing of this one.
-    match (directory.is_dir(), access) {
-        (false, _) => Scrub::Everything,
-        (true, Access::Read) => Scrub::Newest,
-        (true, Access::Write | Access::WriteWhole) => {
-            let index = FjallIndex::open(&directory, FjallOptions::default());
-            let state = index.ok().and_then(|index| index.snapshot().state());
-            state.map_or(Scrub::Everything, |state| Scrub::From(state.position.lsn.next()))
-        }
-    }
+pub(super) fn still_to_read(node: &Path) -> Scrub {
+    let synced = FjallIndex::synced_in(&index_directory(node));
+    synced.map_or(Scrub::Everything, |state| Scrub::From(state.position.lsn.next()))
 }
 
 /// Where the log cannot be read that is noted, so that the next start reads all of it, and mends it first.
@@ -66,6 +57,11 @@ fn if_unreadable(node: &Path, log: &DiskLog, error: CliError) -> CliError {
         ),
         Err(unsaved) => error.because(&unsaved),
     }
+}
+
+fn unreadable(error: ReadError) -> CliError {
+    failed(error)
+        .hint("the index does not fit the log, and cannot be made anew from it before it is repaired")
 }
 
 fn check_readable(log: &DiskLog) -> Result<(), ReadError> {
@@ -84,8 +80,14 @@ pub(super) fn open_index_in(
     log: &DiskLog,
     keys: &VolumeKeys,
 ) -> Result<(Arc<FjallIndex>, State), CliError> {
-    let index =
-        FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
+    let index = match FjallIndex::open(directory, FjallOptions::default()) {
+        Err(OpenIndexError::Unusable { .. }) => {
+            check_readable(log).map_err(unreadable)?;
+            FjallIndex::open_or_reset(directory, FjallOptions::default())
+        }
+        opened => opened,
+    };
+    let index = index.map_err(|error| of_open(&error))?;
     check_not_ahead(&index, log, keys)?;
     let caught_up = match found_to_differ(node) {
         Some(reason) => Err(CatchUpError::Index(reason)),
@@ -97,10 +99,7 @@ pub(super) fn open_index_in(
         Err(CatchUpError::Fatal(error)) => return Err(error),
     };
     drop(index);
-    check_readable(log).map_err(|error| {
-        failed(error)
-            .hint("the index does not fit the log, and cannot be made anew from it before it is repaired")
-    })?;
+    check_readable(log).map_err(unreadable)?;
     tracing::warn!(path = %directory.display(), reason, "the index does not fit the log, it is made anew");
     FjallIndex::reset(directory).map_err(|error| of_open(&error))?;
     let index = FjallIndex::open(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;

@@ -18,7 +18,7 @@ use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
 
 use super::{
-    base::base_state,
+    base::{base_file, base_state},
     index::{ahead_of, known_to_index},
     index_directory,
     open::{log_options, open_log_for},
@@ -27,14 +27,14 @@ use crate::{
     archive_notes::known_durable,
     config::{NodeConfig, Role},
     error::{CliError, failed},
-    givers::{Giver, NotGiven, givers_of},
+    givers::{Giver, Ground, NotGiven, givers_of},
     mirror_notes, promise, scrub_notes,
 };
 
 /// Opens the log of the node in `directory`, to be gone on with. What is damaged in it, and what its end lacks of what is known to have been
 /// durable, comes from others first. All that its index has to be brought up with is whole then.
 pub(crate) fn open(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
-    let reads_all = log_options(directory, config, Access::Write).scrub == Scrub::Everything;
+    let reads_all = log_options(directory, config).scrub == Scrub::Everything;
     let log = open_whole(directory, config, runtime)?;
     if reads_all {
         scrub_notes::forget_log(directory)?;
@@ -85,7 +85,7 @@ fn reopen(
     runtime: &Handle,
 ) -> Result<DiskLog, CliError> {
     let noted = known_durable(directory)?;
-    let plain = log_options(directory, config, Access::Write);
+    let plain = log_options(directory, config);
     let vouched = DiskOptions { known_durable: noted, access: Access::Read, ..plain.clone() };
     if matches!(DiskLog::open(vouched), Err(OpenError::Diverged { .. })) {
         return Err(who_differs(directory, refused, noted));
@@ -208,8 +208,8 @@ impl<'a> Asked<'a> {
         let givers = match &mut self.givers {
             Some(givers) => givers,
             None => {
-                let index = index_directory(self.directory);
-                let givers = givers_of(self.directory, self.config, &index);
+                let ground = ground(self.directory, self.config);
+                let givers = givers_of(self.directory, self.config, &ground);
                 self.givers.insert(givers.map_err(|error| error.to_string())?)
             }
         };
@@ -443,8 +443,13 @@ pub(super) fn fetch(
     wanted: Lsn,
     runtime: &Handle,
 ) -> Result<(), CliError> {
-    let givers = givers_of(directory, config, &index_directory(directory))?;
+    let givers = givers_of(directory, config, &ground(directory, config))?;
     fetch_from(log, &givers, wanted, runtime)
+}
+
+fn ground(directory: &Path, config: &NodeConfig) -> Ground {
+    let (index, base) = (index_directory(directory), base_file(directory));
+    Ground { index, base, log: log_options(directory, config) }
 }
 
 /// The same from these, each as far as it answers.

@@ -167,13 +167,12 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
 
 /// How the log of the node in `directory` is opened, without what is known from elsewhere. What the index lacks is read, all of it where the index has
 /// to be made anew, and after a scrub that has found damage: it is mended before an index is filled from it.
-pub(super) fn log_options(directory: &Path, config: &NodeConfig, access: Access) -> DiskOptions {
+pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    options.access = access;
     let is_damaged = scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some());
     options.scrub = match is_damaged {
         true => Scrub::Everything,
-        false => still_to_read(directory, access),
+        false => still_to_read(directory),
     };
     if config.role == Role::Mirror {
         options.frames = Origin::Elsewhere;
@@ -186,8 +185,9 @@ pub(super) fn open_log_for(
     config: &NodeConfig,
     access: Access,
 ) -> Result<DiskLog, CliError> {
-    let mut options = log_options(directory, config, access);
+    let mut options = log_options(directory, config);
     options.known_durable = known_durable(directory)?;
+    options.access = access;
     DiskLog::open(options).map_err(|error| lost_tail::with_way_out(config, told(&error)))
 }
 

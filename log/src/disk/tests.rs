@@ -6,6 +6,7 @@
 mod crash;
 mod damage;
 mod fork;
+mod mend;
 mod stalls;
 
 use std::path::Path;

@@ -236,9 +236,9 @@ fn an_index_is_not_thrown_away_for_a_log_that_cannot_be_read() {
     let scene = Scene::new(1, &[(1, 2..=9), (2, 10..=12), (3, 13..=16)], 0);
     let other = Scene::new(1, &[(1, 2..=9)], 1);
     other.assert_opens("made");
-    assert_eq!(still_to_read(scene.directory.path(), Access::Write), Scrub::Everything, "there is none");
+    assert_eq!(still_to_read(scene.directory.path()), Scrub::Everything, "there is none");
     scene.take_index(&other);
-    assert_eq!(still_to_read(scene.directory.path(), Access::Write), Scrub::From(Lsn::new(10)));
+    assert_eq!(still_to_read(scene.directory.path()), Scrub::From(Lsn::new(10)));
     let Scene { directory, volume, log } = scene;
     drop(log);
     let options = DiskOptions::new(directory.path().join("log"), id(volume), BranchId::from_bytes([2; 16]));

@@ -226,7 +226,7 @@ fn what_is_damaged_comes_from_whoever_has_that_epoch() {
             Box::new(Holder { frames, asked, is_silent: false }) as Box<dyn Giver>
         };
         asked.givers = Some(held.iter().map(holder).collect());
-        let options = log_options(folder.path(), &config, Access::Write);
+        let options = log_options(folder.path(), &config);
         let (mended, lost) = mended(folder.path(), &config, (&options, None), &mut asked).unwrap();
         assert!(lost.is_none(), "{held:?}");
         assert_eq!(mended.tail().position, end, "{held:?}");
