@@ -4,7 +4,7 @@
 //! - Only full archives acknowledge: a log archive holds no bytes. Every archive is a witness of who the source is.
 //! - One archive is enough (W is 1 for archives), while nothing at any of them says that another source exists: a seal, another history, or
 //!   entries that this log lacks. Then nothing is acknowledged any more: the other one may acknowledge through the archives that it won.
-//!   An archive that was given up and is another one's since ([`ShipHandle::is_lost`]) says nothing about this source.
+//!   An archive that was given up and is another one's since ([`ShipEnd::Lost`]) says nothing about this source.
 //! - Before the first entry of this process is acknowledged every archive of any kind that answers has taken one. A copy of the node's directory that
 //!   runs as well needs the same names: of the two at most one ever acknowledges. An archive that does not answer is waited for once.
 
@@ -34,6 +34,11 @@ impl ArchiveAcknowledger {
     #[must_use]
     pub fn with_witnesses(self, witnesses: Vec<ShipHandle>) -> ArchiveAcknowledger {
         ArchiveAcknowledger { witnesses, ..self }
+    }
+
+    /// Whether there is none of them.
+    pub fn is_empty(&self) -> bool {
+        self.archives.is_empty()
     }
 
     fn all(&self) -> impl Iterator<Item = &ShipHandle> {
@@ -73,12 +78,12 @@ impl ArchiveAcknowledger {
 
     /// What an archive says of another source.
     fn rival(&self) -> Option<String> {
-        // One may turn out to be lost while it is waited for.
-        let ends = self.all().filter(|archive| !archive.is_lost()).filter_map(|archive| archive.status().end);
+        let ends = self.all().filter_map(|archive| archive.status().end);
         ends.filter(ShipEnd::shows_another_source).map(|end| end.to_string()).next()
     }
 
-    fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
+    /// That none of them has `lsn`, and how each does.
+    pub fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
         let missing = self.archives.iter().map(|archive| {
             let status = archive.status();
             let end = status.end.map(|end| end.to_string());

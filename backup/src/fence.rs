@@ -263,7 +263,7 @@ impl Fence for ArchiveFence {
 }
 
 /// An archive that holds nothing more after so long is given up.
-const HEADWAY: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 30_000 });
+const HEADWAY: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use murphy_fs::{BlockStore, PackNumber, Volume};
+use murphy_fs::{BlockStore, PackNumber, Sealed, Volume};
 use murphy_log::{Clock, Durable, Epoch, Frame, Log, LogTime, Lsn, NodeId, ReadError, Terminal};
 use tokio::sync::{Mutex, Semaphore, watch};
 
@@ -151,8 +151,6 @@ pub struct ShipHandle {
     began: Lsn,
     /// Whether an acknowledgement still waits for the archive to take something of this process.
     awaited: Arc<AtomicBool>,
-    /// The epoch in which it is shipped to, if it was given up when that began.
-    given_up_for: Option<Epoch>,
 }
 
 impl ShipHandle {
@@ -170,19 +168,6 @@ impl ShipHandle {
     #[must_use]
     pub fn for_entries_behind(self, lsn: Lsn) -> ShipHandle {
         ShipHandle { began: self.began.min(lsn), ..self }
-    }
-
-    /// The same for an archive that was given up when the source began epoch `own`.
-    #[must_use]
-    pub fn given_up_for(self, own: Epoch) -> ShipHandle {
-        ShipHandle { given_up_for: Some(own), ..self }
-    }
-
-    /// Whether it was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's: it is
-    /// lost to the source, which nobody has replaced by that.
-    pub fn is_lost(&self) -> bool {
-        let Some(own) = self.given_up_for else { return false };
-        matches!(&self.status.borrow().end, Some(ShipEnd::Fenced(sealed)) if sealed.next.number <= own.number)
     }
 
     /// What comes behind it this process was the first to write.
@@ -223,6 +208,7 @@ pub struct Shipper {
     wanted: watch::Receiver<Lsn>,
     task: Arc<SlotTask>,
     minds_strays: bool,
+    is_given_up: bool,
 }
 
 /// What comes back to the shipper's loop.
@@ -254,15 +240,21 @@ impl Shipper {
             parts: parts.clone(),
         });
         let (began, awaited) = (parts.log.tail().position.lsn, Arc::new(AtomicBool::new(true)));
-        let handle =
-            ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited, given_up_for: None };
-        (Shipper { parts, status, wanted: waiting, task, minds_strays: true }, handle)
+        let handle = ShipHandle { status: follower, wanted: Arc::new(wanted), began, awaited };
+        (Shipper { parts, status, wanted: waiting, task, minds_strays: true, is_given_up: false }, handle)
     }
 
     /// The same for whoever brings an archive up only to end its epoch: what nothing leads to there is looked at by the one who ends it.
     #[must_use]
     pub(crate) fn past_strays(self) -> Shipper {
         Shipper { minds_strays: false, ..self }
+    }
+
+    /// The same for an archive that was given up when the source began its epoch: whoever has sealed it for an epoch that does not come behind that
+    /// one has replaced nobody. See [`ShipEnd::Lost`].
+    #[must_use]
+    pub fn to_given_up(self) -> Shipper {
+        Shipper { is_given_up: true, ..self }
     }
 
     /// Ships until something ends it for good. May be dropped at any time, and begun anew by another shipper.
@@ -276,11 +268,42 @@ impl Shipper {
             Ok(core) => self.follow(core, last).await,
             Err(end) => end,
         };
+        let end = if self.is_given_up { self.end_of_given_up(end).await } else { end };
         if end != ShipEnd::Reached && end != ShipEnd::LogEnded {
             tracing::error!(url = self.parts.archive.url(), %end, "shipping has ended");
         }
         self.status.send_modify(|status| status.end = Some(end.clone()));
         end
+    }
+
+    /// What it means that shipping to an archive has ended like that which was given up.
+    async fn end_of_given_up(&self, end: ShipEnd) -> ShipEnd {
+        match end {
+            ShipEnd::Fenced(sealed) if sealed.next.number <= self.parts.epoch.number => ShipEnd::Lost(sealed),
+            ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => match self.led_by_another().await {
+                Ok(Some(sealed)) => ShipEnd::Lost(sealed),
+                Ok(None) => end,
+                Err(error) => {
+                    let url = self.parts.archive.url();
+                    tracing::warn!(url, %error, "whose the end of an archive is that was given up is not known");
+                    end
+                }
+            },
+            end => end,
+        }
+    }
+
+    /// The last seal of the archive, if it began an epoch before this source's that this log never had: whoever wrote there since has replaced a source
+    /// before this one, and was not followed.
+    async fn led_by_another(&self) -> Result<Option<Sealed>, StraysError> {
+        let walked = walk(&self.parts.archive, self.parts.known).await?;
+        let Some(seal) = walked.seals.last() else { return Ok(None) };
+        let (next, log) = (seal.next, Arc::clone(&self.parts.log));
+        if next.number >= self.parts.epoch.number || walked.end.epoch != next {
+            return Ok(None);
+        }
+        let is_another = murphy_log::aside(move || never_had(&*log, next)).await?;
+        Ok(is_another.then(|| seal.sealed()))
     }
 
     /// Finds out how far the archive holds this log, however long the store takes to answer.
@@ -499,6 +522,24 @@ impl Shipper {
             has_changed
         });
     }
+}
+
+/// Whether `log` is known never to have had an entry of `epoch`: what it had before its first entry is not known.
+fn never_had(log: &dyn Log, epoch: Epoch) -> Result<bool, ReadError> {
+    let epoch_at = |lsn: Lsn| Ok(log.read(lsn)?.next().transpose()?.map(|frame| frame.epoch()));
+    let (mut low, mut high) = (log.first(), log.durable().state().position.lsn.next());
+    if low >= high || epoch_at(low)?.is_none_or(|first| first.number > epoch.number) {
+        return Ok(false);
+    }
+    // Epochs only grow: the last entry of an epoch that is not later.
+    while low.next() < high {
+        let middle = Lsn::new(low.get() + high.since(low) / 2);
+        match epoch_at(middle)? {
+            Some(there) if there.number <= epoch.number => low = middle,
+            _ => high = middle,
+        }
+    }
+    Ok(epoch_at(low)? != Some(epoch))
 }
 
 /// Reads whole frames from `from` on, at least one if there is one.

@@ -6,8 +6,10 @@ mod source;
 pub(crate) use faulty::{Fault, FaultyStore, Life, Loss};
 pub(crate) use source::{Source, append};
 
+use std::time::Duration;
+
 use murphy_fs::{PackBuilder, PackName, PackRow, SealedPack, WriterId};
-use murphy_log::{Frame, NodeId, Position};
+use murphy_log::{Clock, Frame, LogTime, NodeId, Position, SystemClock};
 
 use crate::{
     base::{BaseManifest, NewBase, write_base},
@@ -78,4 +80,27 @@ pub(crate) fn pack(number: u64, bytes: &[u8]) -> (SealedPack, PackRow) {
     let sealed = builder.finish().unwrap();
     let row = PackRow::of(&sealed);
     (sealed, row)
+}
+
+/// A clock whose time tokio keeps: in a test that was started paused it stands while there is something to do, and waiting costs nothing.
+#[derive(Debug)]
+pub(crate) struct TestClock {
+    start: tokio::time::Instant,
+    wall: LogTime,
+}
+
+impl TestClock {
+    pub(crate) fn new() -> TestClock {
+        TestClock { start: tokio::time::Instant::now(), wall: SystemClock::new().wall() }
+    }
+}
+
+impl Clock for TestClock {
+    fn wall(&self) -> LogTime {
+        self.wall.after(self.monotonic())
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
 }

@@ -1,4 +1,5 @@
-//! Dump and load: files per second, bytes a file by section, and peak memory beyond what the source itself takes.
+//! Dump, reading a dump (into an index that only counts) and load (into a node's index, durable): files per second, bytes a file by section, and
+//! peak memory beyond what the source itself takes.
 //!
 //! `cargo bench -p murphy-benches --bench dump [-- FILES [TREE]]`: a made-up source tree of 1,000,000 files as `cp -a` leaves it, or the
 //! names, sizes and times of the files below the directory TREE, repeated until there are FILES.
@@ -20,9 +21,10 @@ use std::{
 
 use bytes::Bytes;
 use murphy_fs::{
-    DentryRow, DirectoryRow, ExtentRow, ExtentTarget, Index, IndexError, IndexSnapshot, Ino, InodeRow, Kind,
-    Name, NameHasher, PackNumber, PackRow, PackState, RowIterator, RowKey, SLOT_BYTES, SnapshotOrigin,
-    SnapshotReader, SnapshotSummary, Table, Timespec, verify_snapshot, write_snapshot,
+    DentryRow, DirectoryRow, ExtentRow, ExtentTarget, FjallIndex, FjallOptions, Index, IndexError,
+    IndexSnapshot, Ino, InodeRow, Kind, Name, NameHasher, PackNumber, PackRow, PackState, RowIterator,
+    RowKey, SLOT_BYTES, SnapshotOrigin, SnapshotReader, SnapshotSummary, Table, Timespec, verify_snapshot,
+    write_snapshot,
 };
 use murphy_log::{
     BranchId, ChainHash, Clock, Digest, Epoch, LogTime, Lsn, Position, State, SystemClock, Usage, VolumeId,
@@ -59,10 +61,21 @@ fn main() {
         let reader = SnapshotReader::open(open()).expect("the snapshot is sound");
         reader.load_into(&index, &|_| ()).expect("the snapshot is sound")
     });
-    print_figures("load", made, &cost);
+    print_figures("read", made, &cost);
     let rows: u64 = summary.rows.iter().map(|(_, rows)| rows).sum();
     assert_eq!(index.rows.load(Ordering::Relaxed), rows);
-    drop(std::fs::remove_file(&path));
+    let node = path.with_extension("index");
+    let fjall = FjallIndex::open(&node, FjallOptions::default()).expect("an empty index");
+    let (state, cost) = measured(&clock, || {
+        let reader = SnapshotReader::open(open()).expect("the snapshot is sound");
+        reader.load_into(&fjall, &|_| ()).expect("the snapshot is sound");
+        fjall.sync().expect("the index takes the snapshot");
+        fjall.snapshot().state()
+    });
+    print_figures("load", made, &cost);
+    assert_eq!(state.map(|state| state.usage.inodes), Some(made));
+    drop(fjall);
+    drop((std::fs::remove_file(&path), std::fs::remove_dir_all(&node)));
 }
 
 /// What some work took.

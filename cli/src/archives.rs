@@ -22,7 +22,7 @@ use murphy_backup::{
 };
 use murphy_fs::{IndexSnapshot, Sealed, StoreUrl, Volume};
 use murphy_log::{Clock, Files, Log, LogTime, Lsn, OsFiles, Position, SystemClock};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     archive_notes::{cursor, cursors},
@@ -36,6 +36,7 @@ use crate::{
 pub(crate) use abandon::Abandoning;
 pub(crate) use acknowledge::{acknowledge_as_set, by_archives, check_outlives};
 pub(crate) use fence::{check_fences, refuse_fenced};
+pub(crate) use join::Leaving;
 
 /// The archives that a node ships to.
 pub(crate) struct Archives {
@@ -57,6 +58,15 @@ struct Context {
     node: murphy_log::NodeId,
     clock: Arc<dyn Clock>,
     runtime: tokio::runtime::Handle,
+    /// Counts whatever changes who may acknowledge.
+    changes: watch::Sender<u64>,
+}
+
+impl Context {
+    /// Lets every fsync that waits look anew who may acknowledge it.
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
 }
 
 /// One archive.
@@ -64,6 +74,8 @@ struct Shipped {
     shared: SharedArchive,
     /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
     is_removed: bool,
+    /// Whether it is about to be taken off the list: it acknowledges nothing by then, so that the others have all that it has acknowledged.
+    is_leaving: bool,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// The entry that names it does not come behind that.
@@ -94,6 +106,7 @@ impl Archives {
             node: node.identity.public_key().node(),
             clock: Arc::new(SystemClock::new()),
             runtime,
+            changes: watch::Sender::default(),
         };
         Archives {
             context: Arc::new(context),
@@ -118,14 +131,35 @@ impl Archives {
         self.shipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to ship to an archive.
-    pub(crate) fn start(&self, shared: SharedArchive) -> Result<(), CliError> {
-        let url = local_url(&self.context.config, &shared)?;
-        self.start_at(shared, url)
+    /// Begins to ship to these archives, all at once: none of them acknowledges anything before all of them are asked who else ships there. An error
+    /// names those that cannot be shipped to; the others are.
+    pub(crate) fn start_all(&self, archives: Vec<SharedArchive>) -> Result<(), CliError> {
+        let begin = |shared: SharedArchive| {
+            let url = local_url(&self.context.config, &shared)?;
+            self.begin(shared, url)
+        };
+        let mut errors = Vec::new();
+        let begun = archives.into_iter().filter_map(|shared| {
+            let url = shared.url.clone();
+            begin(shared).map_err(|error| errors.push(format!("{url}: {error}"))).ok()
+        });
+        let begun: Vec<Shipped> = begun.collect();
+        self.shipped().extend(begun);
+        self.context.changed();
+        if errors.is_empty() { Ok(()) } else { Err(CliError::new(errors.join("; "))) }
     }
 
-    /// The same, with the URL by which this node reaches it.
+    /// Begins to ship to an archive that was added, with the URL by which this node reaches it.
     pub(crate) fn start_at(&self, shared: SharedArchive, url: StoreUrl) -> Result<(), CliError> {
+        // One that was taken out and could not be waited for is still there.
+        self.stop(&shared.url);
+        let begun = self.begin(shared, url)?;
+        self.shipped().push(begun);
+        self.context.changed();
+        Ok(())
+    }
+
+    fn begin(&self, shared: SharedArchive, url: StoreUrl) -> Result<Shipped, CliError> {
         let folder = cursors(&self.context.directory);
         OsFiles.create_dir(&folder).map_err(at(&folder))?;
         let noted = cursor(&self.context.directory, &shared).load().unwrap_or_else(|error| {
@@ -141,8 +175,8 @@ impl Archives {
         let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        self.shipped().push(Shipped { shared, is_removed: false, url, state, named: began, noted, task });
-        Ok(())
+        let (is_removed, is_leaving) = (false, false);
+        Ok(Shipped { shared, is_removed, is_leaving, url, state, named: began, noted, task })
     }
 
     /// Whether an archive is shipped to.
@@ -159,6 +193,7 @@ impl Archives {
             }
             stays
         });
+        self.context.changed();
     }
 
     /// Makes an archive that begins at the state of now, with a snapshot and every pack.
@@ -179,7 +214,7 @@ impl Archives {
                 // From here on it has everything up to there, whether it is shipped to at once or when the node is served.
                 let folder = cursors(&context.directory);
                 OsFiles.create_dir(&folder).map_err(at(&folder))?;
-                let shared = SharedArchive { url: shared_form(url), log_only, joining: false };
+                let shared = SharedArchive::new(shared_form(url), log_only);
                 cursor(&context.directory, &shared).save(&held).map_err(failed)?;
             } else {
                 shipping::check_begun(&archive).await?;
@@ -187,7 +222,7 @@ impl Archives {
             }
             Ok::<_, CliError>(())
         })?;
-        Ok(SharedArchive { url: shared_form(url), log_only, joining: false })
+        Ok(SharedArchive::new(shared_form(url), log_only))
     }
 
     /// Refuses what [`Archives::create`] would find there and refuse, and writes nothing.
@@ -219,7 +254,7 @@ impl Archives {
                 let handle = handle.ok_or_else(|| CliError::new(format!("{url} does not answer")))?;
                 return shipping::write_base_now(context, &archive, &handle).await;
             }
-            let shared = SharedArchive { url: url.to_owned(), log_only: false, joining: false };
+            let shared = SharedArchive::new(url.to_owned(), false);
             let archive = open_archive(&context.config, &local_url(&context.config, &shared)?).await;
             let archive = archive.map_err(failed)?;
             let walked = murphy_backup::walk(&archive, None).await.map_err(failed)?;
@@ -236,7 +271,7 @@ impl Archives {
 
     /// Who has taken over, if an archive says that somebody has: where it was sealed, and how people are told.
     pub(crate) fn fenced(&self) -> Option<(Sealed, String)> {
-        self.shipped().iter().filter(|shipped| !shipped.is_lost()).find_map(|shipped| {
+        self.shipped().iter().find_map(|shipped| {
             let state = shipped.state();
             match state.handle.as_ref()?.status().end {
                 Some(ShipEnd::Fenced(sealed)) => {
@@ -345,13 +380,7 @@ impl Shipped {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is another one's since it was given up: see [`ShipHandle::is_lost`].
-    fn is_lost(&self) -> bool {
-        self.state().handle.as_ref().is_some_and(ShipHandle::is_lost)
-    }
-
     fn status(&self, now: LogTime) -> ArchiveStatus {
-        let is_lost = self.is_lost();
         let state = self.state();
         let mut status = ArchiveStatus {
             url: self.shared.url.clone(),
@@ -374,7 +403,7 @@ impl Shipped {
             }
             let end = shipped.end.map(|end| match end {
                 ShipEnd::Gap { .. } => format!("{end}; {STRANDED}"),
-                end if is_lost => format!("{end}; {GIVEN_UP}"),
+                ShipEnd::Lost(_) => format!("{end}; {GIVEN_UP}"),
                 end => end.to_string(),
             });
             status.error = status.error.or(end).or(shipped.error);

@@ -438,6 +438,7 @@ impl Mirroring {
                         connected: mirror.connected,
                         addresses: addresses(mirror.node),
                         domains: mirror.domains,
+                        refuses: mirror.refuses,
                     })
                     .collect();
             }

@@ -90,9 +90,17 @@ pub(crate) struct SharedArchive {
     /// those would not seal it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) joining: bool,
+    /// Whoever may take over has the entry that names it, or gets it with everything else when he joins: it needs nobody's word any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) known: bool,
 }
 
 impl SharedArchive {
+    /// One that waits for nobody, and of which not everybody is known to know.
+    pub(crate) fn new(url: String, log_only: bool) -> SharedArchive {
+        SharedArchive { url, log_only, joining: false, known: false }
+    }
+
     /// Whether it may acknowledge an fsync, as far as the volume knows.
     pub(crate) fn may_acknowledge(&self) -> bool {
         !self.log_only && !self.joining
@@ -245,6 +253,17 @@ mod tests {
                 [false, false, false, true],
             ]
         );
+    }
+
+    /// The fear: the list of a volume that was made before archives were noted to be known is not read, or everybody is taken to know them.
+    #[test]
+    fn an_archive_of_which_nothing_is_said_is_not_known_to_everybody() {
+        let listed: Vec<SharedArchive> = serde_json::from_str(r#"[{"url":"s3://b"}]"#).unwrap();
+        assert_eq!(listed, [SharedArchive::new("s3://b".to_owned(), false)]);
+        assert!(!listed[0].known && listed[0].may_acknowledge());
+        let known = SharedArchive { known: true, ..listed[0].clone() };
+        let text = serde_json::to_string(&known).unwrap();
+        assert_eq!(serde_json::from_str::<SharedArchive>(&text).unwrap(), known);
     }
 
     /// A secret's place is local; another node reaches the same archive with its own.

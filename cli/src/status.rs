@@ -168,6 +168,17 @@ pub(crate) struct SourceStatus {
     pub(crate) error: Option<String>,
 }
 
+impl SourceStatus {
+    fn text(&self) -> String {
+        let state = match (&self.error, self.connected) {
+            (_, true) => "connected",
+            (Some(error), false) => error,
+            (None, false) => "not connected",
+        };
+        format!("{}: lsn {}, {state}", self.address, self.lsn)
+    }
+}
+
 /// The process that serves a node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Running {
@@ -378,25 +389,11 @@ impl Status {
         row("window", self.window.clone());
         row("blocks", self.blocks.clone());
         self.archives.iter().for_each(|archive| row("archive", archive.text()));
-        for mirror in &self.mirrors {
-            let MirrorStatus { node, metadata_lsn, data_lsn, .. } = mirror;
-            let domains = match mirror.domains.is_empty() {
-                true => String::new(),
-                false => format!(", in {}", mirror.domains.join(" and ")),
-            };
-            row("mirror", format!("{node}: lsn {metadata_lsn}, data {data_lsn}{domains}"));
-        }
+        self.mirrors.iter().for_each(|mirror| row("mirror", mirror.text()));
         if let Some(listen) = &self.listen {
             row("listens", listen.clone());
         }
-        if let Some(source) = &self.source {
-            let state = match (&source.error, source.connected) {
-                (_, true) => "connected".to_owned(),
-                (Some(error), false) => error.clone(),
-                (None, false) => "not connected".to_owned(),
-            };
-            row("source", format!("{}: lsn {}, {state}", source.address, source.lsn));
-        }
+        self.source.iter().for_each(|source| row("source", source.text()));
         if let Some(data) = self.data_lsn {
             let trouble = self.data_error.as_ref().map(|error| format!(", not copied further: {error}"));
             row("data", format!("lsn {data}{}", trouble.unwrap_or_default()));
@@ -512,6 +509,7 @@ mod tests {
                 data_lsn: 95,
                 lag_ms: Some(0),
                 connected: *connected,
+                refuses: None,
             })
             .collect();
         judge(&mut status);

@@ -117,6 +117,8 @@ pub struct VolumeOptions {
     pub flush_after: Duration,
     /// No request waits longer.
     pub io_timeout: Duration,
+    /// A pack that is not stored within this time, or `io_timeout` if that is longer, is given up and tried again.
+    pub put_timeout: Duration,
     /// Every operation is durable before it returns.
     pub sync: bool,
     /// Writers wait while dirty data takes more bytes of memory than this. It takes as much as was written and has no entry yet, at most the
@@ -134,6 +136,7 @@ impl Default for VolumeOptions {
         VolumeOptions {
             flush_after: Duration::from_secs(5),
             io_timeout: Duration::from_secs(60),
+            put_timeout: Duration::from_secs(60),
             sync: false,
             dirty_bytes: 512 << 20,
             cached_rows: limits.cached_rows,
@@ -402,15 +405,20 @@ impl Volume {
         })
     }
 
-    /// Makes everything durable, moves it into the index and stops deciding. The volume can still be read.
+    /// Makes everything durable, moves it into the index and stops deciding, as far as each of these can be done. The volume can still be
+    /// read. The error is the first of them.
     pub async fn close(&self) -> Result<(), Errno> {
-        self.flush_all().await?;
-        self.make_durable().await?;
+        let flushed = self.flush_all().await;
+        let durable = self.make_durable().await.map(drop);
         self.shared.sequencer.retire();
-        // What was decided meanwhile, too.
-        self.make_durable().await?;
+        // What was decided meanwhile, too. Whoever has just been waited for in vain is not waited for again.
+        let rest = match durable {
+            Ok(()) => self.make_durable().await.map(drop),
+            Err(_) => self.durable_here().await.map(drop),
+        };
         let volume = self.clone();
-        murphy_log::aside(move || volume.settle_index()).await
+        let settled = murphy_log::aside(move || volume.settle_index()).await;
+        flushed.and(durable).and(rest).and(settled)
     }
 
     /// The rows that are in the index by now, all of them of durable entries. Whoever keeps it for long keeps nobody waiting: only the

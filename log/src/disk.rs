@@ -21,13 +21,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     AppendError, BranchId, ChainHash, ClaimError, DurableWatch, Epoch, FetchFrames, ForkError, Frame,
-    FrameReader, Log, Lsn, MAX_FRAME_BYTES, OpenError, Origin, Position, ReadError, Recovery, RepairError,
+    FrameReader, Log, LogSecret, Lsn, MAX_FRAME_BYTES, OpenError, Position, ReadError, Recovery, RepairError,
     Scrub, State, TrimError, VolumeId,
     admit::{self, Admission},
     files::{DirectoryLock, Files, OsFiles},
     segment::{
-        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, SegmentHeader, Torn, frame_cost, look, parse_segment_name,
-        recover, segment_name,
+        MARK_BYTES, Place, SEGMENT_HEADER_BYTES, Torn, frame_cost, look, parse_segment_name, recover,
+        segment_name,
     },
     watch::Publisher,
 };
@@ -48,8 +48,6 @@ pub struct DiskOptions {
     /// The furthest position that is known from elsewhere to have been durable here: the saved cursor of an archive, a
     /// mirror's acknowledgement. A log that ends before it is damaged.
     pub known_durable: Option<Position>,
-    /// Who made its frames: a mirror's are copies.
-    pub frames: Origin,
     /// How much of the newest durable frames is kept in memory for readers near the tail, in bytes.
     pub recent_bytes: usize,
     /// How much is read at opening.
@@ -93,7 +91,6 @@ impl DiskOptions {
             branch,
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             known_durable: None,
-            frames: Origin::Here,
             recent_bytes: DEFAULT_RECENT_BYTES,
             scrub: Scrub::default(),
             access: Access::Write,
@@ -110,7 +107,6 @@ impl DiskOptions {
             volume: self.volume,
             branch: self.branch,
             known_durable: self.known_durable,
-            frames: self.frames,
             scrub: self.scrub,
         }
     }
@@ -119,10 +115,6 @@ impl DiskOptions {
         let lock =
             self.files.lock(&self.directory).map_err(|error| OpenError::io(&self.directory, &error))?;
         lock.ok_or_else(|| OpenError::Locked { directory: self.directory.clone() })
-    }
-
-    fn header(&self, epoch: Epoch, base: State, previous: Option<Lsn>) -> SegmentHeader {
-        SegmentHeader { previous, ..SegmentHeader::plain(self.volume, self.branch, epoch, base) }
     }
 
     /// What a segment has for frames and their marks, in bytes.
@@ -153,9 +145,10 @@ impl DiskLog {
             return Err(OpenError::NotEmpty { directory: options.directory });
         }
         let first = base.position.lsn.next();
-        let mut core = Core::new(options.clone(), &[]);
-        let begun = core.begin_first(&options.header(base.position.epoch, base, None));
-        begun.map_err(|error| OpenError::io(&options.directory.join(segment_name(first)), &error))?;
+        let secret = LogSecret::random().map_err(|error| OpenError::io(&options.directory, &error))?;
+        let mut core = Core::new(options.clone(), &[], secret);
+        core.begin_first(base)
+            .map_err(|error| OpenError::io(&options.directory.join(segment_name(first)), &error))?;
         let recovery = Recovery { tail: base, epoch: base.position.epoch, segments: vec![first], cut: None };
         DiskLog::start(core, options, recovery, lock)
     }
@@ -164,7 +157,7 @@ impl DiskLog {
     pub fn open(options: DiskOptions) -> Result<DiskLog, OpenError> {
         check_segment_bytes(options.segment_bytes)?;
         let lock = options.lock()?;
-        let recovery = match options.access {
+        let (recovery, secret) = match options.access {
             Access::Write => recover(&options.place(), Torn::Cut)?,
             Access::WriteWhole => recover(&options.place(), Torn::Refuse)?,
             Access::Read => look(&options.place())?,
@@ -175,7 +168,7 @@ impl DiskLog {
             let directory = options.directory.display();
             tracing::warn!(%directory, lsn = %recovery.tail.position.lsn, "cut a torn write after this lsn: {cut}");
         }
-        let core = Core::new(options.clone(), &recovery.segments);
+        let core = Core::new(options.clone(), &recovery.segments, secret);
         DiskLog::start(core, options, recovery, lock)
     }
 

@@ -49,7 +49,7 @@ pub use position::{
     BranchId, ChainHash, Digest, Epoch, EpochId, NodeId, ParseIdError, Position, State, Usage, VolumeId,
 };
 pub use segment::{
-    FetchFrames, ForkError, HeaderError, OpenError, Origin, Recovery, RepairError, SEGMENT_HEADER_BYTES,
-    SEGMENT_MAGIC, SEGMENT_VERSION, Scrub, SegmentHeader,
+    FetchFrames, ForkError, HeaderError, LOG_SECRET_BYTES, LogSecret, OpenError, Recovery, RepairError,
+    SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, Scrub, SegmentHeader,
 };
 pub use watch::{Durable, DurableWatch, Terminal, WaitError};

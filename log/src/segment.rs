@@ -1,15 +1,15 @@
 //! Segment files: runs of frames under one header; `docs/formats/segment.md` is their description.
 //!
 //! ```text
-//!  header | mark frame frame | mark frame | mark frame frame frame | zeros, preallocated
-//!           one write + sync   the next     ...
+//!  header | mark frame mark frame | mark frame | mark frame mark frame | zeros, preallocated
+//!           one write + sync        the next     ...
 //! ```
 //!
 //! Invariants:
 //! - A file named `<first LSN>.seg` has a header that was synced before it got the name, and everything in the segment
 //!   before it was durable by then.
-//! - A mark is written at the head of every group commit, after everything before it has been synced: a valid mark proves that
-//!   whatever precedes it was durable.
+//! - A mark is written before every frame. It names what had been synced before the write that it is in: a valid mark proves that all of
+//!   that was durable. Nothing else in a file does.
 
 mod fork;
 mod header;
@@ -25,11 +25,11 @@ use crate::Lsn;
 
 pub use fork::ForkError;
 pub use header::{HeaderError, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC, SEGMENT_VERSION, SegmentHeader};
-pub(crate) use mark::{MARK_BYTES, Mark};
+pub use mark::{LOG_SECRET_BYTES, LogSecret};
+pub(crate) use mark::{MARK_BYTES, Marks};
 pub use recover::{OpenError, Recovery, Scrub};
 pub(crate) use recover::{Place, Torn, look, recover};
 pub use repair::{FetchFrames, RepairError};
-pub use scan::Origin;
 pub(crate) use scan::{Behind, Scan, Step};
 pub(crate) use writer::{SegmentWriter, frame_cost, prepare_spare};
 

@@ -96,6 +96,7 @@ impl MirrorAcknowledger {
 fn describe(node: NodeId, mirror: Option<&MirrorStatus>) -> String {
     match mirror {
         None => format!("{node} was never connected"),
+        Some(MirrorStatus { refuses: Some(why), .. }) => format!("{node} does not follow ({why})"),
         Some(MirrorStatus { connected: false, .. }) => format!("{node} is not connected"),
         Some(mirror) => {
             format!("{node} has entries up to {} and bytes up to {}", mirror.metadata_lsn, mirror.data_lsn)

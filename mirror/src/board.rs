@@ -47,6 +47,8 @@ struct Mirror {
     data_lsn: Lsn,
     lag: LagMeter,
     domains: Vec<String>,
+    /// Why it does not follow, as it said when it was told who leads.
+    refuses: Option<String>,
 }
 
 /// One connection of one mirror, as the board knows it. Dropping it marks the mirror as gone.
@@ -71,6 +73,7 @@ impl MirrorBoard {
         let (connection, durable) = (shared.connections, shared.durable);
         let mirror = shared.mirrors.entry(node).or_default();
         (mirror.connection, mirror.newest) = (Some(connection), connection);
+        mirror.refuses = None;
         mirror.lag.heard(now, durable);
         BoardEntry { board: self, node, connection }
     }
@@ -93,6 +96,15 @@ impl MirrorBoard {
     /// Notes what the copy of a mirror dies with, as the mirror says.
     pub fn set_domains(&self, node: NodeId, domains: Vec<String>) {
         self.shared.lock().mirrors.entry(node).or_default().domains = domains;
+    }
+
+    /// Notes that a listed member refuses to follow, and why. Says whether that is new.
+    pub fn refused(&self, node: NodeId, why: String) -> bool {
+        let mut shared = self.shared.lock();
+        let Some(mirror) = shared.mirrors.get_mut(&node).filter(|mirror| mirror.connection.is_none()) else {
+            return false;
+        };
+        mirror.refuses.replace(why.clone()).as_ref() != Some(&why)
     }
 
     /// Notes what is durable at the source.
@@ -148,6 +160,7 @@ impl MirrorBoard {
             lag_ms: millis(mirror.lag.lag(now)),
             connected: mirror.connection.is_some(),
             domains: mirror.domains.clone(),
+            refuses: mirror.refuses.clone(),
         };
         self.shared.lock().mirrors.iter().map(status).collect()
     }

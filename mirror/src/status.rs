@@ -27,6 +27,8 @@ pub struct MirrorStatus {
     pub connected: bool,
     /// What its copy dies with, as it says; empty as long as it has not said.
     pub domains: Vec<String>,
+    /// Why it does not follow, as it said when it was told who leads.
+    pub refuses: Option<String>,
 }
 
 /// A mirror, as it sees itself.
@@ -150,6 +152,7 @@ mod tests {
             lag_ms: 5,
             connected: true,
             domains: Vec::new(),
+            refuses: None,
         };
         let json = serde_json::to_value(&mirror).unwrap();
         assert_eq!(json["node"], node.to_string());

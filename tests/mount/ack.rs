@@ -2,7 +2,7 @@
 
 use std::{fs, thread};
 
-use murphy_tests::can_mount;
+use murphy_tests::{can_mount, free_address};
 use serde_json::{Value, json};
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -21,7 +21,7 @@ fn id(pair: &Pair, name: &str) -> String {
 
 fn join(pair: &Pair, source: &str, mirror: &str) {
     pair.join(source, mirror, &format!("b{mirror}"));
-    pair.mount(mirror, "127.0.0.1:0");
+    pair.mount(mirror, &free_address());
 }
 
 /// Waits until the source counts so many mirrors as connected.
@@ -122,7 +122,7 @@ fn a_level_is_lowered_at_once_when_what_is_waited_for_is_gone() {
     waiting.join().unwrap().expect("an fsync that waited goes on without the mirror");
     write_safely(&ma.join("later"), b"for itself").unwrap();
     pair.kill("a");
-    pair.mount("a", "127.0.0.1:0");
+    pair.mount("a", &free_address());
     write_safely(&ma.join("latest"), b"a restart keeps it").unwrap();
 }
 
@@ -188,7 +188,7 @@ fn archives_acknowledge_once_everybody_knows_them() {
     let refused = run(&["ack", "a", "archive"]).expect_error(1, "nothing was changed").stderr();
     assert!(refused.contains("not every mirror has"), "{refused}");
     assert_eq!(level(&pair, "a")["waits_for"], "local");
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     pair.settle();
     fs::write(ma.join("before"), b"not synced").unwrap();
     let raised = run(&["ack", "a", "archive", "--json"]).expect_code(0).json();
@@ -207,7 +207,7 @@ fn archives_acknowledge_once_everybody_knows_them() {
     fs::remove_file(pair.scratch.path("far")).unwrap();
     fs::rename(pair.scratch.path("away"), pair.scratch.path("far")).unwrap();
     pair.lose_source();
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
     assert_eq!(fs::read(pair.scratch.path("mb/precious")).unwrap(), b"in the archives only");
 }
@@ -246,7 +246,7 @@ fn a_level_that_is_raised_after_a_restore_holds_for_everything_so_far() {
     run(&["umount", "msecond"]).expect_code(0);
     // The successor lacks whom its volume waits for, until somebody joins.
     run(&["restore", &far, "d", "--take-over", "--confirm", "vol", "--assume-lost", &gone]).expect_code(0);
-    pair.mount("d", "127.0.0.1:0");
+    pair.mount("d", &free_address());
     run(&["ack", "d", "local", "--confirm", "vol"]).expect_code(0);
     run(&["member", "remove", "d", &gone, "--assume-lost", "--confirm", "vol"]).expect_code(0);
     join(&pair, "d", "c");

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use murphy_log::SEGMENT_HEADER_BYTES;
 use murphy_tests::{PATIENCE, Scratch, assert_same_tree, can_mount, copy_tree, wait_for_ok, wait_until};
 use rustix::process::Signal;
 
@@ -466,7 +467,7 @@ fn a_log_that_is_damaged_in_its_middle_is_mended_from_its_archive() {
     let newest = segments.pop().unwrap();
     let older = segments.pop().unwrap();
     let mut bytes = fs::read(&newest).unwrap();
-    bytes[192 + 60] ^= 1;
+    bytes[SEGMENT_HEADER_BYTES + 60] ^= 1;
     fs::write(&newest, bytes).unwrap();
     let refused = scratch.run(["serve", "node"]).expect_error(1, "nobody who answers has them");
     assert!(refused.stderr().contains("within reach"), "{refused}");

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{PATIENCE, Ran, Random, Scratch, can_mount, wait_for_ok, wait_until};
+use murphy_tests::{PATIENCE, Ran, Random, Scratch, can_mount, free_address, wait_for_ok, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn scratch() -> Scratch {
@@ -21,7 +21,7 @@ fn archive(scratch: &Scratch) {
     scratch.run(format).expect_code(0);
     let mount = |node: &str, place: &str| {
         scratch.make_dir(place);
-        scratch.run(["mount", node, place, "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+        scratch.run(["mount", node, place, "-d", "--listen", &free_address()]).expect_code(0);
     };
     mount("a", "ma");
     let token = scratch.run(["invite", "a"]).expect_code(0).stdout();
@@ -249,7 +249,7 @@ fn assert_told(restored: &Ran, whole: &serde_json::Value, name: &str, what: &str
 fn a_bad_token_is_named_and_nothing_is_begun() {
     let scratch = scratch();
     scratch.format("a", "ba");
-    scratch.run(["serve", "a", "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    scratch.run(["serve", "a", "-d", "--listen", &free_address()]).expect_code(0);
     let token = scratch.run(["invite", "a"]).expect_code(0).stdout();
     let token = token.trim();
     let place = token.len() / 2;

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use murphy_tests::{DumpBlock, DumpFile, Scratch, TreeRules, can_mount, compare_directories};
+use murphy_tests::{DumpBlock, DumpFile, Scratch, TreeRules, can_mount, compare_directories, free_address};
 use rustix::fs::{FileType, Mode, XattrFlags};
 
 /// Everything that a tree can hold.
@@ -87,7 +87,7 @@ fn a_loaded_dump_dumps_to_the_same_bytes_and_takes_changes() {
     let format = ["format", "node", "--blocks", &blocks, "--archive", &archive, "--ack", "archive"];
     scratch.run(format.iter().chain(&["--window", "7d", "--name", "home"])).expect_code(0);
     scratch.make_dir("mnt");
-    scratch.run(["mount", "node", "mnt", "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    scratch.run(["mount", "node", "mnt", "-d", "--listen", &free_address()]).expect_code(0);
     sow(&scratch.path("mnt"));
     let token = scratch.run(["invite", "mnt"]).expect_code(0).stdout();
     fs::write(scratch.path("token"), token).unwrap();

@@ -78,7 +78,7 @@ fn a_node_whose_process_is_about_to_end_can_be_served_again() {
     fs::write(scratch.path("mnt/dirty"), vec![7; 20 << 20]).unwrap();
     unmount(scratch.path("mnt"), UnmountFlags::empty()).unwrap();
     scratch.run(["serve", "node", "-d"]).expect_code(0);
-    assert!(!scratch.processes().contains(&old));
+    wait_until("the old process to end", PATIENCE, || !scratch.processes().contains(&old));
     let status = scratch.run(["status", "node", "--json"]).json();
     assert_eq!(status["running"]["ends_with_mounts"], false, "{status}");
 }

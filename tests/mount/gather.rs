@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{Scratch, can_mount, free_address};
 use rustix::process::Signal;
 
 use super::mirrors::{Pair, sow, wait_for, write_safely};
@@ -29,7 +29,7 @@ fn objects(store: &Path) -> BTreeSet<PathBuf> {
 fn three(ack: &str) -> Pair {
     let pair = Pair::start(ack);
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     sow(&pair.scratch.path("ma"));
     pair.settle();
     follow_bytes(&pair, "a", "c");
@@ -79,7 +79,7 @@ fn a_promoted_mirror_gets_the_bytes_that_only_another_mirror_has() {
         return;
     }
     let pair = only_c_has_the_late_bytes();
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     follow_entries_only(&pair, "b");
     pair.lose_source();
     pair.scratch.run(["promote", "b", "--confirm", "vol"]).expect_code(0);
@@ -110,7 +110,7 @@ fn what_nobody_has_after_a_promotion_is_called_missing_and_mirrors_acknowledge_a
     });
     lose_packs(&pair, &before);
     for mirror in ["b", "c"] {
-        pair.mount(mirror, "127.0.0.1:0");
+        pair.mount(mirror, &free_address());
         follow_entries_only(&pair, mirror);
     }
     wait_for("both mirrors to have the same bytes", || {
@@ -132,7 +132,7 @@ fn what_nobody_has_after_a_promotion_is_called_missing_and_mirrors_acknowledge_a
     pair.join("b", "d", "bd");
     pair.kill("c");
     follow_as(&pair, "c", "d");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     follow_bytes(&pair, "b", "c");
     write_safely(&mb.join("new"), b"a mirror has this").unwrap();
     assert_eq!(fs::read(pair.scratch.path("mb/new")).unwrap(), b"a mirror has this");
@@ -158,7 +158,7 @@ fn a_member_that_was_given_up_is_asked_for_packs_when_it_is_back() {
     let address = pair.listens("c");
     let given_up = member_at(&pair, "a", &address);
     pair.kill("c");
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     follow_entries_only(&pair, "b");
     pair.lose_source();
     pair.scratch.run(["promote", "b", "--confirm", "vol", "--assume-lost", &given_up]).expect_code(0);
@@ -169,7 +169,7 @@ fn a_member_that_was_given_up_is_asked_for_packs_when_it_is_back() {
     pair.mount("c", &address);
     // The next look is at the next start, or within ten minutes.
     pair.kill("b");
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     wait_for("every byte", || pair.status("b")["packs"]["missing"] == 0);
     pair.kill("c");
     assert!(fs::read(pair.scratch.path("mb/late")).unwrap() == large());
@@ -254,7 +254,7 @@ impl Lost {
     fn mount(&self, node: &str) {
         let place = format!("m{node}");
         let _there_already = fs::create_dir(self.scratch.path(&place));
-        self.scratch.run(["mount", node, &place, "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+        self.scratch.run(["mount", node, &place, "-d", "--listen", &free_address()]).expect_code(0);
     }
 
     fn wait_missing(&self, node: &str, wanted: u64) {

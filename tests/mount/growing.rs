@@ -164,7 +164,7 @@ fn grow_under_readers(grows_already: bool) {
     }
     let blocks =
         Arc::new(Layered(Unsteady { below: ObjectBlockStore::in_memory(), reads: AtomicU64::new(0) }));
-    let Some(world) = World::after(blocks, |source| grow(&source.join("log"), 1)) else { return };
+    let Some(world) = World::after("rounds", blocks, |source| grow(&source.join("log"), 1)) else { return };
     let (path, mut end) = (world.at_source("log"), 1);
     if grows_already {
         end = 100;
@@ -202,7 +202,11 @@ fn a_file_that_begins_to_grow_while_it_is_open_shows_no_zeros() {
 #[test]
 fn a_file_at_rest_is_kept_in_the_page_cache() {
     let blocks = Arc::new(ObjectBlockStore::in_memory());
-    let Some(world) = World::after(blocks, |source| grow(&source.join("big"), 1 << 20)) else { return };
+    let Some(world) = World::after("a_file_at_rest_is_kept_in_the_page_cache", blocks, |source| {
+        grow(&source.join("big"), 1 << 20);
+    }) else {
+        return;
+    };
     let file = File::open(world.at_mirror("big")).unwrap();
     let read = || (0..256).for_each(|page| read_page(&file, page * PAGE));
     read();

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{can_mount, copy_tree, is_dead};
+use murphy_tests::{can_mount, copy_tree, free_address, is_dead};
 use serde_json::Value;
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -19,7 +19,10 @@ impl Ledger {
     fn write(&mut self, place: &Path, what: &str, count: usize) {
         for i in 0..count {
             let (name, bytes) = (format!("{what}-{i}"), format!("{what} {i}\n").repeat(1 + i * 1500));
-            write_safely(&place.join(&name), bytes.as_bytes()).unwrap();
+            // A mirror that was away takes a while to come back.
+            wait_for("an fsync to be acknowledged", || {
+                write_safely(&place.join(&name), bytes.as_bytes()).is_ok()
+            });
             self.0.push((name, bytes.into_bytes()));
         }
     }
@@ -90,6 +93,8 @@ impl Rolled {
         wait_for("the note about the mirror", || noted(&node).is_some_and(|lsn| lsn >= self.held));
         if !mirror_stays {
             self.pair.kill("b");
+            // The source writes a tick of its own a second after its last entry.
+            self.held = self.pair.status("b")["position"]["lsn"].as_u64().unwrap();
         }
         self.pair.kill("a");
         match loss {
@@ -285,7 +290,7 @@ fn a_mirror_that_was_given_up_joins_anew_and_its_directory_keeps_its_history() {
         assert!(refused.contains("new directory"), "{refused}");
         let url = scratch.url("bb");
         scratch.run(["join", "c", "--token-file", "token", "--blocks", &url]).expect_code(0).stdout();
-        rolled.pair.mount("c", "127.0.0.1:0");
+        rolled.pair.mount("c", &free_address());
         wait_for("an fsync to be acknowledged", || write_safely(&ma.join("after"), b"by the mirror").is_ok());
         let mc = rolled.path("mc");
         wait_for("the mirror to have it", || {
@@ -305,7 +310,7 @@ fn two_mirrors_that_hold_the_other_history_are_given_up_together() {
     }
     let pair = Pair::start("mirror=1");
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     wait_for("the other mirror's address at the source", || {
         let mirrors = pair.status("a")["mirrors"].clone();
         let known = |mirror: &Value| mirror["addresses"].as_array().is_some_and(|all| !all.is_empty());
@@ -377,7 +382,7 @@ fn what_a_promoted_mirror_fetched_is_shipped_to_an_archive_that_lags() {
 fn promote_the_shorter_one(archive: Option<&str>) {
     let pair = Pair::start("mirror=1");
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     let (ma, mb, mut ledger) = (pair.scratch.path("ma"), pair.scratch.path("mb"), Ledger::default());
     ledger.write(&ma, "early", 3);
     wait_for("the mirrors' addresses at the source", || {
@@ -410,7 +415,7 @@ fn promote_the_shorter_one(archive: Option<&str>) {
     rustix::mount::unmount(&ma, rustix::mount::UnmountFlags::DETACH).unwrap();
     fs::remove_dir_all(pair.scratch.path("a")).unwrap();
     fs::remove_dir_all(pair.scratch.path("ba")).unwrap();
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     let held = pair.status("b")["durable_lsn"].as_u64();
     assert!(held < wanted, "{held:?} {wanted:?}");
     let said = pair.scratch.run(["promote", "b", "--confirm", "vol", "--json"]).expect_code(0).json();
@@ -427,7 +432,7 @@ fn promote_the_shorter_one(archive: Option<&str>) {
         wait_for("the archive of the new source", || archived("b") >= durable);
         pair.scratch.run(["verify", url, "--data", "100"]).expect_code(0);
         pair.scratch.run(["restore", url, "copy", "--blocks", &pair.scratch.url("copied")]).expect_code(0);
-        pair.mount("copy", "127.0.0.1:0");
+        pair.mount("copy", &free_address());
         ledger.assert_kept(&pair.scratch.path("mcopy"));
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use murphy_tests::{Print, can_mount, read_summed};
+use murphy_tests::{Print, can_mount, free_address, read_summed};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ fn a_mirror_is_promoted_by_members_that_have_not_heard_of_it() {
     let address = pair.listens("b");
     pair.kill("b");
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     fs::write(ma.join("late"), b"on one of two").unwrap();
     wait_for_stored(&pair);
     wait_for_bytes(&pair, "a", "c");
@@ -132,7 +132,7 @@ fn a_mirror_that_is_gone_is_removed_and_nobody_waits_for_it() {
     }
     let pair = Pair::start("mirror=1");
     let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     wait_for_addresses(&pair, "a", 2);
     wait_for("both mirrors to count", || {
         let set = read_summed(&pair.scratch.path("a/acknowledging.json"));
@@ -202,7 +202,7 @@ fn a_mirror_that_was_removed_is_told_keeps_what_it_has_and_joins_anew() {
     assert!(pair.scratch.prints_of("b") == before.0, "it keeps what it holds");
     let url = pair.scratch.url("bb");
     pair.scratch.run(["join", "c", "--token-file", "again", "--blocks", &url]).expect_code(0).stdout();
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     wait_for_acknowledged(&ma.join("after"));
     wait_for_bytes(&pair, "a", "c");
     assert!(!before.1.is_empty() && before.1.is_subset(&packs_of(&pair, "bb")), "packs were copied again");
@@ -223,7 +223,7 @@ fn a_dead_mirror_that_alone_acknowledged_is_replaced() {
     write_safely(&ma.join("early"), b"acknowledged by the one that dies").unwrap();
     let dead = id(&pair, "b");
     pair.kill("b");
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     wait_for_bytes(&pair, "a", "c");
     pair.scratch.run(["member", "remove", "a", &dead]).expect_error(1, "do not count before");
     pair.scratch
@@ -246,7 +246,7 @@ fn mirrors_follow_a_promoted_one_by_themselves() {
     let pair = Pair::start("local");
     let mb = pair.scratch.path("mb");
     // One is there, one is away at the promotion, and has not even heard of the one that is promoted.
-    join(&pair, "a", "d", Some("127.0.0.1:0"));
+    join(&pair, "a", "d", Some(&free_address()));
     wait_for_addresses(&pair, "a", 2);
     let away = pair.listens("d");
     pair.kill("d");
@@ -277,7 +277,7 @@ fn mirrors_follow_a_promoted_one_by_themselves() {
     }
     // A process that begins anew follows the same one.
     pair.kill("b");
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     wait_for_following(&pair, "b");
     assert_eq!(fs::read(mb.join("early")).unwrap(), b"on all that are there");
 }
@@ -322,7 +322,7 @@ fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
     }
     let pair = Pair::start("mirror=1");
     let ma = pair.scratch.path("ma");
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     wait_for_addresses(&pair, "a", 2);
     write_safely(&ma.join("early"), b"on all").unwrap();
     pair.settle();
@@ -353,7 +353,7 @@ fn a_mirror_that_tried_to_take_over_joins_anew_and_the_source_goes_on() {
     };
     assert_eq!((promises(&kept).len(), promises(&pair.scratch.prints_of("d")).len()), (2, 0));
     assert_eq!(promises(&kept), promises(&pair.scratch.prints_of("b")));
-    pair.mount("d", "127.0.0.1:0");
+    pair.mount("d", &free_address());
     wait_for_acknowledged(&ma.join("after"));
     wait_for_bytes(&pair, "a", "d");
     let status = pair.status("a");
@@ -373,7 +373,7 @@ fn a_mirror_that_goes_over_tells_the_source_that_it_leaves() {
     }
     let pair = Pair::start("local");
     let ma = pair.scratch.path("ma");
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     wait_for_addresses(&pair, "a", 2);
     fs::write(ma.join("early"), b"on all").unwrap();
     pair.settle();

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use murphy_tests::can_mount;
+use murphy_tests::{can_mount, free_address};
 
 use super::{
     members::{packs_of, wait_for_addresses, wait_for_bytes},
@@ -72,7 +72,7 @@ fn damaged_mirrors_are_promoted_and_follow_with_what_an_archive_or_a_member_has(
     let url = format!("{}?domain=elsewhere", scratch.url("archive"));
     scratch.run(["archive", "add", "ma", &url]).expect_code(0);
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     wait_for_addresses(&pair, "a", 2);
     let files: Vec<(String, Vec<u8>)> = (0..30)
         .map(|i| (format!("file {i}"), format!("line {i}\n").repeat(1 + i * 700).into_bytes()))
@@ -132,7 +132,7 @@ fn damaged_mirrors_are_promoted_and_follow_with_what_an_archive_or_a_member_has(
     flip(&pair, "c");
     let packs = packs_of(&pair, "bc");
     pair.join("b", "d", "bc");
-    pair.mount("d", "127.0.0.1:0");
+    pair.mount("d", &free_address());
     wait_for_bytes(&pair, "b", "d");
     kept(&scratch.path("md"));
     assert!(!packs.is_empty() && packs.is_subset(&packs_of(&pair, "bc")), "packs were copied again");
@@ -149,7 +149,7 @@ fn a_mirror_whose_history_parted_goes_back_to_where_and_its_branch_can_be_read()
     let scratch = &pair.scratch;
     let (ma, mb, mc) = (scratch.path("ma"), scratch.path("mb"), scratch.path("mc"));
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     wait_for_addresses(&pair, "a", 2);
     write_safely(&ma.join("shared"), b"on all").unwrap();
     pair.settle();

@@ -85,6 +85,8 @@ fn write(scratch: &Scratch, seed: u64) -> Run {
     let (mut history, mut random, mut bursts) = (History::new(seed), Random::new(seed), Vec::new());
     for burst in 0..BURSTS {
         bursts.push(history.burst(&work, 30 + random.index(60)).unwrap());
+        // Its last frame is closed behind its last change, and not dated by the next sign of life.
+        fs::File::open(&work).and_then(|work| work.sync_all()).unwrap();
         if burst == BURSTS / 2 {
             scratch.run(["archive", "snapshot", "mnt"]).expect_code(0);
         }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use murphy_tests::{PATIENCE, Scratch, can_mount, wait_until};
+use murphy_tests::{PATIENCE, Scratch, can_mount, free_address, wait_until};
 
 fn scratch() -> Scratch {
     Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
@@ -66,7 +66,7 @@ fn a_node_that_is_refused_leaves_no_store_behind() {
     scratch.run(["dump", "node", "tree"]).expect_code(0);
     scratch.run(["load", "tree", "copy", "--blocks", &scratch.url("copy/blocks")]).expect_error(2, "lies in");
     assert!(!scratch.path("copy").exists());
-    scratch.run(["serve", "node", "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    scratch.run(["serve", "node", "-d", "--listen", &free_address()]).expect_code(0);
     let token = scratch.run(["invite", "node"]).expect_code(0).stdout();
     fs::write(scratch.path("token"), token).unwrap();
     let join = |node: &str, blocks: &str| {

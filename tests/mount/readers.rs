@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use murphy_tests::{PATIENCE, Scratch, output_of, wait_for};
+use murphy_tests::{PATIENCE, Scratch, free_address, output_of, wait_for};
 
 fn scratch() -> Scratch {
     Scratch::new(env!("CARGO_BIN_EXE_murphy-program"))
@@ -38,7 +38,7 @@ fn read_a_line_and_go(mut child: Child) -> (String, Option<i32>) {
 fn a_subscriber_ends_with_its_reader() {
     let scratch = scratch();
     scratch.format("node", "blocks");
-    scratch.run(["serve", "node", "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    scratch.run(["serve", "node", "-d", "--listen", &free_address()]).expect_code(0);
     let token = scratch.run(["invite", "node", "--role", "observer"]).expect_code(0).stdout();
     fs::write(scratch.path("observer"), token).unwrap();
     for arguments in [&["subscribe", "node"][..], &["subscribe", "--token-file", "observer"]] {
@@ -63,7 +63,7 @@ fn a_subscriber_begins_with_the_first_entry_that_is_there() {
     assert!(at_rest > 1, "the log of a copy begins behind the dump");
     let before = (at_rest - 1).to_string();
     scratch.run(["subscribe", "copy", "--from", &before]).expect_error(1, "is not in this log");
-    scratch.run(["serve", "copy", "-d", "--listen", "127.0.0.1:0"]).expect_code(0);
+    scratch.run(["serve", "copy", "-d", "--listen", &free_address()]).expect_code(0);
     let token = scratch.run(["invite", "copy", "--role", "observer"]).expect_code(0).stdout();
     fs::write(scratch.path("observer"), token).unwrap();
     for arguments in [&["subscribe", "copy"][..], &["subscribe", "--token-file", "observer"]] {

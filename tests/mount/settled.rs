@@ -6,7 +6,7 @@ use murphy_backup::{Archive, ArchiveFence, ArchiveStore};
 use murphy_fs::{Fence, StoreUrl};
 use murphy_log::{Clock, Epoch, EpochId, Position, SystemClock};
 use murphy_mirror::Identity;
-use murphy_tests::{can_mount, write_summed};
+use murphy_tests::{can_mount, free_address, write_summed};
 use serde_json::{Value, json};
 
 use super::mirrors::{Pair, wait_for, write_safely};
@@ -39,7 +39,7 @@ fn what_comes_behind_a_settled_end_is_not_fetched_from_another_mirror() {
     }
     let pair = Pair::start("mirror=1");
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     let (ma, mb) = (pair.scratch.path("ma"), pair.scratch.path("mb"));
     write_safely(&ma.join("early"), b"everybody has this").unwrap();
     wait_for("the mirrors' addresses at the source", || {
@@ -64,7 +64,7 @@ fn what_comes_behind_a_settled_end_is_not_fetched_from_another_mirror() {
     fs::remove_dir_all(&place).unwrap_or_default();
     fs::rename(&away, &place).unwrap();
     let end = seal_as_b(&pair, &url);
-    pair.mount("b", "127.0.0.1:0");
+    pair.mount("b", &free_address());
     let settled = Some(end.lsn.get());
     assert!(held["lsn"].as_u64() <= settled && settled < wanted, "{held} {end} {wanted:?}");
     let refused =

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use murphy_tests::{Scratch, can_mount};
+use murphy_tests::{Scratch, can_mount, free_address};
 
 use super::mirrors::{Pair, wait_for, write_safely};
 
@@ -29,7 +29,7 @@ fn an_archive_that_nobody_can_bring_up_is_left_restorable_and_another_one_begins
     write_safely(&ma.join("gap"), b"written while the archive was away").unwrap();
     // The mirror that takes over is seeded with a snapshot, and its log begins there.
     pair.join("a", "c", "bc");
-    pair.mount("c", "127.0.0.1:0");
+    pair.mount("c", &free_address());
     let seeded = pair.status("a")["durable_lsn"].as_u64();
     wait_for("the mirror", || pair.status("c")["data_lsn"].as_u64() >= seeded);
     pair.kill("b");

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use murphy_tests::{Misdeed, S3Endpoint, Scratch, can_mount, read_summed};
+use murphy_tests::{Misdeed, S3Endpoint, Scratch, can_mount, free_address, read_summed};
 use serde_json::Value;
 
 use super::{
@@ -32,7 +32,7 @@ fn a_promoted_source_waits_for_all_that_were_not_given_up_until_they_have_caught
     let pair = Pair::start("mirror=1");
     let ma = pair.scratch.path("ma");
     for mirror in ["c", "d"] {
-        join(&pair, "a", mirror, Some("127.0.0.1:0"));
+        join(&pair, "a", mirror, Some(&free_address()));
     }
     wait_for_addresses(&pair, "a", 3);
     let (at_c, at_d) = (pair.listens("c"), pair.listens("d"));
@@ -60,10 +60,10 @@ fn a_promoted_source_waits_for_all_that_were_not_given_up_until_they_have_caught
     // It is killed in between, and listens from then on.
     pair.kill("b");
     pair.scratch
-        .run(["mount", "b", "mb", "-d", "--listen", "127.0.0.1:0", "--io-timeout", "5s"])
+        .run(["mount", "b", "mb", "-d", "--listen", &free_address(), "--io-timeout", "5s"])
         .expect_code(0);
     wait_for_following(&pair, "d");
-    join(&pair, "b", "e", Some("127.0.0.1:0"));
+    join(&pair, "b", "e", Some(&free_address()));
     let e = id_at(&pair, "b", "e");
     let mb = pair.scratch.path("mb");
     fs::write(mb.join("waits"), b"for the one that lags").unwrap();
@@ -112,7 +112,7 @@ fn one_that_has_promised_a_later_epoch_meanwhile_does_not_begin_its_own() {
     let format = ["format", "a", "--blocks", &scratch.url("ba"), "--name", "vol", "--ack", "mirror=1"];
     scratch.run(format.into_iter().chain(["--archive", &archive])).expect_code(0);
     let pair = Pair { scratch };
-    pair.mount("a", "127.0.0.1:0");
+    pair.mount("a", &free_address());
     for mirror in ["b", "c"] {
         pair.join("a", mirror, &format!("b{mirror}"));
         // The log names the archive, and not with what credentials it is reached.
@@ -120,7 +120,7 @@ fn one_that_has_promised_a_later_epoch_meanwhile_does_not_begin_its_own() {
         let config = fs::read_to_string(&file).unwrap();
         assert!(!config.contains("\narchives"), "{config}");
         fs::write(&file, format!("archives = [{archive:?}]\n{config}")).unwrap();
-        pair.mount(mirror, "127.0.0.1:0");
+        pair.mount(mirror, &free_address());
     }
     wait_for_addresses(&pair, "a", 2);
     write_safely(&pair.scratch.path("ma/file"), b"on all").unwrap();
@@ -161,7 +161,7 @@ fn a_source_whose_successor_is_lost_hears_from_the_next_one_that_it_was_replaced
         return;
     }
     let pair = Pair::start("local");
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     fs::write(pair.scratch.path("ma/shared"), b"on all").unwrap();
     pair.settle();
     wait_for_bytes(&pair, "a", "c");
@@ -196,7 +196,7 @@ fn the_promise_of_a_promotion_that_failed_does_not_end_the_next_source() {
         return;
     }
     let pair = Pair::start("mirror=1");
-    join(&pair, "a", "c", Some("127.0.0.1:0"));
+    join(&pair, "a", "c", Some(&free_address()));
     wait_for_addresses(&pair, "a", 2);
     acknowledge(&pair.scratch.path("ma/shared"), b"on all");
     pair.settle();
@@ -211,11 +211,17 @@ fn the_promise_of_a_promotion_that_failed_does_not_end_the_next_source() {
     pair.scratch.run(["promote", "c", "--confirm", "vol", "--assume-lost", &b]).expect_code(0);
     assert_eq!((&promised["number"], &pair.status("c")["position"]["epoch"]), (&2.into(), &2.into()));
     pair.mount("b", &at_b);
+    // It follows nobody in an epoch of that number: that is said, and what to do.
+    wait_for("the member that is bound to be told of", || {
+        let status = pair.status("c");
+        let refuses = status["mirrors"][0]["refuses"].as_str().unwrap_or_default();
+        refuses.contains("epoch 2-") && refuses.contains("murphy member remove")
+    });
     // It asks the members whether it was replaced before it decides, and those that do not follow for as long as it leads.
     pair.kill("c");
     pair.mount("c", &at_c);
     pair.scratch.run(["member", "remove", "c", &b, "--assume-lost", "--confirm", "vol"]).expect_code(0);
-    join(&pair, "c", "d", Some("127.0.0.1:0"));
+    join(&pair, "c", "d", Some(&free_address()));
     acknowledge(&pair.scratch.path("mc/after"), b"there is a source");
     assert_eq!(pair.status("c")["role"], "source");
     assert_eq!(fs::read(pair.scratch.path("mc/shared")).unwrap(), b"on all");

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use murphy_tests::{Scratch, assert_same_tree, can_mount, is_dead};
+use murphy_tests::{Scratch, assert_same_tree, can_mount, free_address, is_dead};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ impl Region {
         let with = ["--archive", &archives[0], "--archive", &archives[1]];
         scratch.run(format.iter().chain(&with)).expect_code(0);
         let region = Region { scratch, archives };
-        region.mount("a", &["--listen", "127.0.0.1:0"]);
+        region.mount("a", &["--listen", &free_address()]);
         let token = region.scratch.run(["invite", "a"]).expect_code(0).stdout();
         fs::write(region.path("token"), token).unwrap();
         let url = region.scratch.url("bb");

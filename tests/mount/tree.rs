@@ -70,6 +70,7 @@ fn sow(root: &Path, wanted: u64) -> Sown {
     let mut sown = Sown { real: 0, files: 0 };
     if let Some(sources) = sources() {
         copy_sources(&sources, &root.join("real"), wanted / 2, &mut sown.real).unwrap();
+        assert!(sown.real > 0, "no source in {}", sources.display());
     }
     sown.files = sown.real;
     let generated = root.join("generated");

@@ -3,6 +3,7 @@
 //! [`Reference`] says what a file system must answer, [`Program`] is a random sequence of calls, [`judge`] runs such programs
 //! against the reference and a candidate, [`compare_trees`] and [`compare_directories`] compare what is left.
 
+mod address;
 pub mod calls;
 mod compare;
 mod crash;
@@ -26,6 +27,7 @@ mod summed;
 mod trees;
 mod wait;
 
+pub use address::free_address;
 pub use compare::{Difference, TreeImage, TreeRules, attr_difference, compare_directories, compare_trees};
 pub use crash::{
     CrashNode, CrashRun, Damaged, Ending, IndexCopy, NodeRules, Shortage, ShortageRun, Verdicts,

@@ -137,19 +137,19 @@ impl Scratch {
 
     /// Every file below `name` with its bytes, every directory with none, apart from sockets.
     pub fn bytes_of(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
-        self.below(name, |_| Vec::new(), |path| fs::read(path).expect("a readable file"))
+        self.below(name, |_| Vec::new(), |path| fs::read(path))
     }
 
     /// Every file and directory below `name` with a print of what is in it, apart from sockets: for seeing that nothing has changed.
     pub fn prints_of(&self, name: &str) -> BTreeMap<PathBuf, Print> {
-        self.below(name, |_| Print::Directory, |path| Print::of_file(path).expect("a readable file"))
+        self.below(name, |_| Print::Directory, Print::of_file)
     }
 
     fn below<T>(
         &self,
         name: &str,
         directory: impl Fn(&Path) -> T,
-        file: impl Fn(&Path) -> T,
+        file: impl Fn(&Path) -> io::Result<T>,
     ) -> BTreeMap<PathBuf, T> {
         let mut found = BTreeMap::new();
         let mut left = vec![self.path(name)];
@@ -159,8 +159,13 @@ impl Scratch {
                 let entries = fs::read_dir(&path).expect("a readable directory");
                 left.extend(entries.flatten().map(|entry| entry.path()));
                 found.insert(path.clone(), directory(&path));
-            } else if metadata.is_file() {
-                found.insert(path.clone(), file(&path));
+            } else if metadata.is_file() && !is_being_put(&path) {
+                match file(&path) {
+                    Ok(read) => drop(found.insert(path, read)),
+                    // A program that runs may remove what it has made.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => panic!("{}: {error}", path.display()),
+                }
             }
         }
         found
@@ -177,6 +182,11 @@ impl Drop for Scratch {
         // What stays mounted keeps the directory from being removed, which is all that can be done about it here.
         let _detached = self.directory.path().canonicalize().and_then(|path| murphy_fs::detach_below(&path));
     }
+}
+
+/// Whether it is an object on its way into a store in a directory: it has another name until it is whole.
+fn is_being_put(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'#'))
 }
 
 /// What tells a file or a directory from what it was before.

@@ -396,6 +396,33 @@ fn an_archive_that_was_added_acknowledges_once_another_one_knows_of_it() {
     flush().expect_code(0);
 }
 
+/// The fear: nobody serves the node, so nobody can wait until the other archives have what only one has acknowledged, and that one is taken out.
+#[test]
+fn an_archive_is_taken_out_at_rest_only_if_another_one_is_known_to_have_everything() {
+    let (scratch, first, second) = acknowledged_by_archive();
+    scratch.run(["archive", "add", "node", &second]).expect_code(0);
+    let serve = || scratch.run(["serve", "node", "-d"]).expect_code(0);
+    serve();
+    wait_until("the second archive acknowledges", PATIENCE, || {
+        let listed = scratch.run(["archive", "list", "node", "--json"]).expect_code(0).stdout();
+        !listed.contains("acknowledges nothing before")
+    });
+    stop(&scratch);
+    let (here, there) = (scratch.path("second"), scratch.path("second.away"));
+    fs::rename(&here, &there).unwrap();
+    serve();
+    scratch.run(["archive", "add", "node", &scratch.url("log"), "--log-only"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+    stop(&scratch);
+    fs::rename(&there, &here).unwrap();
+    let remove = ["archive", "remove", "node", &first];
+    let refused = scratch.run(remove).expect_error(1, "nobody serves this node");
+    assert!(refused.stderr().contains("--assume-lost"), "{}", refused.stderr());
+    assert!(scratch.run(["archive", "list", "node"]).expect_code(0).stdout().contains(&first));
+    serve();
+    scratch.run(remove).expect_code(0);
+}
+
 /// The fear: the only archive that acknowledges is gone for good, and nothing leads out of it.
 #[test]
 fn a_last_archive_that_is_gone_for_good_can_be_given_up() {

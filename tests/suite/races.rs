@@ -516,6 +516,7 @@ fn a_follower_whose_index_is_stuck_shows_no_more_than_the_overlay_holds() {
             now(source.volume.mkdir(&ROOT, Ino::ROOT, &named(&number.to_string()), 0o755)).unwrap();
             soon(source.volume.sync_all().wait()).await.unwrap();
         }
+        until("the mirror to show something", PATIENCE, || mirror.view().lsn().get() > 10).await;
         let small = || mirror.view().lsn().get() < 100;
         stays("few entries in an overlay of 8000 bytes", Duration::from_millis(300), small).await;
         drop(stuck);

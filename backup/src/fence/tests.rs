@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::tz::TimeZone;
 use murphy_fs::{Fence, FenceError, ObjectBlockStore};
-use murphy_log::{Epoch, EpochId, LogTime, Lsn, ManualClock, MemoryLog, NodeId, Position, SystemClock};
+use murphy_log::{Epoch, EpochId, LogTime, Lsn, ManualClock, MemoryLog, NodeId, Position};
 
 use super::*;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     plan::{RestorePlan, plan_restore},
     registry::{Record, Registry},
     target::Target,
-    testing::{Fault, FaultyStore, Source, append, archive, put, scene},
+    testing::{Fault, FaultyStore, Source, TestClock, append, archive, put, scene},
     verify::verify,
     walk::{Objection, walk},
 };
@@ -27,7 +27,7 @@ async fn ship(archive: &Archive, log: &Arc<MemoryLog>) -> ShipEnd {
         epoch: tail.epoch,
         known: None,
         cursor: Arc::new(NoCursor),
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::new(TestClock::new()),
         limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
         lost: None,
     };
@@ -48,7 +48,7 @@ fn epoch(number: u32, byte: u8) -> Epoch {
     Epoch { number, id: EpochId::from_bytes([byte; 16]) }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
     let (store, archive, mut source) = scene().await;
     let base = source.base().position;
@@ -71,7 +71,7 @@ async fn a_walk_crosses_seals_and_ends_at_the_first_free_name() {
 }
 
 /// The fear: a take-over walks a month of slots once for each of its steps; or it trusts what it has seen, and does not see what was lost since.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_long_history_is_walked_once_and_what_is_lost_meanwhile_is_seen() {
     let (store, archive, mut source) = scene().await;
     let mut ends = Vec::new();
@@ -102,7 +102,7 @@ async fn a_long_history_is_walked_once_and_what_is_lost_meanwhile_is_seen() {
 
 /// The fear: what an archive that was given up holds of an epoch before is taken for a loss of the source's own, and keeps it from starting; or
 /// the source's own loss is not seen.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_objects_to_a_source_that_was_replaced_or_has_lost_entries_and_to_nobody_else() {
     let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(2, 3)).await;
@@ -120,7 +120,7 @@ async fn an_archive_objects_to_a_source_that_was_replaced_or_has_lost_entries_an
     assert_eq!(walked.objection(later, end.lsn.previous()), Some(Objection::Lost { held: end.lsn }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_promoters_one_wins_and_the_other_learns_who() {
     let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
@@ -134,7 +134,7 @@ async fn of_two_promoters_one_wins_and_the_other_learns_who() {
 }
 
 /// The promoter dies after its put was sent, or the answer is lost, and it tries again.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_promoter_that_tries_again_finds_its_own_seal() {
     let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
@@ -145,7 +145,7 @@ async fn a_promoter_that_tries_again_finds_its_own_seal() {
     assert!(matches!(refused, Err(FenceError::Sealed(_))), "{refused:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_above_or_below_the_end_is_not_made() {
     let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
@@ -157,7 +157,7 @@ async fn a_seal_above_or_below_the_end_is_not_made() {
     assert!(fence(&archive, 1).adopt().await.unwrap().seals.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_put_that_landed_after_the_seal_is_ignored() {
     let (store, archive, mut source) = scene().await;
     let end = put(&store, &source.frames(1, 4)).await;
@@ -170,7 +170,7 @@ async fn a_put_that_landed_after_the_seal_is_ignored() {
 }
 
 /// slatedb lost flushed writes so: the name that a stale writer wins was taken, and its object deleted.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stale_writer_does_not_win_a_name_below_the_floor() {
     let (store, archive, mut source) = scene().await;
     let (first, second, third) = (source.frames(1, 4), source.frames(1, 4), source.frames(1, 4));
@@ -192,7 +192,7 @@ async fn a_stale_writer_does_not_win_a_name_below_the_floor() {
     assert!(!store.names().await.contains(&layout::slot(1, second[0].first())));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_damaged_or_lost_slot_is_named() {
     let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(1, 4)).await;
@@ -209,7 +209,7 @@ async fn a_damaged_or_lost_slot_is_named() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_belongs_under_another_name_is_a_fork() {
     let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(1, 4)).await;
@@ -223,7 +223,7 @@ async fn what_belongs_under_another_name_is_a_fork() {
 
 /// The fear: a copy of the node's directory runs as well, and a slot of it that was under way stands behind the winner's last one: the
 /// archive can neither be continued nor sealed, and a restore takes what lost.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_of_a_copy_that_lost_is_passed_over_by_everybody() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -278,7 +278,7 @@ async fn a_slot_of_a_copy_that_lost_is_passed_over_by_everybody() {
 }
 
 /// The same, and nobody is left who could go on: whoever takes over seals behind it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_is_sealed_behind_a_slot_of_a_copy_that_lost() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -307,7 +307,7 @@ async fn an_archive_is_sealed_behind_a_slot_of_a_copy_that_lost() {
 }
 
 /// The fear: the dead slot is lost, its name looks free, and the source that was replaced ships there and is acknowledged.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_behind_a_dead_slot_is_not_forgotten_when_that_slot_is_lost() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;

@@ -38,7 +38,7 @@ fn assert_rows(snapshot: &Arc<dyn IndexSnapshot>, source: &Source) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restore_gives_back_every_row_of_the_moment() {
     let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(5, 3)).await;
@@ -58,7 +58,7 @@ async fn a_restore_gives_back_every_row_of_the_moment() {
 }
 
 /// Each object of each archive is lost or damaged in turn; the other archive, cut otherwise, has it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_first_archive_lies_and_the_next_one_serves_object_by_object() {
     let (one, two) = (FaultyStore::new(), FaultyStore::new());
     let archives = [archive(&one).await, archive(&two).await];
@@ -92,7 +92,7 @@ async fn the_first_archive_lies_and_the_next_one_serves_object_by_object() {
     assert_eq!(state, source.state());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_no_archive_has_is_named_and_nothing_is_passed_over() {
     let (store, archive, mut source) = scene().await;
     let frames = source.frames(9, 3);
@@ -114,7 +114,7 @@ async fn what_no_archive_has_is_named_and_nothing_is_passed_over() {
     assert_eq!(short.route.end, frames[2].position(), "what lies behind the hole cannot be reached");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_damaged_snapshot_is_gone_around_with_an_older_one() {
     let (store, archive, mut source) = scene().await;
     put(&store, &source.frames(5, 3)).await;
@@ -137,7 +137,7 @@ async fn a_damaged_snapshot_is_gone_around_with_an_older_one() {
     assert_eq!(state, source.state());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_on() {
     let (one, two) = (FaultyStore::new(), FaultyStore::new());
     let archives = [archive(&one).await, archive(&two).await];
@@ -172,7 +172,7 @@ async fn packs_come_from_the_first_archive_that_has_them_intact_and_a_copy_goes_
 }
 
 /// The fear: a store that has been used before holds a rotten pack, it is counted as there, and the intact one of the archive is left behind.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_rotten_pack_in_the_target_is_replaced_and_never_counts_as_there() {
     let (store, archive, mut source) = scene().await;
     let packs: Vec<_> = (0..4).map(|number| pack(number, &vec![number as u8; 5000])).collect();
@@ -205,7 +205,7 @@ async fn a_rotten_pack_in_the_target_is_replaced_and_never_counts_as_there() {
 }
 
 /// The fear: a successor that reads its packs in the archives is begun, and nobody hears that some of them are in none.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn packs_that_no_archive_shows_are_counted_without_copying_any() {
     let (one, two) = (FaultyStore::new(), FaultyStore::new());
     let archives = [archive(&one).await, archive(&two).await];
@@ -242,9 +242,10 @@ fn is_send<T: Send>(future: T) -> T {
 }
 
 /// The same over real files: ship, snapshot, ship on, seal, plan, restore, verify.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
-    use murphy_log::{Log, MemoryLog, SystemClock};
+    use crate::testing::TestClock;
+    use murphy_log::{Log, MemoryLog};
     let folder = tempfile::tempdir().unwrap();
     let files =
         object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true);
@@ -252,7 +253,7 @@ async fn an_archive_in_a_directory_is_shipped_sealed_and_restored() {
     let archive = is_send(Archive::create(store, crate::testing::descriptor())).await.unwrap();
     let mut source = Source::new();
     let log = Arc::new(MemoryLog::new(source.base()));
-    let clock = Arc::new(SystemClock::new());
+    let clock = Arc::new(TestClock::new());
     log.claim(source.base().position.epoch).unwrap();
     let ship = async |known: Option<Boundary>| {
         let parts = crate::ship::ShipperParts {

@@ -63,6 +63,10 @@ pub enum ShipEnd {
     /// Another source has taken over.
     #[error("fenced: sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
     Fenced(Sealed),
+    /// The archive was given up when this source took over, and somebody has sealed it for an epoch that does not come behind this source's, and perhaps
+    /// written there since: it is lost to the source, which nobody has replaced by that.
+    #[error("sealed at {} by node {}, which began epoch {}", .0.base, .0.by, .0.next)]
+    Lost(Sealed),
     /// The archive holds another history: another source ships to it.
     #[error(
         "{url} holds another history from lsn {lsn} on: another source ships to it, or this one has gone back to an earlier state"
@@ -133,7 +137,7 @@ impl ShipEnd {
             | ShipEnd::Ahead { .. }
             | ShipEnd::Stray { .. }
             | ShipEnd::BrokenSeal { .. } => true,
-            ShipEnd::Gap { .. } | ShipEnd::LogEnded | ShipEnd::Reached => false,
+            ShipEnd::Lost(_) | ShipEnd::Gap { .. } | ShipEnd::LogEnded | ShipEnd::Reached => false,
         }
     }
 }
@@ -445,9 +449,9 @@ impl Core {
     }
 }
 
-/// The pause after the first failure of a job; it doubles with each.
 /// A log that could not be read is read again after so long.
 const READ_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after the first failure of a job; it doubles with each.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_DOUBLINGS: u32 = 8;
 const BACKOFF_MAX: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ mod seals;
 use std::sync::Arc;
 
 use murphy_fs::{AcknowledgeError, Acknowledger, Fence, ObjectBlockStore, PackRow, PackState, SealedPack};
-use murphy_log::{EpochId, MemoryLog, Position, State, SystemClock};
+use murphy_log::{EpochId, MemoryLog, Position, State};
 
 use super::*;
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     layout,
     registry::Record,
     slot::{SLOT_BYTES_MAX, Slot},
-    testing::{self, Fault, FaultyStore, Source, append, archive, archive_of, put, scene},
+    testing::{self, Fault, FaultyStore, Source, TestClock, append, archive, archive_of, put, scene},
 };
 
 /// More than anything here takes.
@@ -31,7 +31,7 @@ fn parts(archive: &Archive, source: &Source, log: &Arc<MemoryLog>) -> ShipperPar
         epoch: source.base().position.epoch,
         known: None,
         cursor: Arc::new(NoCursor),
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::new(TestClock::new()),
         limits: ShipLimits { slot_bytes: 2000, slot_age: Duration::from_millis(20), in_flight: 4 },
         lost: None,
     }
@@ -87,7 +87,7 @@ fn pack(number: u64) -> (SealedPack, PackRow) {
     testing::pack(number, format!("the bytes of pack {number}").as_bytes())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_durable_is_archived_and_read_back() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));
@@ -107,7 +107,7 @@ async fn what_is_durable_is_archived_and_read_back() {
 }
 
 /// Every way in which a store was seen to answer a put: nothing is lost, doubled or reordered.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_lies_about_puts_loses_nothing() {
     let Scene { store, archive, mut source, log } = Scene::new().await;
     let frames = source.frames(120, 3);
@@ -123,7 +123,7 @@ async fn a_store_that_lies_about_puts_loses_nothing() {
     assert_same(&held(&archive).await, &frames);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shipper_that_starts_again_goes_on_where_the_archive_ends() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let mut all = Vec::new();
@@ -139,7 +139,7 @@ async fn a_shipper_that_starts_again_goes_on_where_the_archive_ends() {
 }
 
 /// The process died with two slots under way, of which only the second arrived; its successor cuts otherwise.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn slots_that_an_earlier_process_left_behind_are_adopted_or_passed_over() {
     let Scene { store, archive, mut source, log } = Scene::new().await;
     let frames = source.frames(40, 3);
@@ -150,7 +150,7 @@ async fn slots_that_an_earlier_process_left_behind_are_adopted_or_passed_over() 
     assert_same(&held(&archive).await, &frames);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_second_source_on_one_archive_is_refused() {
     let Scene { store, archive, mut source, log } = Scene::new().await;
     append(&log, &source.frames(5, 3));
@@ -167,7 +167,7 @@ async fn a_second_source_on_one_archive_is_refused() {
 }
 
 /// Both run at once: whoever comes second to a name stops.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_sources_that_race_do_not_both_win() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -185,7 +185,7 @@ async fn two_sources_that_race_do_not_both_win() {
 }
 
 /// A copied directory, both running, each first at one of two archives: each would acknowledge what the other does not know.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_with_another_history_ends_acknowledging_through_the_others() {
     let stores = [FaultyStore::new(), FaultyStore::new()];
     let (mut one, mut two) = (Source::new(), Source::new());
@@ -212,7 +212,7 @@ async fn an_archive_with_another_history_ends_acknowledging_through_the_others()
 
 /// The fear: a copy of the node's directory runs as well; each is first at one of two archives, is acknowledged there at once, and learns
 /// of the other afterwards.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_copies_that_are_each_first_at_one_archive_none_is_acknowledged() {
     let stores = [FaultyStore::new(), FaultyStore::new()];
     let views = [stores.clone(), [stores[0].seen_by_another(), stores[1].seen_by_another()]];
@@ -262,7 +262,7 @@ async fn assert_none_is_acknowledged(views: &[[FaultyStore; 2]; 2], copies: Vec<
 }
 
 /// The same where each copy has written, and waits for an acknowledgement, before any archive could be opened.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_written_before_an_archive_was_open_is_not_acknowledged_by_two_copies() {
     let stores = [FaultyStore::new(), FaultyStore::new()];
     let views = [stores.clone(), [stores[0].seen_by_another(), stores[1].seen_by_another()]];
@@ -294,7 +294,7 @@ async fn what_was_written_before_an_archive_was_open_is_not_acknowledged_by_two_
 }
 
 /// One archive is enough while another takes nothing; it costs the first acknowledgement a while and no more.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_takes_nothing_does_not_keep_the_other_from_acknowledging() {
     let stores = [FaultyStore::new(), FaultyStore::new()];
     let mut source = Source::new();
@@ -315,7 +315,7 @@ async fn an_archive_that_takes_nothing_does_not_keep_the_other_from_acknowledgin
     acknowledger.acknowledged(source.state().position.lsn, LONG).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(5, 3));
@@ -324,7 +324,7 @@ async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
     let end = handle.archived(source.state().position.lsn).await.unwrap();
     let (promoter, next) =
         (NodeId::from_bytes([9; 16]), Epoch { number: 2, id: EpochId::from_bytes([9; 16]) });
-    let clock = Arc::new(SystemClock::new());
+    let clock = Arc::new(TestClock::new());
     ArchiveFence::new(archive.clone(), promoter, clock, None).seal(end.position, next).await.unwrap();
     append(&log, &source.frames(5, 3));
     let ended = running.await.unwrap();
@@ -339,7 +339,7 @@ async fn a_fenced_source_learns_who_sealed_and_acknowledges_nothing_more() {
     assert!(matches!(again, ShipEnd::Fenced(_)), "{again}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_successor_ships_its_epoch_and_seals_where_nobody_did() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let mut all = source.frames(5, 3);
@@ -359,7 +359,7 @@ async fn the_successor_ships_its_epoch_and_seals_where_nobody_did() {
 }
 
 /// The node lost its disk's last minute, the archive has it: going on would fork the history.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_is_ahead_of_the_log_stops_the_source() {
     let (store, archive, mut source) = scene().await;
     let frames = source.frames(10, 3);
@@ -370,7 +370,7 @@ async fn an_archive_that_is_ahead_of_the_log_stops_the_source() {
     assert!(matches!(end, ShipEnd::Ahead { held, .. } if held.position == source.state().position), "{end}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_that_was_trimmed_too_far_is_said_at_once() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(10, 3));
@@ -379,7 +379,7 @@ async fn a_log_that_was_trimmed_too_far_is_said_at_once() {
     assert!(matches!(&end, ShipEnd::Gap { lsn, .. } if *lsn == Lsn::FIRST), "{end}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stale_writer_that_wakes_after_its_slot_was_expired_is_refused() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     append(&log, &source.frames(10, 3));
@@ -396,7 +396,7 @@ async fn a_stale_writer_that_wakes_after_its_slot_was_expired_is_refused() {
     assert!(matches!(outcome, Outcome::Ended(ShipEnd::Gap { .. })), "{outcome:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_acknowledgement_that_does_not_come_names_the_archive_and_its_error() {
     let Scene { store, archive, mut source, log } = Scene::new().await;
     store.fail("log/", Fault::PutFails, usize::MAX);
@@ -414,7 +414,7 @@ async fn an_acknowledgement_that_does_not_come_names_the_archive_and_its_error()
 }
 
 /// A tick every 20 s is all that an idle source writes: the lag is that of the last tick, and 0 when it has arrived.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_lag_is_true_on_an_idle_source() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (shipper, handle) = Shipper::new(parts(&archive, &source, &log));

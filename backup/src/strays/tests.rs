@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use murphy_fs::{AcknowledgeError, Acknowledger, Fence, FenceError, ObjectBlockStore};
-use murphy_log::{EpochId, Frame, LogTime, MemoryLog, NodeId, SystemClock};
+use murphy_log::{EpochId, Frame, LogTime, MemoryLog, NodeId};
 
 use super::*;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     fence::ArchiveFence,
     registry::Record,
     ship::{NoCursor, ShipEnd, ShipHandle, ShipLimits, Shipper, ShipperParts},
-    testing::{FaultyStore, Loss, Source, append, archive, archive_of, put},
+    testing::{FaultyStore, Loss, Source, TestClock, append, archive, archive_of, put},
 };
 
 const NODE: NodeId = NodeId::from_bytes([7; 16]);
@@ -39,7 +39,7 @@ fn parts(archive: &Archive, log: &Arc<MemoryLog>) -> ShipperParts {
         epoch: log.tail().position.epoch,
         known: None,
         cursor: Arc::new(NoCursor),
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::new(TestClock::new()),
         limits: ShipLimits { slot_age: Duration::ZERO, ..ShipLimits::default() },
         lost: None,
     }
@@ -95,7 +95,7 @@ fn gone_on_from(kept: &[Frame], count: usize) -> Vec<Frame> {
 
 /// The fear: a directory is put back to an earlier state, the archive has lost a slot, and the source acknowledges on: what was acknowledged
 /// before lies behind the lost slot and is forgotten.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_that_went_back_does_not_ship_while_its_archive_holds_more_behind_a_lost_slot() {
     for lost in [2, 3] {
         let scene = Scene::new().await;
@@ -119,7 +119,7 @@ async fn a_source_that_went_back_does_not_ship_while_its_archive_holds_more_behi
 }
 
 /// The same when the slot is there and cannot be read.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_that_went_back_does_not_ship_past_a_damaged_slot() {
     let scene = Scene::new().await;
     let name = layout::slot(1, scene.frames[3].first());
@@ -133,7 +133,7 @@ async fn a_source_that_went_back_does_not_ship_past_a_damaged_slot() {
 }
 
 /// What nobody can read behind the log may be anything.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_damaged_slot_behind_the_log_is_a_stray_and_one_within_it_is_not() {
     let scene = Scene::new().await;
     scene.lose(3).await;
@@ -150,7 +150,7 @@ async fn a_damaged_slot_behind_the_log_is_a_stray_and_one_within_it_is_not() {
 }
 
 /// The archive did not answer while the source that was put back wrote more than it had lost: it is not ahead any more, and not continued.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_that_has_gone_on_past_the_end_of_its_archive_without_it_is_found_out() {
     let scene = Scene::new().await;
     let epoch = scene.source.base().position.epoch;
@@ -168,7 +168,7 @@ async fn a_log_that_has_gone_on_past_the_end_of_its_archive_without_it_is_found_
 }
 
 /// The fear: a source that has lost nothing is kept from starting by what an earlier process of it left behind.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_that_has_everything_fills_the_hole_and_goes_on() {
     let mut scene = Scene::new().await;
     scene.lose(3).await;
@@ -182,11 +182,11 @@ async fn a_source_that_has_everything_fills_the_hole_and_goes_on() {
 }
 
 /// The fear: the successor's seal is lost, or what led to it, and the source that was replaced goes on.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_that_nothing_leads_to_fences_and_so_does_a_later_epoch() {
     let scene = Scene::new().await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
-    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(TestClock::new()), None);
     fence.seal(scene.source.state().position, next).await.unwrap();
     let mut successor = scene.source.taken_over(next);
     let shipped = successor.frames(1, 2);
@@ -214,13 +214,13 @@ async fn a_seal_that_nothing_leads_to_fences_and_so_does_a_later_epoch() {
 
 /// The fear: the seal of a successor has rotted, or what leads to it is gone as well, it lies within what the source before has decided meanwhile
 /// and is taken for a slot of its own: the source goes on and acknowledges what nobody will ever read.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_that_cannot_be_read_lets_nobody_ship_or_acknowledge() {
     for lost in [Some(6), None] {
         for rot in [Rot::Bit(100), Rot::Bit(2), Rot::Cut(100), Rot::Cut(5), Rot::Cut(0)] {
             let scene = Scene::new().await;
             let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
-            let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+            let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(TestClock::new()), None);
             fence.seal(scene.source.state().position, next).await.unwrap();
             let name = layout::slot(1, scene.source.state().position.lsn.next());
             let mut seal = scene.archive.store().get(&name, 1000).await.unwrap().to_vec();
@@ -254,7 +254,7 @@ async fn a_seal_that_cannot_be_read_lets_nobody_ship_or_acknowledge() {
 /// What the node has noted as archived was its own slot, whatever is left of it: nobody gives up an archive because of that. Behind the note an object
 /// that is short, or empty, may be the seal of a successor. Slots behind it tell nothing: several are under way at a time, and the seal goes where
 /// the first one is not there yet.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_object_that_was_torn_is_told_from_a_seal_by_the_saved_cursor_and_by_nothing_else() {
     for left in [0, 5, 184] {
         let mut scene = Scene::new().await;
@@ -285,7 +285,7 @@ enum Rot {
 
 /// The fear: the seal of the successor is lost, what it has shipped cannot be read, and the source that was replaced takes that for objects of
 /// its own that have rotted, because its log reaches further: it goes on.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_damaged_slot_of_a_later_epoch_is_not_explained_by_the_own_log() {
     let scene = Scene::new().await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
@@ -315,11 +315,11 @@ async fn a_damaged_slot_of_a_later_epoch_is_not_explained_by_the_own_log() {
 }
 
 /// The same of a slot to which its seal leads: the walk does not end before it as if nothing followed.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_walk_does_not_end_well_before_a_damaged_slot_of_a_later_epoch() {
     let scene = Scene::new().await;
     let next = Epoch { number: 2, id: EpochId::from_bytes([9; 16]) };
-    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+    let fence = ArchiveFence::new(scene.archive.clone(), NODE, Arc::new(TestClock::new()), None);
     fence.seal(scene.source.state().position, next).await.unwrap();
     let mut successor = scene.source.taken_over(next);
     let shipped = successor.frames(2, 2);
@@ -338,7 +338,7 @@ async fn a_walk_does_not_end_well_before_a_damaged_slot_of_a_later_epoch() {
 }
 
 /// The fear: a copy of the directory ran, and its slots are taken for what this source has forgotten for ever. People say what they are.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_people_have_given_up_is_passed_over_also_by_a_shipper_that_runs() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -379,7 +379,7 @@ async fn what_people_have_given_up_is_passed_over_also_by_a_shipper_that_runs() 
 
 /// The fear: right after a slot was given up the source ships behind it, and whoever walks meanwhile from where it has been before takes what
 /// came for another history: a shipper ends for good, a promotion is refused.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_walks_past_a_dead_slot_while_somebody_ships_sees_no_fork() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -421,7 +421,7 @@ async fn who_walks_past_a_dead_slot_while_somebody_ships_sees_no_fork() {
 
 /// The fear: a dead slot with a seal under the next name of its place is lost while the source runs. Its put under the free name succeeds,
 /// and it acknowledges what its successor never sees.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_name_is_not_won_while_something_lies_under_the_next_one_of_its_place() {
     for is_sealed in [true, false] {
         let store = FaultyStore::new();
@@ -441,7 +441,7 @@ async fn a_name_is_not_won_while_something_lies_under_the_next_one_of_its_place(
         if is_sealed {
             let dead = encoded(&lost[1..], &place);
             store.overwrite(&place.slot_name(), dead).await;
-            let fence = ArchiveFence::new(archive.clone(), NODE, Arc::new(SystemClock::new()), None);
+            let fence = ArchiveFence::new(archive.clone(), NODE, Arc::new(TestClock::new()), None);
             fence.seal(place.position, next).await.unwrap();
             store.remove(&place.slot_name()).await;
         } else {
@@ -479,7 +479,7 @@ fn encoded(frames: &[Frame], place: &Boundary) -> bytes::Bytes {
 }
 
 /// The fear: what was deleted below a floor is walked to through a dead slot, whose word is another history's.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_walk_from_the_floor_begins_behind_the_dead_slots_of_its_place() {
     let store = FaultyStore::new();
     let archive = archive(&store).await;
@@ -508,7 +508,7 @@ async fn a_walk_from_the_floor_begins_behind_the_dead_slots_of_its_place() {
 }
 
 /// The fear: two copies in networks that are apart have a full archive each, and a log archive that both reach is not asked.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_archive_that_two_copies_reach_lets_only_one_of_them_acknowledge() {
     let witness = FaultyStore::new();
     archive_of(&witness, ArchiveKind::Log).await;

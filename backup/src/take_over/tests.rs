@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use murphy_fs::ObjectBlockStore;
-use murphy_log::{Clock, EpochId, LogTime, ManualClock, MemoryLog, SystemClock};
+use murphy_log::{Clock, EpochId, LogTime, ManualClock, MemoryLog};
 
 use super::*;
 use crate::fence::{ArchiveFence, Supplies};
@@ -13,7 +13,7 @@ use crate::{
     seal::Seal,
     ship::{NoCursor, ShipEnd, ShipLimits, Shipper, ShipperParts},
     target::Target,
-    testing::{FaultyStore, Life, Loss, Source, append, descriptor, put, scene},
+    testing::{FaultyStore, Life, Loss, Source, TestClock, append, descriptor, put, scene},
 };
 
 mod races;
@@ -58,7 +58,7 @@ fn parts(archive: &Archive, log: &Arc<MemoryLog>, by: u8) -> ShipperParts {
         epoch: log.tail().position.epoch,
         known: None,
         cursor: Arc::new(NoCursor),
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::new(TestClock::new()),
         limits: ShipLimits { slot_bytes: 900, slot_age: Duration::ZERO, in_flight: 2 },
         lost: None,
     }
@@ -251,7 +251,7 @@ impl World {
 }
 
 /// The fear: a promoter dies between two requests, and nobody can take over any more, or two have.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn a_promoter_that_dies_at_any_request_ends_well_when_it_runs_again() {
     let cases = [(vec![6, 9], 12), (vec![12, 3], 6), (vec![9], 9), (vec![3, 12, 6], 9)];
     for (shipped, mirrored) in cases {
@@ -279,7 +279,7 @@ async fn a_promoter_that_dies_at_any_request_ends_well_when_it_runs_again() {
 }
 
 /// The fear: one archive is sealed, the source gets a slot into the other one and acknowledges it, and the promotion forgets it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_archived_between_two_seals_goes_on_in_the_new_epoch() {
     for requests in 1.. {
         let mut world = World::new(&[6, 6], 6).await;
@@ -303,7 +303,7 @@ async fn what_was_archived_between_two_seals_goes_on_in_the_new_epoch() {
 }
 
 /// A mirror that was seeded with a snapshot has no entries from before it, and an archive may lack them: another one has them.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_ends_before_a_seeded_log_begins_is_brought_up_from_another_one() {
     for requests in 1.. {
         let context = format!("dead at request {requests}");
@@ -327,7 +327,7 @@ async fn an_archive_that_ends_before_a_seeded_log_begins_is_brought_up_from_anot
 }
 
 /// Nobody has what lies between: that is said, and nothing is sealed there.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_nobody_can_bring_up_is_named() {
     let mut world = World::new(&[12, 3], 12).await;
     world.begin_mirror_after(9);
@@ -339,7 +339,7 @@ async fn an_archive_that_nobody_can_bring_up_is_named() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_of_somebody_else_stops_everything_and_is_named() {
     let mut world = World::new(&[12, 12], 12).await;
     let base = world.log.tail().position;
@@ -356,7 +356,7 @@ async fn a_seal_of_somebody_else_stops_everything_and_is_named() {
 }
 
 /// What a node holds beyond somebody's seal has lost, even if that somebody is given up.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lost_tail_does_not_become_history_again() {
     let mut world = World::new(&[6], 12).await;
     let held = fence(&world.archives[0], 9).adopt().await.unwrap();
@@ -368,7 +368,7 @@ async fn a_lost_tail_does_not_become_history_again() {
 }
 
 /// The successor of a successor that was given up has what that one archived.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_given_up_successor_archived_is_kept() {
     let mut world = World::new(&[12], 12).await;
     let base = world.log.tail().position;
@@ -380,7 +380,7 @@ async fn what_a_given_up_successor_archived_is_kept() {
     world.assert_good(state, end, "of a successor").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_does_not_answer_stops_everything() {
     let mut world = World::new(&[12, 12], 12).await;
     world.stores[1].live(Some(Life::of(0, false)));
@@ -390,7 +390,7 @@ async fn an_archive_that_does_not_answer_stops_everything() {
 }
 
 /// The fear: the source wakes after the minute in which it was watched, and is replaced all the same.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
     let (store, archive, mut source) = scene().await;
     let base = put(&store, &source.frames(2, 2)).await;
@@ -422,7 +422,7 @@ async fn a_source_that_gave_a_sign_of_life_is_not_replaced() {
 }
 
 /// The fear: one of two archives was a second behind when the region was lost, and no take-over of both is possible.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
     let mut requests = 1;
     loop {
@@ -454,7 +454,7 @@ async fn a_lagging_archive_is_brought_up_from_the_other_before_it_is_sealed() {
 
 /// The fear: an account loses a slot while its archive is sealed: the old epoch ends before entries that were restored, or the archive
 /// does not lead to the seal, and nobody can mend that later.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_loses_a_slot_during_a_take_over_is_not_sealed_below_what_was_restored() {
     let whole = World::new(&[12, 6], 0).await;
     let (fences, base) = whole.restored().await;
@@ -492,7 +492,7 @@ async fn an_archive_that_loses_a_slot_during_a_take_over_is_not_sealed_below_wha
 }
 
 /// The fear: an account dies during a take-over, and what it was sealed for stands in the way of going on without it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_take_over_goes_on_without_the_archive_whose_account_died_at_any_request() {
     for dying in [0, 1] {
         for requests in 1.. {
@@ -516,7 +516,7 @@ async fn a_take_over_goes_on_without_the_archive_whose_account_died_at_any_reque
 }
 
 /// The fear: a slot is lost while a mirror is promoted, and what the mirror or another archive has of it is left behind.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_loses_a_slot_during_a_promotion_gets_it_back_or_nothing_below_is_sealed() {
     for (shipped, mirrored) in [(vec![6, 9], 12), (vec![12, 3], 6)] {
         let mut whole = World::new(&shipped, mirrored).await;
@@ -550,7 +550,7 @@ async fn an_archive_that_loses_a_slot_during_a_promotion_gets_it_back_or_nothing
 }
 
 /// The disk of a source has lost its newest entries, and its archives have them.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_gets_back_what_only_its_archives_have() {
     let world = World::new(&[9, 12, 3], 6).await;
     let whole = world.log.tail();
@@ -576,7 +576,7 @@ async fn a_source_gets_back_what_only_its_archives_have() {
 
 /// The fear: the source before added an archive while it was being replaced, and goes on acknowledging through it: only entries that another
 /// archive holds beyond the base name it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_only_entries_beyond_the_base_name_is_found() {
     let world = World::new(&[6, 9], 3).await;
     let places = world.places();

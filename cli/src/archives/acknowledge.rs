@@ -2,9 +2,12 @@
 //!
 //! Invariants:
 //! - An archive that dies with the source, or holds no packs, acknowledges nothing; what it says of another source counts.
+//! - Who acknowledges is what the list says when it does, not when the fsync began: one that comes helps an fsync that waits, one that was taken out
+//!   does not.
 //! - One that was given up and sealed by somebody who did not replace this source is asked for nothing.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -15,6 +18,7 @@ use std::{
 use murphy_backup::{ArchiveAcknowledger, ShipHandle};
 use murphy_fs::{AcknowledgeError, Acknowledgement, Acknowledger, FailureDomain, StoreUrl, Volume};
 use murphy_log::Lsn;
+use tokio::sync::watch;
 
 use super::Archives;
 use crate::{error::CliError, settings::Ack};
@@ -63,15 +67,26 @@ struct ByArchives {
     unopened_awaited: AtomicBool,
 }
 
-impl ByArchives {
-    /// Those that may acknowledge, and the others; one that was not opened yet is `None`.
-    fn handles(&self) -> (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>) {
-        let Some(archives) = self.archives.upgrade() else { return Default::default() };
-        let (mut holders, mut witnesses) = (Vec::new(), Vec::new());
-        for shipped in archives.shipped().iter().filter(|shipped| !shipped.is_lost()) {
+/// Archives that may acknowledge, and others that are only witnesses. One that was not opened yet is `None`.
+type Handles = (Vec<Option<ShipHandle>>, Vec<Option<ShipHandle>>);
+
+impl Archives {
+    /// Whether any archive may acknowledge now; `outside` is what dies together with the source.
+    pub(crate) fn any_acknowledges(&self, outside: &[String]) -> bool {
+        !self.handles(outside).0.is_empty()
+    }
+
+    /// Follows who may acknowledge; the value means nothing.
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.context.changes.subscribe()
+    }
+
+    fn handles(&self, outside: &[String]) -> Handles {
+        let (mut holders, mut witnesses) = Handles::default();
+        for shipped in self.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
-            let may =
-                !shipped.is_removed && shipped.shared.may_acknowledge() && !self.domains.contains(&domain);
+            let is_listed = !shipped.is_removed && !shipped.is_leaving;
+            let may = is_listed && shipped.shared.may_acknowledge() && !outside.contains(&domain);
             let part = if may { &mut holders } else { &mut witnesses };
             part.push(shipped.state().handle.clone());
         }
@@ -79,36 +94,75 @@ impl ByArchives {
     }
 }
 
+impl ByArchives {
+    fn handles(&self) -> Handles {
+        self.archives.upgrade().map_or_else(Handles::default, |archives| archives.handles(&self.domains))
+    }
+
+    /// Returns when one that may acknowledge does, whoever that is by then.
+    async fn one_acknowledges(&self, lsn: Lsn, deadline: Duration) -> Result<(), AcknowledgeError> {
+        let Some(mut changes) = self.archives.upgrade().map(|archives| archives.changes()) else {
+            return Err(self.too_few(lsn));
+        };
+        let mut unopened_wait = pin!(tokio::time::sleep(UNOPENED_WAIT.min(deadline / 2)));
+        loop {
+            changes.borrow_and_update();
+            let (holders, witnesses) = self.handles();
+            let is_unopened = holders.iter().chain(&witnesses).any(Option::is_none);
+            let is_awaited = is_unopened && self.unopened_awaited.load(Ordering::Relaxed);
+            let by = acknowledger((holders, witnesses));
+            let answer = async {
+                match is_awaited || by.is_empty() {
+                    true => std::future::pending().await,
+                    false => by.acknowledged(lsn, deadline).await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Err(self.too_few(lsn));
+                    }
+                }
+                () = &mut unopened_wait, if is_awaited => self.unopened_awaited.store(false, Ordering::Relaxed),
+                answer = answer => match answer {
+                    // Nobody acknowledges who may not any more.
+                    Ok(()) if changes.has_changed().is_ok_and(|has_changed| has_changed) => {}
+                    Err(AcknowledgeError::TooFew { .. }) => {
+                        // As they are none of them will; another one may come.
+                        if changes.changed().await.is_err() {
+                            return Err(self.too_few(lsn));
+                        }
+                    }
+                    answer => return answer,
+                },
+            }
+        }
+    }
+
+    fn too_few(&self, lsn: Lsn) -> AcknowledgeError {
+        let by = acknowledger(self.handles());
+        if by.is_empty() {
+            let missing = "no full archive outside the source's failure domain answers".to_owned();
+            return AcknowledgeError::TooFew { lsn, held: 0, wanted: 1, missing };
+        }
+        by.too_few(lsn)
+    }
+}
+
+/// Those that were opened.
+fn acknowledger((holders, witnesses): Handles) -> ArchiveAcknowledger {
+    let open = |some: Vec<Option<ShipHandle>>| some.into_iter().flatten().collect();
+    ArchiveAcknowledger::new(open(holders)).with_witnesses(open(witnesses))
+}
+
 impl Acknowledger for ByArchives {
     fn acknowledged(&self, lsn: Lsn, deadline: Duration) -> Acknowledgement<'_> {
         Box::pin(async move {
-            let mut waited = Duration::ZERO;
-            loop {
-                let (holders, witnesses) = self.handles();
-                let is_unopened = holders.iter().chain(&witnesses).any(Option::is_none);
-                let is_awaited = is_unopened && self.unopened_awaited.load(Ordering::Relaxed);
-                let open = |some: Vec<Option<ShipHandle>>| some.into_iter().flatten().collect::<Vec<_>>();
-                let (handles, witnesses) = (open(holders), open(witnesses));
-                if is_awaited && waited >= UNOPENED_WAIT.min(deadline / 2) {
-                    self.unopened_awaited.store(false, Ordering::Relaxed);
-                    continue;
-                }
-                if !handles.is_empty() && !is_awaited {
-                    let left = deadline.saturating_sub(waited);
-                    let by = ArchiveAcknowledger::new(handles).with_witnesses(witnesses);
-                    return by.acknowledged(lsn, left).await;
-                }
-                if waited >= deadline {
-                    let missing = "no full archive outside the source's failure domain answers".to_owned();
-                    return Err(AcknowledgeError::TooFew { lsn, held: 0, wanted: 1, missing });
-                }
-                tokio::time::sleep(LOOK).await;
-                waited += LOOK;
-            }
+            let answer = tokio::time::timeout(deadline, self.one_acknowledges(lsn, deadline)).await;
+            answer.unwrap_or_else(|_| Err(self.too_few(lsn)))
         })
     }
 }
 
-const LOOK: Duration = Duration::from_millis(100);
 /// So long the first acknowledgement waits for an archive that cannot be opened.
 const UNOPENED_WAIT: Duration = Duration::from_secs(5);

@@ -66,9 +66,10 @@ pub(super) async fn ship(context: Arc<Context>, to: Destination, state: Arc<Mute
     };
     let (shipper, handle) = Shipper::new(parts);
     let handle = handle.for_entries_behind(began);
-    let handle = if is_given_up { handle.given_up_for(epoch) } else { handle };
+    let shipper = if is_given_up { shipper.to_given_up() } else { shipper };
     let snapshots = handle.clone();
     state.lock().unwrap_or_else(PoisonError::into_inner).handle = Some(handle);
+    context.changed();
     tokio::select! {
         // Its end stands in its status.
         _end = shipper.run() => {}

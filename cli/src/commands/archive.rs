@@ -197,12 +197,20 @@ fn remove(args: &RemoveArgs, output: &Output) -> Result<(), CliError> {
     }
 }
 
-/// Who still looks for an archive that was removed.
+/// Who still looks for an archive that was removed, and which of the others acknowledge nothing yet.
 fn kept_for(removed: &Value) -> String {
     let kept = |untold| {
         format!(
             "not heard of yet by {untold}: keep the archive until then; one that takes over before looks for it, and finds there which others there are"
         )
     };
-    unheard(removed).map_or_else(String::new, kept)
+    let waiting = removed["waiting"].as_array().into_iter().flatten().filter_map(|one| {
+        let names: Vec<&str> = one["waits_for"].as_array()?.iter().filter_map(Value::as_str).collect();
+        let who = if names.is_empty() { "everybody who may take over".to_owned() } else { names.join(", ") };
+        Some(format!(
+            "{} acknowledges nothing before it is known that it was heard of by {who}; who is gone for good is taken out with murphy member remove or archive remove, --assume-lost",
+            one["archive"].as_str()?
+        ))
+    });
+    unheard(removed).map(kept).into_iter().chain(waiting).collect::<Vec<_>>().join("\n")
 }

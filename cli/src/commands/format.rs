@@ -85,9 +85,8 @@ pub(crate) fn run(args: &FormatArgs, output: &Output) -> Result<Code, CliError> 
     }
     check_places(&directory, &blocks, &archives, args.ack)?;
     let shared = archives.iter().map(|(url, log_only)| SharedArchive {
-        url: shared_form(url),
-        log_only: *log_only,
-        joining: false,
+        known: true,
+        ..SharedArchive::new(shared_form(url), *log_only)
     });
     let settings = Settings {
         name: name(args)?,

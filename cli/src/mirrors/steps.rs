@@ -8,7 +8,7 @@ use std::{
 };
 
 use murphy_fs::{MemberRole, MemberRow, MemberState};
-use murphy_log::{Log, Lsn, NodeId};
+use murphy_log::{Log, Lsn, NodeId, Position};
 use murphy_mirror::{Ack, MirrorBoard};
 
 use super::{Mirroring, leading::read_set, lock};
@@ -54,9 +54,14 @@ impl Mirroring {
 
     /// The mirror has acknowledged everything that is durable here.
     pub(crate) fn has_everything(&self, node: NodeId) {
-        let position = self.log.durable().state().position;
+        self.has_up_to(node, self.log.durable().state().position.lsn);
+    }
+
+    /// The mirror has acknowledged what is durable here up to `lsn`.
+    pub(crate) fn has_up_to(&self, node: NodeId, lsn: Lsn) {
+        let position = Position { lsn, ..self.log.durable().state().position };
         let entry = self.services.board.connected(Duration::ZERO, node);
-        entry.acknowledged(Ack { position, data_lsn: position.lsn });
+        entry.acknowledged(Ack { position, data_lsn: lsn });
     }
 
     /// Whether the set that acknowledges is being changed.

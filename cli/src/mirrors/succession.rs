@@ -9,8 +9,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use murphy_log::Epoch;
-use murphy_mirror::{ExchangeError, Leader, Replica, Seal};
+use murphy_log::{Epoch, NodeId};
+use murphy_mirror::{ExchangeError, Leader, Refusal, Replica, Seal};
 
 use super::{Mirroring, changed, lock};
 use crate::{
@@ -70,11 +70,23 @@ impl Mirroring {
         match tokio::time::timeout(TELL_MAX, said).await {
             Ok(Ok(_)) => tracing::info!("{member} has heard that this node leads"),
             // Whatever the reason: whoever refuses may know of a later epoch.
-            Ok(Err(ExchangeError::Refused(_))) => {
+            Ok(Err(ExchangeError::Refused(refused))) => {
+                let node = member.node;
                 self.ask_for_successor(member, epoch).await;
+                if refused.reason == Refusal::Fenced && self.services.board.fenced_by().is_none() {
+                    self.note_bound(node, &refused.detail);
+                }
             }
             Ok(Err(error)) => tracing::debug!(%error, "{member} has not heard that this node leads"),
             Err(_) => tracing::debug!("{member} does not answer in time"),
+        }
+    }
+
+    /// Notes that a member has promised an epoch of the same number that another node tried to begin, and never led: it follows nobody else in that.
+    fn note_bound(&self, node: NodeId, detail: &str) {
+        let why = format!("{detail}, for a node that has not begun it; {UNBIND}");
+        if self.services.board.refused(node, why) {
+            tracing::warn!(%node, "a member does not follow: {detail}, for a node that has not begun it; {UNBIND}");
         }
     }
 
@@ -164,6 +176,8 @@ impl Mirroring {
     }
 }
 
+/// What to do about a member whose promise binds it to nobody.
+const UNBIND: &str = "murphy member remove, and murphy join in a new directory there; or promote that mirror, which takes over with a later epoch";
 /// So often members that do not follow are told.
 const TELL_AGAIN: Duration = Duration::from_secs(2);
 const TELL_MAX: Duration = Duration::from_secs(10);

@@ -334,7 +334,7 @@ fn mended(
                 return Err(failed(error));
             }
         }
-        tracing::warn!("{} was damaged, and was mended from elsewhere", segment.display());
+        tracing::warn!("{} was damaged, and was mended", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }

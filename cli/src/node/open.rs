@@ -11,8 +11,8 @@ use murphy_fs::{
     PackFetcher, RowKey, SettingRow, StoreUrl, Volume, VolumeOptions, VolumeParts, check_prefix,
 };
 use murphy_log::{
-    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Origin, Scrub,
-    State, SystemClock, VolumeId, VolumeKeys,
+    Access, Clock, DirectoryLock, DiskLog, DiskOptions, HeaderError, Log, LogTime, OpenError, Scrub, State,
+    SystemClock, VolumeId, VolumeKeys,
 };
 use murphy_mirror::{Identity, RemotePacks, SourceStore};
 use tokio::runtime::Handle;
@@ -174,9 +174,6 @@ pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions 
         true => Scrub::Everything,
         false => still_to_read(directory),
     };
-    if config.role == Role::Mirror {
-        options.frames = Origin::Elsewhere;
-    }
     options
 }
 

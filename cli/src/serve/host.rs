@@ -18,11 +18,12 @@ use tokio::runtime::Handle;
 
 use super::{
     gate::{Gate, Inside},
-    joining::join_later,
+    joining::{join_later, wait_after_taking_over},
 };
 use crate::{
     archive_notes::remember_fence,
     archives::{self, Archives, acknowledge_as_set, check_fences},
+    config::NodeConfig,
     control::{MountRequest, Replies},
     error::{CliError, failed},
     mirrors::{Mirroring, PromoteOrder},
@@ -88,11 +89,11 @@ impl Host {
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
         mirroring.ships_with(&archives);
         if options.purpose == Purpose::Serve && !mirroring.is_mirror() {
-            for shared in settings.archives {
-                archives.start(shared)?;
-            }
-            acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside(&node)?);
-            join_later(&archives, &mirroring);
+            wait_after_taking_over(&archives, &node.config.archives_given_up, runtime)?;
+            archives.start_all(Settings::of(&node.volume)?.archives)?;
+            let outside = outside(&node)?;
+            acknowledge_as_set(&node.volume, mirroring.waited_for()?, &archives, outside.clone());
+            join_later(&archives, &mirroring, outside);
         }
         let (mounts, gate, level_turn) = Default::default();
         Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, gate, level_turn, options })
@@ -259,22 +260,27 @@ impl Host {
             progress(Progress::new("bytes made durable", total - left, total));
             std::thread::sleep(LOOK);
         }
-        self.runtime.block_on(flushing).map_err(failed)?.map_err(|errno| self.not_durable(errno))
+        self.runtime
+            .block_on(flushing)
+            .map_err(failed)?
+            .map_err(|errno| self.not_durable(errno, "are kept and tried again"))
     }
 
-    /// Ends what the node has begun: everything is durable, and indexed, when it returns. Archives are given a moment.
+    /// Ends what the node has begun: everything is durable, and indexed, when it returns; what can be, if it fails. Archives are given a
+    /// moment.
     pub(super) fn close(&self) -> Result<(), CliError> {
-        self.runtime.block_on(self.volume().close()).map_err(|errno| self.not_durable(errno))?;
+        let closed = self.runtime.block_on(self.volume().close());
         for url in self.archives.settle(self.volume().durable().lsn, ARCHIVES_SETTLE) {
             tracing::warn!(url, "the archive does not hold everything yet; the next start goes on");
         }
-        Ok(())
+        closed.map_err(|errno| self.not_durable(errno, "were written and are lost with this process"))
     }
 
-    fn not_durable(&self, errno: Errno) -> CliError {
+    /// Why not everything is durable, and what becomes of the bytes that are not.
+    fn not_durable(&self, errno: Errno, fate: &str) -> CliError {
         let left = self.volume().dirty_bytes();
         let why = self.volume().ended().unwrap_or_else(|| format!("{errno:?}"));
-        CliError::new(format!("not everything is durable: {why}; {left} bytes are kept and tried again"))
+        CliError::new(format!("not everything is durable: {why}; {left} bytes {fate}"))
             .hint("the process that serves the node has logged what failed")
     }
 
@@ -286,15 +292,20 @@ impl Host {
             Ok(())
         })?;
         if self.ships() && !order.dry_run {
-            for shared in Settings::of(self.volume())?.archives {
-                if let Err(error) = self.archives.start(shared.clone()) {
-                    // The node is the source all the same.
-                    tracing::error!(url = shared.url, %error, "an archive is not shipped to before the next start");
-                }
+            if let Err(error) = self.ship_after_promotion() {
+                // The node is the source all the same.
+                tracing::error!(%error, "an archive is not shipped to before the next start");
             }
-            join_later(&self.archives, &self.mirroring);
+            join_later(&self.archives, &self.mirroring, outside);
         }
         Ok(answer)
+    }
+
+    fn ship_after_promotion(&self) -> Result<(), CliError> {
+        // The file as it is now: it says which were given up.
+        let given_up = NodeConfig::read(self.directory())?.archives_given_up;
+        wait_after_taking_over(&self.archives, &given_up, &self.runtime)?;
+        self.archives.start_all(Settings::of(self.volume())?.archives)
     }
 
     pub(super) fn unmount(&self, path: &Path, replies: &mut dyn Replies) -> Result<Value, CliError> {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::{
     host::Host,
-    joining::any_acknowledges,
-    tasks::{remove_archive, take_out},
+    joining::{Waiting, any_acknowledges, wait_again},
+    tasks::{described, remove_archive, take_out},
 };
 use crate::{
     archives::refuse_fenced,
@@ -92,6 +92,11 @@ impl ArchivePlan {
             statuses.iter().filter(|status| self.left.iter().any(|left| left.url == status.url)).collect();
         let waits = host.waits_for_archives()?;
         let acknowledges = waits && any_acknowledges(host, &self.left)?;
+        let gone = self.settings.archives.iter().find(|archive| archive.url == self.shared);
+        let waiting = match self.assume_lost {
+            true => wait_again(host, gone, &mut self.left.clone())?,
+            false => Vec::new(),
+        };
         let mut lines = vec![line("archive", &held(&self.shared, own, durable))];
         for other in &others {
             lines.push(line("stays", &held(&other.url, Some(other), durable)));
@@ -101,15 +106,13 @@ impl ArchivePlan {
             "fsync waits",
             match (waits, acknowledges) {
                 (false, _) => "for no archive",
-                (true, true) if self.assume_lost => {
-                    "for the archives that stay, for each once everybody who may take over is known to have heard of it"
-                }
                 (true, true) => "for the archives that stay",
                 (true, false) => {
                     "for an archive, and none is left that acknowledges: it fails until one is added"
                 }
             },
         ));
+        lines.extend(waiting.iter().map(|one| line("not at once", &waits_for(one))));
         if self.left.is_empty() {
             lines.push(line("given up", "what is written from then on is in no archive: it lives as long as this node and its mirrors do"));
         }
@@ -126,6 +129,7 @@ impl ArchivePlan {
             "durable_lsn": durable,
             "stays": others.iter().map(|other| &other.url).collect::<Vec<_>>(),
             "gives_up": self.gives_up(),
+            "waiting": described(&waiting),
             "text": lines.join("\n"),
         }))
     }
@@ -189,6 +193,20 @@ pub(super) fn plan_unseen(directory: &Path, request: &Request, error: CliError) 
     )
 }
 
+/// What an archive waits for that is left, before it acknowledges.
+fn waits_for(one: &Waiting) -> String {
+    let url = &one.url;
+    if one.unheard.is_empty() {
+        return format!(
+            "{url} acknowledges nothing before everybody who may take over is known to have heard of it"
+        );
+    }
+    let unheard = one.unheard.join(", ");
+    format!(
+        "{url} acknowledges nothing before it is known that these have heard of it: {unheard}; {TAKEN_OUT}"
+    )
+}
+
 /// Up to where an archive holds the history, as far as is known.
 fn held(url: &str, status: Option<&ArchiveStatus>, durable: u64) -> String {
     match status {
@@ -204,4 +222,5 @@ fn line(what: &str, text: &str) -> String {
     format!("{what:<19} {text}")
 }
 
+const TAKEN_OUT: &str = "one that is gone for good: murphy member remove DIR MEMBER --assume-lost, or murphy archive remove DIR URL --assume-lost";
 const GIVEN_UP_MEMBERS: &str = "what only they hold or have acknowledged, also what this node has lost: nobody asks them for it any more";

@@ -15,10 +15,11 @@ use murphy_mirror::EntryLine;
 use serde_json::{Value, json};
 
 use super::{
-    host::Host,
-    joining::{any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
+    host::{Host, outside},
+    joining::{Waiting, any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
 };
 use crate::{
+    archives::Leaving,
     check::{self, Finding},
     control::Replies,
     dump_file::Dumped,
@@ -134,23 +135,24 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
         })?;
     }
     let mut archive = host.archives.create(&url, log_only)?;
-    let (by_others, removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
+    let (removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
         // What an fsync waits for may have changed since.
-        let by_others = any_acknowledges(host, archives)?;
         archive.joining = !log_only && must_wait(host, archives)?;
+        // Nobody else has a copy by now.
+        archive.known = archives.is_empty() && host.mirroring.is_alone();
         archives.push(archive.clone());
-        Ok((by_others, host.archives.removals(), archive))
+        Ok((host.archives.removals(), archive))
     }))?;
     archive = listed;
     if host.ships() {
         host.archives.start_at(archive.clone(), url)?;
+        join_later(&host.archives, &host.mirroring, outside(&host.node)?);
         if archive.joining {
             let joined = host.runtime.block_on(async {
-                may_acknowledge(host, by_others).await?;
+                may_acknowledge(host).await?;
                 host.archives.let_acknowledge(std::slice::from_ref(&archive.url), removals).await
             });
             joined.map_err(|error| {
-                join_later(&host.archives, &host.mirroring);
                 CliError::new(format!("{shared} was added and acknowledges nothing yet: {error}"))
                     .hint(JOINS_LATER)
             })?;
@@ -165,7 +167,11 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
 pub(super) fn check_removal(host: &Host, url: &str, assume_lost: bool) -> Result<(), CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let mut archives = Settings::of(host.volume())?.archives;
-    take_out(host, &mut archives, &shared_form(&url), assume_lost)
+    take_out(host, &mut archives, &shared_form(&url), assume_lost)?;
+    match assume_lost || host.ships() || !host.waits_for_archives()? {
+        true => Ok(()),
+        false => check_handed_over(host, &archives),
+    }
 }
 
 /// Takes the archive `shared` out of the list, if fsync can do without it.
@@ -196,19 +202,22 @@ pub(super) fn take_out(
 pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Result<Value, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
+    let leaving = if assume_lost { None } else { hand_over(host, &shared)? };
     let removing = host.archives.change(|archives| {
         let gone = archives.iter().find(|archive| archive.url == shared).cloned();
         take_out(host, archives, &shared, assume_lost)?;
-        if assume_lost { wait_again(host, gone.as_ref(), archives) } else { Ok(false) }
+        if assume_lost {
+            return wait_again(host, gone.as_ref(), archives);
+        }
+        if leaving.is_some() != host.waits_for_archives()? {
+            return Err(CliError::new("nothing was changed: what an fsync waits for was changed meanwhile")
+                .hint("run it again"));
+        }
+        Ok(Vec::new())
     });
-    let wait = host.runtime.block_on(removing)?;
-    if wait && host.ships() {
-        join_later(&host.archives, &host.mirroring);
-    }
-    if !assume_lost {
-        host.flush(&mut |_| {}).map_err(|error| {
-            error.hint("it is not an archive of this volume any more and acknowledges nothing; the others do not have everything yet that it may have acknowledged: run it again, or --assume-lost gives that up")
-        })?;
+    let waiting = host.runtime.block_on(removing)?;
+    if !waiting.is_empty() && host.ships() {
+        join_later(&host.archives, &host.mirroring, outside(&host.node)?);
     }
     host.archives.stop(&shared);
     let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
@@ -218,7 +227,51 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     let at_most = if host.ships() { HEARD_MAX } else { std::time::Duration::ZERO };
     let lacking = host.runtime.block_on(host.archives.lacking_after(lsn, at_most))?;
     untold.extend(lacking.into_iter().map(|(url, _)| url));
-    Ok(json!({ "removed": shared, "not_known_to": untold }))
+    Ok(json!({ "removed": shared, "not_known_to": untold, "waiting": described(&waiting) }))
+}
+
+/// Those that acknowledge nothing yet, and who has not heard of them.
+pub(super) fn described(waiting: &[Waiting]) -> Vec<Value> {
+    waiting.iter().map(|one| json!({ "archive": one.url, "waits_for": one.unheard })).collect()
+}
+
+/// Lets an archive acknowledge nothing more, and returns when the others have whatever it may have acknowledged; before the log says that it is gone:
+/// whoever takes over then does not ask it. Nothing is waited for if no fsync waits for archives.
+fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leaving<'a>>, CliError> {
+    let mut left = Settings::of(host.volume())?.archives;
+    take_out(host, &mut left, shared, false)?;
+    if !host.waits_for_archives()? {
+        return Ok(None);
+    }
+    let leaving = host.archives.leave(shared);
+    match host.ships() {
+        true => host.flush(&mut |_| {}).map_err(|error| {
+            CliError::new(format!(
+                "nothing was changed: the other archives do not have everything that {shared} may have acknowledged: {error}"
+            ))
+            .hint("run it again once one of them answers; --assume-lost gives up what they lack")
+        })?,
+        false => check_handed_over(host, &left)?,
+    }
+    Ok(Some(leaving))
+}
+
+/// Refuses at a node that nobody serves, if no archive of those that are `left` was noted to have everything that was ever acknowledged.
+fn check_handed_over(host: &Host, left: &[SharedArchive]) -> Result<(), CliError> {
+    // What came into the log since it was opened was acknowledged by nobody.
+    let lsn = host.node.log.recovery().tail.position.lsn.get();
+    let statuses = host.archive_status()?;
+    let holds = |archive: &SharedArchive| {
+        statuses.iter().any(|status| status.url == archive.url && status.lsn >= lsn)
+    };
+    let holders: Vec<SharedArchive> = left.iter().filter(|archive| holds(archive)).cloned().collect();
+    if any_acknowledges(host, &holders)? {
+        return Ok(());
+    }
+    Err(CliError::new(
+        "nobody serves this node, and it is not known whether another archive has everything that this one may have acknowledged",
+    )
+    .hint("murphy serve or murphy mount starts it, and lets the others have that; --assume-lost gives it up"))
 }
 
 /// The archives of the volume, or the one that is meant; an error if there is none.

@@ -116,6 +116,21 @@ pub(crate) struct MirrorStatus {
     /// What its copy dies with, as it says: its machine, and its block store.
     #[serde(default)]
     pub(crate) domains: Vec<String>,
+    /// Why it does not follow, as it said when it was told who leads.
+    #[serde(default)]
+    pub(crate) refuses: Option<String>,
+}
+
+impl MirrorStatus {
+    pub(super) fn text(&self) -> String {
+        let domains = match self.domains.is_empty() {
+            true => String::new(),
+            false => format!(", in {}", self.domains.join(" and ")),
+        };
+        let refuses =
+            self.refuses.as_ref().map_or_else(String::new, |why| format!("; does not follow: {why}"));
+        format!("{}: lsn {}, data {}{domains}{refuses}", self.node, self.metadata_lsn, self.data_lsn)
+    }
 }
 
 impl MirrorStatus {

@@ -18,6 +18,7 @@
 //! - An option that is not known is refused, never passed over.
 //! - Two places are in different failure domains only if the URL proves or declares it.
 
+mod bounded;
 mod claim;
 mod credentials;
 mod durable_folders;

@@ -17,13 +17,13 @@ use futures::{
 };
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, client::HttpError, memory::InMemory, path::Path,
+    PutMode, PutOptions, PutPayload, PutResult, client::HttpError, memory::InMemory, path::Path,
 };
 use tokio::time::error::Elapsed;
 
 use super::{
     buffers::Buffers,
-    location::{OpenStoreError, OpenedStore, StoreUrl},
+    location::{LayeredStore, OpenStoreError, OpenedStore, StoreLayer, StoreUrl},
     name::{PACKS_FOLDER, PackName, WriterId},
     pack::MAX_PACK_STORED,
 };
@@ -31,7 +31,8 @@ use super::{
 /// Where packs live.
 ///
 /// Only put-if-absent and a strongly consistent get are required of a store; listings are hints. Every method may be
-/// dropped at any time: a put that was dropped has happened or has not, and may be repeated.
+/// dropped at any time: a put that was dropped has happened or has not, and may be repeated. Who gives bytes counts them until
+/// nobody keeps them: a store that keeps what it was given in memory for good keeps a copy.
 pub trait BlockStore: Send + Sync + fmt::Debug {
     /// What the store is called in messages: its URL, or those of all of which any may answer; never with a secret.
     fn label(&self) -> Cow<'_, str>;
@@ -62,6 +63,11 @@ pub trait BlockStore: Send + Sync + fmt::Debug {
 
     /// The length of a pack's object, which is durable: whoever finds it there need not put it again.
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>>;
+
+    /// The same of the object that a put has left, or has not: of the store to which packs are put, whatever others behind this one have.
+    fn size_where_put(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.size(name)
+    }
 
     /// Deletes a pack. A pack that is not there counts as deleted.
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>>;
@@ -125,7 +131,8 @@ impl ObjectBlockStore {
 
     /// A store that dies with the process.
     pub fn in_memory() -> ObjectBlockStore {
-        ObjectBlockStore::new(Arc::new(InMemory::new()), Path::default(), "memory".to_owned())
+        let store = LayeredStore(Copies(Arc::new(InMemory::new())));
+        ObjectBlockStore::new(Arc::new(store), Path::default(), "memory".to_owned())
     }
 
     fn path(&self, name: PackName) -> Path {
@@ -257,6 +264,32 @@ impl ObjectBlockStore {
                 source: Arc::new(late),
             }),
         }
+    }
+}
+
+/// Keeps copies of what it is given.
+#[derive(Debug)]
+struct Copies(Arc<InMemory>);
+
+impl fmt::Display for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StoreLayer for Copies {
+    fn below(&self) -> Arc<dyn ObjectStore> {
+        Arc::<InMemory>::clone(&self.0)
+    }
+
+    fn put<'a>(
+        &'a self,
+        at: &'a Path,
+        bytes: PutPayload,
+        options: PutOptions,
+    ) -> BoxFuture<'a, Result<PutResult, ObjectError>> {
+        let copy: PutPayload = bytes.iter().map(|part| Bytes::copy_from_slice(part)).collect();
+        self.0.put_opts(at, copy, options)
     }
 }
 

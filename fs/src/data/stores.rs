@@ -108,6 +108,10 @@ impl BlockStore for BlockStores {
         Box::pin(self.first(name, move |store| async move { store.size(name).await }))
     }
 
+    fn size_where_put(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
+        self.own.size_where_put(name)
+    }
+
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
         self.own.delete(name)
     }
@@ -143,6 +147,21 @@ mod tests {
         assert_eq!(stores.size(name).await.unwrap(), 6);
         assert_eq!(stores.get_range(name, 2..6).await.unwrap(), &bytes[2..]);
         assert!(matches!(archives[0].get(name).await, Err(BlockStoreError::NotFound { .. })));
+    }
+
+    /// The fear: a put is settled by what another store says, or cannot be settled because another store does not answer.
+    #[tokio::test]
+    async fn what_a_put_has_left_is_asked_of_the_own_store() {
+        let (name, bytes) = (PackName::new(WriterId::from_u64(9), 1), Bytes::from_static(b"a pack"));
+        let archive = store("s3://one");
+        archive.put(name, bytes.clone()).await.unwrap();
+        let inner: Arc<dyn BlockStore> = Arc::new(BlockStores::new(store("file:///own"), vec![archive]));
+        let stores = BlockStores::new(inner, Vec::new());
+        assert_eq!(stores.size(name).await.unwrap(), 6);
+        let found = stores.size_where_put(name).await;
+        assert!(matches!(found, Err(BlockStoreError::NotFound { .. })), "{found:?}");
+        stores.put(name, bytes).await.unwrap();
+        assert_eq!(stores.size_where_put(name).await.unwrap(), 6);
     }
 
     #[tokio::test]

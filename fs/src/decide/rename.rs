@@ -15,6 +15,8 @@ pub(crate) struct Rename {
     pub(crate) mode: RenameMode,
     /// What the caller saw moving, if it saw a name in the way.
     pub(crate) source: Option<Ino>,
+    /// What the caller saw that is to be exchanged with it.
+    pub(crate) target: Option<Ino>,
     /// What the caller knows of the file that is replaced, if it saw one.
     pub(crate) victim: Option<Victim>,
 }
@@ -35,6 +37,10 @@ impl Operation for Rename {
             (Some(_), RenameMode::NoReplace) => return Err(Errno::EEXIST.into()),
             (Some(target), _) if target.ino == source.ino => return Ok(None),
             (Some(_), _) if self.source != Some(source.ino) => return Err(Refusal::Stale),
+            // Its bytes may not be stored.
+            (Some(target), RenameMode::Exchange) if self.target != Some(target.ino) => {
+                return Err(Refusal::Stale);
+            }
             _ => {}
         }
         let source_row = draft.inode(source.ino)?;

@@ -159,7 +159,8 @@ fn perform(tree: &mut Tree, directories: &[Ino], placed: &dyn Fn(u8) -> PlacedNa
             let victim = tree.victim(ino(to), &placed(new));
             let source = victim.as_ref().and_then(|_| tree.find(ino(from), &placed(old)));
             let (from, to) = ((ino(from), placed(old)), (ino(to), placed(new)));
-            tree.decide(&Rename { from, to, mode, source, victim }).err()
+            let target = victim.as_ref().map(|victim| victim.ino);
+            tree.decide(&Rename { from, to, mode, source, target, victim }).err()
         }
     };
     assert!(!matches!(refused, Some(Refusal::Stale | Refusal::Damaged(_))), "{step:?}: {refused:?}");
@@ -307,9 +308,36 @@ fn an_entry_speaks_of_the_names_that_its_request_spoke_of() {
     let victim = tree.victim(parent, &placed("link")).unwrap();
     assert_eq!(tree.names_of(&Unlink { parent, name: placed("link"), victim }), ["link"]);
     let (from, to) = ((parent, placed("file")), (parent, placed("moved")));
-    let rename = Rename { from, to, mode: RenameMode::Replace, source: None, victim: None };
+    let rename = Rename { from, to, mode: RenameMode::Replace, source: None, target: None, victim: None };
     assert_eq!(tree.names_of(&rename), ["file", "moved"]);
     assert_eq!(tree.names_of(&RemoveDirectory { parent, name: placed("dir") }), ["dir"]);
+}
+
+/// The fear: the bytes of both files are stored before they are exchanged, and meanwhile another file has taken the place of one of them,
+/// whose bytes are not.
+#[test]
+fn an_exchange_is_of_the_files_that_the_caller_has_seen() {
+    let mut tree = Tree::new();
+    let hasher = NameHasher::new([3; 32]);
+    let placed = |name: &'static str| PlacedName::new(&hasher, &Name::new(name).unwrap());
+    let node = NewNode { kind: Kind::File, mode: 0o644, rdev: 0 };
+    let parent = Ino::ROOT;
+    let made = ["a", "b", "c"].map(|name| {
+        let name = placed(name);
+        tree.decide(&MakeNode { parent, name: name.clone(), node }).unwrap();
+        tree.find(parent, &name).unwrap()
+    });
+    let [a, b, c] = made;
+    let mode = RenameMode::Exchange;
+    let mut exchange = |source, target| {
+        let (from, to) = ((parent, placed("a")), (parent, placed("b")));
+        tree.decide(&Rename { from, to, mode, source, target, victim: None }).err()
+    };
+    for (source, target) in [(a, Some(c)), (a, None), (c, Some(b))] {
+        assert_eq!(exchange(Some(source), target), Some(Refusal::Stale));
+    }
+    assert_eq!(exchange(Some(a), Some(b)), None);
+    assert_eq!((tree.find(parent, &placed("a")), tree.find(parent, &placed("b"))), (Some(b), Some(a)));
 }
 
 /// Names are for people: an operation that speaks of more of them than an entry may have is not refused for it.

@@ -91,7 +91,14 @@ impl World {
 
     fn rename(&self, from: &str, to: &str) {
         let (from, to) = ((Ino::ROOT, self.placed(from)), (Ino::ROOT, self.placed(to)));
-        self.submit(&Rename { from, to, mode: RenameMode::Replace, source: None, victim: None });
+        self.submit(&Rename {
+            from,
+            to,
+            mode: RenameMode::Replace,
+            source: None,
+            target: None,
+            victim: None,
+        });
     }
 
     /// Moves what has grown into the index, and drops it from the overlay.

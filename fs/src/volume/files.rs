@@ -9,10 +9,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{dirty::DirtyData, memory::Memory};
 use crate::{Errno, Handle, Ino, OpenFlags};
@@ -44,6 +45,46 @@ pub(crate) struct FileInner {
     pub(crate) queued: Option<Urgency>,
     /// Why the last flush failed, if it did and left something; it is tried again.
     pub(crate) failure: Option<Errno>,
+    /// After failures of the store: until when it is left alone by whoever does not wait for this file.
+    pub(crate) rest: Option<Rest>,
+}
+
+/// A pause after failures in a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Rest {
+    pause: Duration,
+    until: Instant,
+}
+
+impl Rest {
+    /// The pause after another failure.
+    pub(crate) fn after(before: Option<Rest>) -> Rest {
+        let pause = before.map_or(REST_FIRST, |before| (2 * before.pause).min(REST_MAX));
+        Rest { pause, until: Instant::now() + pause }
+    }
+
+    pub(crate) fn is_over(self) -> bool {
+        self.until <= Instant::now()
+    }
+}
+
+impl FileInner {
+    /// Whether the flight of that number is under way.
+    pub(crate) fn is_flying(&self, number: u64) -> bool {
+        self.flushes_begun == number && self.flushes_ended < number
+    }
+
+    /// The flight under way has ended: without a `failure` all of it has its entries, or was cut off. Returns how many bytes are not kept
+    /// any more.
+    pub(crate) fn end_flight(&mut self, failure: Option<Errno>) -> u64 {
+        let dropped = self.dirty.ground();
+        self.flushes_ended += 1;
+        self.failure = failure;
+        if failure.is_none() {
+            (self.flushes_stored, self.rest) = (self.flushes_ended, None);
+        }
+        dropped
+    }
 }
 
 /// How soon bytes are to be stored.
@@ -63,7 +104,7 @@ impl FileState {
     }
 
     #[cfg(test)]
-    pub(crate) fn lock_within(&self, patience: std::time::Duration) -> Option<MutexGuard<'_, FileInner>> {
+    pub(crate) fn lock_within(&self, patience: Duration) -> Option<MutexGuard<'_, FileInner>> {
         self.inner.try_lock_for(patience)
     }
 }
@@ -161,6 +202,10 @@ impl Handles {
 
 /// A way back to a volume that does not keep it alive.
 pub(super) type WeakVolume = Weak<super::Shared>;
+
+/// How long a file is left alone after its first failure, and after very many.
+const REST_FIRST: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

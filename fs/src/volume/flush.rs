@@ -8,15 +8,19 @@
 //! - The bytes of a file are in one batch at a time.
 //! - An entry is decided after its pack is stored, under the file's lock, for what was not cut off of the flight meanwhile. What was
 //!   overwritten meanwhile lands too: what hides it may come much later, or never.
-//! - A flush that fails keeps its bytes and is tried again. What it has put is not put again, and nothing is put while no entry can be decided.
+//! - A flush that fails keeps its bytes and is tried again, after a pause that grows, or at once if somebody waits for it. What it has put
+//!   is not put again, and nothing is put while no entry can be decided.
 //! - That a flush failed is said for as long as bytes are not stored, and never after.
 //! - Whoever waits for bytes goes by what became of them, whoever else has been told of an error.
 //! - Whoever waits for a file waits for no other, but for those that share its packs: a put that gets no answer holds up only what is in it.
-//! - A put that gets no answer fails, so that its bytes are put again.
+//!   Large packs have their turns: as many are put at once as are stored in time.
+//! - A put that gets no answer fails, so that its bytes are tried again: the store is asked whether it has them, and they are put again if not.
 
 mod batch;
 mod cut;
 mod flight;
+mod pace;
+mod put;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -25,23 +29,28 @@ use std::{
 
 use tokio::sync::{Semaphore, mpsc};
 
-use self::batch::Batch;
+use self::{batch::Batch, pace::Pace};
 use super::{
     Volume,
-    files::{FileState, Urgency, WeakVolume},
+    files::{FileInner, FileState, Rest, Urgency, WeakVolume},
 };
 use crate::{Errno, Ino};
 
 /// The way to the flushing tasks.
 pub(super) struct Flusher {
     queues: OnceLock<Queues>,
-    /// Who may put a large pack that somebody waits for: too many at once would all be late.
-    large: Semaphore,
+    /// Batches of small files that somebody waits for, ...
+    places: Arc<Semaphore>,
+    /// ... and of large ones.
+    large_places: Arc<Semaphore>,
+    pace: Pace,
 }
 
 impl Default for Flusher {
     fn default() -> Flusher {
-        Flusher { queues: OnceLock::new(), large: Semaphore::new(LARGE_PUTS) }
+        let [places, large_places] =
+            [AWAITED_BATCHES, AWAITED_LARGE].map(|places| Arc::new(Semaphore::new(places)));
+        Flusher { queues: OnceLock::new(), places, large_places, pace: Pace::default() }
     }
 }
 
@@ -60,7 +69,8 @@ impl Volume {
         let ((all, requests), (awaited, files)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         self.shared.flusher.queues.get_or_init(|| Queues { all, awaited });
         let weak = Arc::downgrade(&self.shared);
-        self.shared.runtime.spawn(gather_awaited(weak.clone(), files));
+        let places = Arc::clone(&self.shared.flusher.places);
+        self.shared.runtime.spawn(gather_awaited(weak.clone(), files, places));
         self.shared.runtime.spawn(gather(weak, requests, self.shared.options.flush_after));
     }
 
@@ -69,10 +79,16 @@ impl Volume {
         let Some(queues) = self.shared.flusher.queues.get() else { return };
         let mut inner = file.lock();
         inner.queued = inner.queued.max(Some(urgency));
+        let is_large = inner.dirty.len() > LARGE as u64;
         drop(inner);
         let file = Arc::clone(file);
         // The tasks end only with the volume.
         let _gone = match urgency {
+            Urgency::First if is_large => {
+                let places = Arc::clone(&self.shared.flusher.large_places);
+                self.shared.runtime.spawn(run_alone(Arc::downgrade(&self.shared), places, file));
+                false
+            }
             Urgency::First => queues.awaited.send(file).is_err(),
             Urgency::Soon | Urgency::Now => queues.all.send(Request { file, urgency }).is_err(),
         };
@@ -127,7 +143,7 @@ impl Volume {
 
     /// The same for every file. Once one was not stored in time, the others get no time of their own.
     pub(super) async fn flush_all(&self) -> Result<(), Errno> {
-        self.request_all(Urgency::Now);
+        self.request_all(Urgency::Now, |_| true);
         let mut patience = self.shared.options.io_timeout;
         let mut result = Ok(());
         for file in self.shared.files.all() {
@@ -141,11 +157,16 @@ impl Volume {
         result
     }
 
-    /// Requests a flush of every file that has dirty bytes and is in no queue. Forgets what nothing keeps.
-    fn request_all(&self, urgency: Urgency) {
+    /// Requests a flush of every file that has dirty bytes and has not failed just now.
+    fn request_rested(&self, urgency: Urgency) {
+        self.request_all(urgency, |inner| inner.rest.is_none_or(Rest::is_over));
+    }
+
+    /// Requests a flush of every file that has dirty bytes, is in no queue and is `meant`. Forgets what nothing keeps.
+    fn request_all(&self, urgency: Urgency, meant: impl Fn(&FileInner) -> bool) {
         for file in self.shared.files.all() {
             let inner = file.lock();
-            let wanted = inner.dirty.has_grounded() && inner.queued.is_none();
+            let wanted = inner.dirty.has_grounded() && inner.queued.is_none() && meant(&inner);
             drop(inner);
             if wanted {
                 self.request_flush(&file, urgency);
@@ -165,7 +186,7 @@ impl Volume {
         let cleaning = async {
             while self.is_dirty_full() {
                 self.refusal().map_or(Ok(()), Err)?;
-                self.request_all(Urgency::Now);
+                self.request_rested(Urgency::Now);
                 let released = self.shared.files.memory.released.notified();
                 let _waited = tokio::time::timeout(LINGER, released).await;
             }
@@ -188,7 +209,7 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
             request = queue.recv() => request,
             _ = sweep.tick() => {
                 let Some(shared) = volume.upgrade() else { return };
-                Volume { shared }.request_all(Urgency::Soon);
+                Volume { shared }.request_rested(Urgency::Soon);
                 continue;
             }
         };
@@ -225,24 +246,20 @@ async fn gather(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Request>,
     }
 }
 
-/// The task that gathers files that somebody waits for: small ones that come while others have their turn share packs, and large ones have
+/// The task that gathers small files that somebody waits for: those that come while others have their turn share packs. Large ones have
 /// batches of their own.
-async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<Arc<FileState>>) {
-    let (turns, places) = (Arc::new(Semaphore::new(TURNS)), Arc::new(Semaphore::new(AWAITED_BATCHES)));
-    let large_places = Arc::new(Semaphore::new(LARGE_PUTS));
+async fn gather_awaited(
+    volume: WeakVolume,
+    mut queue: mpsc::UnboundedReceiver<Arc<FileState>>,
+    places: Arc<Semaphore>,
+) {
+    let turns = Arc::new(Semaphore::new(TURNS));
     while let Some(first) = queue.recv().await {
-        if is_large(&first) {
-            tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), first));
-            continue;
-        }
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
         let mut files = vec![first];
         while let Ok(file) = queue.try_recv() {
-            match is_large(&file) {
-                true => drop(tokio::spawn(run_alone(volume.clone(), Arc::clone(&large_places), file))),
-                false => files.push(file),
-            }
+            files.push(file);
         }
         // Nobody waits for what takes longer than his own.
         files.sort_by_cached_key(|file| file.lock().dirty.len());
@@ -258,11 +275,6 @@ async fn gather_awaited(volume: WeakVolume, mut queue: mpsc::UnboundedReceiver<A
             }
         });
     }
-}
-
-/// Whether a file fills a large pack of its own.
-fn is_large(file: &FileState) -> bool {
-    file.lock().dirty.len() > LARGE as u64
 }
 
 /// Stores a file in a batch of its own once there is a place for it.
@@ -297,9 +309,9 @@ const BATCHES: usize = 4;
 const TURNS: usize = 4;
 /// ... for no longer than this, ...
 const TURN: Duration = Duration::from_secs(1);
-/// ... and so many in all.
-const AWAITED_BATCHES: usize = 32;
+/// ... and so many in all: more than begin their turns before a put that gets no answer is given up.
+const AWAITED_BATCHES: usize = 512;
+/// Large files that somebody waits for and that are under way at once: more than have turns, each compresses on a thread.
+const AWAITED_LARGE: usize = 128;
 /// A pack of more bytes than this is large.
 const LARGE: usize = 256 << 10;
-/// Large packs that somebody waits for and that are under way at once, and files that have such packs.
-const LARGE_PUTS: usize = 16;

@@ -251,12 +251,17 @@ impl Volume {
         self.cut_dirty(file, inner, 0);
     }
 
-    /// Forgets the bytes from `end` on. If nothing is left there is nothing to wait for, whatever is on its way, and nothing that failed.
+    /// Forgets the bytes from `end` on. A flight of which nothing is left ends here, whatever becomes of its puts; if nothing is left at all
+    /// there is nothing to wait for, and nothing that failed.
     pub(super) fn cut_dirty(&self, file: &FileState, inner: &mut FileInner, end: u64) {
-        let removed = inner.dirty.remove(end..u64::MAX);
+        let mut removed = inner.dirty.remove(end..u64::MAX);
+        if inner.flushes_begun > inner.flushes_ended && !inner.dirty.is_flying() {
+            removed += inner.end_flight(None);
+            file.flushed.notify_waiters();
+        }
         self.shared.files.count_dirty(-removed.cast_signed());
         if inner.dirty.is_empty() {
-            inner.failure = None;
+            (inner.failure, inner.rest) = (None, None);
             file.flushed.notify_waiters();
         }
     }

@@ -29,11 +29,6 @@ impl Memory {
         let counted = Counted::new(self, bytes.len());
         Bytes::from_owner(Kept { bytes, _counted: counted })
     }
-
-    /// Counts a buffer of that size that others may keep longer, until what is returned is dropped.
-    pub(crate) fn hold(self: &Arc<Memory>, capacity: usize) -> Counted {
-        Counted::new(self, capacity)
-    }
 }
 
 /// A buffer that grows at its end. It is at most twice as large as what it holds.
@@ -84,7 +79,7 @@ impl AsRef<[u8]> for Kept {
 
 /// A buffer in the count.
 #[derive(Debug)]
-pub(crate) struct Counted {
+struct Counted {
     capacity: u64,
     memory: Arc<Memory>,
 }

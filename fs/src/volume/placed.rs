@@ -1,4 +1,5 @@
-//! Where bytes of a file are that are in the store already although no entry refers to them: their pack was put, and the entry was refused.
+//! Where bytes of a file are that are in the store already although no entry refers to them: their pack was put, and the entry was refused;
+//! or the put got no answer, and they may be there.
 //!
 //! Invariants:
 //! - What has a place is in its pack as it was written last.
@@ -8,24 +9,55 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::decide::PackUse;
+use crate::{PackRow, data::PackMeta, decide::PackUse};
 
-/// A pack that is in the store, and how entries refer to it.
+/// A pack that is in the store, or may be, and how entries refer to it.
 #[derive(Debug)]
-pub(crate) struct StoredPack(Mutex<PackUse>);
+pub(crate) struct StoredPack {
+    pack: Mutex<PackUse>,
+    meta: PackMeta,
+    proof: Mutex<Proof>,
+}
+
+/// What is known of whether a pack is in the store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Proof {
+    /// It was not put.
+    Absent,
+    /// A put got no answer.
+    Unknown,
+    /// It is durable.
+    Stored,
+}
 
 impl StoredPack {
-    pub(crate) fn new(pack: PackUse) -> Arc<StoredPack> {
-        Arc::new(StoredPack(Mutex::new(pack)))
+    /// A pack that was not put.
+    pub(crate) fn new(row: PackRow) -> Arc<StoredPack> {
+        let (meta, pack) = (row.meta(), Mutex::new(PackUse::New(row)));
+        Arc::new(StoredPack { pack, meta, proof: Mutex::new(Proof::Absent) })
     }
 
     /// How the next entry refers to it. Locked after a file's lock and before the sequencer's.
     pub(crate) fn lock(&self) -> MutexGuard<'_, PackUse> {
-        self.0.lock()
+        self.pack.lock()
+    }
+
+    pub(crate) fn meta(&self) -> &PackMeta {
+        &self.meta
+    }
+
+    pub(crate) fn proof(&self) -> Proof {
+        *self.proof.lock()
+    }
+
+    /// Writes down what has become known; what was known to be stored stays that.
+    pub(crate) fn learn(&self, proof: Proof) {
+        let mut known = self.proof.lock();
+        *known = proof.max(*known);
     }
 }
 
-/// A place in the plain bytes of a stored pack.
+/// A place in the plain bytes of a pack.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) pack: Arc<StoredPack>,

@@ -209,6 +209,7 @@ impl Volume {
             to: (to.0, self.placed(&to.1)),
             mode,
             source,
+            target: exchanged,
             victim,
         };
         match target {

@@ -5,6 +5,7 @@
 
 mod crash;
 mod damage;
+mod forged;
 mod fork;
 mod mend;
 mod stalls;

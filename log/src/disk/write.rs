@@ -9,7 +9,7 @@ use std::io;
 
 use super::{DiskOptions, Job, Queue, Roll, Shared, Spare};
 use crate::{
-    ClaimError, Epoch, Frame, Lsn, State, Terminal, admit,
+    ClaimError, Epoch, Frame, LogSecret, Lsn, State, Terminal, admit,
     files::SegmentFile,
     segment::{SegmentHeader, SegmentWriter, prepare_spare},
 };
@@ -18,6 +18,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Core {
     options: DiskOptions,
+    /// What its marks are made of.
+    secret: LogSecret,
     epoch: Option<Epoch>,
     /// The segment that is written to; none before the first claim.
     current: Option<SegmentWriter>,
@@ -30,16 +32,16 @@ pub(super) struct Core {
 
 impl Core {
     /// A core above the segments that are there, oldest first.
-    pub(super) fn new(options: DiskOptions, segments: &[Lsn]) -> Core {
+    pub(super) fn new(options: DiskOptions, segments: &[Lsn], secret: LogSecret) -> Core {
         let mut newest = segments.iter().rev().copied();
         let (newest, before) = (newest.next(), newest.next());
-        Core { options, epoch: None, current: None, newest, before, spare: None }
+        Core { options, secret, epoch: None, current: None, newest, before, spare: None }
     }
 
-    /// Creates the first segment of a new log.
-    pub(super) fn begin_first(&mut self, header: &SegmentHeader) -> io::Result<()> {
+    /// Creates the first segment of a new log, which begins behind `base`.
+    pub(super) fn begin_first(&mut self, base: State) -> io::Result<()> {
         self.reserve()?;
-        self.begin(header)
+        self.begin(base.position.epoch, base)
     }
 
     /// Writes and syncs the next group of frames; says whether there was one.
@@ -114,7 +116,7 @@ impl Core {
         if let Err(error) = self.reserve() {
             return Err(ClaimError::NoSpace { message: error.to_string() });
         }
-        if let Err(error) = self.begin(&self.options.header(epoch, tail, self.previous(tail))) {
+        if let Err(error) = self.begin(epoch, tail) {
             return Err(ClaimError::Ended(poisoned(shared, queue, &error)));
         }
         self.epoch = Some(epoch);
@@ -137,7 +139,7 @@ impl Core {
     /// Goes on in the next segment; everything before it is durable.
     fn roll(&mut self, shared: &Shared, durable: State) -> io::Result<()> {
         let epoch = self.epoch.ok_or_else(|| io::Error::other("a frame was admitted before a claim"))?;
-        self.begin(&self.options.header(epoch, durable, self.previous(durable)))?;
+        self.begin(epoch, durable)?;
         let mut queue = shared.queue.lock();
         queue.segments.begin(durable.position.lsn.next());
         queue.spare = Spare::Wanted;
@@ -149,12 +151,16 @@ impl Core {
         if self.newest == Some(base.position.lsn.next()) { self.before } else { self.newest }
     }
 
-    /// Turns the spare file into the current segment.
-    fn begin(&mut self, header: &SegmentHeader) -> io::Result<()> {
+    /// Turns the spare file into the current segment, of `epoch`, which begins behind `base`.
+    fn begin(&mut self, epoch: Epoch, base: State) -> io::Result<()> {
         let spare =
             self.spare.take().ok_or_else(|| io::Error::other("no space was reserved for a segment"))?;
         let options = &self.options;
-        let next = SegmentWriter::begin(&*options.files, &options.directory, spare, header)?;
+        let header = SegmentHeader {
+            previous: self.previous(base),
+            ..SegmentHeader::plain(options.volume, options.branch, epoch, base, self.secret)
+        };
+        let next = SegmentWriter::begin(&*options.files, &options.directory, spare, &header)?;
         (self.newest, self.before) = (Some(header.first()), header.previous);
         if let Some(finished) = self.current.replace(next)
             && let Err(error) = finished.finish()

@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::{
-    Change, Digest, ForwardedRequest, LogTime, Requester, SegmentHeader, Usage, WaitError,
+    Change, Digest, ForwardedRequest, LogSecret, LogTime, Requester, SegmentHeader, Usage, WaitError,
     conformance::{BRANCH, History, VOLUME, epoch, golden},
     decode_entry, encode_entry,
 };
@@ -155,10 +155,12 @@ fn golden_frame() {
 }
 
 #[test]
-fn golden_segment_header() {
+fn golden_segment_header_and_mark() {
     let base = State { digest: Digest(9), usage: Usage { inodes: 4, bytes: 5 }, ..History::origin() };
-    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base);
+    let secret = LogSecret::from_bytes([0xab; 32]);
+    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base, secret);
     golden("segment_header.hex", &header.encode());
+    golden("mark.hex", &header.marks().encode(4096, Lsn::new(70)));
     assert_eq!(SegmentHeader::parse(&header.encode()).unwrap(), header);
 }
 

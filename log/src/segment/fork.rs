@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Mark, OpenError, Place, SEGMENT_HEADER_BYTES, SegmentHeader, Step, segment_name};
+use super::{OpenError, Place, SEGMENT_HEADER_BYTES, SegmentHeader, Step, segment_name};
 use crate::{ChainHash, Lsn, State, files::SegmentFile};
 
 impl Place<'_> {
@@ -39,12 +39,12 @@ impl Place<'_> {
         at: (Lsn, ChainHash),
     ) -> Result<State, ForkError> {
         let mut out = Out::begin(self, to, header)?;
-        let mut scan = self.scan(header)?;
+        let (mut scan, marks) = (self.scan(header)?, header.marks());
         while scan.position().lsn < at.0 {
             let after = scan.position().lsn;
             match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
                 Step::Frame(frame) => {
-                    out.write(&Mark { after }.encode())?;
+                    out.write(&marks.encode(out.written, after))?;
                     out.write(frame.bytes())?;
                 }
                 Step::End(end) => {
@@ -87,7 +87,7 @@ struct Out {
 impl Out {
     fn begin(place: &Place<'_>, to: &Path, header: &SegmentHeader) -> Result<Out, ForkError> {
         let path = to.join(segment_name(header.first()));
-        let file = place.files.create(&path).map_err(|error| OpenError::io(&path, &error))?;
+        let file = place.files.create_private(&path).map_err(|error| OpenError::io(&path, &error))?;
         let mut out = Out { path, file, written: 0 };
         let bytes = header.encode();
         debug_assert_eq!(bytes.len(), SEGMENT_HEADER_BYTES);

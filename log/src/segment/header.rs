@@ -3,7 +3,9 @@
 //! Invariants:
 //! - Little-endian, fixed size, reserved bytes zero, checksum over everything before it.
 //! - It holds the whole state before its first entry: a log that begins with this segment needs nothing older.
+//! - All segments of a log have the same secret: whoever makes a header anew takes it from another one.
 
+use super::{LOG_SECRET_BYTES, LogSecret, Marks};
 use crate::{BranchId, ChainHash, Digest, Epoch, EpochId, Lsn, Position, State, Usage, VolumeId};
 
 /// What the first bytes of a segment say.
@@ -23,12 +25,20 @@ pub struct SegmentHeader {
     pub base: State,
     /// The first entry of the segment before it; `None` if there was none, or if that is not known.
     pub previous: Option<Lsn>,
+    /// What the marks of the log are made of.
+    pub secret: LogSecret,
 }
 
 impl SegmentHeader {
     /// The header of a segment that is not sealed and has no known segment before it.
-    pub fn plain(volume: VolumeId, branch: BranchId, epoch: Epoch, base: State) -> SegmentHeader {
-        SegmentHeader { cipher: 0, key_id: 0, volume, branch, epoch, base, previous: None }
+    pub fn plain(
+        volume: VolumeId,
+        branch: BranchId,
+        epoch: Epoch,
+        base: State,
+        secret: LogSecret,
+    ) -> SegmentHeader {
+        SegmentHeader { cipher: 0, key_id: 0, volume, branch, epoch, base, previous: None, secret }
     }
 
     /// Reads a header; the checksum first, then what it says.
@@ -47,7 +57,7 @@ impl SegmentHeader {
         if checksum(bytes) != field(bytes, CHECKSUM_AT) {
             return Err(HeaderError::Checksum);
         }
-        if let Some(at) = [11].into_iter().chain(168..CHECKSUM_AT).find(|at| bytes[*at] != 0) {
+        if let Some(at) = [11].into_iter().chain(RESERVED_AT..CHECKSUM_AT).find(|at| bytes[*at] != 0) {
             return Err(HeaderError::Reserved { at });
         }
         let first = Lsn::new(u64::from_le_bytes(field(bytes, FIRST_AT)));
@@ -81,6 +91,7 @@ impl SegmentHeader {
                 },
             },
             previous,
+            secret: LogSecret::from_bytes(field(bytes, SECRET_AT)),
         })
     }
 
@@ -104,6 +115,7 @@ impl SegmentHeader {
         bytes[144..152].copy_from_slice(&base.usage.inodes.to_le_bytes());
         bytes[152..160].copy_from_slice(&base.usage.bytes.to_le_bytes());
         bytes[160..168].copy_from_slice(&self.previous.map_or(0, Lsn::get).to_le_bytes());
+        bytes[SECRET_AT..RESERVED_AT].copy_from_slice(self.secret.as_bytes());
         let sum = checksum(&bytes);
         bytes[CHECKSUM_AT..].copy_from_slice(&sum);
         bytes
@@ -112,6 +124,11 @@ impl SegmentHeader {
     /// The LSN of the first entry.
     pub fn first(&self) -> Lsn {
         self.base.position.lsn.next()
+    }
+
+    /// The marks of the segment.
+    pub(crate) fn marks(&self) -> Marks {
+        Marks::new(&self.secret, self.first())
     }
 }
 
@@ -189,10 +206,12 @@ pub const SEGMENT_MAGIC: [u8; 8] = *b"MurphySg";
 /// The version of the format that is written and read.
 pub const SEGMENT_VERSION: u16 = 0;
 /// The length of a segment header, in bytes.
-pub const SEGMENT_HEADER_BYTES: usize = 192;
+pub const SEGMENT_HEADER_BYTES: usize = 224;
 const VERSION_AT: usize = 8;
 const VOLUME_AT: usize = 16;
 const BRANCH_AT: usize = 32;
 const FIRST_AT: usize = 88;
 const PREVIOUS_AT: usize = 160;
+const SECRET_AT: usize = 168;
+const RESERVED_AT: usize = SECRET_AT + LOG_SECRET_BYTES;
 const CHECKSUM_AT: usize = SEGMENT_HEADER_BYTES - 16;

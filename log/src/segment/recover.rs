@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - A refused open has changed nothing.
-//! - What is cut was never acknowledged, as far as anything left can prove: no later group commit, no later frame that says
-//!   so, nothing that the opener knows to be durable.
+//! - What is cut was never acknowledged, as far as anything left can prove: no later mark, nothing that the opener knows to be
+//!   durable.
 //! - Recovered frames count only after they were copied to a new file and synced: pages that survived a failed sync in the
 //!   page cache are not on the disk, and must not be shipped.
 
@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    HeaderError, Origin, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
+    HeaderError, LogSecret, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
     parse_segment_name, scan::EndOfScan, segment_name,
 };
 use crate::{BranchId, Epoch, Lsn, Position, State, VolumeId, VolumeKeys, files::Files};
@@ -29,7 +29,6 @@ pub(crate) struct Place<'a> {
     pub(crate) volume: VolumeId,
     pub(crate) branch: BranchId,
     pub(crate) known_durable: Option<Position>,
-    pub(crate) frames: Origin,
     pub(crate) scrub: Scrub,
 }
 
@@ -65,8 +64,8 @@ pub(crate) enum Torn {
     Refuse,
 }
 
-/// Recovers the log at `place`; the caller holds its lock.
-pub(crate) fn recover(place: &Place<'_>, torn: Torn) -> Result<Recovery, OpenError> {
+/// Recovers the log at `place`, and says its secret; the caller holds its lock.
+pub(crate) fn recover(place: &Place<'_>, torn: Torn) -> Result<(Recovery, LogSecret), OpenError> {
     let found = Found::at(place)?;
     if let (Some(reason), Torn::Refuse) = (&found.end.cut, torn) {
         let (segment, lsn) = (place.path(found.last.first()), found.end.state.position.lsn);
@@ -83,7 +82,7 @@ pub(crate) fn recover(place: &Place<'_>, torn: Torn) -> Result<Recovery, OpenErr
 }
 
 /// What a recovery of the log at `place` would find; changes nothing.
-pub(crate) fn look(place: &Place<'_>) -> Result<Recovery, OpenError> {
+pub(crate) fn look(place: &Place<'_>) -> Result<(Recovery, LogSecret), OpenError> {
     Ok(Found::at(place)?.recovery())
 }
 
@@ -107,9 +106,11 @@ impl Found {
         Ok(Found { listing, last, end })
     }
 
-    fn recovery(self) -> Recovery {
+    fn recovery(self) -> (Recovery, LogSecret) {
         let Found { listing, last, end } = self;
-        Recovery { tail: end.state, epoch: last.epoch, segments: listing.segments, cut: end.cut }
+        let recovery =
+            Recovery { tail: end.state, epoch: last.epoch, segments: listing.segments, cut: end.cut };
+        (recovery, last.secret)
     }
 }
 
@@ -176,14 +177,9 @@ impl Place<'_> {
 
     /// A scan of the segment with this header.
     pub(crate) fn scan(&self, header: &SegmentHeader) -> Result<Scan, OpenError> {
-        self.scan_from(header.first(), header.base)
-    }
-
-    /// The same for a segment before which `base` is the state, whatever its header says.
-    pub(super) fn scan_from(&self, first: Lsn, base: State) -> Result<Scan, OpenError> {
-        let path = self.path(first);
+        let path = self.path(header.first());
         let file = self.files.open(&path).map_err(|error| OpenError::io(&path, &error))?;
-        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), base).of(self.frames))
+        Ok(Scan::new(path, file, VolumeKeys::derive(self.volume), header))
     }
 
     /// Checks that every older segment ends where the next one begins, as far as the scrub reads them.
@@ -245,8 +241,9 @@ impl Place<'_> {
             }
         };
         let lost = scan.position().lsn.next();
-        if let Some(proof) = scan.find_proof().map_err(|error| OpenError::io(&scan.path, &error))? {
-            return Err(self.damaged(last, lost, format!("{}, and {proof}", scan.told(&end))));
+        if scan.finds_proof().map_err(|error| OpenError::io(&scan.path, &error))? {
+            let reason = format!("{}, and something that was written later follows", scan.told(&end));
+            return Err(self.damaged(last, lost, reason));
         }
         if let Some(known) = self.known_durable
             && known.lsn >= lost
@@ -278,9 +275,9 @@ impl Place<'_> {
         let path = self.path(header.first());
         let copy_path = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(header.first())));
         let failed = |error: io::Error| OpenError::io(&copy_path, &error);
-        let copy = self.files.create(&copy_path).map_err(failed)?;
+        let copy = self.files.create_private(&copy_path).map_err(failed)?;
         copy.write_at(0, &header.encode()).map_err(failed)?;
-        let mut scan = self.scan(header)?;
+        let (mut scan, marks) = (self.scan(header)?, header.marks());
         let mut group = Vec::new();
         let mut written = SEGMENT_HEADER_BYTES as u64;
         while scan.position() != end.position {
@@ -290,8 +287,8 @@ impl Place<'_> {
                 return Err(self.damaged(header, after.next(), reason));
             };
             group.clear();
-            // One mark a frame: all of them are durable before the copy gets its name.
-            group.extend_from_slice(&super::Mark { after }.encode());
+            // All of them are durable before the copy gets its name.
+            group.extend_from_slice(&marks.encode(written, after));
             group.extend_from_slice(frame.bytes());
             copy.write_at(written, &group).map_err(failed)?;
             written += group.len() as u64;

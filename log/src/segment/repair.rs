@@ -1,7 +1,8 @@
 //! Mending a segment: frames that are damaged or missing are replaced by the same frames from elsewhere.
 //!
 //! Invariants:
-//! - Only frames that continue the log on the chain get in, and every intact frame of the segment that continues them stays.
+//! - Only frames that continue the log on the chain get in. Every intact frame of the segment that continues them stays: it stands where the one
+//!   before it ends, or behind a mark.
 //! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
 //! - A log never gets into a later epoch by being mended, unless a frame of its own is of that epoch.
 //! - What does not tell where the next segment begins is mended together with it: see [`Run`].
@@ -10,8 +11,8 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    Behind, HeaderError, Mark, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step,
-    UNFINISHED_SUFFIX, run::Run, salvage::nothing_before, segment_name,
+    Behind, HeaderError, Marks, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step,
+    UNFINISHED_SUFFIX, run::Run, segment_name,
 };
 use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
 
@@ -47,10 +48,10 @@ impl Place<'_> {
         // What a crash leaves of it is removed at the next opening.
         let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
         let failed = |error: io::Error| OpenError::io(&copy, &error);
-        let file = self.files.create(&copy).map_err(failed)?;
+        let file = self.files.create_private(&copy).map_err(failed)?;
         file.write_at(0, &header.encode()).map_err(failed)?;
-        let mut out =
-            Copy { file: &*file, path: &copy, written: SEGMENT_HEADER_BYTES as u64, state: header.base };
+        let (marks, written) = (header.marks(), SEGMENT_HEADER_BYTES as u64);
+        let mut out = Copy { file: &*file, path: &copy, marks, written, state: header.base };
         out.append(early, &header, target)?;
         let scan = segments.contains(&first).then(|| self.scan(&header)).transpose()?;
         let filled = self.fill(scan, &header, target, &mut out, fetch);
@@ -87,7 +88,7 @@ impl Place<'_> {
         let older = segments.iter().rev().find(|segment| **segment < first);
         let begins = match older {
             Some(older) => self.read_header(*older)?,
-            None => self.oldest_header(first, base)?,
+            None => self.oldest_header(first, base, segments)?,
         };
         let is_next_missing = whole.and_then(|whole| whole.previous).is_some_and(|previous| previous > first);
         let is_next_whole = whole.map(|whole| whole.first()) == next.clone().next() && !is_next_missing;
@@ -137,9 +138,16 @@ impl Place<'_> {
     }
 
     /// The header of the oldest segment, before which nothing was or `base` is; in the epoch of what is whole in it.
-    fn oldest_header(&self, first: Lsn, base: Option<State>) -> Result<SegmentHeader, RepairError> {
+    fn oldest_header(
+        &self,
+        first: Lsn,
+        base: Option<State>,
+        segments: &[Lsn],
+    ) -> Result<SegmentHeader, RepairError> {
         let unknown = |what: &str| RepairError::Nobody { lsn: first, reason: what.to_owned() };
-        let mut own = self.scan_from(first, nothing_before(first))?;
+        let secret =
+            self.secret(segments).ok_or_else(|| unknown("no other segment tells the secret of the log"))?;
+        let mut own = self.scan(&self.unknown_header(first, secret))?;
         let own = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
         let Some((_, (epoch, _))) = own.whole.first_key_value() else {
             return Err(unknown("nothing in the oldest segment says of which epoch it is"));
@@ -147,7 +155,7 @@ impl Place<'_> {
         let origin = (first == Lsn::FIRST).then(|| State::origin(*epoch));
         let known = base.filter(|base| base.position.lsn.next() == first).or(origin);
         let known = known.ok_or_else(|| unknown("nothing says what the log began behind"))?;
-        Ok(SegmentHeader::plain(self.volume, self.branch, *epoch, known))
+        Ok(SegmentHeader::plain(self.volume, self.branch, *epoch, known, secret))
     }
 
     /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the first
@@ -215,7 +223,7 @@ impl Place<'_> {
                 break;
             }
             if let Some(scan) = &mut scan {
-                match scan.next_step().map_err(|error| read(&scan.path, &error))? {
+                match scan.next_whole().map_err(|error| read(&scan.path, &error))? {
                     Step::Frame(frame) => {
                         out.append(vec![frame], header, target)?;
                         continue;
@@ -274,6 +282,7 @@ pub(super) fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairErr
 pub(super) struct Copy<'a> {
     pub(super) file: &'a dyn SegmentFile,
     pub(super) path: &'a PathBuf,
+    pub(super) marks: Marks,
     pub(super) written: u64,
     pub(super) state: State,
 }
@@ -295,7 +304,7 @@ impl Copy<'_> {
             if frame.header().follows(&after).is_err() {
                 return Err(RepairError::Other { lsn: after.lsn });
             }
-            let mut group = Mark { after: after.lsn }.encode().to_vec();
+            let mut group = self.marks.encode(self.written, after.lsn).to_vec();
             group.extend_from_slice(frame.bytes());
             let written = self.file.write_at(self.written, &group);
             written.map_err(|error| OpenError::io(self.path, &error))?;

@@ -134,12 +134,17 @@ impl Place<'_> {
         let name = segment_name(header.first());
         let (path, copy) =
             (self.directory.join(&name), self.directory.join(format!("{name}{UNFINISHED_SUFFIX}")));
-        let file = self.files.create(&copy).map_err(|error| OpenError::io(&copy, &error))?;
+        let file = self.files.create_private(&copy).map_err(|error| OpenError::io(&copy, &error))?;
         written.push(Written { file, copy, path });
         let Some(Written { file, copy, .. }) = written.last() else { return Ok(header.base) };
         file.write_at(0, &header.encode()).map_err(|error| OpenError::io(copy, &error))?;
-        let mut out =
-            Copy { file: &**file, path: copy, written: SEGMENT_HEADER_BYTES as u64, state: header.base };
+        let mut out = Copy {
+            file: &**file,
+            path: copy,
+            marks: header.marks(),
+            written: SEGMENT_HEADER_BYTES as u64,
+            state: header.base,
+        };
         let own = self.own(run, header)?;
         let mut scan = run.held.contains(&header.first()).then(|| self.scan(header)).transpose()?;
         loop {
@@ -150,7 +155,7 @@ impl Place<'_> {
             let fits = |frame: &Frame| bound.is_none_or(|bound| frame.last() <= bound);
             if let Some(scan) = &mut scan
                 && let Step::Frame(frame) =
-                    scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))?
+                    scan.next_whole().map_err(|error| OpenError::io(&scan.path, &error))?
             {
                 if frame.epoch() != header.epoch || !fits(&frame) {
                     return Err(RepairError::Other { lsn: at });

@@ -3,15 +3,16 @@
 //! Invariants:
 //! - Every frame that comes out has been verified: checksum, linkage, chain.
 //! - Nothing is believed because of where it stands: an end is an end, and whether it may be one is for the caller to decide.
+//! - Behind an end only marks are believed, and of frames only those behind marks: anything else may be what a user has put into a body.
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
 use bytes::Bytes;
 
-use super::{MARK_BYTES, Mark, SEGMENT_HEADER_BYTES, mark::MARK_MAGIC};
+use super::{MARK_BYTES, Marks, SEGMENT_HEADER_BYTES, SegmentHeader, mark::MARK_MAGIC};
 use crate::{
-    ChainHash, Epoch, FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameError, FrameHeader, Lsn, MAX_FRAME_BYTES,
-    Position, State, UnverifiedFrame, VolumeKeys, files::SegmentFile,
+    ChainHash, Epoch, FRAME_HEADER_BYTES, Frame, FrameError, FrameHeader, Lsn, MAX_FRAME_BYTES, Position,
+    State, UnverifiedFrame, VolumeKeys, files::SegmentFile,
 };
 
 /// A reader of one segment.
@@ -20,9 +21,8 @@ pub(crate) struct Scan {
     pub(crate) path: PathBuf,
     file: Box<dyn SegmentFile>,
     keys: VolumeKeys,
-    /// Who made its frames.
-    frames: Origin,
-    /// Where the next mark or frame begins.
+    marks: Marks,
+    /// Where the next mark, and a frame behind it, begins.
     offset: u64,
     /// The state before it.
     state: State,
@@ -30,21 +30,12 @@ pub(crate) struct Scan {
     window_start: u64,
 }
 
-/// Who made the frames of a log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// This log: what a frame says of the durable end is said of this one.
-    Here,
-    /// Another one, of which they are copies: what was durable there need not have been durable here when they were written.
-    Elsewhere,
-}
-
 /// What a scan found next.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// A verified frame.
     Frame(Frame),
-    /// Neither a frame nor a mark that continues the segment: zeros, a torn write, or damage.
+    /// No mark and frame that continue the segment: zeros, a torn write, or damage.
     End(EndOfScan),
 }
 
@@ -53,11 +44,11 @@ pub(crate) enum Step {
 pub(crate) enum EndOfScan {
     /// The file ends here.
     EndOfFile,
-    /// What stands here is neither a frame nor a mark; it may be zeros.
+    /// What stands here is no mark; it may be zeros.
     Unknown,
-    /// A mark that does not follow what is before it.
+    /// A mark that says that more was durable than is before it.
     MarkOutOfPlace,
-    /// What stands here began like a frame.
+    /// What stands behind a mark is not the next frame.
     Frame(FrameError),
 }
 
@@ -66,20 +57,20 @@ pub(crate) enum EndOfScan {
 pub(crate) struct Behind {
     /// Up to where it says that the log was durable.
     pub(crate) durable: Option<Lsn>,
-    /// The frames that are whole by themselves: by their first entries their epochs, and the hashes after them.
+    /// The frames behind marks that are whole: by their first entries their epochs, and the hashes after them.
     pub(crate) whole: BTreeMap<Lsn, (Epoch, ChainHash)>,
 }
 
 impl Scan {
-    /// A scan of the segment in `file`, whose header says that `base` is the state before it.
-    pub(crate) fn new(path: PathBuf, file: Box<dyn SegmentFile>, keys: VolumeKeys, base: State) -> Scan {
-        let (frames, offset) = (Origin::Here, SEGMENT_HEADER_BYTES as u64);
-        Scan { path, file, keys, frames, offset, state: base, window: Vec::new(), window_start: 0 }
-    }
-
-    /// The same with frames of this origin.
-    pub(crate) fn of(self, frames: Origin) -> Scan {
-        Scan { frames, ..self }
+    /// A scan of the segment in `file`, which has this header.
+    pub(crate) fn new(
+        path: PathBuf,
+        file: Box<dyn SegmentFile>,
+        keys: VolumeKeys,
+        header: &SegmentHeader,
+    ) -> Scan {
+        let (marks, offset, state) = (header.marks(), SEGMENT_HEADER_BYTES as u64, header.base);
+        Scan { path, file, keys, marks, offset, state, window: Vec::new(), window_start: 0 }
     }
 
     /// The position behind what has been read.
@@ -97,43 +88,44 @@ impl Scan {
         let at = self.offset;
         match end {
             EndOfScan::EndOfFile => format!("the file ends at byte {at}"),
-            EndOfScan::Unknown => format!("no frame begins at byte {at}"),
+            EndOfScan::Unknown => format!("no mark of a frame stands at byte {at}"),
             EndOfScan::MarkOutOfPlace => format!("at byte {at} is a mark that does not belong there"),
-            EndOfScan::Frame(error) => format!("at byte {at} is no good frame: {error}"),
+            EndOfScan::Frame(error) => {
+                format!("at byte {} is no good frame: {error}", at + MARK_BYTES as u64)
+            }
         }
     }
 
     /// The next frame, or why there is none. May be called again after an end: the file may have grown.
     pub(crate) fn next_step(&mut self) -> io::Result<Step> {
-        loop {
-            let start = self.fetch(self.offset, MARK_BYTES)?;
-            if start.is_empty() {
-                return Ok(Step::End(EndOfScan::EndOfFile));
-            }
-            if let Some(mark) = Mark::parse(start) {
-                if mark.after != self.state.position.lsn {
-                    return Ok(Step::End(EndOfScan::MarkOutOfPlace));
-                }
-                self.offset += MARK_BYTES as u64;
-                continue;
-            }
-            if !start.starts_with(&FRAME_MAGIC) {
-                return Ok(Step::End(EndOfScan::Unknown));
-            }
-            let position = self.state.position;
-            let frame = match self.frame_at(self.offset)? {
-                Ok(frame) => frame.verify(&self.keys, &position),
-                Err(error) => Err(error),
-            };
-            return Ok(match frame {
-                Ok(frame) => {
-                    self.offset += frame.bytes().len() as u64;
-                    self.state = frame.state();
-                    Step::Frame(frame)
-                }
-                Err(error) => Step::End(EndOfScan::Frame(error)),
-            });
+        let (marks, place) = (self.marks.clone(), self.offset);
+        let start = self.fetch(place, MARK_BYTES)?;
+        if start.is_empty() {
+            return Ok(Step::End(EndOfScan::EndOfFile));
         }
+        let Some(durable) = marks.parse(place, start) else {
+            return Ok(Step::End(EndOfScan::Unknown));
+        };
+        if durable > self.state.position.lsn {
+            return Ok(Step::End(EndOfScan::MarkOutOfPlace));
+        }
+        self.step_over_mark()
+    }
+
+    /// The next frame, whatever has become of the mark before it: it stands where it must, and it is the next one.
+    pub(crate) fn step_over_mark(&mut self) -> io::Result<Step> {
+        let frame = match self.frame_behind(self.offset)? {
+            Ok(frame) => frame.verify(&self.keys, &self.state.position),
+            Err(error) => Err(error),
+        };
+        Ok(match frame {
+            Ok(frame) => {
+                self.offset += (MARK_BYTES + frame.bytes().len()) as u64;
+                self.state = frame.state();
+                Step::Frame(frame)
+            }
+            Err(error) => Step::End(EndOfScan::Frame(error)),
+        })
     }
 
     /// Goes on behind `state`, which was reached otherwise: with the frame that continues it, if one stands anywhere further on.
@@ -142,19 +134,19 @@ impl Scan {
             return Ok(());
         }
         self.state = state;
-        let continues = self.candidate(|scan, place| {
-            let Ok(frame) = scan.frame_at(place)? else { return Ok(None) };
+        let continues = self.find_mark(|scan, place, _| {
+            let Ok(frame) = scan.frame_behind(place)? else { return Ok(None) };
             Ok(frame.verify(&scan.keys, &state.position).is_ok().then_some(place))
         })?;
         self.offset = continues.unwrap_or(self.offset);
         Ok(())
     }
 
-    /// Goes on with the next frame that is whole by itself, whatever it continues; false if there is none.
+    /// Goes on with the next frame behind a mark that is whole by itself, whatever it continues; false if there is none.
     pub(crate) fn skip(&mut self) -> io::Result<bool> {
         let reached = self.state.position.lsn;
-        let found = self.candidate(|scan, place| {
-            let Ok(frame) = scan.frame_at(place)? else { return Ok(None) };
+        let found = self.find_mark(|scan, place, _| {
+            let Ok(frame) = scan.frame_behind(place)? else { return Ok(None) };
             let FrameHeader { first, epoch, hash_before: hash, .. } = *frame.header();
             if first <= reached {
                 return Ok(None);
@@ -168,29 +160,30 @@ impl Scan {
         Ok(true)
     }
 
-    /// Looks behind the end of the scan for something that proves that what should stand here was durable: a later mark, or
-    /// a frame that was written when it was durable. Returns what it found.
-    pub(crate) fn find_proof(&mut self) -> io::Result<Option<&'static str>> {
+    /// The next frame, also where the mark before it is damaged.
+    pub(super) fn next_whole(&mut self) -> io::Result<Step> {
+        match self.next_step()? {
+            Step::End(EndOfScan::Unknown) => self.step_over_mark(),
+            step => Ok(step),
+        }
+    }
+
+    /// Whether a mark behind the end of the scan proves that what should stand here was durable.
+    pub(crate) fn finds_proof(&mut self) -> io::Result<bool> {
         let lost = self.state.position.lsn.next();
-        self.candidate(|scan, place| {
-            let (mark, frame) = scan.durable_at(place)?;
-            if mark.is_some_and(|after| after >= lost) {
-                return Ok(Some("a later group commit follows"));
-            }
-            let said = frame.is_some_and(|header| scan.frames == Origin::Here && header.durable_lsn >= lost);
-            Ok(said.then_some("a later frame says that it was durable"))
-        })
+        let proof = self.find_mark(|_, _, durable| Ok((durable >= lost).then_some(())))?;
+        Ok(proof.is_some())
     }
 
     /// What stands behind the end of the scan, whatever it continues.
     pub(crate) fn behind(&mut self) -> io::Result<Behind> {
         let mut behind = Behind::default();
-        self.candidate(|scan, place| {
-            let (mark, frame) = scan.durable_at(place)?;
-            let vouches = frame.filter(|_| scan.frames == Origin::Here);
-            let said = mark.into_iter().chain(vouches.map(|header| header.durable_lsn));
-            behind.durable = behind.durable.into_iter().chain(said).max();
-            behind.whole.extend(frame.map(|header| (header.first, (header.epoch, header.hash_after))));
+        self.find_mark(|scan, place, durable| {
+            behind.durable = behind.durable.max(Some(durable));
+            if let Ok(frame) = scan.frame_behind(place)? {
+                let header = frame.header();
+                behind.whole.insert(header.first, (header.epoch, header.hash_after));
+            }
             Ok(None::<()>)
         })?;
         Ok(behind)
@@ -217,18 +210,21 @@ impl Scan {
         self.window.clear();
     }
 
-    /// Shows `look` every place from the end of the scan on where a mark or a frame may begin, until it returns something.
-    fn candidate<T>(
+    /// Shows `look` the place of every mark from the end of the scan on, and what it proves to have been durable, until it returns something.
+    fn find_mark<T>(
         &mut self,
-        mut look: impl FnMut(&mut Scan, u64) -> io::Result<Option<T>>,
+        mut look: impl FnMut(&mut Scan, u64, Lsn) -> io::Result<Option<T>>,
     ) -> io::Result<Option<T>> {
+        let marks = self.marks.clone();
         let mut at = self.offset;
         loop {
             self.window.clear();
             let bytes = self.fetch(at, PROOF_WINDOW_BYTES)?;
             let length = bytes.len();
             for offset in candidates(bytes) {
-                if let Some(found) = look(self, at + offset as u64)? {
+                let place = at + offset as u64;
+                let Some(durable) = marks.parse(place, self.fetch(place, MARK_BYTES)?) else { continue };
+                if let Some(found) = look(self, place, durable)? {
                     return Ok(Some(found));
                 }
             }
@@ -240,13 +236,9 @@ impl Scan {
         }
     }
 
-    /// The mark, or the whole frame, that stands at `place`: behind what the mark comes, and the frame's header.
-    fn durable_at(&mut self, place: u64) -> io::Result<(Option<Lsn>, Option<FrameHeader>)> {
-        let mark = Mark::parse(self.fetch(place, MARK_BYTES)?).map(|mark| mark.after);
-        Ok((mark, self.frame_at(place)?.ok().map(|frame| *frame.header())))
-    }
-
-    fn frame_at(&mut self, offset: u64) -> io::Result<Result<UnverifiedFrame, FrameError>> {
+    /// The frame behind the mark at `place`.
+    fn frame_behind(&mut self, place: u64) -> io::Result<Result<UnverifiedFrame, FrameError>> {
+        let offset = place + MARK_BYTES as u64;
         let header = match FrameHeader::parse(self.fetch(offset, FRAME_HEADER_BYTES)?) {
             Ok(header) => header,
             Err(error) => return Ok(Err(error)),
@@ -273,9 +265,8 @@ impl Scan {
     }
 }
 
-/// Where marks or frames may begin. Most of what is looked through was reserved and never written.
+/// Where marks may begin. Most of what is looked through was reserved and never written.
 fn candidates(bytes: &[u8]) -> Vec<usize> {
-    let begins = |window: &[u8]| window == MARK_MAGIC || window == FRAME_MAGIC;
     let mut found = Vec::new();
     for start in (0..bytes.len()).step_by(BLOCK_BYTES) {
         // Magic bytes that begin here may end in the next block.
@@ -284,7 +275,7 @@ fn candidates(bytes: &[u8]) -> Vec<usize> {
             continue;
         }
         let windows = rest.windows(MARK_MAGIC.len()).take(BLOCK_BYTES).enumerate();
-        found.extend(windows.filter(|(_, window)| begins(window)).map(|(at, _)| start + at));
+        found.extend(windows.filter(|(_, window)| *window == MARK_MAGIC).map(|(at, _)| start + at));
     }
     found
 }
@@ -308,13 +299,11 @@ mod tests {
     fn magic_bytes_are_found_wherever_they_begin() {
         for at in [0, 1, BLOCK_BYTES - 4, BLOCK_BYTES - 3, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES - 2]
         {
-            for magic in [MARK_MAGIC, FRAME_MAGIC] {
-                let mut bytes = vec![0; 3 * BLOCK_BYTES + 100];
-                assert!(is_zero(&bytes) && candidates(&bytes).is_empty());
-                bytes[at..at + magic.len()].copy_from_slice(&magic);
-                assert_eq!(candidates(&bytes), [at]);
-                assert!(!is_zero(&bytes));
-            }
+            let mut bytes = vec![0; 3 * BLOCK_BYTES + 100];
+            assert!(is_zero(&bytes) && candidates(&bytes).is_empty());
+            bytes[at..at + MARK_MAGIC.len()].copy_from_slice(&MARK_MAGIC);
+            assert_eq!(candidates(&bytes), [at]);
+            assert!(!is_zero(&bytes));
         }
     }
 }

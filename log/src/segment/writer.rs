@@ -3,10 +3,11 @@
 //! Invariants:
 //! - A file gets the name of a segment only after its header is durable, and counts only after the name is.
 //! - Writes go to preallocated space; every group commit is one write and one sync.
+//! - Only the owner of a log may read its files: they hold its secret.
 
 use std::{io, path::Path};
 
-use super::{MARK_BYTES, Mark, SEGMENT_HEADER_BYTES, SPARE_NAME, SegmentHeader, segment_name};
+use super::{MARK_BYTES, Marks, SEGMENT_HEADER_BYTES, SPARE_NAME, SegmentHeader, segment_name};
 use crate::{
     Frame, Lsn,
     files::{Files, SegmentFile},
@@ -16,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct SegmentWriter {
     file: Box<dyn SegmentFile>,
+    marks: Marks,
     /// Where the next group commit goes.
     offset: u64,
     buffer: Vec<u8>,
@@ -34,14 +36,16 @@ impl SegmentWriter {
         spare.sync_data()?;
         files.rename(&directory.join(SPARE_NAME), &directory.join(segment_name(header.first())))?;
         files.sync_dir(directory)?;
-        Ok(SegmentWriter { file: spare, offset: SEGMENT_HEADER_BYTES as u64, buffer: Vec::new() })
+        let (marks, offset) = (header.marks(), SEGMENT_HEADER_BYTES as u64);
+        Ok(SegmentWriter { file: spare, marks, offset, buffer: Vec::new() })
     }
 
-    /// Writes a group of frames, which follow the durable entry `after`, and makes them durable.
-    pub(crate) fn commit(&mut self, after: Lsn, frames: &[Frame]) -> io::Result<()> {
+    /// Writes a group of frames, before which everything up to `durable` has been synced, and makes them durable.
+    pub(crate) fn commit(&mut self, durable: Lsn, frames: &[Frame]) -> io::Result<()> {
         self.buffer.clear();
-        self.buffer.extend_from_slice(&Mark { after }.encode());
         for frame in frames {
+            let place = self.offset + self.buffer.len() as u64;
+            self.buffer.extend_from_slice(&self.marks.encode(place, durable));
             self.buffer.extend_from_slice(frame.bytes());
         }
         self.file.write_at(self.offset, &self.buffer)?;
@@ -64,7 +68,7 @@ pub(crate) fn prepare_spare(
     bytes: u64,
 ) -> io::Result<Box<dyn SegmentFile>> {
     let path = directory.join(SPARE_NAME);
-    let file = files.create(&path)?;
+    let file = files.create_private(&path)?;
     if let Err(error) = file.preallocate(bytes) {
         drop(file);
         // The space that was reserved in part is not ours to keep.
@@ -76,7 +80,7 @@ pub(crate) fn prepare_spare(
     Ok(file)
 }
 
-/// What one frame takes of a segment, at most, in bytes: it may be alone in its group.
+/// What one frame takes of a segment, in bytes.
 pub(crate) fn frame_cost(length: usize) -> u64 {
     (length + MARK_BYTES) as u64
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use murphy_log::{
-    Appender, DiskLog, DiskOptions, Drive, Entry, Files, FrameHeader, Log, LogTime, Lsn, MAX_CHANGES,
-    MAX_NAMES, Position, SEGMENT_HEADER_BYTES, Scrub, SegmentHeader, State, UnverifiedFrame, VolumeKeys,
+    Appender, DiskLog, DiskOptions, Drive, Entry, Files, FrameHeader, Log, LogSecret, LogTime, Lsn,
+    MAX_CHANGES, MAX_NAMES, Position, Scrub, SegmentHeader, UnverifiedFrame, VolumeKeys,
     conformance::{BRANCH, History, VOLUME, epoch},
     decode_entry, encode_entry,
     faulty::FaultyDisk,
@@ -177,41 +177,35 @@ fn disk_with(path: &Path, bytes: &[u8]) -> io::Result<FaultyDisk> {
 
 fn segment_seeds() -> Vec<Vec<u8>> {
     let base = History::origin();
-    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base);
+    let header = SegmentHeader::plain(VOLUME, BRANCH, epoch(3), base, LogSecret::from_bytes([5; 32]));
     let mut history = History::new(epoch(3), base);
     let mut bytes = header.encode().to_vec();
+    let mut last = base.position.lsn;
     for group in [1, 2, 1] {
-        bytes.extend_from_slice(&mark(history_end(&bytes, base)));
+        let durable = last;
         for _ in 0..group {
-            bytes.extend_from_slice(history.frame(2).bytes());
+            push_mark(&mut bytes, durable);
+            let frame = history.frame(2);
+            bytes.extend_from_slice(frame.bytes());
+            last = frame.last();
         }
     }
     let mut torn = bytes[..bytes.len() - 60].to_vec();
     torn.resize(bytes.len() + 100, 0);
     let mut zeros = bytes.clone();
     zeros.resize(bytes.len() + 500, 0);
-    let with_golden = [golden("segment_header.hex"), mark(Lsn::ROOT).to_vec(), golden("frame.hex")].concat();
+    let mut with_golden = golden("segment_header.hex");
+    push_mark(&mut with_golden, Lsn::ROOT);
+    with_golden.extend_from_slice(&golden("frame.hex"));
     vec![bytes, torn, zeros, header.encode().to_vec(), with_golden]
 }
 
-/// The last entry in the segment so far.
-fn history_end(segment: &[u8], base: State) -> Lsn {
-    let bytes = Bytes::copy_from_slice(segment);
-    let (mut at, mut last) = (SEGMENT_HEADER_BYTES, base.position.lsn);
-    while at < bytes.len() {
-        match UnverifiedFrame::parse(&bytes, at) {
-            Ok((frame, end)) => (at, last) = (end, frame.header().last()),
-            Err(_) => at += 32,
-        }
-    }
-    last
-}
-
-/// A mark at the head of a group commit, after everything up to `after`.
-fn mark(after: Lsn) -> [u8; 32] {
-    let mut mark = [0; 32];
-    mark[..4].copy_from_slice(seal::MARK_MAGIC);
-    mark[8..16].copy_from_slice(&after.get().to_le_bytes());
-    seal::sum(&mut mark, 0..16, 16);
-    mark
+/// Ends the segment so far with a mark: everything up to `durable` had been synced.
+fn push_mark(segment: &mut Vec<u8>, durable: Lsn) {
+    let at = segment.len();
+    segment.extend_from_slice(seal::MARK_MAGIC);
+    segment.extend_from_slice(&[0; 4]);
+    segment.extend_from_slice(&durable.get().to_le_bytes());
+    segment.resize(at + seal::MARK_BYTES, 0);
+    seal::mark(segment, at);
 }

@@ -47,14 +47,25 @@ pub(crate) fn frames(bytes: &mut [u8]) {
 pub(crate) fn segment(bytes: &mut [u8]) {
     sum(bytes, 0..SEGMENT_HEADER_BYTES - 16, SEGMENT_HEADER_BYTES - 16);
     let mut at = SEGMENT_HEADER_BYTES;
-    while at + 32 <= bytes.len() {
+    while at + MARK_BYTES <= bytes.len() {
         if bytes[at..].starts_with(MARK_MAGIC) {
-            sum(bytes, at..at + 16, at + 16);
-            at += 32;
+            mark(bytes, at);
+            at += MARK_BYTES;
         } else {
             at += frame(&mut bytes[at..]).unwrap_or(1);
         }
     }
+}
+
+/// Gives the mark at `at` the tag that belongs to its place in the segment that is `bytes`.
+pub(crate) fn mark(bytes: &mut [u8], at: usize) {
+    let mut material = bytes[168..200].to_vec();
+    material.extend_from_slice(&bytes[88..96]);
+    let key = blake3::derive_key("murphy 2026 segment mark v0", &material);
+    let mut tagged = bytes[at..at + 16].to_vec();
+    tagged.extend_from_slice(&(at as u64).to_le_bytes());
+    let tag = blake3::keyed_hash(&key, &tagged);
+    bytes[at + 16..at + MARK_BYTES].copy_from_slice(&tag.as_bytes()[..16]);
 }
 
 /// A document of an archive: JSON whose body is summed in its one compact form.
@@ -105,5 +116,7 @@ fn compacted(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().filter(keep).copied().collect()
 }
 
-/// The first bytes of a mark at the head of a group commit.
+/// The first bytes of the mark before a frame.
 pub(crate) const MARK_MAGIC: &[u8] = b"MsyX";
+/// The length of a mark.
+pub(crate) const MARK_BYTES: usize = 32;

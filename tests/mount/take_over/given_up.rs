@@ -3,7 +3,7 @@
 use std::{fs, sync::Arc};
 
 use murphy_backup::{Archive, ArchiveFence, ArchiveStore};
-use murphy_fs::{Fence, StoreUrl};
+use murphy_fs::{Fence, FenceError, StoreUrl};
 use murphy_log::{Epoch, EpochId, NodeId, SystemClock};
 
 use super::{Region, wait_for, write_safely};
@@ -18,8 +18,16 @@ fn seal_as_another(region: &Region, name: &str, number: u32) {
         let archive = Archive::open(store).await.unwrap();
         let node = NodeId::from_bytes([9; 16]);
         let fence = ArchiveFence::new(archive, node, Arc::new(SystemClock::new()), None);
-        let end = fence.adopt().await.unwrap().end;
-        fence.seal(end, Epoch { number, id: EpochId::from_bytes([9; 16]) }).await.unwrap();
+        let next = Epoch { number, id: EpochId::from_bytes([9; 16]) };
+        for _ in 0..TRIES {
+            let end = fence.adopt().await.unwrap().end;
+            match fence.seal(end, next).await {
+                // The source has shipped an idle tick in between.
+                Err(FenceError::Unavailable { .. }) => {}
+                sealed => return sealed.unwrap(),
+            }
+        }
+        panic!("{name} could not be sealed");
     });
 }
 
@@ -67,3 +75,5 @@ fn a_promotion_of_a_mirror_that_is_not_served_says_that_it_is_done() {
     write_safely(&region.path("mb/new"), b"acknowledged by an archive").unwrap();
     region.assert_archives_are_those_of_b();
 }
+
+const TRIES: usize = 20;

@@ -324,6 +324,7 @@ pub(super) const ARCHIVES: &str = "archives";
 const OPTIONS: VolumeOptions = VolumeOptions {
     flush_after: Duration::from_millis(800),
     io_timeout: Duration::from_secs(60),
+    put_timeout: Duration::from_secs(60),
     sync: false,
     dirty_bytes: 4 << 20,
     cached_rows: 4096,

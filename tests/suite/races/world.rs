@@ -251,7 +251,8 @@ pub(super) fn alone(test: impl Future<Output = ()>) {
 }
 
 pub(super) fn impatient() -> VolumeOptions {
-    VolumeOptions { io_timeout: Duration::from_millis(300), ..VolumeOptions::default() }
+    let timeout = Duration::from_millis(300);
+    VolumeOptions { io_timeout: timeout, put_timeout: timeout, ..VolumeOptions::default() }
 }
 
 pub(super) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };

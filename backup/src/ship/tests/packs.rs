@@ -2,7 +2,7 @@
 
 use super::*;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_waits_for_every_pack_that_it_names() {
     let (store, blocks) = (FaultyStore::new(), FaultyStore::new());
     let archive = archive(&store).await;
@@ -31,7 +31,7 @@ async fn a_slot_waits_for_every_pack_that_it_names() {
 }
 
 /// The fear: a region is lost with the last packs, and no archive can be sealed or continued ever again.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_any_other() {
     let (store, blocks) = (FaultyStore::new(), FaultyStore::new());
     let archive = archive(&store).await;
@@ -63,7 +63,7 @@ async fn a_slot_goes_without_a_pack_that_was_lost_with_the_source_and_waits_for_
 }
 
 /// The fear: bytes that a promoted source gets from another mirror never reach the archives, whose slots went without them.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_slot_that_says_so() {
     let (store, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
@@ -94,7 +94,7 @@ async fn a_pack_that_is_found_after_its_slot_went_without_is_brought_before_the_
 
 /// The fear: the archive's own copy of a pack has rotted, nobody else has it, its slot counts as one that has its bytes; and when somebody else
 /// turns out to have it, the archive keeps the rotten one.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_an_archive_has_rotten_of_a_pack_that_was_lost_is_replaced_once_it_is_found() {
     let (_, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
@@ -127,7 +127,7 @@ async fn what_an_archive_has_rotten_of_a_pack_that_was_lost_is_replaced_once_it_
 }
 
 /// The same for a shipper that has asked before whether the pack is there, by its length: what it remembers is not the pack that was found.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pack_that_was_asked_for_by_its_length_is_brought_once_it_is_found() {
     let (_, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
@@ -158,7 +158,7 @@ async fn a_pack_that_was_asked_for_by_its_length_is_brought_once_it_is_found() {
 }
 
 /// An archive that is added later gets the whole log; what nobody has must not hold it for ever.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slot_does_not_wait_for_a_pack_that_its_own_entries_call_missing() {
     let (store, archive, mut source) = scene().await;
     let log = claimed_log(source.base());
@@ -170,7 +170,7 @@ async fn a_slot_does_not_wait_for_a_pack_that_its_own_entries_call_missing() {
     assert!(!store.names().await.iter().any(|name| name.starts_with("packs/")));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_damaged_pack_is_not_archived() {
     let Scene { store, archive, mut source, log } = Scene::new().await;
     let (sealed, row) = pack(1);
@@ -188,7 +188,7 @@ async fn a_damaged_pack_is_not_archived() {
 }
 
 /// The fear: what rots in an archive, or was cut off there, is never put right, and the archive stands still.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_pack_that_the_archive_has_damaged_is_replaced() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (sealed, row) = pack(1);
@@ -201,7 +201,7 @@ async fn a_pack_that_the_archive_has_damaged_is_replaced() {
     assert_eq!(BlockStore::get(&archive.packs(), sealed.name).await.unwrap(), sealed.bytes);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_same_pack_name_with_other_content_is_refused() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let (sealed, row) = pack(1);
@@ -216,7 +216,7 @@ async fn the_same_pack_name_with_other_content_is_refused() {
     assert!(error.contains("other content"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_archive_does_not_wait_for_packs() {
     let store = FaultyStore::new();
     let archive = archive_of(&store, ArchiveKind::Log).await;

@@ -9,7 +9,7 @@ fn later(number: u32) -> Epoch {
 }
 
 async fn seal(archive: &Archive, base: Position, next: Epoch) {
-    let fence = ArchiveFence::new(archive.clone(), PROMOTER, Arc::new(SystemClock::new()), None);
+    let fence = ArchiveFence::new(archive.clone(), PROMOTER, Arc::new(TestClock::new()), None);
     fence.seal(base, next).await.unwrap();
 }
 
@@ -21,7 +21,7 @@ fn assert_shut(end: &ShipEnd, base: Position) {
 
 /// The fear: one who never led has sealed an archive that was given up, and the source that holds more asks it for ever, without a word of what
 /// people can do; or takes the seal for one that ends its own epoch.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_comes_behind_the_seal_of_one_who_never_led_ends_shipping_and_no_acknowledging() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let other = testing::archive(&FaultyStore::new()).await;
@@ -52,7 +52,7 @@ async fn what_comes_behind_the_seal_of_one_who_never_led_ends_shipping_and_no_ac
 }
 
 /// The fear: the seal of an attempt that came to nothing, in an archive that did not answer then, ends the source that leads a later epoch.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_seal_of_one_who_never_led_is_passed_where_the_source_has_nothing_behind_it() {
     for is_there_before in [false, true] {
         let Scene { archive, mut source, log, .. } = Scene::new().await;
@@ -81,7 +81,7 @@ async fn a_seal_of_one_who_never_led_is_passed_where_the_source_has_nothing_behi
 }
 
 /// The fear: one archive says who leads now, and the source goes on acknowledging through another one.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every_other() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let other = testing::archive(&FaultyStore::new()).await;
@@ -106,7 +106,7 @@ async fn the_seal_of_a_successor_at_one_archive_ends_acknowledging_through_every
 }
 
 /// The fear: an archive that was given up comes back as another one's while an fsync waits for the others, and the fsync fails.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_one() {
     let Scene { archive, mut source, log, .. } = Scene::new().await;
     let store = FaultyStore::new();
@@ -114,25 +114,88 @@ async fn an_archive_that_turns_out_to_be_lost_does_not_end_the_wait_for_another_
     append(&log, &source.frames(5, 3));
     let own = Epoch { number: 2, id: EpochId::from_bytes([7; 16]) };
     let base = source.state().position;
-    let mut handles = Vec::new();
-    for archive in [&archive, &other] {
-        let (shipper, handle) = Shipper::new(ShipperParts { epoch: own, ..parts(archive, &source, &log) });
-        tokio::spawn(shipper.run());
-        handle.archived(base.lsn).await.unwrap();
-        handles.push(handle);
-    }
-    let given_up = handles[0].clone().given_up_for(own);
+    let (shipper, given_up) = Shipper::new(ShipperParts { epoch: own, ..parts(&archive, &source, &log) });
+    tokio::spawn(shipper.to_given_up().run());
+    let (shipper, kept) = Shipper::new(ShipperParts { epoch: own, ..parts(&other, &source, &log) });
+    tokio::spawn(shipper.run());
+    given_up.archived(base.lsn).await.unwrap();
+    kept.archived(base.lsn).await.unwrap();
     seal(&archive, base, later(2)).await;
     store.fail("log/", Fault::PutFails, usize::MAX);
     let mut successor = source.taken_over(own);
     log.claim(own).unwrap();
     append(&log, &successor.frames(5, 3));
     let lsn = successor.state().position.lsn;
-    let acknowledger = ArchiveAcknowledger::new(vec![given_up.clone(), handles[1].clone()]);
+    let acknowledger = ArchiveAcknowledger::new(vec![given_up.clone(), kept]);
     let acknowledged = tokio::spawn(async move { acknowledger.acknowledged(lsn, LONG).await });
-    let fenced = given_up.archived(lsn).await;
-    assert!(matches!(fenced, Err(Some(ShipEnd::Fenced(_)))), "{fenced:?}");
-    assert!(given_up.is_lost() && !handles[0].is_lost());
+    // Whoever looks at any moment is told of no fence: a node that is fenced remembers that for ever.
+    let lost = given_up.archived(lsn).await;
+    let Err(Some(end)) = lost else { panic!("{lost:?}") };
+    assert!(matches!(end, ShipEnd::Lost(_)) && !end.shows_another_source(), "{end}");
     store.heal();
     acknowledged.await.unwrap().unwrap();
+}
+
+/// What `led`, which leads `epoch`, has written besides, in the archive.
+async fn ship_besides(archive: &Archive, led: &mut Source, epoch: Epoch) {
+    let log = Arc::new(MemoryLog::new(led.base()));
+    log.claim(epoch).unwrap();
+    append(&log, &[led.large_frame(100)]);
+    assert_eq!(ship_all(ShipperParts { epoch, ..parts(archive, led, &log) }).await, ShipEnd::Reached);
+}
+
+/// The fear: somebody took over through an archive that was given up and wrote a little, in an epoch that came to nothing; that archive answers again, and
+/// the source takes it for one of a successor: no fsync succeeds any more.
+#[tokio::test]
+async fn what_another_one_wrote_into_an_archive_that_was_given_up_ends_shipping_and_no_acknowledging() {
+    for (is_given_up, has_led) in [(true, false), (false, false), (true, true)] {
+        let Scene { archive, mut source, log, .. } = Scene::new().await;
+        append(&log, &source.frames(5, 3));
+        assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+        let base = source.state().position;
+        seal(&archive, base, later(2)).await;
+        let mut before = source.taken_over(later(2));
+        let mut other = source.taken_over(later(2));
+        let (mut successor, own) = match has_led {
+            // What comes behind the seal here is of the source before this one, which went on.
+            true => {
+                log.claim(later(2)).unwrap();
+                append(&log, &before.frames(1, 3));
+                (before.taken_over(later(3)), later(3))
+            }
+            false => (source.taken_over(later(3)), later(3)),
+        };
+        ship_besides(&archive, &mut other, later(2)).await;
+        log.claim(own).unwrap();
+        append(&log, &successor.frames(5, 3));
+        let (shipper, handle) = Shipper::new(ShipperParts { epoch: own, ..parts(&archive, &source, &log) });
+        let shipper = if is_given_up { shipper.to_given_up() } else { shipper };
+        tokio::spawn(shipper.run());
+        let ended = handle.archived(successor.state().position.lsn).await;
+        let Err(Some(end)) = ended else { panic!("{is_given_up} {has_led}: {ended:?}") };
+        let is_lost = matches!(&end, ShipEnd::Lost(sealed) if sealed.next == later(2));
+        assert_eq!(is_lost, is_given_up && !has_led, "{end}");
+        assert_eq!(end.shows_another_source(), !is_lost, "{end}");
+    }
+}
+
+/// The same where all that it has besides is of the source before: that one may have acknowledged it, and may go on.
+#[tokio::test]
+async fn what_the_source_before_wrote_into_an_archive_that_was_given_up_is_not_passed_over() {
+    let Scene { archive, mut source, log, .. } = Scene::new().await;
+    append(&log, &source.frames(5, 3));
+    let mut successor = source.taken_over(later(2));
+    let more = Arc::new(MemoryLog::new(source.base()));
+    more.claim(source.base().position.epoch).unwrap();
+    for frame in log.read(log.first()).unwrap().map(Result::unwrap).chain(source.frames(40, 3)) {
+        append(&more, &[frame]);
+    }
+    assert_eq!(ship_all(parts(&archive, &source, &more)).await, ShipEnd::Reached);
+    log.claim(later(2)).unwrap();
+    append(&log, &successor.frames(5, 3));
+    let parts = ShipperParts { epoch: later(2), ..parts(&archive, &source, &log) };
+    let (shipper, handle) = Shipper::new(parts);
+    tokio::spawn(shipper.to_given_up().run());
+    let Err(Some(end)) = handle.archived(successor.state().position.lsn).await else { panic!("it ends") };
+    assert!(matches!(end, ShipEnd::Ahead { .. }) && end.shows_another_source(), "{end}");
 }

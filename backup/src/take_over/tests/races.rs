@@ -39,7 +39,7 @@ impl World {
 
 /// The fear: a restore has sealed one archive, the old source wakes, gets more into the others and acknowledges it; and no restore ever takes
 /// over any more, or one that forgets that.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn what_was_archived_between_two_seals_of_a_restore_goes_on_in_the_new_epoch() {
     for sealed in [0, 1, 2] {
         for requests in 1.. {
@@ -83,7 +83,7 @@ async fn what_was_archived_between_two_seals_of_a_restore_goes_on_in_the_new_epo
 }
 
 /// A copy of the old source's directory may have shipped to one archive, and the old source to another one: nobody decides between them here.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_histories_behind_the_first_seal_none_is_carried_over() {
     let world = World::new(&[6, 6, 6], 0).await;
     let (fences, _) = world.restored().await;
@@ -101,7 +101,7 @@ async fn of_two_histories_behind_the_first_seal_none_is_carried_over() {
 }
 
 /// The fear: two take-overs are given the same archives, each seals the first one of its own list, and neither can go on.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn everybody_seals_the_archives_in_the_same_order() {
     let mut firsts = BTreeSet::new();
     for is_reversed in [false, true] {
@@ -134,7 +134,7 @@ async fn everybody_seals_the_archives_in_the_same_order() {
 
 /// The fear: an archive was added later, so that it begins behind the log; once another one has led there it is not asked again, and what only it
 /// holds is lost.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_that_begins_where_another_one_ends_is_asked_again() {
     for is_settled in [false, true] {
         let mut world = World::new(&[9, 6], 6).await;
@@ -158,7 +158,7 @@ async fn an_archive_that_begins_where_another_one_ends_is_asked_again() {
 
 /// Entries between what the log, or a restore, has and what an archive holds are gone: that is said before anything is sealed. The fear: whoever
 /// restores is told to try again, for ever; also by an archive that was begun and holds nothing.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_archive_behind_a_gap_is_not_left_behind_silently() {
     for is_empty in [true, false] {
         let mut world = World::new(&[6], 6).await;
@@ -181,7 +181,7 @@ async fn an_archive_behind_a_gap_is_not_left_behind_silently() {
 
 /// What somebody carried over behind its seal is what this mirror has from the source before: there is nothing that has lost. Nothing of the
 /// new epoch had reached it when that somebody was lost.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_whose_end_an_archive_has_behind_a_seal_passes_it() {
     for (more, given_up) in [(3, &[9][..]), (0, &[9]), (3, &[])] {
         let mut world = World::new(&[6, 12], 12).await;
@@ -210,7 +210,7 @@ async fn a_log_whose_end_an_archive_has_behind_a_seal_passes_it() {
 }
 
 /// The same LSNs with other entries have lost.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_log_whose_end_an_archive_has_otherwise_behind_a_seal_does_not_pass_it() {
     let mut world = World::new(&[6], 6).await;
     let base = world.log.read(Lsn::FIRST).unwrap().map(Result::unwrap).nth(5).unwrap().position();
@@ -229,7 +229,7 @@ async fn a_log_whose_end_an_archive_has_otherwise_behind_a_seal_does_not_pass_it
 
 /// The fear: somebody sealed one archive and died, the source did not reach that one and went on through the other; a restore ends at the seal, or no
 /// take-over gets past it.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_acknowledged_behind_the_seal_of_one_who_never_led_is_restored_and_taken_over() {
     for order in [[0, 1], [1, 0]] {
         for requests in 1.. {
@@ -279,7 +279,7 @@ async fn what_was_acknowledged_behind_the_seal_of_one_who_never_led_is_restored_
 }
 
 /// The fear: the same in a promotion, which fetches what the other archive holds and is refused by the seal then, for ever.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_promotion_carries_over_what_was_acknowledged_behind_the_seal_of_one_who_never_led() {
     let mut world = World::new(&[6, 12], 6).await;
     let (frames, all) = (world.frames(), world.log.tail().position);
@@ -290,7 +290,7 @@ async fn a_promotion_carries_over_what_was_acknowledged_behind_the_seal_of_one_w
 }
 
 /// The fear: an old source goes on in an archive that was given up, and what it left there is passed over without a word, or for the history.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn entries_behind_the_seal_of_one_who_led_are_left_out_and_told() {
     for order in [[0, 1], [1, 0]] {
         let mut world = World::new(&[6, 12], 0).await;
@@ -312,7 +312,7 @@ async fn entries_behind_the_seal_of_one_who_led_are_left_out_and_told() {
 
 /// The fear: a copy of the source's directory has shipped to one archive, the source to the other: a promotion takes the one that it asks first, and
 /// refuses then.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_promotion_does_not_decide_between_two_archives_that_disagree() {
     for (shorter, is_settled) in [(3, false), (6, false), (3, true)] {
         let mut world = World::new(&[6, 12, 6], 6).await;
@@ -335,7 +335,7 @@ async fn a_promotion_does_not_decide_between_two_archives_that_disagree() {
 }
 
 /// The fear: a pack was lost with the source, one archive lags, and that one cannot be brought up when another one is sealed already.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lost_pack_does_not_keep_a_lagging_archive_from_being_taken_over() {
     let mut world = World::new(&[12, 6], 0).await;
     let base =
@@ -348,7 +348,7 @@ async fn a_lost_pack_does_not_keep_a_lagging_archive_from_being_taken_over() {
 }
 
 /// The fear: one archive takes nothing, and that is found out when the others are sealed.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_restore_seals_nothing_before_every_archive_has_everything() {
     let world = World::new(&[12, 6], 0).await;
     let (fences, base) = world.restored().await;
@@ -359,7 +359,7 @@ async fn a_restore_seals_nothing_before_every_archive_has_everything() {
 
 /// The fear: two accounts have lost slots in different places. A restore puts the history together from both, and no take-over brings up either:
 /// what one lacks the other has behind its own gap.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn archives_that_have_what_the_other_lacks_behind_gaps_bring_each_other_up() {
     for (first, second) in [(2, 1), (1, 2), (0, 3), (3, 0)] {
         let context = format!("the archives have lost slots {first} and {second}");

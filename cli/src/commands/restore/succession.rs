@@ -205,7 +205,7 @@ impl Restore {
             });
         }
         for url in &given_up.archives {
-            let shared = SharedArchive { url: url.clone(), log_only: false, joining: false };
+            let shared = SharedArchive::new(url.clone(), false);
             archives.push(taker.give_up(&shared).await);
         }
         let is_begun = answered.iter().any(|(_, held)| successor.has_sealed(held));

@@ -39,13 +39,18 @@ const MIRRORS: [NodeId; 2] = [NodeId::from_bytes([1; 16]), NodeId::from_bytes([2
 impl Scene {
     /// A new volume that waits for nobody, with an archive in another failure domain, and so many mirrors.
     fn new(mirrors: usize) -> Scene {
+        Scene::served(mirrors, &NodeOptions::default())
+    }
+
+    /// The same, served in another way.
+    fn served(mirrors: usize, options: &NodeOptions) -> Scene {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path().join("a");
         let url = |name: &str, domain: &str| -> StoreUrl {
             format!("file://{}{domain}", folder.path().join(name).display()).parse().unwrap()
         };
         let far = url("far", "?domain=far");
-        let shared = SharedArchive { url: shared_form(&far), log_only: false, joining: false };
+        let shared = SharedArchive { known: true, ..SharedArchive::new(shared_form(&far), false) };
         let settings = Settings {
             name: "vol".to_owned(),
             ack: Ack::Local,
@@ -56,7 +61,7 @@ impl Scene {
         let new = NewNode { blocks: url("blocks", ""), settings, archives: vec![(far, false)] };
         let runtime = Runtime::new().unwrap();
         create(&directory, &new, runtime.handle()).unwrap();
-        let host = serve(&directory, &runtime);
+        let host = serve(&directory, options, &runtime);
         MIRRORS[..mirrors].iter().for_each(|node| host.mirroring.admit(*node));
         Scene { host, directory, folder, runtime }
     }
@@ -114,8 +119,8 @@ impl Drop for Scene {
     }
 }
 
-fn serve(directory: &Path, runtime: &Runtime) -> Arc<Host> {
-    let opened = mirrors::open(directory, &NodeOptions::default(), runtime.handle(), std::future::pending());
+fn serve(directory: &Path, options: &NodeOptions, runtime: &Runtime) -> Arc<Host> {
+    let opened = mirrors::open(directory, options, runtime.handle(), std::future::pending());
     let opened = opened.unwrap().unwrap();
     let (node, mirroring) = Mirroring::start(opened, None, runtime.handle()).unwrap();
     let options = HostOptions {

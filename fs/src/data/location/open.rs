@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use super::{
     Cloud, DurableFolders, Place, StoreUrl,
+    bounded::Bounded,
     credentials::{CredentialsError, CredentialsSource, Settings, Stamp},
     layer::{LayeredStore, StoreLayer},
     same_directory::SameDirectory,
@@ -51,6 +52,7 @@ impl StoreUrl {
                 let store = Arc::new(store.with_fsync(true));
                 let store = DurableFolders::new(store, Arc::new(OsFiles), directory.clone());
                 let store = SameDirectory::new(Arc::new(LayeredStore(store)), directory).map_err(failed)?;
+                let store = Bounded::new(Arc::new(LayeredStore(store)));
                 Ok(OpenedStore { store: Arc::new(LayeredStore(store)), prefix: Path::default(), label })
             }
             Place::Cloud { prefix, .. } => {

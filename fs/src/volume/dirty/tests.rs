@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::{super::memory::AROUND_BYTES, *};
-use crate::{PackNumber, decide::PackUse};
+use crate::{PackNumber, PackRow, PackState, decide::PackUse};
 
 fn time() -> Timespec {
     Timespec { seconds: 1, nanos: 0 }
@@ -142,7 +142,17 @@ fn packed(flight: &[FlightPiece], packs: &mut Vec<Vec<u8>>) -> (Arc<StoredPack>,
         pack.extend_from_slice(&piece.bytes);
     }
     packs.push(pack);
-    (StoredPack::new(PackUse::Known(PackNumber(packs.len() as u64 - 1))), placed)
+    let stored = StoredPack::new(PackRow {
+        writer: 1,
+        sequence: packs.len() as u64,
+        footer_digest: [0; 32],
+        plain_bytes: 1,
+        stored_bytes: 1,
+        live_bytes: 0,
+        state: PackState::Here,
+    });
+    *stored.lock() = PackUse::Known(PackNumber(packs.len() as u64 - 1));
+    (stored, placed)
 }
 
 /// More than any step reaches.

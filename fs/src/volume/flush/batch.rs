@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, future::OptionFuture, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{BoxFuture, OptionFuture},
+    stream::FuturesUnordered,
+};
 use murphy_log::spawn_blocking;
 use tokio::task::JoinHandle;
 
@@ -14,9 +18,9 @@ use super::{
         Volume,
         files::{FileState, Urgency},
     },
-    LARGE,
-    cut::{Cut, Cutter, Load, Unstored},
+    cut::{Cut, Cutter, Load, Matter},
     flight::{Arrival, Flight},
+    put::{Put, put},
 };
 use crate::Errno;
 
@@ -33,9 +37,10 @@ impl Batch {
         let mut cutter = Some(Cutter::new(volume.clone(), files, urgency == Urgency::First));
         let mut cutting: Option<JoinHandle<(Cutter, Option<Cut>)>> = None;
         let mut batch = Batch { volume, flights: Vec::new() };
-        let mut puts = FuturesUnordered::new();
+        let (mut puts, mut large) = (FuturesUnordered::<BoxFuture<'static, Put>>::new(), 0);
         loop {
             if puts.len() < PUTS
+                && large < LARGE_PUTS
                 && let Some(mut idle) = cutter.take()
             {
                 cutting = Some(spawn_blocking(move || {
@@ -45,7 +50,10 @@ impl Batch {
             }
             tokio::select! {
                 biased;
-                Some((load, stored)) = puts.next() => batch.settle(load, stored).await,
+                Some((load, stored)) = puts.next() => {
+                    large -= usize::from(load.is_large);
+                    batch.settle(load, stored).await;
+                }
                 Some(done) = OptionFuture::from(cutting.as_mut()) => {
                     cutting = None;
                     let (idle, cut) = match done {
@@ -58,11 +66,13 @@ impl Batch {
                     };
                     cutter = Some(idle);
                     batch.flights.extend(cut.flights.into_iter().map(Some));
-                    for mut load in cut.loads {
-                        match load.unstored.take() {
-                            Some(unstored) => puts.push(put(batch.volume.clone(), urgency, load, unstored)),
-                            None => batch.settle(load, Ok(())).await,
+                    for (load, matter) in cut.loads {
+                        if let Matter::Stored = matter {
+                            batch.settle(load, Ok(())).await;
+                            continue;
                         }
+                        large += usize::from(load.is_large);
+                        puts.push(Box::pin(put(batch.volume.clone(), urgency, load, matter)));
                     }
                 }
                 else => return,
@@ -84,30 +94,7 @@ impl Batch {
     }
 }
 
-/// Puts a pack, unless nothing could refer to it.
-async fn put(
-    volume: Volume,
-    urgency: Urgency,
-    load: Load,
-    Unstored { pack, _held }: Unstored,
-) -> (Load, Result<(), Errno>) {
-    let large = &volume.shared.flusher.large;
-    let _turn = match urgency {
-        Urgency::First if pack.bytes.len() > LARGE => large.acquire().await.ok(),
-        Urgency::First | Urgency::Now | Urgency::Soon => None,
-    };
-    if let Some(errno) = volume.refusal() {
-        return (load, Err(errno));
-    }
-    let put = volume.shared.blocks.put(pack.name, pack.bytes);
-    let error = match tokio::time::timeout(volume.shared.options.io_timeout, put).await {
-        Ok(Ok(())) => return (load, Ok(())),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the store does not answer".to_owned(),
-    };
-    tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
-    (load, Err(Errno::EIO))
-}
-
-/// Puts under way at once in a batch.
-const PUTS: usize = 8;
+/// Packs on their way at once in a batch, ...
+const PUTS: usize = 64;
+/// ... and large ones among them, also such as wait for their turn.
+const LARGE_PUTS: usize = 8;

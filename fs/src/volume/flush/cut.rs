@@ -10,13 +10,14 @@ use std::{
     vec,
 };
 
+use bytes::Bytes;
+
 use super::{
     super::{
         Volume,
         dirty::FlightPiece,
         files::FileState,
-        memory::Counted,
-        placed::{Place, StoredPack},
+        placed::{Place, Proof, StoredPack},
     },
     LARGE,
     flight::Flight,
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     PackRow,
     data::{PackBuilder, PackName, SealedPack},
-    decide::{PackUse, Piece},
+    decide::Piece,
 };
 
 /// What is cut at a time: at most one pack that is not in the store.
@@ -32,15 +33,37 @@ use crate::{
 pub(super) struct Cut {
     /// Flights that have begun.
     pub(super) flights: Vec<Flight>,
-    pub(super) loads: Vec<Load>,
+    pub(super) loads: Vec<(Load, Matter)>,
 }
 
 /// A pack and what it holds of which flights.
 pub(super) struct Load {
     pub(super) pack: Arc<StoredPack>,
     pub(super) runs: Vec<Run>,
-    /// Unless it is in the store already.
-    pub(super) unstored: Option<Unstored>,
+    /// Whether that is a large pack that is not known to be in the store.
+    pub(super) is_large: bool,
+}
+
+impl Load {
+    /// All of it is in a pack of its own now, piece by piece.
+    pub(super) fn moves_to(&mut self, (pack, places): (SealedPack, Vec<u32>)) -> SealedPack {
+        self.pack = StoredPack::new(PackRow::of(&pack));
+        let pieces = self.runs.iter_mut().flat_map(|run| &mut run.pieces);
+        for (piece, place) in pieces.zip(places) {
+            piece.pack_offset = place;
+        }
+        pack
+    }
+}
+
+/// Where the bytes of a pack are.
+pub(super) enum Matter {
+    /// In the store.
+    Stored,
+    /// Here.
+    Unstored(SealedPack),
+    /// In the store, perhaps: these are the pieces of the runs, one after the other.
+    Unproven(Vec<Bytes>),
 }
 
 /// Pieces of a flight that follow each other in the file and are in one pack.
@@ -50,13 +73,6 @@ pub(super) struct Run {
     /// The runs of a flight are counted in the order of the file.
     pub(super) number: u64,
     pub(super) pieces: Vec<Piece>,
-}
-
-/// The bytes of a pack.
-pub(super) struct Unstored {
-    pub(super) pack: SealedPack,
-    /// What was cut off or overwritten meanwhile is in memory until its pack is stored.
-    pub(super) _held: Counted,
 }
 
 /// What cuts the files of a batch, pack by pack.
@@ -92,7 +108,7 @@ impl Cutter {
                     self.left.push_front(rest);
                     return Some(self.seal(cut, pack));
                 };
-                self.find(&mut cut, &piece, &place);
+                self.find(&mut cut, piece, &place);
             }
             let Some(flight) = self.take_off() else {
                 let is_over = cut.flights.is_empty() && cut.loads.is_empty() && pack.is_none();
@@ -120,10 +136,8 @@ impl Cutter {
                 self.volume.shared.files.forget(file);
                 continue;
             }
-            inner.flushes_begun += 1;
-            let pieces = inner.dirty.take_off();
+            let (flight, pieces) = Flight::take_off(&self.volume, &file, &mut inner, refusal);
             drop(inner);
-            let flight = Flight::new(&self.volume, file, &pieces, refusal);
             if refusal.is_none() {
                 (self.left, self.runs) = (pieces.into(), 0);
                 self.flights += 1;
@@ -149,15 +163,24 @@ impl Cutter {
         (!piece.bytes.is_empty()).then_some(piece)
     }
 
-    /// Adds a piece that is in the store already.
-    fn find(&mut self, cut: &mut Cut, piece: &FlightPiece, place: &Place) {
-        if cut.loads.last().is_none_or(|load| !Arc::ptr_eq(&load.pack, &place.pack)) {
-            cut.loads.push(Load { pack: Arc::clone(&place.pack), runs: Vec::new(), unstored: None });
+    /// Adds a piece that is in the store already, or may be.
+    fn find(&mut self, cut: &mut Cut, piece: FlightPiece, place: &Place) {
+        if cut.loads.last().is_none_or(|(load, _)| !Arc::ptr_eq(&load.pack, &place.pack)) {
+            let pack = Arc::clone(&place.pack);
+            let matter = match pack.proof() {
+                Proof::Stored => Matter::Stored,
+                Proof::Unknown | Proof::Absent => Matter::Unproven(Vec::new()),
+            };
+            let is_large = matches!(matter, Matter::Unproven(_)) && pack.meta().stored_len > LARGE as u64;
+            cut.loads.push((Load { pack, runs: Vec::new(), is_large }, matter));
         }
         let length = piece.bytes.len() as u32;
         let placed = Piece { offset: piece.offset, length, pack_offset: place.offset };
-        if let Some(load) = cut.loads.last_mut() {
+        if let Some((load, matter)) = cut.loads.last_mut() {
             self.place(&mut load.runs, placed);
+            if let Matter::Unproven(pieces) = matter {
+                pieces.push(piece.bytes);
+            }
         }
     }
 
@@ -174,14 +197,28 @@ impl Cutter {
     }
 
     fn seal(&self, mut cut: Cut, pack: Option<Packing>) -> Cut {
-        let sealed = pack.and_then(|Packing { builder, runs }| Some((builder.finish()?, runs)));
+        let sealed = pack.and_then(|Packing { builder, runs }| Some((sealed(&self.volume, builder)?, runs)));
         cut.loads.extend(sealed.map(|(pack, runs)| {
-            let held = self.volume.shared.files.memory.hold(pack.bytes.len());
-            let stored = StoredPack::new(PackUse::New(PackRow::of(&pack)));
-            Load { pack: stored, runs, unstored: Some(Unstored { pack, _held: held }) }
+            let (stored, is_large) = (StoredPack::new(PackRow::of(&pack)), pack.bytes.len() > LARGE);
+            (Load { pack: stored, runs, is_large }, Matter::Unstored(pack))
         }));
         cut
     }
+}
+
+/// A finished pack, which counts until nobody keeps its bytes: what does a put may go on when it is given up.
+fn sealed(volume: &Volume, builder: PackBuilder) -> Option<SealedPack> {
+    let mut pack = builder.finish()?;
+    pack.bytes = volume.shared.files.memory.count(pack.bytes);
+    Some(pack)
+}
+
+/// A pack of pieces that have been in one pack together, at least one, and where they are in it. Takes long.
+pub(super) fn pack_anew(volume: &Volume, pieces: &[Bytes]) -> (SealedPack, Vec<u32>) {
+    let mut builder = Packing::new(volume).builder;
+    let mut add = |piece: &Bytes| builder.add(piece).expect("one pack has had room for them").as_u64() as u32;
+    let places = pieces.iter().map(&mut add).collect();
+    (sealed(volume, builder).expect("there is a piece"), places)
 }
 
 impl Drop for Cutter {

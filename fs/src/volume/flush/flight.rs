@@ -2,16 +2,17 @@
 //!
 //! Invariants:
 //! - The entries of a file follow in the order of its bytes, whichever pack is stored first, so that appends leave a prefix.
-//! - A flight ends with its last byte, whatever else is under way, and however its batch ends.
+//! - A flight ends with its last byte, whatever else is under way, and however its batch ends; at once if all that it still brings is cut
+//!   off. What arrives of it afterwards is nobody's: the next flight of the file may be of the same ranges, and of other bytes.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::super::{
     Volume,
     dirty::FlightPiece,
-    files::{FileInner, FileState, Urgency},
+    files::{FileInner, FileState, Rest, Urgency},
     io::may_truncate,
-    placed::StoredPack,
+    placed::{Proof, StoredPack},
     tree::logged,
 };
 use crate::{
@@ -25,6 +26,8 @@ pub(super) struct Flight {
     volume: Volume,
     /// There until it ends.
     file: Option<Arc<FileState>>,
+    /// Which of the file's flights it is.
+    number: u64,
     /// How many bytes have not arrived, or not in their turn.
     pub(super) left: u64,
     /// The run whose turn it is.
@@ -42,16 +45,18 @@ pub(super) struct Arrival {
 }
 
 impl Flight {
-    /// A flight of these pieces, which have taken off; it fails if no entry can be decided.
-    pub(super) fn new(
+    /// Sends what is dirty in a file on its way, of which nothing is under way; it fails if no entry can be decided.
+    pub(super) fn take_off(
         volume: &Volume,
-        file: Arc<FileState>,
-        pieces: &[FlightPiece],
+        file: &Arc<FileState>,
+        inner: &mut FileInner,
         failed: Option<Errno>,
-    ) -> Flight {
+    ) -> (Flight, Vec<FlightPiece>) {
+        let pieces = inner.dirty.take_off();
         let left = pieces.iter().map(|piece| piece.bytes.len() as u64).sum();
-        let (volume, file, arrived) = (volume.clone(), Some(file), BTreeMap::new());
-        Flight { volume, file, left, next: 0, arrived, failed }
+        inner.flushes_begun += 1;
+        let (volume, file, number) = (volume.clone(), Some(Arc::clone(file)), inner.flushes_begun);
+        (Flight { volume, file, number, left, next: 0, arrived: BTreeMap::new(), failed }, pieces)
     }
 
     /// A run has arrived: decides the entries of those whose turn it is. What they are refused for is found in its pack by the next flight.
@@ -63,37 +68,55 @@ impl Flight {
             self.left -= pieces.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
             if let Err(errno) = stored {
                 self.failed.get_or_insert(errno);
+                // The others may take long: it is said at once, unless it is true no more.
+                let mut inner = file.lock();
+                if inner.is_flying(self.number) && !inner.dirty.landing(&pieces).is_empty() {
+                    inner.failure = Some(errno);
+                }
+                self.refused(&mut inner, &pieces, &pack);
                 continue;
             }
             for pieces in pieces.chunks(PIECES) {
                 if self.failed.is_none() {
-                    self.failed = self.volume.store(file, pieces, &pack).await.err();
+                    self.failed = self.volume.store((file, self.number), pieces, &pack).await.err();
                 }
                 if self.failed.is_some() {
-                    file.lock().dirty.refused(pieces, &pack);
+                    self.refused(&mut file.lock(), pieces, &pack);
                 }
             }
         }
+    }
+
+    /// Pieces are in a pack, but not in the file: the next flight finds them there, if it may be in the store.
+    fn refused(&self, inner: &mut FileInner, pieces: &[Piece], pack: &Arc<StoredPack>) {
+        if inner.is_flying(self.number) && pack.proof() > Proof::Absent {
+            inner.dirty.refused(pieces, pack);
+        }
+    }
+
+    /// Ends it, unless it has ended. Says whether there is more to send.
+    fn end(&self, inner: &mut FileInner) -> bool {
+        for arrival in self.arrived.values() {
+            self.refused(inner, &arrival.pieces, &arrival.pack);
+        }
+        if !inner.is_flying(self.number) {
+            return false;
+        }
+        // What is still in flight did not land, for whatever reason.
+        let failure = inner.dirty.is_flying().then(|| self.failed.unwrap_or(Errno::EIO));
+        // While no entry can be decided nothing is compressed and put again and again.
+        let rests = failure.is_some() && self.volume.refusal().is_none();
+        let dropped = inner.end_flight(failure);
+        inner.rest = if rests { Some(Rest::after(inner.rest)) } else { inner.rest };
+        self.volume.shared.files.count_dirty(-dropped.cast_signed());
+        inner.dirty.has_grounded() && inner.failure.is_none() && inner.queued.is_none()
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         let Some(file) = self.file.take() else { return };
-        let mut inner = file.lock();
-        for arrival in self.arrived.values().filter(|arrival| arrival.stored.is_ok()) {
-            inner.dirty.refused(&arrival.pieces, &arrival.pack);
-        }
-        // What is still in flight did not land, for whatever reason.
-        inner.failure = inner.dirty.is_flying().then(|| self.failed.unwrap_or(Errno::EIO));
-        let dropped = inner.dirty.ground();
-        self.volume.shared.files.count_dirty(-dropped.cast_signed());
-        inner.flushes_ended += 1;
-        if inner.failure.is_none() {
-            inner.flushes_stored = inner.flushes_ended;
-        }
-        let again = inner.dirty.has_grounded() && inner.failure.is_none() && inner.queued.is_none();
-        drop(inner);
+        let again = self.end(&mut file.lock());
         file.flushed.notify_waiters();
         if again {
             self.volume.request_flush(&file, Urgency::Soon);
@@ -111,10 +134,21 @@ impl Volume {
         }
     }
 
-    /// Decides the entries of stored pieces, for what is left of them.
-    async fn store(&self, file: &Arc<FileState>, placed: &[Piece], pack: &StoredPack) -> Result<(), Errno> {
+    /// Decides the entries of stored pieces of a flight, for what is left of them.
+    async fn store(
+        &self,
+        (file, flight): (&Arc<FileState>, u64),
+        placed: &[Piece],
+        pack: &StoredPack,
+    ) -> Result<(), Errno> {
         loop {
-            let stored = self.try_store(file, &mut file.lock(), placed, pack);
+            let stored = {
+                let mut inner = file.lock();
+                if !inner.is_flying(flight) {
+                    return Ok(());
+                }
+                self.try_store(file, &mut inner, placed, pack)
+            };
             match stored {
                 Ok(Left::Nothing) => return Ok(()),
                 // There may be more than one entry can hold.

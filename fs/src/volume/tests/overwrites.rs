@@ -4,90 +4,17 @@
 //! - A crash is a copy of the durable log, opened with nothing else but the packs.
 
 mod awaited;
+mod gate;
 mod judge;
 mod length;
 mod memory;
 mod refused;
 mod told;
+mod unproven;
 
-use futures::{future::BoxFuture, stream::BoxStream};
-use tokio::sync::watch;
-
+use self::gate::{Gate, Puts};
 use super::*;
-use crate::{
-    BlockStoreError, PackName, ReplayBudget, StoredPack, WriterId, check_digest, check_tree, replay,
-};
-
-/// What becomes of puts; one that is held goes by what is said next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Puts {
-    Succeed,
-    Hold,
-    /// Those of more than [`LARGE`] bytes hold, the others succeed.
-    HoldLarge,
-    /// They take a while, each another, and one in so many fails.
-    Vary(u64),
-}
-
-#[derive(Debug)]
-struct Gate {
-    below: ObjectBlockStore,
-    puts: watch::Sender<Puts>,
-    begun: AtomicU64,
-    failed: AtomicU64,
-    random: Mutex<Random>,
-}
-
-impl BlockStore for Gate {
-    fn label(&self) -> std::borrow::Cow<'_, str> {
-        self.below.label()
-    }
-
-    fn put(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        Box::pin(async move {
-            self.begun.fetch_add(1, Ordering::SeqCst);
-            let holds = |puts: &Puts| *puts == Puts::Hold || *puts == Puts::HoldLarge && bytes.len() > LARGE;
-            let told = *self.puts.subscribe().wait_for(|puts| !holds(puts)).await.unwrap();
-            if let Puts::Vary(failing) = told {
-                let (held, fails) = {
-                    let mut random = self.random.lock();
-                    (Duration::from_millis(random.below(6)), failing > 0 && random.below(failing) == 0)
-                };
-                tokio::time::sleep(held).await;
-                if fails {
-                    self.failed.fetch_add(1, Ordering::SeqCst);
-                    let object = name.to_string();
-                    return Err(BlockStoreError::Refused { object, refusal: crate::Refusal::Exists });
-                }
-            }
-            self.below.put(name, bytes).await
-        })
-    }
-
-    fn mend(&self, name: PackName, bytes: Bytes) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.below.mend(name, bytes)
-    }
-
-    fn get_range(&self, name: PackName, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get_range(name, range)
-    }
-
-    fn get(&self, name: PackName) -> BoxFuture<'_, Result<Bytes, BlockStoreError>> {
-        self.below.get(name)
-    }
-
-    fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        self.below.size(name)
-    }
-
-    fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {
-        self.below.delete(name)
-    }
-
-    fn list(&self, writer: Option<WriterId>) -> BoxStream<'_, Result<StoredPack, BlockStoreError>> {
-        self.below.list(writer)
-    }
-}
+use crate::{ReplayBudget, check_digest, check_tree, replay};
 
 /// A volume with one file, open.
 #[derive(Clone)]
@@ -102,13 +29,7 @@ struct Scene {
 impl Scene {
     async fn new(options: VolumeOptions, seed: u64) -> Scene {
         let log = Arc::new(MemoryLog::new(State::origin(epoch(1))));
-        let store = Arc::new(Gate {
-            below: ObjectBlockStore::in_memory(),
-            puts: watch::Sender::new(Puts::Succeed),
-            begun: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            random: Mutex::new(Random(seed)),
-        });
+        let store = Arc::new(Gate::new(seed));
         let state = log.claim(epoch(1)).unwrap();
         let index = Arc::new(MemoryIndex::new());
         let volume = Volume::open(parts(log.clone(), index, state, store.clone(), options)).unwrap();
@@ -296,6 +217,12 @@ fn patient() -> VolumeOptions {
     VolumeOptions { io_timeout: Duration::from_secs(3600), ..unhurried() }
 }
 
+/// The same, and a put is given up soon.
+fn impatient() -> VolumeOptions {
+    let timeout = Duration::from_millis(300);
+    VolumeOptions { io_timeout: timeout, put_timeout: timeout, ..unhurried() }
+}
+
 /// Numbers that look random.
 #[derive(Debug)]
 struct Random(u64);
@@ -315,7 +242,7 @@ impl Random {
     }
 }
 
-/// Longer packs are large.
+/// Longer packs are large for the store.
 const LARGE: usize = 64 << 10;
 const READ_WRITE: OpenFlags =
     OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };

@@ -1,11 +1,18 @@
 //! When an archive that was added begins to acknowledge, while mirrors have not heard of it.
 
+use std::task::Poll;
+
+use futures::poll;
 use murphy_log::{Clock, SystemClock};
 
 use super::*;
-use crate::serve::{
-    joining::join_later,
-    tasks::{add_archive, remove_archive},
+use crate::{
+    control::ArchiveRemoval,
+    serve::{
+        joining::{join_later, wait_after_taking_over},
+        removals::archive,
+        tasks::{add_archive, remove_archive},
+    },
 };
 
 /// A URL in a failure domain of its own.
@@ -25,6 +32,26 @@ fn acknowledges(scene: &Scene) -> bool {
         scene.host.archives.all_hold(lsn, PATIENCE).await.unwrap();
         by.acknowledged(lsn, Duration::from_millis(200)).await.is_ok()
     })
+}
+
+/// One more entry.
+fn write(scene: &Scene) {
+    let before = scene.host.volume().durable().lsn;
+    let set = vec![("test".to_owned(), Some(before.to_string()))];
+    scene.runtime.block_on(scene.host.volume().change_settings(set).wait()).unwrap();
+    assert!(scene.runtime.block_on(scene.host.volume().durable_here()).unwrap() > before);
+}
+
+/// Adds an archive that is joining, and that nobody lets acknowledge.
+fn add_joining(scene: &Scene, url: &str) {
+    let there: StoreUrl = url.parse().unwrap();
+    let joining = SharedArchive { joining: true, ..scene.host.archives.create(&there, false).unwrap() };
+    let listed = scene.host.archives.change(|list| {
+        list.push(joining.clone());
+        Ok(())
+    });
+    scene.runtime.block_on(listed).unwrap();
+    scene.host.archives.start_at(joining, there).unwrap();
 }
 
 fn wait_until(what: &str, is_done: impl Fn() -> bool) {
@@ -60,19 +87,30 @@ fn an_archive_that_follows_one_that_was_given_up_acknowledges_once_every_mirror_
 fn an_archive_that_waited_for_one_that_is_given_up_waits_for_every_mirror_then() {
     let scene = Scene::new(1).at(Ack::Archive);
     let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
-    let there: StoreUrl = near.parse().unwrap();
-    let made = scene.host.archives.create(&there, false).unwrap();
-    let joining = SharedArchive { joining: true, ..made };
-    let listed = scene.host.archives.change(|list| {
-        list.push(joining.clone());
-        Ok(())
-    });
-    scene.runtime.block_on(listed).unwrap();
-    scene.host.archives.start_at(joining, there).unwrap();
+    add_joining(&scene, &near);
     remove_archive(&scene.host, &far, true).unwrap();
     assert!(archives(&scene)[0].joining && !acknowledges(&scene));
-    join_later(&scene.host.archives, &scene.host.mirroring);
+    join_later(&scene.host.archives, &scene.host.mirroring, outside(&scene.host.node).unwrap());
     scene.while_they_follow(|| wait_until("it to acknowledge", || !archives(&scene)[0].joining));
+    scene.fsync().unwrap();
+}
+
+/// The fear: whoever lags a little behind under load never has everything so far, and nobody acknowledges as long as that goes on. All that he needs is
+/// the entry that names the archive.
+#[test]
+fn an_archive_acknowledges_once_everybody_has_the_entry_that_names_it_however_far_they_lag() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let named = scene.host.archives.named(&near).unwrap();
+    remove_archive(&scene.host, &far, true).unwrap();
+    assert!(archives(&scene)[0].joining);
+    scene.host.mirroring.has_up_to(MIRRORS[0], named);
+    wait_until("it to acknowledge", || {
+        write(&scene);
+        !archives(&scene)[0].joining
+    });
+    assert!(scene.host.mirroring.unheard(named.next()).len() == 1, "it has heard of nothing else");
     scene.fsync().unwrap();
 }
 
@@ -152,6 +190,53 @@ fn an_archive_that_one_which_is_given_up_vouched_for_waits_for_the_mirrors_that_
     scene.fsync().unwrap();
 }
 
+/// The fear: the source has started again, a mirror is away, perhaps for good, and an archive is given up: the other one, which everybody has known since the
+/// volume was made, acknowledges nothing any more, and every fsync fails until the mirror is taken out.
+#[test]
+fn an_archive_that_everybody_was_seen_to_know_needs_nobodys_word_afterwards() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    wait_until("everybody to know it", || archives(&scene)[1].known);
+    // One that joins gets the whole log; it has not been heard of since.
+    scene.host.mirroring.admit(MIRRORS[0]);
+    let removed = remove_archive(&scene.host, &far, true).unwrap();
+    assert_eq!(removed["waiting"], json!([]), "{removed}");
+    assert!(!archives(&scene)[0].joining && acknowledges(&scene));
+    scene.fsync().unwrap();
+}
+
+/// The answer names who stands in the way of the others.
+#[test]
+fn an_archive_that_waits_again_says_for_whom() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let order = |dry_run| ArchiveRemoval { url: far.clone(), assume_lost: true, dry_run, confirmed: true };
+    let plan = archive(&scene.host, &order(true)).unwrap()["text"].to_string();
+    assert!(plan.contains(&MIRRORS[0].to_string()) && plan.contains("member remove"), "{plan}");
+    let removed = archive(&scene.host, &order(false)).unwrap();
+    let waits_for = json!([{ "archive": near, "waits_for": [MIRRORS[0].to_string()] }]);
+    assert_eq!(removed["waiting"], waits_for, "{removed}");
+}
+
+/// The same for an archive that was given up by whoever took over.
+#[test]
+fn with_an_archive_that_was_given_up_in_a_take_over_goes_its_word() {
+    let scene = Scene::new(1).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_archive(&scene.host, &near, false).unwrap();
+    let joining = || archives(&scene).iter().map(|one| one.joining).collect::<Vec<_>>();
+    let take_over = |given_up: &str| {
+        let given_up = BTreeSet::from([given_up.to_owned()]);
+        wait_after_taking_over(&scene.host.archives, &given_up, scene.runtime.handle()).unwrap();
+    };
+    take_over("s3://removed-long-ago");
+    assert_eq!(joining(), [false, false]);
+    take_over(&far);
+    assert_eq!(joining(), [false, true], "everybody has known the first one since the volume was made");
+}
+
 /// The fear: the one that vouched is given up between its word and what is done with it.
 #[test]
 fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
@@ -164,6 +249,146 @@ fn the_word_of_an_archive_that_is_given_up_meanwhile_lets_nobody_acknowledge() {
         scene.runtime.block_on(scene.host.archives.let_acknowledge(std::slice::from_ref(&near), before));
     assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
     assert!(archives(&scene)[0].joining);
+}
+
+/// A volume that waits for `far`, which takes nothing for the time being, and `near`, which is joining; how `far` comes back, and an entry that it lacks.
+fn with_far_away() -> (Scene, [String; 2], impl Fn(), Lsn) {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].url.clone(), url(&scene, "near"));
+    add_joining(&scene, &near);
+    // Neither is known to have it before it is open.
+    write(&scene);
+    assert!(acknowledges(&scene));
+    let come_back = take_away(&scene, "far");
+    write(&scene);
+    let lsn = scene.runtime.block_on(scene.host.volume().durable_here()).unwrap();
+    (scene, [far, near], come_back, lsn)
+}
+
+/// Lets an archive take nothing; how it comes back.
+fn take_away(scene: &Scene, name: &str) -> impl Fn() + use<> {
+    let (there, away) = (scene.folder.path().join(name), scene.folder.path().join(format!("{name}.away")));
+    std::fs::rename(&there, &away).unwrap();
+    std::fs::write(&there, b"no archive").unwrap();
+    move || {
+        std::fs::remove_file(&there).unwrap();
+        std::fs::rename(&away, &there).unwrap();
+    }
+}
+
+/// The fear: an archive is taken out, which alone had what an fsync was answered for, by an order that gives nothing up: the source dies before another one
+/// has it, and whoever takes over asks only those that are left.
+#[test]
+fn an_archive_that_alone_has_what_was_acknowledged_is_taken_out_only_by_giving_that_up() {
+    let options = NodeOptions { io_timeout: Some(Duration::from_secs(2)), ..NodeOptions::default() };
+    let scene = Scene::served(0, &options).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let back = take_away(&scene, "two");
+    write(&scene);
+    scene.fsync().unwrap();
+    let refused = remove_archive(&scene.host, &far, false).unwrap_err();
+    assert!(refused.message.contains("nothing was changed"), "{refused}");
+    assert!(refused.hint.as_ref().is_some_and(|hint| hint.contains("--assume-lost")), "{refused:?}");
+    assert_eq!(archives(&scene).iter().map(|one| &one.url).collect::<Vec<_>>(), [&far, &two]);
+    // It acknowledges as before, and is taken out once the other one has everything.
+    write(&scene);
+    scene.fsync().unwrap();
+    back();
+    remove_archive(&scene.host, &far, false).unwrap();
+    scene.fsync().unwrap();
+}
+
+/// While it is waited for that the others have everything, what is written is acknowledged by them alone.
+#[test]
+fn an_archive_that_is_being_taken_out_acknowledges_nothing_more() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let _back = take_away(&scene, "two");
+    assert!(scene.host.archives.any_acknowledges(&outside(&scene.host.node).unwrap()));
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    write(&scene);
+    let lsn = scene.host.volume().durable().lsn;
+    let asked = |at_most| scene.runtime.block_on(by.acknowledged(lsn, at_most));
+    asked(PATIENCE).unwrap();
+    let removals = scene.host.archives.removals();
+    let leaving = scene.host.archives.leave(&far);
+    asked(Duration::from_millis(200)).unwrap_err();
+    // Nor does anybody acknowledge by its word.
+    let joined = scene.runtime.block_on(scene.host.archives.let_acknowledge(&[two], removals));
+    assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
+    drop(leaving);
+    asked(PATIENCE).unwrap();
+}
+
+/// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
+#[test]
+fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, near) = (archives(&scene)[0].clone(), url(&scene, "near"));
+    add_joining(&scene, &near);
+    write(&scene);
+    assert!(acknowledges(&scene));
+    let decided = vec![archives(&scene)[1].clone()];
+    let entry = scene.host.volume().change_settings(Settings::set_archives(&decided).unwrap());
+    scene.runtime.block_on(entry.wait()).unwrap();
+    scene.runtime.block_on(scene.host.archives.change(|_| Ok(()))).unwrap();
+    let lsn = scene.host.volume().durable().lsn;
+    wait_until("the archive", || scene.host.archives.lacking(lsn, std::slice::from_ref(&far)).is_empty());
+    assert!(
+        !acknowledges(&scene)
+            && scene.host.archives.joining().is_some_and(|(urls, _)| urls == [near.clone()])
+    );
+}
+
+/// The fear: an fsync waits for an archive that is away, another one begins to acknowledge, and the fsync fails all the same.
+#[test]
+fn an_archive_that_begins_to_acknowledge_helps_an_fsync_that_waits_already() {
+    let (scene, [_, near], _, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let archives = &scene.host.archives;
+    scene.runtime.block_on(async {
+        let mut waiting = by.acknowledged(lsn, PATIENCE);
+        assert_eq!(poll!(&mut waiting), Poll::Pending, "it waits");
+        archives.let_acknowledge(&[near], archives.removals()).await.unwrap();
+        waiting.await.unwrap();
+    });
+}
+
+/// The same once the one that is away is given up: the fsync goes on with whoever acknowledges then.
+#[test]
+fn an_fsync_goes_on_when_the_archive_is_given_up_that_it_waits_for() {
+    let (scene, [far, _], _, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let mut waiting = by.acknowledged(lsn, PATIENCE);
+    assert_eq!(scene.runtime.block_on(async { poll!(&mut waiting) }), Poll::Pending, "it waits");
+    remove_archive(&scene.host, &far, true).unwrap();
+    join_later(&scene.host.archives, &scene.host.mirroring, outside(&scene.host.node).unwrap());
+    scene.runtime.block_on(waiting).unwrap();
+}
+
+/// The fear: an fsync that began before an archive was taken out is acknowledged by it afterwards, and whoever takes over does not ask it.
+#[test]
+fn an_archive_that_is_taken_out_meanwhile_acknowledges_no_fsync_that_waited_before() {
+    let (scene, [far, _], come_back, lsn) = with_far_away();
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    let gone: Vec<SharedArchive> = archives(&scene).into_iter().filter(|one| one.url == far).collect();
+    scene.runtime.block_on(async {
+        let mut waiting = by.acknowledged(lsn, PATIENCE);
+        assert_eq!(poll!(&mut waiting), Poll::Pending, "it waits");
+        let taken_out = scene.host.archives.change(|list| {
+            list.retain(|one| one.url != far);
+            Ok(())
+        });
+        taken_out.await.unwrap();
+        come_back();
+        while !scene.host.archives.lacking(lsn, &gone).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let answer = tokio::time::timeout(Duration::from_millis(500), &mut waiting).await;
+        assert!(answer.is_err(), "{answer:?}");
+    });
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);

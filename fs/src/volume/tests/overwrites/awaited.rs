@@ -4,7 +4,7 @@ use super::*;
 
 impl Scene {
     /// Writes so many bytes that no pack makes shorter.
-    async fn fill(&self, bytes: usize) {
+    pub(super) async fn fill(&self, bytes: usize) {
         let mut random = Random(self.ino.get());
         for at in (0..bytes).step_by(MIB) {
             self.write(at as u64, &random.bytes(MIB.min(bytes - at))).await;
@@ -12,7 +12,7 @@ impl Scene {
     }
 
     /// Some bytes that fit into a small pack.
-    async fn fill_little(&self) {
+    pub(super) async fn fill_little(&self) {
         self.write(0, &[b'X'; 4096]).await;
     }
 
@@ -26,7 +26,7 @@ impl Scene {
         until("a request", is_asked_for).await;
     }
 
-    async fn is_synced(&self) {
+    pub(super) async fn is_synced(&self) {
         tokio::time::timeout(PATIENCE, self.fsync()).await.expect("it waits for others").unwrap().unwrap();
         let row = self.volume.inode_row(self.ino).unwrap().unwrap();
         assert_eq!(row.size, 4096);
@@ -126,27 +126,67 @@ async fn a_small_file_that_somebody_waits_for_shares_no_large_pack() {
     }
 }
 
-/// The fear: large files in one batch hang, and those behind them are not put until they have failed.
+/// The fear: files in one batch hang, and those behind them are not put until they have failed.
 #[tokio::test]
 async fn a_large_file_that_somebody_waits_for_does_not_wait_for_the_puts_of_others() {
     const FILES: u64 = 9;
+    // Those of the first kind are in one batch with others.
+    for bytes in [200 << 10, 300 << 10] {
+        let scene = Scene::new(patient(), 0).await;
+        scene.store.puts.send_replace(Puts::HoldLarge);
+        let begun = take_turns(&scene).await;
+        let (mut files, mut fsyncs) = (Vec::new(), Vec::new());
+        for number in 0..FILES {
+            let file = scene.another(&number.to_string()).await;
+            file.fill(bytes).await;
+            files.push(file);
+        }
+        for file in &files {
+            fsyncs.push(file.fsync());
+        }
+        scene.begun(begun + FILES).await;
+        scene.ends().await;
+        for fsync in fsyncs {
+            fsync.await.unwrap().unwrap();
+        }
+    }
+}
+
+/// The fear: puts that were under way when the store hung take all places, and it is long back when the next file is put.
+#[tokio::test]
+async fn a_file_that_somebody_waits_for_is_put_however_many_puts_have_been_lost() {
     let scene = Scene::new(patient(), 0).await;
-    scene.store.puts.send_replace(Puts::HoldLarge);
-    let begun = take_turns(&scene).await;
-    let (mut files, mut fsyncs) = (Vec::new(), Vec::new());
-    for number in 0..FILES {
-        let file = scene.another(&number.to_string()).await;
-        file.fill(300 << 10).await;
-        files.push(file);
+    scene.store.puts.send_replace(Puts::Lose);
+    for number in 1..=32 {
+        let lost = scene.another(&number.to_string()).await;
+        lost.fill_little().await;
+        lost.fsync();
+        lost.begun(number).await;
     }
-    for file in &files {
-        fsyncs.push(file.fsync());
-    }
-    scene.begun(begun + FILES).await;
-    scene.ends().await;
-    for fsync in fsyncs {
-        fsync.await.unwrap().unwrap();
-    }
+    scene.store.puts.send_replace(Puts::Succeed);
+    let [large, small] = [scene.another("large").await, scene.another("small").await];
+    large.fill(300 << 10).await;
+    small.fill_little().await;
+    let fsync = large.fsync();
+    small.is_synced().await;
+    tokio::time::timeout(PATIENCE, fsync).await.expect("it waits for others").unwrap().unwrap();
+}
+
+/// The fear: packs share a slow uplink, none is stored before all are given up, and all are put anew, for ever. An fsync that waits no
+/// longer than a pack takes does not end its put.
+#[tokio::test]
+async fn packs_that_share_a_slow_uplink_are_stored_all_the_same() {
+    const PACKS: u64 = 8;
+    let alone = Duration::from_millis(700);
+    let options = VolumeOptions { io_timeout: alone / 2, put_timeout: 2 * alone, ..unhurried() };
+    let scene = Scene::new(options, 0).await;
+    scene.store.puts.send_replace(Puts::Share((4 * MIB) as u64 / alone.as_millis() as u64));
+    scene.fill(PACKS as usize * 4 * MIB).await;
+    let synced = async { while scene.fsync().await.unwrap().is_err() {} };
+    tokio::time::timeout(PATIENCE, synced).await.expect("nothing is stored");
+    let begun = scene.store.begun.load(Ordering::SeqCst);
+    assert!(begun <= 3 * PACKS, "{begun} puts of {PACKS} packs");
+    assert_eq!(scene.crashed().await.len(), PACKS as usize * 4 * MIB);
 }
 
 /// The fear: files of which nobody waits for one alone get a pack each.

@@ -77,7 +77,7 @@ async fn change_at_random(
                     }
                 }
                 7..=8 => {
-                    let size = random.below(2500);
+                    let size = if random.below(3) == 0 { 0 } else { random.below(2500) };
                     let state = history.begin(|state| state.resize(size as usize, 0));
                     match scene.resize(size).await {
                         Ok(_) => Some(state),
@@ -118,11 +118,19 @@ async fn sync_and_crash(scene: &Scene, history: &History) -> Result<u64, String>
 
 /// Judges one file under changes and crashes; says how many fsyncs were acknowledged, or what was lost.
 async fn judge_overwrites(seed: u64, forgets_hidden: bool) -> Result<u64, String> {
-    let options = VolumeOptions { flush_after: Duration::from_millis(10), ..VolumeOptions::default() };
+    let flush_after = Duration::from_millis(10);
+    let options = match seed % 4 {
+        0 => VolumeOptions { flush_after, ..impatient() },
+        _ => VolumeOptions { flush_after, ..VolumeOptions::default() },
+    };
     let (scene, history) = (Arc::new(Scene::new(options, seed).await), Arc::new(History::default()));
     history.begin(|_| {});
     scene.volume.shared.files.find(scene.ino).unwrap().lock().dirty.forgets_hidden = forgets_hidden;
-    scene.store.puts.send_replace(Puts::Vary(if seed.is_multiple_of(2) { 0 } else { 6 }));
+    scene.store.puts.send_replace(match seed % 4 {
+        0 => Puts::Waver(6),
+        2 => Puts::Vary(0),
+        _ => Puts::Vary(6),
+    });
     let crashing: Vec<_> = (0..2)
         .map(|_| {
             let (scene, history) = (Arc::clone(&scene), Arc::clone(&history));

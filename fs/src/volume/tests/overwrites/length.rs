@@ -92,3 +92,39 @@ async fn an_fsync_whose_bytes_are_all_cut_off_waits_for_nothing() {
         scene.store.puts.send_replace(Puts::Succeed);
     }
 }
+
+/// The fear: a file is emptied and written anew while the put of what it was gets no answer, and an fsync of the new bytes waits for the old.
+#[tokio::test]
+async fn an_fsync_does_not_wait_for_bytes_that_were_cut_off_before_its_own() {
+    for behind in [false, true] {
+        let scene = Scene::new(patient(), 0).await;
+        scene.store.puts.send_replace(Puts::HoldLarge);
+        scene.fill(300 << 10).await;
+        if behind {
+            // The flight begins behind what stays.
+            scene.write(0, &[b'W'; 8192]).await;
+            scene.store.puts.send_replace(Puts::Succeed);
+            scene.fsync().await.unwrap().unwrap();
+            scene.store.puts.send_replace(Puts::HoldLarge);
+            scene.write(8192, &Random(7).bytes(300 << 10)).await;
+        }
+        let begun = scene.store.begun.load(Ordering::SeqCst);
+        let before = scene.fsync();
+        scene.begun(begun + 1).await;
+        scene.resize(0).await.unwrap();
+        scene.fill_little().await;
+        scene.is_synced().await;
+        before.await.unwrap().unwrap();
+        assert!(scene.crashed().await == [b'X'; 4096]);
+        // What arrives late does not come back, and what is on its way meanwhile does not meet it.
+        scene.store.puts.send_replace(Puts::HoldLarge);
+        scene.write(0, &Random(8).bytes(200 << 10)).await;
+        let after = scene.fsync();
+        scene.begun(begun + 3).await;
+        scene.store.puts.send_replace(Puts::Succeed);
+        after.await.unwrap().unwrap();
+        assert!(scene.crashed().await == Random(8).bytes(200 << 10));
+        assert_eq!(scene.volume.dirty_bytes(), 0);
+        until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
+    }
+}

@@ -29,3 +29,20 @@ async fn what_was_cut_off_on_its_way_counts_until_nobody_holds_it() {
     scene.volume.sync_all().wait().await.unwrap();
     until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
 }
+
+/// The fear: a put is given up, and what does it goes on in a directory that hangs and keeps the bytes: they are counted no more, and come
+/// again and again until there is no memory.
+#[tokio::test]
+async fn what_a_put_keeps_that_was_given_up_counts_until_it_is_let_go() {
+    let scene = Scene::new(impatient(), 0).await;
+    scene.store.puts.send_replace(Puts::Detach);
+    scene.write(0, &Random(1).bytes(1 << 20)).await;
+    assert_eq!(scene.fsync().await.unwrap(), Err(Errno::EIO));
+    scene.fails().await;
+    scene.resize(0).await.unwrap();
+    assert_eq!(scene.volume.dirty_bytes(), 0);
+    let (kept, counted) = (scene.store.kept.load(Ordering::SeqCst), scene.volume.shared.files.memory.bytes());
+    assert!(kept > 1 << 20 && kept <= counted, "{kept} bytes are kept, {counted} are counted");
+    scene.store.puts.send_replace(Puts::Succeed);
+    until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
+}

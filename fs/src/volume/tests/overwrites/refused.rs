@@ -7,7 +7,7 @@ impl Scene {
         self.volume.shared.sequencer.set_index_room(has_room);
     }
 
-    fn puts_begun(&self) -> u64 {
+    pub(super) fn puts_begun(&self) -> u64 {
         self.store.begun.load(Ordering::SeqCst)
     }
 

@@ -16,7 +16,7 @@ impl Scene {
     }
 
     /// Waits until a flush of the file has failed.
-    async fn fails(&self) {
+    pub(super) async fn fails(&self) {
         let file = self.volume.shared.files.find(self.ino).unwrap();
         until("a flush that fails", || file.lock().failure.is_some()).await;
     }
@@ -73,4 +73,47 @@ async fn a_close_says_that_bytes_failed_for_as_long_as_they_are_not_stored() {
     scene.store.puts.send_replace(Puts::Succeed);
     assert_eq!(scene.fsync().await.unwrap(), Ok(()));
     assert_eq!(scene.closes().await, Ok(()));
+}
+
+/// The fear: while the store is out of order and the memory is full everything dirty is compressed and put again, ten times a second.
+#[tokio::test]
+async fn what_failed_is_left_alone_for_a_while_unless_somebody_waits_for_it() {
+    let options = VolumeOptions { dirty_bytes: 8192, io_timeout: Duration::from_secs(1), ..unhurried() };
+    let scene = Scene::new(options, 0).await;
+    let begun = || scene.store.begun.load(Ordering::SeqCst);
+    scene.store.puts.send_replace(Puts::Vary(1));
+    let before = begun();
+    scene.write(0, &[b'X'; 8192]).await;
+    assert_eq!(scene.try_write(8192, &[b'Y'; 10]).await, Err(Errno::EIO));
+    let puts = begun() - before;
+    assert!((1..=3).contains(&puts), "{puts} puts");
+    // Whoever waits does not wait for the pause, and it does not pass what is said to him.
+    for _ in 0..3 {
+        assert_eq!(scene.fsync().await.unwrap(), Err(Errno::EIO));
+        assert_eq!(scene.volume.sync_all().wait().await, Err(Errno::EIO));
+    }
+    assert!(begun() - before >= puts + 6);
+    scene.store.puts.send_replace(Puts::Succeed);
+    scene.fsync().await.unwrap().unwrap();
+    // It is over with the first success.
+    scene.write(0, &[b'Z'; 8192]).await;
+    scene.write(8192, &[b'Y'; 10]).await;
+    assert!(scene.volume.sync_all().wait().await.is_ok());
+}
+
+/// The fear: bytes that cannot be stored take with them what can be: a volume that is closed leaves entries that are not durable, goes on
+/// deciding, and says nothing.
+#[tokio::test]
+async fn a_volume_that_cannot_store_everything_is_closed_all_the_same() {
+    let scene = Scene::new(unhurried(), 0).await;
+    scene.store.puts.send_replace(Puts::Vary(1));
+    scene.write(0, &[b'X'; 8192]).await;
+    let make =
+        |name| scene.volume.mkdir(&Caller::default(), Ino::ROOT, &Name::new(name).unwrap(), 0o755).wait();
+    make("before").await.unwrap();
+    assert_eq!(scene.volume.close().await, Err(Errno::EIO));
+    assert_eq!(make("after").await, Err(Errno::EROFS));
+    assert_eq!(scene.volume.dirty_bytes(), 8192);
+    assert_eq!(scene.volume.durable(), scene.volume.state().position);
+    assert_eq!(scene.volume.index_snapshot().state().unwrap().position, scene.volume.durable());
 }

@@ -1,0 +1,188 @@
+//! How many large packs are put at once: as many as the way to the store takes.
+//!
+//! Packs that share a slow uplink are late together: none is stored before its put is given up, and then all of them are put anew. So a put
+//! that gets no answer in time halves how many the whole volume puts at once, and many that are in time one after the other let one more go.
+//!
+//! Invariants:
+//! - One may always go.
+//! - Those that nobody waits for leave room where there is any, and no more than that many of them are before one that somebody waits for.
+//! - Within each of the two kinds the first to ask is the first to go.
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::super::files::Urgency;
+
+/// The turns of large packs.
+pub(super) struct Pace {
+    limit: Mutex<Limit>,
+    all: Semaphore,
+    /// Who may ask for one of `all` although nobody waits for him.
+    background: Semaphore,
+}
+
+struct Limit {
+    puts: usize,
+    /// Puts that were in time since the limit changed, or one was late.
+    in_time: usize,
+    /// Permits of the two semaphores, free or not: more than the limit until those are back that were given out before it fell.
+    all: usize,
+    background: usize,
+}
+
+/// The right to put one large pack.
+pub(super) struct Turn<'a> {
+    pace: &'a Pace,
+    /// There until it ends.
+    all: Option<SemaphorePermit<'a>>,
+    background: Option<SemaphorePermit<'a>>,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        let (all, background) = (PUTS_MAX, in_background(PUTS_MAX));
+        let limit = Limit { puts: PUTS_MAX, in_time: 0, all, background };
+        Pace { limit: Mutex::new(limit), all: Semaphore::new(all), background: Semaphore::new(background) }
+    }
+}
+
+impl Pace {
+    /// Waits for a turn.
+    pub(super) async fn turn(&self, urgency: Urgency) -> Turn<'_> {
+        let background = match urgency {
+            Urgency::First => None,
+            Urgency::Now | Urgency::Soon => self.background.acquire().await.ok(),
+        };
+        let all = self.all.acquire().await.ok();
+        Turn { pace: self, all, background }
+    }
+
+    /// Lets so many go at once.
+    fn set(&self, limit: &mut Limit, puts: usize) {
+        (limit.puts, limit.in_time) = (puts, 0);
+        fit(&self.all, &mut limit.all, puts);
+        fit(&self.background, &mut limit.background, in_background(puts));
+    }
+}
+
+impl Turn<'_> {
+    /// The put was answered in time.
+    pub(super) fn in_time(self) {
+        let mut limit = self.pace.limit.lock();
+        // What was not made use of says nothing.
+        if self.pace.all.available_permits() > 0 || limit.puts == PUTS_MAX {
+            return;
+        }
+        limit.in_time += 1;
+        if limit.in_time >= RAISED_AFTER {
+            let puts = limit.puts + 1;
+            self.pace.set(&mut limit, puts);
+        }
+    }
+
+    /// It was not.
+    pub(super) fn late(self) {
+        let mut limit = self.pace.limit.lock();
+        let puts = (limit.puts / 2).max(1);
+        self.pace.set(&mut limit, puts);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut limit = self.pace.limit.lock();
+        let puts = limit.puts;
+        give_back(self.all.take(), &mut limit.all, puts);
+        give_back(self.background.take(), &mut limit.background, in_background(puts));
+    }
+}
+
+/// How many of `puts` may go although nobody waits for them.
+const fn in_background(puts: usize) -> usize {
+    puts - puts / 4
+}
+
+/// Lets a semaphore have `wanted` permits, as far as they are not given out.
+fn fit(semaphore: &Semaphore, permits: &mut usize, wanted: usize) {
+    if wanted > *permits {
+        semaphore.add_permits(wanted - *permits);
+        *permits = wanted;
+    } else {
+        *permits -= semaphore.forget_permits(*permits - wanted);
+    }
+}
+
+/// Gives a permit back, unless there are too many.
+fn give_back(permit: Option<SemaphorePermit<'_>>, permits: &mut usize, wanted: usize) {
+    let Some(permit) = permit else { return };
+    if *permits > wanted {
+        *permits -= 1;
+        permit.forget();
+    }
+}
+
+/// Large packs that are put at once at most, ...
+const PUTS_MAX: usize = 32;
+/// ... and how many must have been in time for one more.
+const RAISED_AFTER: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(pace: &Pace) -> usize {
+        pace.limit.lock().puts
+    }
+
+    /// The fears: turns are lost, or more go at once than may, when the limit changes under those that are under way.
+    #[tokio::test]
+    async fn no_turn_is_lost_whatever_becomes_of_the_limit() {
+        let pace = Pace::default();
+        let mut turns = Vec::new();
+        for place in 0..PUTS_MAX {
+            let urgency = if place < in_background(PUTS_MAX) { Urgency::Soon } else { Urgency::First };
+            turns.push(pace.turn(urgency).await);
+        }
+        let mut next = Box::pin(pace.turn(Urgency::First));
+        assert!(futures::poll!(&mut next).is_pending());
+        turns.drain(..8).for_each(Turn::late);
+        assert_eq!(limit(&pace), 1);
+        assert!(futures::poll!(&mut next).is_pending(), "24 are under way, and one may be");
+        turns.truncate(1);
+        assert!(futures::poll!(&mut next).is_pending());
+        drop(turns);
+        drop(next.await);
+        for puts in 1..PUTS_MAX {
+            assert_eq!(limit(&pace), puts);
+            for _ in 0..RAISED_AFTER {
+                let mut turns = Vec::new();
+                for _ in 0..puts {
+                    turns.push(pace.turn(Urgency::First).await);
+                }
+                assert!(futures::poll!(Box::pin(pace.turn(Urgency::First))).is_pending());
+                turns.pop().unwrap().in_time();
+            }
+        }
+        assert_eq!((pace.all.available_permits(), limit(&pace)), (PUTS_MAX, PUTS_MAX));
+        assert_eq!(pace.background.available_permits(), in_background(PUTS_MAX));
+    }
+
+    /// The fear: one that somebody waits for comes after all that was closed before.
+    #[tokio::test]
+    async fn what_somebody_waits_for_has_its_turn_before_what_nobody_waits_for() {
+        let pace = Pace::default();
+        for _ in 0..5 {
+            pace.turn(Urgency::Soon).await.late();
+        }
+        let under_way = pace.turn(Urgency::Soon).await;
+        let mut behind: Vec<_> = (0..3).map(|_| Box::pin(pace.turn(Urgency::Soon))).collect();
+        for turn in &mut behind {
+            assert!(futures::poll!(turn).is_pending());
+        }
+        let mut first = Box::pin(pace.turn(Urgency::First));
+        assert!(futures::poll!(&mut first).is_pending());
+        drop(under_way);
+        assert!(futures::poll!(&mut behind[0]).is_pending());
+        assert!(futures::poll!(&mut first).is_ready());
+    }
+}
