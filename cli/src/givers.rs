@@ -2,16 +2,24 @@
 //!
 //! Invariants:
 //! - What a giver hands out continues the history that it was asked about, verified on the chain.
-//! - Who they are is read from what the node still has: the index, or the log if there is no index.
+//! - Who they are is read from what the node still has: the index, or, if that says nothing, the base and all of the log that is whole.
 
 mod archive;
 mod mirror;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
-use murphy_fs::{FjallIndex, FjallOptions, Index, MemberRow, MemberState, RowKey, SettingRow, Table};
-use murphy_log::{DiskLog, Epoch, Frame, Log, NodeId, Position};
+use murphy_fs::{
+    FjallIndex, FjallOptions, Index, MemberRow, MemberState, RowKey, SettingRow, SnapshotReader, Table,
+};
+use murphy_log::{DiskLog, DiskOptions, Epoch, Frame, NodeId, Position};
 use murphy_mirror::Identity;
 
 use crate::{
@@ -48,18 +56,21 @@ impl From<CliError> for NotGiven {
     }
 }
 
-/// Everybody who may have what the node in `directory` has lost, archives first. Without a log only the index is asked who they are.
+/// Where a node has what says who may give back what it has lost.
+pub(crate) struct Ground {
+    pub(crate) index: PathBuf,
+    pub(crate) base: PathBuf,
+    pub(crate) log: DiskOptions,
+}
+
+/// Everybody who may have what the node in `directory` has lost, archives first.
 pub(crate) fn givers_of(
     directory: &Path,
     config: &NodeConfig,
-    index: &Path,
-    log: Option<&DiskLog>,
+    ground: &Ground,
 ) -> Result<Vec<Box<dyn Giver>>, CliError> {
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
-    let known = match Known::of_index(index) {
-        Some(known) => known,
-        None => log.map(Known::of_log).transpose()?.unwrap_or_default(),
-    };
+    let known = Known::of_index(&ground.index).unwrap_or_else(|| Known::of_ground(ground));
     let mut givers: Vec<Box<dyn Giver>> = Vec::new();
     for shared in known.archives()? {
         givers.push(Box::new(ArchiveGiver::new(config, shared, identity.node())));
@@ -89,12 +100,13 @@ struct Known {
 }
 
 impl Known {
-    /// `None` if there is no index that can be read.
+    /// `None` if there is no index that can be read, or nothing in it.
     fn of_index(path: &Path) -> Option<Known> {
         if !path.is_dir() {
             return None;
         }
         let snapshot = FjallIndex::open(path, FjallOptions::default()).ok()?.snapshot();
+        snapshot.state()?;
         let mut known =
             Known { archives: snapshot.get(&RowKey::setting(ARCHIVES)).ok()?, ..Known::default() };
         let (first, end) = (Table::Member.number(), Table::Member.number() + 1);
@@ -105,21 +117,47 @@ impl Known {
         Some(known)
     }
 
-    /// The newest rows in the log.
-    fn of_log(log: &DiskLog) -> Result<Known, CliError> {
-        let (archives, mut known) = (RowKey::setting(ARCHIVES), Known::default());
-        for frame in log.read(log.first()).map_err(failed)? {
-            for entry in &frame.map_err(failed)? {
-                for change in entry.map_err(failed)?.changes {
-                    if (change.table, &change.key[..]) == (archives.table(), archives.key()) {
-                        known.archives = change.value;
-                    } else if change.table == Table::Member.number() {
-                        known.note_member(&change.key, change.value.as_ref());
-                    }
+    /// The newest rows in the base and the log, as far as they are whole.
+    fn of_ground(ground: &Ground) -> Known {
+        let mut known = Known::default();
+        known.note_base(&ground.base);
+        let salvaged = DiskLog::salvage(&ground.log, &mut |frame| {
+            for entry in &frame {
+                match entry {
+                    Ok(entry) => entry.changes.iter().for_each(|change| {
+                        known.note((change.table, &change.key), change.value.as_ref());
+                    }),
+                    Err(error) => tracing::warn!(%error, "who may have what is lost is not read there"),
                 }
             }
+        });
+        if let Err(error) = salvaged {
+            tracing::warn!(%error, "the log does not say who may have what is lost");
         }
-        Ok(known)
+        known
+    }
+
+    fn note_base(&mut self, path: &Path) {
+        let Ok(file) = File::open(path) else { return };
+        let read = SnapshotReader::open(BufReader::new(file)).and_then(|reader| {
+            let note = &mut |rows: Vec<(RowKey, bytes::Bytes)>| {
+                rows.iter().for_each(|(key, value)| self.note((key.table(), key.key()), Some(value)));
+                Ok(())
+            };
+            reader.read(note, &|_| {})
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the base does not say everything about who may have what is lost");
+        }
+    }
+
+    fn note(&mut self, (table, key): (u8, &[u8]), value: Option<&bytes::Bytes>) {
+        let archives = RowKey::setting(ARCHIVES);
+        if (table, key) == (archives.table(), archives.key()) {
+            self.archives = value.cloned();
+        } else if table == Table::Member.number() {
+            self.note_member(key, value);
+        }
     }
 
     fn note_member(&mut self, key: &[u8], row: Option<&bytes::Bytes>) {

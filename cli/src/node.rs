@@ -44,7 +44,7 @@ use crate::{
 };
 pub(crate) use base::{BaseWriter, base_file, write_base_file};
 pub(crate) use create::{CopyOf, NewNode, begin_copy, create};
-pub(crate) use look::Looked;
+pub(crate) use look::{Looked, LookedIndex};
 pub(crate) use lost_tail::open as open_whole_log;
 pub(crate) use open::open_log;
 pub(crate) use random::random;

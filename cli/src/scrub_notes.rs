@@ -56,6 +56,17 @@ pub(crate) fn save(directory: &Path, note: &ScrubNote) -> Result<(), CliError> {
     summed::write(&directory.join(NOTE), note)
 }
 
+/// Forgets what was damaged in the log, all of which has been read, or mended, since.
+pub(crate) fn forget_log(directory: &Path) -> Result<(), CliError> {
+    match load(directory) {
+        Some(note @ ScrubNote { log: Some(_), index: Some(_), .. }) => {
+            save(directory, &ScrubNote { log: None, ..note })
+        }
+        Some(ScrubNote { log: Some(_), index: None, .. }) => forget(directory),
+        _ => Ok(()),
+    }
+}
+
 /// Removes the note: what it speaks of has been made anew.
 pub(crate) fn forget(directory: &Path) -> Result<(), CliError> {
     let path = directory.join(NOTE);

@@ -173,16 +173,23 @@ impl DiskLog {
     }
 
     /// Mends the segment at `segment`, which [`DiskLog::open`] has refused as damaged or missing, with frames that `fetch` gets from
-    /// elsewhere.
+    /// elsewhere. Where it is the oldest and its header is damaged, `base` must be the state that it begins with, unless that is the volume's origin.
     pub fn repair(
         options: &DiskOptions,
         segment: &Path,
+        base: Option<State>,
         fetch: &mut FetchFrames<'_>,
     ) -> Result<(), RepairError> {
         let name = segment.file_name().and_then(|name| name.to_str()).and_then(parse_segment_name);
         let first = name.ok_or_else(|| RepairError::NoSegment(segment.to_owned()))?;
         let _lock = options.lock()?;
-        options.place().repair(first, fetch)
+        options.place().repair(first, base, fetch)
+    }
+
+    /// Hands `each` what can still be read of the log at `options`, whatever is damaged between: frames that are whole by themselves, oldest first.
+    /// Changes nothing, and asks for no lock: nobody else may change the log meanwhile.
+    pub fn salvage(options: &DiskOptions, each: &mut dyn FnMut(Frame)) -> Result<(), OpenError> {
+        options.place().salvage(each)
     }
 
     /// Makes a log in `directory`, which is made for it and must be empty, that holds what this one holds up to the frame end at `lsn`, after
@@ -236,6 +243,18 @@ impl DiskLog {
     /// Writes and syncs the next group; says whether there was one.
     pub fn step(&self) -> bool {
         self.inner.core.lock().step(&self.inner.shared)
+    }
+
+    /// As [`Log::read`], from the files alone: what is in memory may be damaged there.
+    pub fn read_files(&self, from: Lsn) -> Result<FrameReader, ReadError> {
+        Ok(FrameReader::new(Box::new(self.source(from)?.of_files())))
+    }
+
+    fn source(&self, from: Lsn) -> Result<DiskSource, ReadError> {
+        let shared = &self.inner.shared;
+        let first = shared.queue.lock().segments.first();
+        admit::check_read(from, first, shared.publisher.state().position.lsn)?;
+        Ok(DiskSource::new(Arc::downgrade(shared), from))
     }
 
     /// Whether a frame of `bytes`, header included, would be admitted now. When it would not, this tries to reserve space.
@@ -304,10 +323,7 @@ impl Log for DiskLog {
     }
 
     fn read(&self, from: Lsn) -> Result<FrameReader, ReadError> {
-        let shared = &self.inner.shared;
-        let first = shared.queue.lock().segments.first();
-        admit::check_read(from, first, shared.publisher.state().position.lsn)?;
-        Ok(FrameReader::new(Box::new(DiskSource::new(Arc::downgrade(shared), from))))
+        Ok(FrameReader::new(Box::new(self.source(from)?)))
     }
 
     fn tail(&self) -> State {

@@ -16,6 +16,8 @@ mod header;
 mod mark;
 mod recover;
 mod repair;
+mod run;
+mod salvage;
 mod scan;
 mod writer;
 

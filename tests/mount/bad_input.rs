@@ -95,8 +95,12 @@ impl Volume {
 
 /// Makes a volume, and fills it in three sittings, so that its log has several segments with durable frames in each.
 fn fill(scratch: &Scratch, node: &str, blocks: &str, seed: u64) -> BTreeMap<PathBuf, Vec<u8>> {
-    let (mut random, mut contents) = (Random::new(seed), BTreeMap::new());
     scratch.format(node, blocks);
+    fill_formatted(scratch, node, seed)
+}
+
+fn fill_formatted(scratch: &Scratch, node: &str, seed: u64) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut random, mut contents) = (Random::new(seed), BTreeMap::new());
     for sitting in 0..3 {
         let mount = scratch.mount(node, "mnt");
         fs::create_dir(mount.join(format!("d{sitting}"))).unwrap();
@@ -162,6 +166,76 @@ fn fsck_finds_damage_in_an_old_segment() {
     volume.assert_whole();
 }
 
+/// The fear: the index is lost, and before anybody knows that the log can be read, whom it could be mended from is forgotten: the node never starts
+/// again, although an archive has everything.
+#[test]
+fn a_damaged_log_without_its_index_comes_back_from_an_archive() {
+    if !can_mount("a_damaged_log_without_its_index_comes_back_from_an_archive") {
+        return;
+    }
+    let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+    scratch.format("node", "blocks");
+    scratch.mount("node", "mnt");
+    let url = format!("{}?domain=elsewhere", scratch.url("archive"));
+    scratch.run(["archive", "add", "node", &url]).expect_code(0);
+    scratch.umount("mnt");
+    let contents = fill_formatted(&scratch, "node", 1);
+    let volume = Volume { scratch, contents };
+    let scratch = &volume.scratch;
+    scratch.mount("node", "mnt");
+    let status = || scratch.run(["status", "node", "--json"]).expect_code(0).json();
+    wait_for_ok("the archive", PATIENCE, || {
+        let status = status();
+        let (archived, durable) = (status["archives"][0]["lsn"].as_u64(), status["durable_lsn"].as_u64());
+        (archived >= durable).then_some(()).ok_or(format!("{status}"))
+    });
+    scratch.umount("mnt");
+    let segments = volume.segments();
+    let [_, _, older, .., newest] = &segments[..] else { panic!("{segments:?}") };
+    for segment in [newest, older] {
+        let used = fs::read(segment).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+        flip(segment, used / 3);
+        fs::remove_dir_all(scratch.path("node/index")).unwrap();
+        volume.assert_whole();
+    }
+}
+
+/// The fear: the last copy has a rotten sector in its log, and all its names are lost with that though the index has every row.
+#[test]
+fn the_tree_of_a_last_copy_whose_log_is_damaged_is_dumped_from_its_index() {
+    let Some(volume) = Volume::new("the_tree_of_a_last_copy_whose_log_is_damaged_is_dumped_from_its_index")
+    else {
+        return;
+    };
+    let scratch = &volume.scratch;
+    // There is no other copy, which is what status ends with 3 for.
+    let status = scratch.run(["status", "node", "--json"]).expect_code(3).json();
+    let newest = volume.segments().pop().unwrap();
+    let used = fs::read(&newest).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+    flip(&newest, used / 3);
+    volume.assert_refused("murphy dump DIR FILE", 3);
+    let before = volume.ground();
+    let dumped = scratch.run(["dump", "node", "tree", "--json"]).expect_code(3);
+    assert_eq!(dumped.json()["lsn"], status["position"]["lsn"], "{dumped}");
+    assert_eq!(dumped.json()["digest"], status["digest"], "{dumped}");
+    assert!(
+        dumped.stderr().contains("is damaged at lsn") && dumped.stderr().contains("tree of lsn"),
+        "{dumped}"
+    );
+    let piped = scratch.run(["dump", "node", "-"]).expect_code(3);
+    assert!(!piped.stdout().is_empty());
+    assert!(volume.ground() == before, "a dump has changed something");
+    scratch.run(["load", "tree", "copy", "--blocks", &scratch.url("blocks")]).expect_code(0);
+    let copy = scratch.mount("copy", "mcopy");
+    for (path, bytes) in &volume.contents {
+        assert!(fs::read(copy.join(path)).unwrap() == *bytes, "{}", path.display());
+    }
+    scratch.umount("mcopy");
+    fs::remove_dir_all(scratch.path("node/index")).unwrap();
+    scratch.run(["dump", "node", "nothing"]).expect_error(1, "is damaged");
+    assert!(!scratch.path("nothing").exists());
+}
+
 /// Segment headers: damage, a version from the future, an empty file, something else altogether, and one that is missing.
 #[test]
 fn a_bad_segment_header_is_refused() {
@@ -182,11 +256,17 @@ fn a_bad_segment_header_is_refused() {
             (&whole[..100], name),
             (b"", name),
         ] {
+            // What the oldest one began with is known, and its frames prove that they are all there: nobody is needed to mend that.
+            if *segment == segments[0] && bytes == damaged {
+                continue;
+            }
             fs::write(segment, bytes).unwrap();
             volume.assert_refused(part, 3);
         }
         fs::write(segment, &whole).unwrap();
     }
+    flip(&segments[0], 100);
+    volume.scratch.run(["fsck", "node"]).expect_error(3, segments[0].to_str().unwrap());
     volume.assert_whole();
 }
 

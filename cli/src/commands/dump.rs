@@ -5,6 +5,7 @@
 //! - With `-` stdout has the dump and nothing else; a reader that goes away before the end is an error.
 
 mod archive;
+mod index;
 
 use std::{
     fs::File,
@@ -28,7 +29,8 @@ use crate::{
 #[command(
     long_about = "Write the whole tree into one compact, portable file\n\nIt holds names, attributes and where the \
                   bytes are; the bytes stay in the block store. Writes go on meanwhile.\n\nOf an archive, by its URL and without any node: the tree \
-                  of any moment that it holds. Exits with 3 if anything was damaged on the way.",
+                  of any moment that it holds. Exits with 3 if anything was damaged on the way.\n\nOf a node whose log is damaged, if nobody has what is missing: the tree as \
+                  its index has it, once that was compared with what the log had said; exits with 3.",
     after_help = "Examples:\n  murphy dump /srv/home /backup/home.murphy\n  murphy dump s3://other-account/home yesterday.murphy --at '1d ago'"
 )]
 pub(crate) struct DumpArgs {
@@ -61,11 +63,14 @@ pub(crate) fn run(args: &DumpArgs, output: &Output) -> Result<Code, CliError> {
     }
     let directory = node_of(&args.source)?;
     let done = match &path {
-        None => to_stdout(&directory, output)?,
-        Some(_) => serve::ask(&directory, &Request::Dump { path }, output, |_| Ok(()))?,
+        None => to_stdout(&directory, output),
+        Some(_) => serve::ask(&directory, &Request::Dump { path: path.clone() }, output, |_| Ok(())),
     };
-    told(args, &done, output)?;
-    Ok(Code::Done)
+    match done {
+        Ok(done) => told(args, &done, output).map(|()| Code::Done),
+        Err(refused) if refused.is_damage() => index::run(&directory, args, path.as_deref(), refused, output),
+        Err(refused) => Err(refused),
+    }
 }
 
 impl DumpArgs {

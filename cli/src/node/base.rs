@@ -88,6 +88,12 @@ pub(super) fn load_base_file(
     reader.load_into(index, &|_| {}).map(Some).map_err(|error| bad(&error))
 }
 
+/// The state of the base of a node, as its header says, if it has one that can be read.
+pub(super) fn base_state(node: &Path) -> Option<State> {
+    let file = std::fs::File::open(base_file(node)).ok()?;
+    Some(SnapshotReader::open(BufReader::new(file)).ok()?.header().state)
+}
+
 /// Where the base of a node is.
 pub(crate) fn base_file(node: &Path) -> PathBuf {
     node.join(BASE).join(FILE)

@@ -5,7 +5,8 @@
 //! - An index with rows from beyond the end of its log is proof that the log has lost what was durable, unless the log has a later epoch
 //!   than those rows: the node is not opened. Making the index anew would hide the loss, and the next entries would take the place of the
 //!   lost ones.
-//! - An index that proves nothing and cannot be used costs time, never data: it is made anew from the base and the log.
+//! - An index that proves nothing and cannot be used costs time, never data: it is made anew from the base and the log, once all of that log was
+//!   found to be readable.
 
 use std::{path::Path, sync::Arc};
 
@@ -13,12 +14,14 @@ use murphy_fs::{
     Cookie, DentryRow, FjallIndex, FjallOptions, Index, Ino, NameHasher, OpenIndexError, ReplayBudget,
     ReplayError, RowKey, replay,
 };
-use murphy_log::{DiskLog, Log, Lsn, OsFiles, Position, State, VolumeKeys};
+use murphy_log::{
+    Clock, DiskLog, Log, Lsn, OsFiles, Position, ReadError, Scrub, State, SystemClock, VolumeKeys,
+};
 
 use super::{base::load_base_file, index_directory};
 use crate::{
     error::{CliError, failed},
-    scrub_notes,
+    scrub_notes::{self, ScrubNote},
 };
 
 /// Opens the index of the node in `node` and brings it to the durable end of `log`. One that a scrub has found to differ is made anew.
@@ -27,11 +30,42 @@ pub(super) fn open_index(
     log: &DiskLog,
     keys: &VolumeKeys,
 ) -> Result<(Arc<FjallIndex>, State), CliError> {
-    let opened = open_index_in(&index_directory(node), node, log, keys)?;
+    let opened = open_index_in(&index_directory(node), node, log, keys)
+        .map_err(|error| if_unreadable(node, log, error))?;
     if found_to_differ(node).is_some() {
         scrub_notes::forget(node)?;
     }
     Ok(opened)
+}
+
+/// What of the log is read when the node in `node` is opened, and has to be whole for that: what its index lacks.
+pub(super) fn still_to_read(node: &Path) -> Scrub {
+    let synced = FjallIndex::synced_in(&index_directory(node));
+    synced.map_or(Scrub::Everything, |state| Scrub::From(state.position.lsn.next()))
+}
+
+/// Where the log cannot be read that is noted, so that the next start reads all of it, and mends it first.
+fn if_unreadable(node: &Path, log: &DiskLog, error: CliError) -> CliError {
+    let Err(damage) = check_readable(log) else { return error };
+    let lsn = log.durable().state().position.lsn.get();
+    let ended = SystemClock::new().wall().as_nanos();
+    let note =
+        ScrubNote { lsn, ended, took_ms: 0, index: found_to_differ(node), log: Some(damage.to_string()) };
+    match scrub_notes::save(node, &note) {
+        Ok(()) => error.hint(
+            "start it again: what is damaged in the log then comes from an archive or a mirror that has it",
+        ),
+        Err(unsaved) => error.because(&unsaved),
+    }
+}
+
+fn unreadable(error: ReadError) -> CliError {
+    failed(error)
+        .hint("the index does not fit the log, and cannot be made anew from it before it is repaired")
+}
+
+fn check_readable(log: &DiskLog) -> Result<(), ReadError> {
+    log.read_files(log.first())?.try_for_each(|frame| frame.map(drop))
 }
 
 /// What the last scrub of a node has found its index to differ in.
@@ -46,8 +80,14 @@ pub(super) fn open_index_in(
     log: &DiskLog,
     keys: &VolumeKeys,
 ) -> Result<(Arc<FjallIndex>, State), CliError> {
-    let index =
-        FjallIndex::open_or_reset(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
+    let index = match FjallIndex::open(directory, FjallOptions::default()) {
+        Err(OpenIndexError::Unusable { .. }) => {
+            check_readable(log).map_err(unreadable)?;
+            FjallIndex::open_or_reset(directory, FjallOptions::default())
+        }
+        opened => opened,
+    };
+    let index = index.map_err(|error| of_open(&error))?;
     check_not_ahead(&index, log, keys)?;
     let caught_up = match found_to_differ(node) {
         Some(reason) => Err(CatchUpError::Index(reason)),
@@ -58,8 +98,9 @@ pub(super) fn open_index_in(
         Err(CatchUpError::Index(reason)) => reason,
         Err(CatchUpError::Fatal(error)) => return Err(error),
     };
-    tracing::warn!(path = %directory.display(), reason, "the index does not fit the log, it is made anew");
     drop(index);
+    check_readable(log).map_err(unreadable)?;
+    tracing::warn!(path = %directory.display(), reason, "the index does not fit the log, it is made anew");
     FjallIndex::reset(directory).map_err(|error| of_open(&error))?;
     let index = FjallIndex::open(directory, FjallOptions::default()).map_err(|error| of_open(&error))?;
     match catch_up(node, &index, log) {

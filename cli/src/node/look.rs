@@ -9,12 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use murphy_fs::{FjallIndex, FjallOptions, Index};
+use murphy_log::DirectoryLock;
 use tokio::runtime::Handle;
 
 use super::{Node, index_directory, lock, log_directory, open, settle::has_begun};
 use crate::{
     config::{NodeConfig, Role},
-    error::{CliError, at},
+    error::{CliError, at, failed},
 };
 
 /// A node that nobody serves, opened to be looked at.
@@ -40,6 +42,29 @@ impl Looked {
     pub(crate) fn is_possible(directory: &Path) -> Result<bool, CliError> {
         let is_mirror = NodeConfig::read(directory)?.role == Role::Mirror;
         Ok(!is_mirror || (!has_begun(directory) && log_directory(directory).exists()))
+    }
+}
+
+/// The index of a node that nobody serves, alone: for one whose log is not opened any more.
+pub(crate) struct LookedIndex {
+    /// What node it is.
+    pub(crate) config: NodeConfig,
+    /// A copy of it, with a state.
+    pub(crate) index: FjallIndex,
+    // Removed after the index is closed, and given back after that.
+    _scratch: Scratch,
+    _lock: DirectoryLock,
+}
+
+impl LookedIndex {
+    /// Opens that of the node in `directory`; `None` if nothing is in it.
+    pub(crate) fn open(directory: &Path) -> Result<Option<LookedIndex>, CliError> {
+        let config = NodeConfig::read(directory)?;
+        let lock = lock(directory)?;
+        let scratch = Scratch::of_index(directory)?;
+        let index = FjallIndex::open(&scratch.path, FjallOptions::default()).map_err(failed)?;
+        let has_state = index.snapshot().state().is_some();
+        Ok(has_state.then_some(LookedIndex { config, index, _scratch: scratch, _lock: lock }))
     }
 }
 

@@ -8,15 +8,17 @@
 //! - A log that still ends below what is known to have been durable is not used.
 //! - What is damaged at its end is cut only once somebody was found who gives back what is known to have been there.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 
 use murphy_log::{
-    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, VolumeKeys, append_copy,
+    Access, DiskLog, DiskOptions, Epoch, Frame, Log, Lsn, OpenError, Position, RepairError, Scrub,
+    VolumeKeys, append_copy,
 };
 use murphy_mirror::{Lookup, Point, check_append, look_up};
 use tokio::runtime::Handle;
 
 use super::{
+    base::{base_file, base_state},
     index::{ahead_of, known_to_index},
     index_directory,
     open::{log_options, open_log_for},
@@ -25,13 +27,22 @@ use crate::{
     archive_notes::known_durable,
     config::{NodeConfig, Role},
     error::{CliError, failed},
-    givers::{Giver, NotGiven, givers_of},
-    mirror_notes, promise,
+    givers::{Giver, Ground, NotGiven, givers_of},
+    mirror_notes, promise, scrub_notes,
 };
 
 /// Opens the log of the node in `directory`, to be gone on with. What is damaged in it, and what its end lacks of what is known to have been
-/// durable, comes from others first.
+/// durable, comes from others first. All that its index has to be brought up with is whole then.
 pub(crate) fn open(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
+    let reads_all = log_options(directory, config).scrub == Scrub::Everything;
+    let log = open_whole(directory, config, runtime)?;
+    if reads_all {
+        scrub_notes::forget_log(directory)?;
+    }
+    Ok(log)
+}
+
+fn open_whole(directory: &Path, config: &NodeConfig, runtime: &Handle) -> Result<DiskLog, CliError> {
     // What is not whole at its end is cut only once others were asked.
     let log = match open_log_for(directory, config, Access::WriteWhole) {
         Err(refused) if refused.is_damage() => return reopen(directory, config, refused, runtime),
@@ -60,7 +71,7 @@ pub(super) fn with_way_out(config: &NodeConfig, refused: CliError) -> CliError {
         "bring an archive, a member or the source that has these entries within reach (murphy serve --listen ADDR there) and start this mirror again: they \
          are fetched. If nobody has them: murphy join NEW-DIR --token-file FILE --blocks '{}', with a token of murphy invite at the source, makes a mirror anew \
          and copies no pack again (keep this directory if they lie in it); murphy member remove takes the old one out. Without a source: murphy promote at another \
-         mirror, or murphy restore URL DIR --take-over",
+         mirror, or murphy restore URL DIR --take-over; or, of the tree as the index here has it, murphy dump DIR FILE and murphy load FILE NEW-DIR",
         config.blocks
     ))
 }
@@ -124,42 +135,81 @@ impl<'a> Asked<'a> {
         Asked { directory, config, runtime, givers: None, silent: Vec::new() }
     }
 
-    /// Frames that follow `after`, from the first whose are wanted. Who they are may be read in `log`.
+    /// Frames that follow `after`, from the first whose are wanted.
     fn frames(
         &mut self,
-        log: Option<&DiskLog>,
         after: Position,
         is_wanted: &dyn Fn(&[Frame]) -> bool,
     ) -> Result<Vec<Frame>, String> {
-        let mut answers = self.answers(log, after, is_wanted)?;
+        let mut answers = self.answers(after, is_wanted)?;
         if let Some((_, frames)) = answers.frames.pop_if(|(_, frames)| is_wanted(frames)) {
             return Ok(frames);
         }
+        Err(self.nobody(&answers))
+    }
+
+    /// Asks whoever was asked first last from now on; false if each of them was the first of so many tries.
+    fn ask_next_first(&mut self, tried: usize) -> bool {
+        let Some(givers) = &mut self.givers else { return false };
+        let is_new = tried < givers.len();
+        if is_new {
+            givers.rotate_left(1);
+        }
+        is_new
+    }
+
+    /// What is said where `answers` are not what is wanted.
+    fn nobody(&self, answers: &Answers) -> String {
         let mut why = vec!["nobody who answers has them".to_owned()];
         why.extend(answers.frames.iter().map(|(name, _)| format!("{name} holds another history")));
-        why.extend(answers.errors);
-        why.extend(self.silent.iter().cloned());
-        Err(why.join("; "))
+        why.extend(answers.errors.iter().chain(&self.silent).cloned());
+        why.join("; ")
+    }
+
+    /// The ends of the frames that lead from `at` to `known`. Where others hold different ones, one way after the other is tried: who answers
+    /// first may hold what was left, and end before `known`.
+    fn way(&mut self, mut at: Position, known: &Position) -> Result<Vec<Position>, String> {
+        let (mut ends, mut tried) = (Vec::new(), HashSet::new());
+        // Ways to go on, the best one last: behind how many of `ends`, and with what.
+        let mut ways: Vec<(usize, Vec<Position>)> = Vec::new();
+        let mut first_refusal = None;
+        while at.lsn < known.lsn {
+            if tried.insert(at) {
+                let reaches = |frames: &[Frame]| leading(known, frames).last() == Some(known);
+                let answers = self.answers(at, &reaches)?;
+                let mut next: Vec<_> =
+                    answers.frames.iter().map(|(_, frames)| leading(known, frames)).collect();
+                next.retain(|ends| !ends.is_empty());
+                next.sort_by_key(|ends| ends.last().map(|end| (end == known, end.epoch.number, end.lsn)));
+                if next.is_empty() {
+                    let why = self.nobody(&answers);
+                    first_refusal.get_or_insert(format!("what comes behind lsn {}: {why}", at.lsn));
+                }
+                ways.extend(next.into_iter().map(|next| (ends.len(), next)));
+            }
+            let Some((kept, next)) = ways.pop() else {
+                return Err(first_refusal.unwrap_or_default());
+            };
+            ends.truncate(kept);
+            ends.extend(next);
+            at = ends.last().copied().unwrap_or(at);
+        }
+        Ok(ends)
     }
 
     /// Frames that follow `after`, of the history with the latest epochs that anybody holds; none if nobody holds any.
-    fn latest_frames(&mut self, log: Option<&DiskLog>, after: Position) -> Result<Vec<Frame>, String> {
-        let answers = self.answers(log, after, &|_| false)?;
+    fn latest_frames(&mut self, after: Position) -> Result<Vec<Frame>, String> {
+        let answers = self.answers(after, &|_| false)?;
         Ok(latest(answers.frames.into_iter().map(|(_, frames)| frames).collect()))
     }
 
     /// What one giver after the other holds behind `after`, until that `is_enough` of one.
-    fn answers(
-        &mut self,
-        log: Option<&DiskLog>,
-        after: Position,
-        is_enough: &dyn Fn(&[Frame]) -> bool,
-    ) -> Result<Answers, String> {
+    fn answers(&mut self, after: Position, is_enough: &dyn Fn(&[Frame]) -> bool) -> Result<Answers, String> {
         let givers = match &mut self.givers {
             Some(givers) => givers,
             None => {
-                let index = index_directory(self.directory);
-                let givers = givers_of(self.directory, self.config, &index, log);
+                let ground = ground(self.directory, self.config);
+                let givers = givers_of(self.directory, self.config, &ground);
                 self.givers.insert(givers.map_err(|error| error.to_string())?)
             }
         };
@@ -210,13 +260,15 @@ fn latest(mut answers: Vec<Vec<Frame>>) -> Vec<Frame> {
     }
 }
 
-/// Whether frames can be of a history that has `upto`. Whoever took over from the source of that may have begun before it.
-fn lead_to(upto: &Position, frames: &[Frame]) -> bool {
-    frames.iter().take_while(|frame| frame.first() <= upto.lsn).all(|frame| {
-        let end = frame.position();
-        end.epoch.number <= upto.epoch.number
-            && (end.lsn < upto.lsn || (end.lsn, end.hash) == (upto.lsn, upto.hash))
-    })
+/// The ends of those of `frames` that can be of a history that has `known`: none of a later epoch, none that contradicts it, and none behind it. Whoever
+/// took over from the source of that may have begun before it.
+fn leading(known: &Position, frames: &[Frame]) -> Vec<Position> {
+    let ends = frames.iter().map(Frame::position);
+    let leads = |end: &Position| {
+        end.epoch.number <= known.epoch.number
+            && (end.lsn < known.lsn || (end.lsn, end.hash) == (known.lsn, known.hash))
+    };
+    ends.take_while(leads).collect()
 }
 
 /// What a note about the mirrors says is told, unless the log reached it at `end`.
@@ -256,10 +308,10 @@ fn mended(
                     let own = look.recovery().epoch;
                     match config.role {
                         Role::Mirror => given_to_mirror(directory, &look, known, asked),
-                        Role::Source => given(&look, &known, Some(own), &mut |after| {
-                            asked.frames(Some(&look), after, &|_| true)
-                        })
-                        .map(|ends| Lost { known, ends, is_superseded: false }),
+                        Role::Source => {
+                            given(&look, &known, own, &mut |after| asked.frames(after, &|_| true))
+                                .map(|ends| Lost { known, ends, is_superseded: false })
+                        }
                     }
                     .map_err(missing)
                 });
@@ -272,29 +324,34 @@ fn mended(
             }
             Err(error) => return Err(failed(error)),
         };
-        let mut fetch = |after, epoch| {
-            asked.frames(None, after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
-        };
-        DiskLog::repair(options, &segment, &mut fetch).map_err(failed)?;
+        let (mut tried, base) = (0, base_state(directory));
+        while let Err(error) = DiskLog::repair(options, &segment, base, &mut |after, epoch| {
+            asked.frames(after, &|frames| frames.first().is_some_and(|frame| frame.epoch() == epoch))
+        }) {
+            // Whoever is asked first may hold another history of that epoch.
+            tried += 1;
+            if !matches!(error, RepairError::Other { .. }) || !asked.ask_next_first(tried) {
+                return Err(failed(error));
+            }
+        }
         tracing::warn!("{} was damaged, and was mended", segment.display());
     }
     Err(CliError::new(format!("more than {MENDED_MAX} segments are damaged")))
 }
 
 /// The ends of the frames behind the end of `log`, up to `known`, which somebody has; none if the log reaches it. What is read for that is not
-/// kept. With an `own` epoch only frames of that one count.
+/// kept. Only frames of the `own` epoch count.
 fn given(
     log: &DiskLog,
     known: &Position,
-    own: Option<Epoch>,
+    own: Epoch,
     fetch: &mut dyn FnMut(Position) -> Result<Vec<Frame>, String>,
 ) -> Result<Vec<Position>, CliError> {
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
         let frames = fetch(at).map_err(behind)?;
-        let is_other = |frame: &&Frame| own.is_some_and(|own| frame.epoch() != own);
-        if let Some(other) = frames.iter().find(is_other) {
+        if let Some(other) = frames.iter().find(|frame| frame.epoch() != own) {
             return Err(behind(format!(
                 "lsn {} is of epoch {}, not of this node's",
                 other.first(),
@@ -322,18 +379,14 @@ fn given_to_mirror(
     known: Position,
     asked: &mut Asked<'_>,
 ) -> Result<Lost, CliError> {
-    let all = given(log, &known, None, &mut |after| {
-        asked.frames(Some(log), after, &|frames| lead_to(&known, frames))
-    });
-    let nobody = match all {
+    let nobody = match asked.way(log.tail().position, &known) {
         Ok(ends) => return Ok(Lost { known, ends, is_superseded: false }),
-        Err(nobody) => nobody,
+        Err(nobody) => CliError::new(nobody),
     };
     let promised = promise::load(directory)?;
     let (mut at, mut ends) = (log.tail().position, Vec::new());
     while at.lsn < known.lsn {
-        let frames =
-            asked.latest_frames(Some(log), at).map_err(|error| nobody.clone().because(&failed(error)))?;
+        let frames = asked.latest_frames(at).map_err(|error| nobody.clone().because(&failed(error)))?;
         if frames.is_empty() {
             return Err(nobody);
         }
@@ -359,7 +412,7 @@ fn take_back(log: &DiskLog, lost: &Lost, asked: &mut Asked<'_>) -> Result<(), Cl
         let at = log.tail().position;
         let behind = |why: String| CliError::new(format!("what comes behind lsn {}: {why}", at.lsn));
         let is_next = |frames: &[Frame]| frames.first().is_some_and(|frame| frame.position() == *next);
-        for frame in asked.frames(Some(log), at, &is_next).map_err(behind)? {
+        for frame in asked.frames(at, &is_next).map_err(behind)? {
             // It may go on with another history than what was found.
             if missing.next_if(|end| **end == frame.position()).is_none() {
                 break;
@@ -390,8 +443,13 @@ pub(super) fn fetch(
     wanted: Lsn,
     runtime: &Handle,
 ) -> Result<(), CliError> {
-    let givers = givers_of(directory, config, &index_directory(directory), Some(log))?;
+    let givers = givers_of(directory, config, &ground(directory, config))?;
     fetch_from(log, &givers, wanted, runtime)
+}
+
+fn ground(directory: &Path, config: &NodeConfig) -> Ground {
+    let (index, base) = (index_directory(directory), base_file(directory));
+    Ground { index, base, log: log_options(directory, config) }
 }
 
 /// The same from these, each as far as it answers.

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use super::{
     Node, NodeOpening, NodeOptions,
-    index::{open_index, open_index_in},
+    index::{open_index, open_index_in, still_to_read},
     log_directory, lost_tail,
     settle::has_begun,
 };
@@ -165,13 +165,15 @@ pub(crate) fn open_log(directory: &Path, config: &NodeConfig) -> Result<DiskLog,
     open_log_for(directory, config, Access::Write)
 }
 
-/// How the log of the node in `directory` is opened, without what is known from elsewhere. After a scrub that has found damage all of it is read: it is
-/// mended before an index is made anew from it.
+/// How the log of the node in `directory` is opened, without what is known from elsewhere. What the index lacks is read, all of it where the index has
+/// to be made anew, and after a scrub that has found damage: it is mended before an index is filled from it.
 pub(super) fn log_options(directory: &Path, config: &NodeConfig) -> DiskOptions {
     let mut options = DiskOptions::new(log_directory(directory), config.volume, config.branch);
-    if scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some()) {
-        options.scrub = Scrub::Everything;
-    }
+    let is_damaged = scrub_notes::load(directory).is_some_and(|note| note.trouble().is_some());
+    options.scrub = match is_damaged {
+        true => Scrub::Everything,
+        false => still_to_read(directory),
+    };
     options
 }
 
@@ -197,7 +199,7 @@ fn told(error: &OpenError) -> CliError {
             "its index knows of what came then: bring an archive or a mirror that has it within reach and start again; to go on without it, delete DIR/index"
         }
         OpenError::DamagedMiddle { .. } | OpenError::Diverged { .. } => {
-            "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over"
+            "bring an archive or a mirror that has these entries within reach (murphy serve --listen ADDR there) and start again; to go on without this node: murphy promote at a mirror (--assume-lost MEMBER gives up one that is gone), or murphy restore URL DIR --take-over; if nobody has them: murphy dump DIR FILE writes the tree as the index has it, and murphy load FILE NEW-DIR makes a volume of that"
         }
         OpenError::Header { source: HeaderError::Version { .. }, .. } => {
             "another version of murphy wrote it; use that version"
@@ -205,7 +207,9 @@ fn told(error: &OpenError) -> CliError {
         OpenError::Header { source: HeaderError::Volume { .. } | HeaderError::Branch { .. }, .. } => {
             "murphy.toml and the log are of different volumes; put back the file that belongs here"
         }
-        OpenError::Header { .. } => "nothing was changed; repair the node from an archive or a mirror",
+        OpenError::Header { .. } => {
+            "nothing was changed; bring an archive or a mirror that has it within reach and start again; if nobody has it: murphy dump DIR FILE writes the tree as the index has it, and murphy load FILE NEW-DIR makes a volume of that"
+        }
         OpenError::NotEmpty { .. } | OpenError::SegmentTooSmall { .. } | OpenError::Io { .. } => {
             "nothing was changed"
         }

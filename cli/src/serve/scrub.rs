@@ -130,7 +130,8 @@ impl Scrubber {
 
     /// Reads every frame up to `last`, which checks its bytes and that it continues the one before; `None` if it is to end first.
     fn read_log(&self, last: Lsn, pace: &mut Pace<'_>) -> Option<Result<(), String>> {
-        let frames = match self.log.read(self.log.first()) {
+        // Not from memory: what the disk has is asked for.
+        let frames = match self.log.read_files(self.log.first()) {
             Ok(frames) => frames,
             Err(error) => return Some(Err(error.to_string())),
         };

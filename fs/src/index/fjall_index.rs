@@ -92,6 +92,12 @@ impl FjallIndex {
         }
     }
 
+    /// The state that the index in `dir` was last synced at, by its record alone: nothing is opened or changed. `None` if there is none that can
+    /// be read; what it says of is to be proven by [`open`](FjallIndex::open).
+    pub fn synced_in(dir: &Path) -> Option<State> {
+        SyncedRecord::read(dir).ok()?.map(|record| record.state)
+    }
+
     /// Deletes the index in `dir`.
     pub fn reset(dir: &Path) -> Result<(), OpenIndexError> {
         let _lock = lock(dir)?;

@@ -50,11 +50,18 @@ pub(super) struct DiskSource {
     shared: Weak<Shared>,
     next: Lsn,
     scan: Option<(SegmentRef, Scan)>,
+    /// Frames that are in memory are taken from there.
+    takes_recent: bool,
 }
 
 impl DiskSource {
     pub(super) fn new(shared: Weak<Shared>, next: Lsn) -> DiskSource {
-        DiskSource { shared, next, scan: None }
+        DiskSource { shared, next, scan: None, takes_recent: true }
+    }
+
+    /// The same, from the files alone.
+    pub(super) fn of_files(self) -> DiskSource {
+        DiskSource { takes_recent: false, ..self }
     }
 
     /// Reads the frame that holds the next LSN, which is durable, from its segment.
@@ -124,7 +131,7 @@ impl FrameSource for DiskSource {
         if self.next > shared.publisher.state().position.lsn {
             return Ok(None);
         }
-        let recent = shared.queue.lock().recent.holding(self.next);
+        let recent = if self.takes_recent { shared.queue.lock().recent.holding(self.next) } else { None };
         let frame = match recent {
             Some(frame) => {
                 self.scan = None;

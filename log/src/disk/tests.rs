@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod forged;
 mod fork;
+mod mend;
 mod stalls;
 
 use std::path::Path;

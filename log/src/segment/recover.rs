@@ -38,6 +38,8 @@ pub enum Scrub {
     /// All headers, and the two newest segments; older damage is found when it is read.
     #[default]
     Newest,
+    /// The same, and every segment that holds this entry or a later one: somebody is about to read them.
+    From(Lsn),
     /// Everything.
     Everything,
 }
@@ -182,8 +184,12 @@ impl Place<'_> {
 
     /// Checks that every older segment ends where the next one begins, as far as the scrub reads them.
     fn check_older(&self, older: &[SegmentHeader], last: &SegmentHeader) -> Result<(), OpenError> {
+        let newest = older.len().saturating_sub(1);
         let scanned = match self.scrub {
-            Scrub::Newest => older.len().saturating_sub(1),
+            Scrub::Newest => newest,
+            Scrub::From(lsn) => {
+                newest.min(older.partition_point(|header| header.first() <= lsn).saturating_sub(1))
+            }
             Scrub::Everything => 0,
         };
         let nexts = older.iter().skip(1).chain([last]);

@@ -5,13 +5,14 @@
 //!   before it ends, or behind a mark.
 //! - The file is replaced when the whole segment is there again, and durable; before that nothing is changed.
 //! - A log never gets into a later epoch by being mended, unless a frame of its own is of that epoch.
+//! - What does not tell where the next segment begins is mended together with it: see [`Run`].
 //! - The newest segment is mended as far as the log proves that it was, and no further; frames that contradict a whole one in it are refused.
 
 use std::{io, path::PathBuf};
 
 use super::{
-    Behind, Marks, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step, UNFINISHED_SUFFIX,
-    scan::EndOfScan, segment_name,
+    Behind, HeaderError, Marks, OpenError, Place, SEGMENT_HEADER_BYTES, Scan, SegmentHeader, Step,
+    UNFINISHED_SUFFIX, run::Run, segment_name,
 };
 use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durably};
 
@@ -20,9 +21,17 @@ use crate::{Epoch, Frame, Lsn, Position, State, files::SegmentFile, rename_durab
 pub type FetchFrames<'a> = dyn FnMut(Position, Epoch) -> Result<Vec<Frame>, String> + 'a;
 
 impl Place<'_> {
-    /// Mends the segment that begins with `first`; the caller holds the log's lock.
-    pub(crate) fn repair(&self, first: Lsn, fetch: &mut FetchFrames<'_>) -> Result<(), RepairError> {
+    /// Mends the segment that begins with `first`; the caller holds the log's lock. `base` may be the state before the first entry of the log.
+    pub(crate) fn repair(
+        &self,
+        first: Lsn,
+        base: Option<State>,
+        fetch: &mut FetchFrames<'_>,
+    ) -> Result<(), RepairError> {
         let segments = self.segments()?;
+        if let Some(run) = self.run_around(first, base, &segments)? {
+            return self.mend_run(&run, fetch);
+        }
         let mut early = Vec::new();
         let next = segments.iter().find(|segment| **segment > first);
         let target = next.map(|next| self.read_header(*next)).transpose()?.map(|next| next.base);
@@ -30,6 +39,11 @@ impl Place<'_> {
             Ok(header) => header,
             Err(refused) => self.header_of(first, (&segments, target), refused, &mut early, fetch)?,
         };
+        if target.is_none() && !early.is_empty() {
+            let mut own = self.scan(&header)?;
+            let own = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
+            keep_proven(&mut early, &own)?;
+        }
         let path = self.directory.join(segment_name(first));
         // What a crash leaves of it is removed at the next opening.
         let copy = self.directory.join(format!("{}{UNFINISHED_SUFFIX}", segment_name(first)));
@@ -50,6 +64,98 @@ impl Place<'_> {
         file.sync_data().map_err(failed)?;
         rename_durably(self.files, &copy, &path).map_err(failed)?;
         Ok(())
+    }
+
+    /// The segments around the one that begins with `first`, where it cannot be mended alone: it is the oldest and its header is damaged, or the header
+    /// of the one behind is; or it is to be made anew where what lies before does not reach it.
+    fn run_around(
+        &self,
+        first: Lsn,
+        base: Option<State>,
+        segments: &[Lsn],
+    ) -> Result<Option<Run>, RepairError> {
+        if self.whole_header(first, segments)?.is_some() {
+            return Ok(None);
+        }
+        let next = segments.iter().copied().filter(|segment| *segment > first);
+        let mut whole = None;
+        for segment in next.clone() {
+            whole = self.whole_header(segment, segments)?;
+            if whole.is_some() {
+                break;
+            }
+        }
+        let older = segments.iter().rev().find(|segment| **segment < first);
+        let begins = match older {
+            Some(older) => self.read_header(*older)?,
+            None => self.oldest_header(first, base, segments)?,
+        };
+        let is_next_missing = whole.and_then(|whole| whole.previous).is_some_and(|previous| previous > first);
+        let is_next_whole = whole.map(|whole| whole.first()) == next.clone().next() && !is_next_missing;
+        if older.is_some() && is_next_whole && self.reaches(&begins, first.previous())? {
+            return Ok(None);
+        }
+        let end = whole.map_or(Lsn::MAX, |whole| whole.first());
+        let between = next.chain([first]).chain(whole.and_then(|whole| whole.previous));
+        let mut starts: Vec<Lsn> = between.filter(|start| *start > begins.first() && *start < end).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let (held, target) = (segments.to_vec(), whole.map(|whole| whole.base));
+        Ok(Some(Run { begins, starts, held, target }))
+    }
+
+    /// The header of a segment; `None` if it is damaged, or not among those that are held. What another version or another log wrote is nobody's to
+    /// replace.
+    fn whole_header(&self, first: Lsn, held: &[Lsn]) -> Result<Option<SegmentHeader>, OpenError> {
+        if !held.contains(&first) {
+            return Ok(None);
+        }
+        match self.read_header(first) {
+            Ok(header) => Ok(Some(header)),
+            Err(OpenError::Header {
+                source:
+                    HeaderError::Truncated { .. }
+                    | HeaderError::NotASegment
+                    | HeaderError::Checksum
+                    | HeaderError::Reserved { .. }
+                    | HeaderError::FirstLsn { .. },
+                ..
+            }) => Ok(None),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Whether all entries of a segment up to `last` are whole.
+    fn reaches(&self, header: &SegmentHeader, last: Lsn) -> Result<bool, OpenError> {
+        let mut scan = self.scan(header)?;
+        while scan.position().lsn < last {
+            match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
+                Step::Frame(_) => {}
+                Step::End(_) => return Ok(false),
+            }
+        }
+        Ok(scan.position().lsn == last)
+    }
+
+    /// The header of the oldest segment, before which nothing was or `base` is; in the epoch of what is whole in it.
+    fn oldest_header(
+        &self,
+        first: Lsn,
+        base: Option<State>,
+        segments: &[Lsn],
+    ) -> Result<SegmentHeader, RepairError> {
+        let unknown = |what: &str| RepairError::Nobody { lsn: first, reason: what.to_owned() };
+        let secret =
+            self.secret(segments).ok_or_else(|| unknown("no other segment tells the secret of the log"))?;
+        let mut own = self.scan(&self.unknown_header(first, secret))?;
+        let own = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
+        let Some((_, (epoch, _))) = own.whole.first_key_value() else {
+            return Err(unknown("nothing in the oldest segment says of which epoch it is"));
+        };
+        let origin = (first == Lsn::FIRST).then(|| State::origin(*epoch));
+        let known = base.filter(|base| base.position.lsn.next() == first).or(origin);
+        let known = known.ok_or_else(|| unknown("nothing says what the log began behind"))?;
+        Ok(SegmentHeader::plain(self.volume, self.branch, *epoch, known, secret))
     }
 
     /// The header of a segment that is not there, or whose own cannot be read: it begins where the one before it ends, with the epoch of the first
@@ -117,11 +223,7 @@ impl Place<'_> {
                 break;
             }
             if let Some(scan) = &mut scan {
-                let step = match scan.next_step() {
-                    Ok(Step::End(EndOfScan::Unknown)) => scan.step_over_mark(),
-                    step => step,
-                };
-                match step.map_err(|error| read(&scan.path, &error))? {
+                match scan.next_whole().map_err(|error| read(&scan.path, &error))? {
                     Step::Frame(frame) => {
                         out.append(vec![frame], header, target)?;
                         continue;
@@ -140,9 +242,8 @@ impl Place<'_> {
             }
             let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
             let mut frames = fetch(out.state.position, header.epoch).map_err(nobody)?;
-            if let (Some(own), Some(durable)) = (&own, durable) {
-                frames.retain(|frame| frame.last() <= durable);
-                check_same(&frames, own)?;
+            if let Some(own) = &own {
+                keep_proven(&mut frames, own)?;
             }
             out.append(frames, header, target)?;
             if out.state.position.lsn == at {
@@ -159,11 +260,17 @@ impl Place<'_> {
     }
 }
 
-/// Refuses frames in the place of which the segment has whole ones that differ.
-fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
+/// Keeps of `frames` what the newest segment proves to have been in it, and refuses them if it has whole ones in their place that differ.
+pub(super) fn keep_proven(frames: &mut Vec<Frame>, own: &Behind) -> Result<(), RepairError> {
+    frames.retain(|frame| own.durable.is_some_and(|durable| frame.last() <= durable));
+    check_same(frames, own)
+}
+
+/// Refuses frames where the segment has whole ones in their place that differ.
+pub(super) fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
     let differs = |frame: &&Frame| {
-        let held = own.whole.get(&frame.first());
-        held.is_some_and(|held| *held != (frame.epoch(), frame.position().hash))
+        let same = (frame.first(), (frame.epoch(), frame.position().hash));
+        own.whole.range(frame.first()..=frame.last()).any(|(first, held)| (*first, *held) != same)
     };
     match frames.iter().find(differs) {
         Some(frame) => Err(RepairError::Other { lsn: frame.first().previous() }),
@@ -172,17 +279,17 @@ fn check_same(frames: &[Frame], own: &Behind) -> Result<(), RepairError> {
 }
 
 /// The segment as it will be.
-struct Copy<'a> {
-    file: &'a dyn SegmentFile,
-    path: &'a PathBuf,
-    marks: Marks,
-    written: u64,
-    state: State,
+pub(super) struct Copy<'a> {
+    pub(super) file: &'a dyn SegmentFile,
+    pub(super) path: &'a PathBuf,
+    pub(super) marks: Marks,
+    pub(super) written: u64,
+    pub(super) state: State,
 }
 
 impl Copy<'_> {
     /// Writes those of `frames` that belong here, each behind a mark of its own: all are durable before the copy gets its name.
-    fn append(
+    pub(super) fn append(
         &mut self,
         frames: Vec<Frame>,
         header: &SegmentHeader,

@@ -142,6 +142,32 @@ impl Scan {
         Ok(())
     }
 
+    /// Goes on with the next frame behind a mark that is whole by itself, whatever it continues; false if there is none.
+    pub(crate) fn skip(&mut self) -> io::Result<bool> {
+        let reached = self.state.position.lsn;
+        let found = self.find_mark(|scan, place, _| {
+            let Ok(frame) = scan.frame_behind(place)? else { return Ok(None) };
+            let FrameHeader { first, epoch, hash_before: hash, .. } = *frame.header();
+            if first <= reached {
+                return Ok(None);
+            }
+            let before = Position { epoch, lsn: first.previous(), hash };
+            Ok(frame.verify(&scan.keys, &before).is_ok().then_some((place, before)))
+        })?;
+        let Some((place, position)) = found else { return Ok(false) };
+        self.offset = place;
+        self.state.position = position;
+        Ok(true)
+    }
+
+    /// The next frame, also where the mark before it is damaged.
+    pub(super) fn next_whole(&mut self) -> io::Result<Step> {
+        match self.next_step()? {
+            Step::End(EndOfScan::Unknown) => self.step_over_mark(),
+            step => Ok(step),
+        }
+    }
+
     /// Whether a mark behind the end of the scan proves that what should stand here was durable.
     pub(crate) fn finds_proof(&mut self) -> io::Result<bool> {
         let lost = self.state.position.lsn.next();

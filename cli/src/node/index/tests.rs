@@ -228,3 +228,39 @@ fn a_file_in_the_place_of_the_index_is_named_and_kept() {
     assert!(error.to_string().contains("is not a directory"), "{error}");
     assert_eq!(fs::read(scene.index()).unwrap(), b"mine");
 }
+
+/// The fear: an index that does not fit is thrown away, and only then the log turns out to be damaged; nothing reads all of it at the next start,
+/// and nothing is ever mended.
+#[test]
+fn an_index_is_not_thrown_away_for_a_log_that_cannot_be_read() {
+    let scene = Scene::new(1, &[(1, 2..=9), (2, 10..=12), (3, 13..=16)], 0);
+    let other = Scene::new(1, &[(1, 2..=9)], 1);
+    other.assert_opens("made");
+    assert_eq!(still_to_read(scene.directory.path()), Scrub::Everything, "there is none");
+    scene.take_index(&other);
+    assert_eq!(still_to_read(scene.directory.path()), Scrub::From(Lsn::new(10)));
+    let Scene { directory, volume, log } = scene;
+    drop(log);
+    let options = DiskOptions::new(directory.path().join("log"), id(volume), BranchId::from_bytes([2; 16]));
+    let oldest = options.directory.join("00000000000000000002.seg");
+    let whole = fs::read(&oldest).unwrap();
+    let mut damaged = whole.clone();
+    damaged[300] ^= 1;
+    fs::write(&oldest, damaged).unwrap();
+    let scene = Scene { log: DiskLog::open(options.clone()).unwrap(), directory, volume };
+    let held = || rows(&*FjallIndex::open(&scene.index(), FjallOptions::default()).unwrap().snapshot());
+    let before = held();
+    for _ in 0..2 {
+        let refused = scene.open().err().unwrap().to_string();
+        assert!(refused.contains("damaged") && refused.contains("lsn 2"), "{refused}");
+        assert_eq!(held(), before, "the index is as it was");
+        let note = scrub_notes::load(scene.directory.path()).unwrap();
+        assert!(note.log.is_some_and(|log| log.contains("lsn 2")), "the next start reads all of the log");
+    }
+    let Scene { directory, volume, log } = scene;
+    drop(log);
+    fs::write(&oldest, whole).unwrap();
+    scrub_notes::forget_log(directory.path()).unwrap();
+    assert_eq!(scrub_notes::load(directory.path()), None);
+    Scene { log: DiskLog::open(options).unwrap(), directory, volume }.assert_opens("made anew");
+}

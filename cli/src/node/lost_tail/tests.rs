@@ -21,9 +21,9 @@ fn frames((salt, runs): History<'_>) -> Vec<Frame> {
         let keys = VolumeKeys::derive(VolumeId::from_bytes([1; 16]));
         let mut appender = Appender::new(keys, epoch(*number), state);
         for lsn in lsns.clone() {
-            // What comes first is common to all.
+            // What comes first in epoch 1 is common to all.
             let own = salt * 100 + u64::from(*number) * 1000;
-            let time = LogTime::from_nanos(lsn + if lsn > COMMON { own } else { 0 });
+            let time = LogTime::from_nanos(lsn + if lsn > COMMON || *number > 1 { own } else { 0 });
             appender.push(&Entry::tick(Lsn::new(lsn), time), Digest(0), Usage::default()).unwrap();
             frames.extend(appender.close(time, Lsn::ROOT));
         }
@@ -85,9 +85,19 @@ impl Scene {
         Scene { folder, config, runtime: Runtime::new().unwrap(), log }
     }
 
-    /// Takes back what was lost up to `KNOWN`, of a history of epoch 1, from holders of these; none is out of reach.
+    /// Takes back what was lost up to `KNOWN`, of a history of epoch 1, from holders of these; one more is out of reach.
     fn take_back(&self, held: &[History<'_>]) -> Result<Position, CliError> {
-        let known = frames(WHOLE).iter().find(|frame| frame.last() == Lsn::new(KNOWN)).unwrap().position();
+        self.take_back_of(WHOLE, KNOWN, held)
+    }
+
+    /// The same of another history, up to `known`.
+    fn take_back_of(
+        &self,
+        whole: History<'_>,
+        known: u64,
+        held: &[History<'_>],
+    ) -> Result<Position, CliError> {
+        let known = frames(whole).iter().find(|frame| frame.last() == Lsn::new(known)).unwrap().position();
         let mut asked = Asked::new(self.folder.path(), &self.config, self.runtime.handle());
         let holder = |held: &History<'_>| {
             let (frames, asked) = (frames(*held), Arc::default());
@@ -108,7 +118,16 @@ impl Scene {
 #[test]
 fn a_mirror_takes_back_what_it_held_and_nothing_else() {
     let expected = frames(WHOLE)[KNOWN as usize - 2].position();
-    for held in [&[WHOLE][..], &[LATER, OTHER, WHOLE], &[SHORT, WHOLE], &[LATER_EPOCH_BEHIND]] {
+    for held in [
+        &[WHOLE][..],
+        &[OTHER, WHOLE],
+        &[WHOLE, OTHER],
+        &[LATER, OTHER, WHOLE],
+        &[OTHER, SHORT, LATER, WHOLE],
+        &[SHORT, WHOLE],
+        &[LATER_EPOCH_BEHIND],
+        &[OTHER, LATER_EPOCH_BEHIND],
+    ] {
         assert_eq!(Scene::new().take_back(held), Ok(expected), "{held:?}");
     }
     for held in [&[][..], &[SHORT], &[OTHER], &[SHORT, OTHER]] {
@@ -116,6 +135,25 @@ fn a_mirror_takes_back_what_it_held_and_nothing_else() {
         let refused = scene.take_back(held).unwrap_err().to_string();
         assert!(refused.contains("no answer") && refused.contains("nobody who answers"), "{refused}");
         assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "{held:?}: nothing was taken");
+    }
+}
+
+/// The fear: whoever answers first holds more of an epoch that was left before what is known, and is followed to its end.
+#[test]
+fn a_mirror_takes_back_what_it_held_of_a_later_epoch_whoever_answers_first() {
+    let left: History<'_> = (1, &[(1, 2..=17)]);
+    let whole: History<'_> = (1, &[(1, 2..=14), (2, 15..=20)]);
+    for known in [15, 16, 18, 20] {
+        let expected = frames(whole)[known as usize - 2].position();
+        for held in [&[left, whole][..], &[whole, left], &[left, SHORT, whole], &[LATER, left, OTHER, whole]]
+        {
+            assert_eq!(Scene::new().take_back_of(whole, known, held), Ok(expected), "{known} of {held:?}");
+        }
+        for held in [&[left][..], &[left, OTHER], &[LATER]] {
+            let scene = Scene::new();
+            scene.take_back_of(whole, known, held).unwrap_err();
+            assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "{held:?}: nothing was taken");
+        }
     }
 }
 
@@ -137,10 +175,31 @@ fn what_is_lost_of_a_history_that_a_later_epoch_has_left_is_not_waited_for() {
     }
 }
 
+/// The fear: a mirror has lost the end of a history that a later epoch had left before what can still be read, and nobody says what to do with it.
+#[test]
+fn a_mirror_whose_history_was_left_before_what_it_can_read_is_told_to_join_anew() {
+    let left_before: History<'_> = (1, &[(1, 2..=6), (2, 7..=20)]);
+    let scene = Scene::new();
+    let refused = scene.take_back(&[left_before]).unwrap_err();
+    assert_eq!(scene.log.tail().position.lsn, Lsn::new(COMMON), "nothing was changed");
+    let known = frames(WHOLE)[KNOWN as usize - 2].position();
+    let told = with_way_out(&scene.config, ahead_of(&scene.log, &known)).because(&refused);
+    let text = format!("{told} {told:?}");
+    for part in ["nobody who answers", "murphy join NEW-DIR", "murphy dump DIR FILE"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+}
+
 /// The fear: a mirror is not opened as long as an archive answers that was sealed in the middle of what is damaged, though a member has it all.
 #[test]
 fn what_is_damaged_comes_from_whoever_has_that_epoch() {
-    for held in [&[LATER, WHOLE][..], &[LATER, SHORT, WHOLE], &[SHORT, LATER, WHOLE]] {
+    for held in [
+        &[LATER, WHOLE][..],
+        &[LATER, SHORT, WHOLE],
+        &[SHORT, LATER, WHOLE],
+        &[OTHER, WHOLE],
+        &[OTHER, LATER, OTHER, SHORT, WHOLE],
+    ] {
         let Scene { folder, config, runtime, log } = Scene::new();
         let whole = frames(WHOLE);
         for frame in &whole[COMMON as usize - 1..] {
@@ -171,6 +230,27 @@ fn what_is_damaged_comes_from_whoever_has_that_epoch() {
         let (mended, lost) = mended(folder.path(), &config, (&options, None), &mut asked).unwrap();
         assert!(lost.is_none(), "{held:?}");
         assert_eq!(mended.tail().position, end, "{held:?}");
+    }
+}
+
+/// The fear: `status` says for ever that a log is damaged which was mended, or found to be whole.
+#[test]
+fn what_a_scrub_found_in_a_log_is_forgotten_once_all_of_it_was_read() {
+    let Scene { folder, config, runtime, log } = Scene::new();
+    drop(log);
+    let open = || drop(open(folder.path(), &config, runtime.handle()).unwrap());
+    let note = |log: Option<&str>, index: Option<&str>| {
+        let (log, index) = (log.map(str::to_owned), index.map(str::to_owned));
+        scrub_notes::ScrubNote { lsn: 9, ended: 1, took_ms: 1, log, index }
+    };
+    for (found, left) in [
+        (note(Some("damaged"), None), None),
+        (note(Some("damaged"), Some("differs")), Some(note(None, Some("differs")))),
+        (note(None, None), Some(note(None, None))),
+    ] {
+        scrub_notes::save(folder.path(), &found).unwrap();
+        open();
+        assert_eq!(scrub_notes::load(folder.path()), left, "{found:?}");
     }
 }
 

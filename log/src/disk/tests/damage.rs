@@ -3,13 +3,11 @@
 //! Invariants:
 //! - No damage changes an entry silently: it is cut with the torn tail, refused at the open, or refused at the read.
 
-use std::ops::Range;
-
 use super::*;
-use crate::{Appender, Digest, Entry, LogTime, Recovery, Usage, VolumeKeys};
+use crate::{FrameReader, Recovery};
 
 /// A log of one segment with three groups, of two frames each.
-fn three_groups() -> (FaultyDisk, Vec<Frame>) {
+pub(super) fn three_groups() -> (FaultyDisk, Vec<Frame>) {
     let files = disk();
     let log = DiskLog::create(options(&files), History::origin()).unwrap();
     let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
@@ -22,13 +20,13 @@ fn three_groups() -> (FaultyDisk, Vec<Frame>) {
     (files, frames)
 }
 
-const SEGMENT: &str = "/log/00000000000000000002.seg";
+pub(super) const SEGMENT: &str = "/log/00000000000000000002.seg";
 
-fn group_bytes(frames: &[Frame]) -> usize {
+pub(super) fn group_bytes(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| MARK_BYTES + frame.bytes().len()).sum::<usize>()
 }
 
-fn recovered(files: &FaultyDisk) -> Result<(Recovery, Vec<Frame>), OpenError> {
+pub(super) fn recovered(files: &FaultyDisk) -> Result<(Recovery, Vec<Frame>), OpenError> {
     let log = DiskLog::open(options(files))?;
     Ok((log.recovery().clone(), read_all(&log)))
 }
@@ -251,171 +249,64 @@ fn a_trimmed_log_begins_at_a_segment_and_opens_without_the_rest() {
     assert_same(&read_all(&log), &frames[kept..]);
 }
 
-/// Frames as an archive would give them: those of a few, up to `held`.
-fn others(frames: &[Frame], held: Lsn) -> impl FnMut(Position, Epoch) -> Result<Vec<Frame>, String> + '_ {
-    move |after, _| {
-        let behind = frames.iter().filter(|frame| frame.last() > after.lsn && frame.last() <= held);
-        Ok(behind.take(2).cloned().collect())
-    }
-}
-
-fn damaged_segment(files: &FaultyDisk) -> Option<PathBuf> {
-    match DiskLog::open(DiskOptions { scrub: Scrub::Everything, ..options(files) }) {
-        Ok(_) => None,
-        Err(OpenError::DamagedMiddle { segment, .. }) => Some(segment),
-        Err(OpenError::Header { path, .. }) => Some(path),
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// The archive has what is damaged; what only this log has, behind it, stays.
+/// The fear: a node that has lost its index does not learn from its damaged log who could mend that.
 #[test]
-fn a_damaged_frame_is_mended_and_what_is_whole_behind_it_stays() {
-    let (files, frames) = three_groups();
-    let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
-    let last_group = used - group_bytes(&frames[4..]);
-    let starts = (0..frames.len()).map(|index| SEGMENT_HEADER_BYTES + group_bytes(&frames[..index]));
-    let marks: Vec<Range<usize>> = starts.map(|start| start..start + MARK_BYTES).collect();
-    for byte in SEGMENT_HEADER_BYTES..last_group {
-        let damaged = files.after_kill();
-        damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
-        let Some(segment) = damaged_segment(&damaged) else { panic!("byte {byte} is not missed") };
-        // Only a frame is mended from elsewhere; a mark is made anew before the frame that is there.
-        let alone = damaged.after_kill();
-        let nobody = DiskLog::repair(&options(&alone), &segment, &mut |_, _| Ok(Vec::new()));
-        let is_mark = marks.iter().any(|mark| mark.contains(&byte));
-        assert_eq!(nobody.is_ok(), is_mark, "byte {byte}: {nobody:?}");
-        if is_mark {
-            assert_same(&recovered(&alone).unwrap().1, &frames);
-        }
-        let mended = DiskLog::repair(&options(&damaged), &segment, &mut others(&frames, frames[3].last()));
-        mended.unwrap_or_else(|error| panic!("byte {byte}: {error}"));
-        assert_same(&recovered(&damaged).unwrap().1, &frames);
-    }
-}
-
-#[test]
-fn a_missing_segment_is_made_anew_from_elsewhere() {
+fn what_is_whole_in_a_damaged_log_can_be_read() {
     let (files, frames) = many_segments();
     let segments = recovered(&files).unwrap().0.segments;
-    for lost in &segments[1..segments.len() - 1] {
-        for is_gone in [true, false] {
-            let holed = files.after_kill();
-            let path = Path::new("/log").join(segment_name(*lost));
-            if is_gone {
-                holed.remove(&path).unwrap();
-            } else {
-                holed.damage(&path, |bytes| bytes[40..].fill(7));
-            }
-            let before = holed.contents();
-            let segment = damaged_segment(&holed).unwrap();
-            assert_eq!(segment, path);
-            let end = frames.iter().find(|frame| frame.first() == *lost).unwrap().last();
-            let too_few = DiskLog::repair(&options(&holed), &segment, &mut others(&frames, end.previous()));
-            assert!(too_few.is_err());
-            assert_eq!(holed.contents(), before, "nothing is changed");
-            let last = frames.last().unwrap().last();
-            DiskLog::repair(&options(&holed), &segment, &mut others(&frames, last)).unwrap();
-            assert_same(&recovered(&holed).unwrap().1, &frames);
-            assert_eq!(damaged_segment(&holed), None);
-        }
-    }
-}
-
-/// The fear: the header of the newest segment is damaged and nothing is left behind it, a successor has begun its epoch right where that segment
-/// begins, and the source that was replaced comes back in the successor's epoch as if it were its own.
-#[test]
-fn a_log_is_not_mended_into_the_epoch_of_a_successor() {
-    let (files, frames) = many_segments();
-    let newest = *recovered(&files).unwrap().0.segments.last().unwrap();
-    let path = Path::new("/log").join(segment_name(newest));
-    let base = frames.iter().find(|frame| frame.last() == newest.previous()).unwrap().state();
-    let mut successor = History::new(epoch(4), base);
-    let theirs: Vec<Frame> = (0..3).map(|_| successor.frame(1)).collect();
-    for is_empty in [false, true] {
-        let damaged = files.after_kill();
-        damaged.damage(&path, |bytes| match is_empty {
-            true => bytes[40..].fill(0),
-            false => bytes[40] ^= 1,
-        });
-        assert_eq!(damaged_segment(&damaged), Some(path.clone()));
-        let before = damaged.contents();
-        let last = theirs.last().unwrap().last();
-        let mended = DiskLog::repair(&options(&damaged), &path, &mut others(&theirs, last));
-        // What is whole in it says in which epoch it is, and is not believed alone.
-        assert!(mended.is_err(), "{is_empty}");
-        assert_eq!(damaged.contents(), before);
-        let last = frames.last().unwrap().last();
-        DiskLog::repair(&options(&damaged), &path, &mut others(&frames, last)).unwrap();
-        let (recovery, read) = recovered(&damaged).unwrap();
-        assert_eq!(recovery.epoch, epoch(3));
-        assert_same(&read[..], &frames[..read.len()]);
-    }
-}
-
-/// The fear: a mirror is mended in an epoch that it had followed into, or not at all because that one is not the epoch of the segment before.
-#[test]
-fn the_header_of_a_segment_comes_back_in_the_epoch_of_what_is_whole_in_it() {
-    let files = disk();
-    let log = DiskLog::create(options(&files), History::origin()).unwrap();
-    let mut frames = Vec::new();
-    for number in 1..3 {
-        let mut history = History::new(epoch(number), log.claim(epoch(number)).unwrap());
-        for _ in 0..3 {
-            frames.push(append(&log, &mut history, 1).unwrap());
-            log.step();
-        }
-    }
-    drop(log);
-    let path = Path::new("/log").join(segment_name(frames[3].first()));
-    let first = SEGMENT_HEADER_BYTES + MARK_BYTES + 30;
-    files.damage(&path, |bytes| bytes[20..first].fill(0));
-    assert_eq!(damaged_segment(&files), Some(path.clone()));
-    DiskLog::repair(&options(&files), &path, &mut others(&frames, frames[3].last())).unwrap();
-    let (recovery, read) = recovered(&files).unwrap();
-    assert_eq!(recovery.epoch, epoch(2));
-    assert_same(&read, &frames);
-}
-
-/// The fear: a mirror that is mended claims what it never held, or gives up what it holds for the other history of whoever is asked.
-#[test]
-fn the_newest_segment_is_mended_no_further_than_it_was_and_with_nothing_that_contradicts_it() {
-    let (files, frames) = three_groups();
-    let lost = SEGMENT_HEADER_BYTES + MARK_BYTES + 40;
-    let damaged = || {
-        let damaged = files.after_kill();
-        damaged.damage(Path::new(SEGMENT), |bytes| bytes[lost] ^= 1);
-        damaged
+    let salvaged = |files: &FaultyDisk| {
+        let (mut read, before) = (Vec::new(), files.contents());
+        DiskLog::salvage(&options(files), &mut |frame| read.push(frame)).unwrap();
+        assert_eq!(files.contents(), before);
+        read
     };
-    let path = Path::new(SEGMENT);
-    let mut history = History::new(epoch(1), frames.last().unwrap().state());
-    let beyond: Vec<Frame> = frames.iter().cloned().chain((0..3).map(|_| history.frame(1))).collect();
-    let everything = |_, _| Ok(beyond.clone());
-    for last_is_torn in [false, true] {
-        let holed = damaged();
-        if last_is_torn {
-            let last = beyond[5].bytes().len();
-            let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
-            holed.damage(path, |bytes| bytes[used - last - group_bytes(&frames[4..5]) + 8..used].fill(3));
-        }
-        DiskLog::repair(&options(&holed), path, &mut everything.clone()).unwrap();
-        let kept = if last_is_torn { 4 } else { 6 };
-        assert_same(&recovered(&holed).unwrap().1, &frames[..kept]);
+    assert_same(&salvaged(&files), &frames);
+    for segment in &segments {
+        let (path, at) =
+            (Path::new("/log").join(segment_name(*segment)), SEGMENT_HEADER_BYTES + MARK_BYTES + 30);
+        let held: Vec<Frame> = frames.iter().filter(|frame| frame.first() != *segment).cloned().collect();
+        let damaged = files.after_kill();
+        damaged.damage(&path, |bytes| bytes[at] ^= 1);
+        assert_same(&salvaged(&damaged), &held);
+        damaged.damage(&path, |bytes| bytes[100] ^= 1);
+        assert_same(&salvaged(&damaged), &held);
     }
-    let mut other = Appender::new(VolumeKeys::derive(VOLUME), epoch(1), History::origin());
-    let others = frames.iter().map(|frame| {
-        for lsn in frame.first().get()..=frame.last().get() {
-            let tick = Entry::tick(Lsn::new(lsn), LogTime::from_nanos(lsn));
-            other.push(&tick, Digest::default(), Usage::default()).unwrap();
+}
+
+/// The fear: an index is made anew from a log, or brought to its end, and only then the log turns out to be damaged there.
+#[test]
+fn all_that_is_about_to_be_read_is_read_at_the_opening() {
+    let (files, _) = many_segments();
+    let segments = recovered(&files).unwrap().0.segments;
+    for damaged in &segments[..segments.len() - 2] {
+        let holed = files.after_kill();
+        let path = Path::new("/log").join(segment_name(*damaged));
+        holed.damage(&path, |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+        for from in &segments {
+            for from in [from.previous(), *from, from.next()] {
+                let opened = DiskLog::open(DiskOptions { scrub: Scrub::From(from), ..options(&holed) });
+                let next = segments[segments.partition_point(|segment| segment <= damaged)];
+                assert_eq!(opened.is_err(), from < next, "{damaged} from {from}");
+            }
         }
-        other.close(LogTime::from_nanos(5), Lsn::ROOT).unwrap()
-    });
-    let others: Vec<Frame> = others.collect();
-    let holed = damaged();
-    let before = holed.contents();
-    let refused = DiskLog::repair(&options(&holed), path, &mut |_, _| Ok(others.clone()));
-    assert!(matches!(refused, Err(RepairError::Other { .. })), "{refused:?}");
-    assert_eq!(holed.contents(), before);
+    }
+}
+
+/// The fear: a scrub calls the newest entries sound because it looks at what is in memory, and not at the disk.
+#[test]
+fn what_is_read_from_the_files_is_not_hidden_by_what_is_in_memory() {
+    let files = disk();
+    let log =
+        DiskLog::create(DiskOptions { recent_bytes: 1 << 20, ..options(&files) }, History::origin()).unwrap();
+    let mut history = History::new(epoch(1), log.claim(epoch(1)).unwrap());
+    let frames: Vec<Frame> = (0..3).map(|_| append(&log, &mut history, 2).unwrap()).collect();
+    while log.step() {}
+    let read = |frames: FrameReader| frames.collect::<Result<Vec<Frame>, ReadError>>();
+    assert_same(&read(log.read_files(Lsn::FIRST).unwrap()).unwrap(), &frames);
+    files.damage(Path::new(SEGMENT), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 30] ^= 1);
+    assert_same(&read(log.read(Lsn::FIRST).unwrap()).unwrap(), &frames);
+    let refused = read(log.read_files(Lsn::FIRST).unwrap());
+    assert!(matches!(refused, Err(ReadError::Damaged { lsn: Lsn::FIRST, .. })), "{refused:?}");
 }
 
 /// The fear: a mirror that a power cut met while it caught up is never opened again, because its source had long had on its disk what was torn

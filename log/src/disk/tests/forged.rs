@@ -158,7 +158,7 @@ fn a_mend_neither_takes_nor_asks_for_what_a_user_has_made_up() {
     });
     let refused = DiskLog::open(options(&files)).unwrap_err();
     assert!(matches!(refused, OpenError::DamagedMiddle { lsn: Lsn::FIRST, .. }), "{refused}");
-    DiskLog::repair(&options(&files), &damaged, &mut |after, _| {
+    DiskLog::repair(&options(&files), &damaged, None, &mut |after, _| {
         assert!(after.lsn < last, "asked for what follows {after}");
         Ok(frames.iter().filter(|frame| frame.first() > after.lsn).take(1).cloned().collect())
     })
@@ -197,7 +197,7 @@ fn a_segment_that_lost_its_header_still_says_how_far_it_was_durable_and_in_which
             });
             let refused = DiskLog::open(options(&files)).unwrap_err();
             assert!(matches!(refused, OpenError::Header { .. }), "{refused}");
-            DiskLog::repair(&options(&files), &path, &mut |after, wanted| {
+            DiskLog::repair(&options(&files), &path, None, &mut |after, wanted| {
                 assert_eq!(wanted, epoch(2));
                 Ok(frames.iter().filter(|frame| frame.first() > after.lsn).take(1).cloned().collect())
             })
