@@ -14,6 +14,7 @@
 //! - A socket that nobody answers is left from a process that is gone; whoever holds the node's lock replaces it.
 
 mod client;
+mod interrupted;
 mod lasting;
 mod server;
 

@@ -348,8 +348,12 @@ fn scenario(status: &Status, lost: String) -> Scenario {
         Some((lsn, place, proof)) => {
             let behind = status.durable_lsn.saturating_sub(lsn);
             let proof = proof.map(|proof| format!("; it was {proof}")).unwrap_or_default();
+            let unstored = match status.dirty_bytes {
+                0 => String::new(),
+                bytes => format!(", and {} that are not stored yet", bytes_text(bytes)),
+            };
             let outcome = format!(
-                "without {lost}, {place} has everything up to lsn {lsn}; {behind} entries would be lost{proof}"
+                "without {lost}, {place} has everything up to lsn {lsn}; {behind} entries would be lost{unstored}{proof}"
             );
             Scenario { lost, restorable_lsn: Some(lsn), outcome }
         }

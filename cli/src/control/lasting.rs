@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use serde_json::Value;
 
-use super::{Control, Request};
+use super::{Control, Request, interrupted::Asked};
 use crate::{error::CliError, output::Output};
 
 /// Connects to the process that serves the node in `directory` and takes orders; `None` if there is none. Waits for one that is just beginning
@@ -26,6 +26,7 @@ pub(crate) fn ask_lasting(
     let mut waiting = Waiting::new(directory, output);
     loop {
         let Some(mut control) = waiting.connect()? else { return Ok(None) };
+        let _asked = (!request.only_looks()).then(Asked::begin);
         match control.ask(request, output, &mut *item) {
             // It has come to its end between its greeting and the request.
             Err(error) if error.is_passing() => waiting.pause()?,
