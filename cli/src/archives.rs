@@ -13,7 +13,10 @@ mod shipping;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -44,7 +47,7 @@ pub(crate) struct Archives {
     shipped: Mutex<Vec<Shipped>>,
     /// Held while the shared list of archives is read and changed.
     changing: tokio::sync::Mutex<()>,
-    /// How many times archives were removed; counted while the list is changed.
+    /// How many times archives were removed, or came to acknowledge nothing otherwise; counted while the list is changed.
     removals: AtomicU64,
 }
 
@@ -74,8 +77,8 @@ struct Shipped {
     shared: SharedArchive,
     /// Whether the list has it no more: it acknowledges nothing from then on, least of all its own removal, and still is a witness.
     is_removed: bool,
-    /// Whether it is about to be taken off the list: it acknowledges nothing by then, so that the others have all that it has acknowledged.
-    is_leaving: bool,
+    /// So many orders are about to take it off the list: it acknowledges nothing by then, so that the others have all that it has acknowledged.
+    leaving: Arc<AtomicUsize>,
     url: StoreUrl,
     state: Arc<Mutex<ShipState>>,
     /// The entry that names it does not come behind that.
@@ -175,8 +178,8 @@ impl Archives {
         let to = shipping::Destination { shared: shared.clone(), url: url.clone(), is_given_up, began };
         let shipping = shipping::ship(Arc::clone(&self.context), to, Arc::clone(&state));
         let task = self.context.runtime.spawn(shipping);
-        let (is_removed, is_leaving) = (false, false);
-        Ok(Shipped { shared, is_removed, is_leaving, url, state, named: began, noted, task })
+        let (is_removed, leaving) = Default::default();
+        Ok(Shipped { shared, is_removed, leaving, url, state, named: began, noted, task })
     }
 
     /// Whether an archive is shipped to.

@@ -85,7 +85,7 @@ impl Archives {
         let (mut holders, mut witnesses) = Handles::default();
         for shipped in self.shipped().iter() {
             let domain = shipped.url.failure_domain().to_string();
-            let is_listed = !shipped.is_removed && !shipped.is_leaving;
+            let is_listed = !shipped.is_removed && shipped.leaving.load(Ordering::SeqCst) == 0;
             let may = is_listed && shipped.shared.may_acknowledge() && !outside.contains(&domain);
             let part = if may { &mut holders } else { &mut witnesses };
             part.push(shipped.state().handle.clone());

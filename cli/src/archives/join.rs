@@ -4,8 +4,12 @@
 //! - One that is joining acknowledges nothing; when that ends is told in `serve/joining.rs`.
 //! - Nobody acknowledges by the word of one that was removed meanwhile.
 //! - One that was removed, or is joining again, acknowledges nothing from before the moment on at which the log says so.
+//! - One that is about to be removed acknowledges nothing for as long as any order to remove it is under way.
 
-use std::sync::atomic::Ordering;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use murphy_log::Lsn;
 
@@ -28,7 +32,11 @@ impl Archives {
         let mut archives = before.clone();
         let made = change(&mut archives)?;
         self.restrict(&archives);
-        if before.iter().any(|archive| archives.iter().all(|left| left.url != archive.url)) {
+        let may_no_more = |archive: &SharedArchive| {
+            let left = archives.iter().find(|left| left.url == archive.url);
+            left.is_none_or(|left| left.joining && !archive.joining)
+        };
+        if before.iter().any(may_no_more) {
             self.removals.fetch_add(1, Ordering::SeqCst);
         }
         let written = self.write(&before, &archives).await;
@@ -74,16 +82,18 @@ impl Archives {
 
     /// Lets an archive that is about to be removed acknowledge nothing, by itself or by its word, for as long as the answer is held.
     pub(crate) fn leave(&self, url: &str) -> Leaving<'_> {
-        self.set_leaving(url, true);
-        self.removals.fetch_add(1, Ordering::SeqCst);
-        Leaving { archives: self, url: url.to_owned() }
+        let mark = self.leaving_mark(url);
+        if let Some(orders) = &mark {
+            orders.fetch_add(1, Ordering::SeqCst);
+        }
+        self.context.changed();
+        let removals = self.removals.fetch_add(1, Ordering::SeqCst) + 1;
+        Leaving { archives: self, url: url.to_owned(), mark, removals }
     }
 
-    fn set_leaving(&self, url: &str, is_leaving: bool) {
-        let mut shipped = self.shipped();
-        shipped.iter_mut().filter(|one| one.shared.url == url).for_each(|one| one.is_leaving = is_leaving);
-        drop(shipped);
-        self.context.changed();
+    fn leaving_mark(&self, url: &str) -> Option<Arc<AtomicUsize>> {
+        let shipped = self.shipped();
+        shipped.iter().find(|one| one.shared.url == url).map(|one| Arc::clone(&one.leaving))
     }
 
     /// Lets these acknowledge, now that whoever takes over meets the entries that named them: as it was after so many `removals`.
@@ -133,10 +143,34 @@ impl Archives {
 pub(crate) struct Leaving<'a> {
     archives: &'a Archives,
     url: String,
+    /// Counts the orders by which it leaves; `None` if it was not shipped to.
+    mark: Option<Arc<AtomicUsize>>,
+    /// How many removals there were by then, this one included.
+    removals: u64,
+}
+
+impl Leaving<'_> {
+    /// Refuses if it may have acknowledged anything since, or one of the others does not acknowledge any more. Asked while nobody else changes the
+    /// list.
+    pub(crate) fn check_unchanged(&self) -> Result<(), CliError> {
+        let is_marked = match (&self.mark, self.archives.leaving_mark(&self.url)) {
+            (Some(mark), Some(there)) => Arc::ptr_eq(mark, &there),
+            (None, None) => true,
+            _ => false,
+        };
+        if is_marked && self.archives.removals() == self.removals {
+            return Ok(());
+        }
+        Err(CliError::new("nothing was changed: who acknowledges an fsync was changed meanwhile")
+            .hint("run it again"))
+    }
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.archives.set_leaving(&self.url, false);
+        if let Some(orders) = &self.mark {
+            orders.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.archives.context.changed();
     }
 }

@@ -218,6 +218,16 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
     let leaving = if assume_lost { None } else { hand_over(host, &shared)? };
+    remove_handed_over(host, shared, assume_lost, leaving)
+}
+
+/// Removes an archive that is `leaving`, if any fsync may have been acknowledged by it and is not given up.
+pub(super) fn remove_handed_over(
+    host: &Host,
+    shared: String,
+    assume_lost: bool,
+    leaving: Option<Leaving<'_>>,
+) -> Result<Value, CliError> {
     let removing = host.archives.change(|archives| {
         let gone = archives.iter().find(|archive| archive.url == shared).cloned();
         take_out(host, archives, &shared, assume_lost)?;
@@ -228,6 +238,7 @@ pub(super) fn remove_archive(host: &Host, url: &str, assume_lost: bool) -> Resul
             return Err(CliError::new("nothing was changed: what an fsync waits for was changed meanwhile")
                 .hint("run it again"));
         }
+        leaving.as_ref().map_or(Ok(()), Leaving::check_unchanged)?;
         Ok(Vec::new())
     });
     let waiting = host.runtime.block_on(removing)?;
@@ -252,7 +263,7 @@ pub(super) fn described(waiting: &[Waiting]) -> Vec<Value> {
 
 /// Lets an archive acknowledge nothing more, and returns when the others have whatever it may have acknowledged; before the log says that it is gone:
 /// whoever takes over then does not ask it. Nothing is waited for if no fsync waits for archives.
-fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leaving<'a>>, CliError> {
+pub(super) fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leaving<'a>>, CliError> {
     let mut left = Settings::of(host.volume())?.archives;
     take_out(host, &mut left, shared, false)?;
     if !host.waits_for_archives()? {

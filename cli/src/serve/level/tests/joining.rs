@@ -12,7 +12,7 @@ use crate::{
     serve::{
         joining::{join_later, wait_after_taking_over},
         removals::archive,
-        tasks::{add_archive, remove_archive},
+        tasks::{add_archive, hand_over, remove_archive, remove_handed_over},
     },
 };
 
@@ -339,6 +339,49 @@ fn an_archive_that_is_being_taken_out_acknowledges_nothing_more() {
     assert!(joined.unwrap_err().message.contains("was removed meanwhile"));
     drop(leaving);
     asked(PATIENCE).unwrap();
+}
+
+/// The fear: an order is given twice, the first one ends, and the archive acknowledges for itself what the second one waits for.
+#[test]
+fn an_archive_acknowledges_nothing_while_a_second_order_takes_it_out() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let _back = take_away(&scene, "two");
+    let by = by_archives(&scene.host.archives, outside(&scene.host.node).unwrap());
+    write(&scene);
+    let lsn = scene.host.volume().durable().lsn;
+    let asked = |at_most| scene.runtime.block_on(by.acknowledged(lsn, at_most));
+    asked(PATIENCE).unwrap();
+    let (first, second) = (scene.host.archives.leave(&far), scene.host.archives.leave(&far));
+    first.check_unchanged().unwrap_err();
+    drop(first);
+    asked(Duration::from_millis(200)).unwrap_err();
+    second.check_unchanged().unwrap();
+    // Another shipper to it acknowledges.
+    let shared = archives(&scene)[0].clone();
+    scene.host.archives.start_at(shared, far.parse().unwrap()).unwrap();
+    let refused = remove_handed_over(&scene.host, far.clone(), false, Some(second)).unwrap_err();
+    assert!(refused.message.contains("nothing was changed"), "{refused}");
+    assert_eq!(archives(&scene)[0].url, far);
+}
+
+/// The fear: of two archives that have what was acknowledged each is taken out because the other one has it.
+#[test]
+fn an_archive_stays_if_the_one_that_has_everything_is_given_up_meanwhile() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let far = archives(&scene)[0].url.clone();
+    let [two, three] = ["two", "three"].map(|name| url(&scene, name));
+    add_archive(&scene.host, &two, false).unwrap();
+    add_archive(&scene.host, &three, false).unwrap();
+    wait_until("everybody to know all of them", || archives(&scene).iter().all(|one| one.known));
+    let _back = take_away(&scene, "three");
+    write(&scene);
+    let leaving = hand_over(&scene.host, &far).unwrap();
+    remove_archive(&scene.host, &two, true).unwrap();
+    let refused = remove_handed_over(&scene.host, far.clone(), false, leaving).unwrap_err();
+    assert!(refused.message.contains("meanwhile"), "{refused}");
+    assert_eq!(archives(&scene).iter().map(|one| &one.url).collect::<Vec<_>>(), [&far, &three]);
 }
 
 /// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
