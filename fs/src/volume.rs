@@ -300,6 +300,11 @@ impl Volume {
         self.shared.sequencer.log().durable().state().position
     }
 
+    /// How long a request waits at most.
+    pub fn io_timeout(&self) -> Duration {
+        self.shared.options.io_timeout
+    }
+
     /// How many bytes have been written and are in no stored pack yet.
     pub fn dirty_bytes(&self) -> u64 {
         self.shared.files.dirty_bytes.load(Ordering::Relaxed)

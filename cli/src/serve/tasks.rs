@@ -19,7 +19,7 @@ use super::{
     joining::{Waiting, any_acknowledges, join_later, may_acknowledge, must_wait, wait_again},
 };
 use crate::{
-    archives::Leaving,
+    archives::{Leaving, by_archives},
     check::{self, Finding},
     control::Replies,
     dump_file::Dumped,
@@ -269,16 +269,34 @@ pub(super) fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leavi
     if !host.waits_for_archives()? {
         return Ok(None);
     }
-    let leaving = host.archives.leave(shared);
-    match host.ships() {
-        true => host.flush(&mut |_| {}).map_err(|error| {
-            CliError::new(format!(
-                "nothing was changed: the other archives do not have everything that {shared} may have acknowledged: {error}"
-            ))
-            .hint("run it again once one of them answers; --assume-lost gives up what they lack")
-        })?,
-        false => check_handed_over(host, &left)?,
+    if !host.ships() {
+        let leaving = host.archives.leave(shared);
+        check_handed_over(host, &left)?;
+        return Ok(Some(leaving));
     }
+    let refused = |error: &dyn std::fmt::Display| {
+        CliError::new(format!(
+            "nothing was changed: the other archives do not have everything that {shared} may have acknowledged: {error}"
+        ))
+        .hint("run it again once one of them answers; --assume-lost gives up what they lack")
+    };
+    // What takes long comes before, while it still acknowledges.
+    host.flush(&mut |_| {}).map_err(|error| refused(&error))?;
+    let outside = outside(&host.node)?;
+    let leaving = host.archives.leave(shared);
+    if !host.archives.any_acknowledges(&outside) {
+        return Err(refused(&"none of them is shipped to"));
+    }
+    // An fsync that waits meanwhile is to be answered in its time, whatever comes of this.
+    let at_most = HANDED_OVER_MAX.min(host.volume().io_timeout() / 2);
+    host.runtime
+        .block_on(async {
+            // It has acknowledged nothing behind that.
+            let lsn = host.volume().durable_here().await.map_err(|errno| format!("{errno:?}"))?;
+            let by = by_archives(&host.archives, outside);
+            by.acknowledged(lsn, at_most).await.map_err(|error| error.to_string())
+        })
+        .map_err(|error| refused(&error))?;
     Ok(Some(leaving))
 }
 
@@ -332,6 +350,8 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
 /// How an archive comes to acknowledge that was added and does not yet.
 const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once another archive that does, or every archive and every mirror, has the entry that \
     added it; who is gone for good is taken out with murphy archive remove DIR URL --assume-lost, or murphy member remove DIR MEMBER --assume-lost";
+/// So long the archives that are left get to have what one that is removed may have acknowledged, while nobody else acknowledges.
+const HANDED_OVER_MAX: std::time::Duration = std::time::Duration::from_secs(20);
 /// So long the archives that are left get to have the removal of another one before the answer says that they do not.
 const HEARD_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 /// A subscriber asks again so often when nothing happens.

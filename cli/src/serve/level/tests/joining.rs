@@ -384,6 +384,25 @@ fn an_archive_stays_if_the_one_that_has_everything_is_given_up_meanwhile() {
     assert_eq!(archives(&scene).iter().map(|one| &one.url).collect::<Vec<_>>(), [&far, &three]);
 }
 
+/// The fear: for as long as it is waited for that the others have everything no fsync is answered, and those of a healthy source fail.
+#[test]
+fn no_fsync_fails_because_an_archive_cannot_be_taken_out() {
+    let options = NodeOptions { io_timeout: Some(Duration::from_secs(4)), ..NodeOptions::default() };
+    let scene = Scene::served(0, &options).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].url.clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    let _back = take_away(&scene, "two");
+    thread::scope(|scope| {
+        let removing = scope.spawn(|| remove_archive(&scene.host, &far, false));
+        while !removing.is_finished() {
+            write(&scene);
+            scene.fsync().unwrap();
+        }
+        let refused = removing.join().unwrap().unwrap_err();
+        assert!(refused.message.contains("nothing was changed"), "{refused}");
+    });
+}
+
 /// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
 #[test]
 fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
