@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - An archive is opened only for the branch that the node is of.
+//! - A directory that hangs is waited for by nobody but whoever asked for what is in it.
 
 use murphy_backup::{Archive, ArchiveKind, ArchiveStore, Descriptor, Lineage, OpenArchiveError};
 use murphy_fs::StoreUrl;
@@ -38,7 +39,9 @@ pub(crate) async fn create_archive(
         created: now,
         base,
     };
-    let archive = Archive::create(open_store(url)?, descriptor).await.map_err(failed)?;
+    let to = url.clone();
+    let store = murphy_log::aside(move || open_store(&to)).await?;
+    let archive = Archive::create(store, descriptor).await.map_err(failed)?;
     check_kind(&archive, log_only)?;
     Ok(archive)
 }
@@ -49,12 +52,15 @@ pub(crate) async fn find_archive(
     url: &StoreUrl,
     log_only: bool,
 ) -> Result<Option<Archive>, CliError> {
+    let at = url.clone();
     // Opening the store would make the directory.
-    if url.directory().is_some_and(|directory| !directory.exists()) {
-        return Ok(None);
-    }
+    let open = move || match at.directory() {
+        Some(directory) if !directory.exists() => Ok(None),
+        _ => open_store(&at).map(Some),
+    };
+    let Some(store) = murphy_log::aside(open).await? else { return Ok(None) };
     let lineage = Lineage { volume: config.volume, branch: config.branch };
-    let found = Archive::find(&open_store(url)?, lineage).await.map_err(failed)?;
+    let found = Archive::find(&store, lineage).await.map_err(failed)?;
     found.iter().try_for_each(|archive| check_kind(archive, log_only))?;
     Ok(found)
 }
@@ -67,7 +73,8 @@ fn check_kind(archive: &Archive, log_only: bool) -> Result<(), CliError> {
     }
 }
 
-/// Refuses a file store whose directory is not there: opening it would make an empty one, in place of a disk that is not mounted.
+/// Refuses a file store whose directory is not there: opening it would make an empty one, in place of a disk that is not mounted. May take
+/// long.
 pub(crate) fn check_there(url: &StoreUrl) -> Result<(), CliError> {
     match url.directory() {
         Some(directory) if !directory.is_dir() => Err(CliError::new(format!("{url} is not there"))
@@ -76,7 +83,7 @@ pub(crate) fn check_there(url: &StoreUrl) -> Result<(), CliError> {
     }
 }
 
-/// The store of an archive.
+/// The store of an archive. Makes its directory, which may take long.
 pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
     let opened = url.open().map_err(failed)?;
     let open = if url.is_file() { ArchiveStore::in_directory } else { ArchiveStore::new };
@@ -85,7 +92,8 @@ pub(crate) fn open_store(url: &StoreUrl) -> Result<ArchiveStore, CliError> {
 
 /// Opens the archive at `url`, which must be one of this volume's branch.
 pub(crate) async fn open_archive(config: &NodeConfig, url: &StoreUrl) -> Result<Archive, ArchiveNotOpen> {
-    let store = check_there(url).and_then(|()| open_store(url));
+    let at = url.clone();
+    let store = murphy_log::aside(move || check_there(&at).and_then(|()| open_store(&at))).await;
     let store = store.map_err(|error| ArchiveNotOpen::Store(error.to_string()))?;
     let lineage = Lineage { volume: config.volume, branch: config.branch };
     Ok(Archive::open_for(store, lineage).await?)

@@ -1,10 +1,11 @@
 //! A store in a directory that may hang without taking every thread with it.
 //!
 //! A put into a directory is done on a thread of the runtime, which goes on when the put is given up. A directory that hangs would keep one
-//! more with every try, until there is none for anything else that blocks: reads, other stores, the log.
+//! more with every try, until there is none for anything else that blocks: other stores, the log. The same goes for
+//! what is opened to be read.
 //!
 //! Invariants:
-//! - What writes or syncs has one of few places until it has really ended, whoever still waits for it.
+//! - What writes or syncs, and what opens, has one of few places until it has really ended, whoever still waits for it.
 
 use std::{fmt, sync::Arc};
 
@@ -17,28 +18,31 @@ use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::layer::StoreLayer;
 
-/// The layer that lets only so many write at once.
+/// The layer that lets only so many write, and open, at once.
 pub(super) struct Bounded {
     below: Arc<dyn ObjectStore>,
     places: Arc<Semaphore>,
+    reading: Arc<Semaphore>,
 }
 
 impl Bounded {
     /// Goes to `below`.
     pub(super) fn new(below: Arc<dyn ObjectStore>) -> Bounded {
-        Bounded { below, places: Arc::new(Semaphore::new(PLACES)) }
+        let [places, reading] = [PLACES, READ_PLACES].map(|places| Arc::new(Semaphore::new(places)));
+        Bounded { below, places, reading }
     }
 
     /// The answer of what is done in one of the places, to its end.
     async fn placed<T: Send + 'static>(
         &self,
+        places: &Arc<Semaphore>,
         work: impl Future<Output = ObjectResult<T>> + Send + 'static,
     ) -> ObjectResult<T> {
         let lost = |source: Box<dyn std::error::Error + Send + Sync>| ObjectError::Generic {
             store: "directory",
             source,
         };
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|closed| lost(closed.into()))?;
+        let place = Arc::clone(places).acquire_owned().await.map_err(|closed| lost(closed.into()))?;
         let Ok(runtime) = Handle::try_current() else { return work.await };
         let work = async move {
             let done = work.await;
@@ -73,21 +77,21 @@ impl StoreLayer for Bounded {
         options: PutOptions,
     ) -> BoxFuture<'a, ObjectResult<PutResult>> {
         let (below, at) = (self.below(), at.clone());
-        self.placed(async move { below.put_opts(&at, bytes, options).await }).boxed()
+        self.placed(&self.places, async move { below.put_opts(&at, bytes, options).await }).boxed()
     }
 
     fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         let (below, path) = (self.below(), at.clone());
         // Who asks only what an object is syncs its folder.
-        match options.head {
-            true => self.placed(async move { below.get_opts(&path, options).await }).boxed(),
-            false => async move { below.get_opts(&path, options).await }.boxed(),
-        }
+        let places = if options.head { &self.places } else { &self.reading };
+        self.placed(places, async move { below.get_opts(&path, options).await }).boxed()
     }
 }
 
 /// Of the 512 threads that a runtime has for what blocks.
 const PLACES: usize = 64;
+/// The same for what is opened to be read.
+const READ_PLACES: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -120,6 +124,14 @@ mod tests {
             Arc::<InMemory>::clone(&self.below)
         }
 
+        fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
+            let get = async move {
+                self.before_write(at).await?;
+                self.below.get_opts(at, options).await
+            };
+            get.boxed()
+        }
+
         fn before_write<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, ObjectResult<()>> {
             let (begun, goes) = (Arc::clone(&self.begun), Arc::clone(&self.goes));
             let hangs = move || {
@@ -134,11 +146,12 @@ mod tests {
         }
     }
 
-    /// The fear: puts into a directory that hangs are given up and tried again until no thread is left, and everything stands still.
+    /// The fear: what is put into a directory that hangs, or read from it, is given up and tried again until no thread is left, and
+    /// everything stands still.
     #[test]
     fn a_directory_that_hangs_leaves_threads_for_everything_else() {
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .max_blocking_threads(PLACES + 4)
+            .max_blocking_threads(PLACES + READ_PLACES + 4)
             .enable_all()
             .build()
             .unwrap();
@@ -146,13 +159,14 @@ mod tests {
             let hanging = Hanging::default();
             let (begun, goes) = (Arc::clone(&hanging.begun), Arc::clone(&hanging.goes));
             let store = LayeredStore(Bounded::new(Arc::new(LayeredStore(hanging))));
-            for number in 0..PLACES + 8 {
+            for number in 0..READ_PLACES + 8 {
                 let at = Path::from(number.to_string());
                 let mut put = Box::pin(store.put(&at, "bytes".into()));
-                assert!(futures::poll!(&mut put).is_pending());
+                let mut get = Box::pin(store.get(&at));
+                assert!(futures::poll!(&mut put).is_pending() && futures::poll!(&mut get).is_pending());
             }
             // On one thread all have begun by then that may.
-            for _ in 0..PLACES {
+            for _ in 0..READ_PLACES {
                 tokio::task::yield_now().await;
             }
             let free = tokio::task::spawn_blocking(|| ());
@@ -162,7 +176,7 @@ mod tests {
             *goes.0.lock() = true;
             goes.1.notify_all();
             free.expect("no thread is left").unwrap();
-            assert!(hung <= PLACES);
+            assert!(hung <= PLACES + READ_PLACES);
             // What was given up goes on, and its place is free again.
             store.put(&Path::from("last"), "bytes".into()).await.unwrap();
             assert_eq!(store.head(&Path::from("last")).await.unwrap().size, 5);

@@ -7,6 +7,7 @@
 //! Invariants:
 //! - A put begins after every folder above its object, up to the root of the store, has been synced with the folder above it, by this
 //!   process.
+//! - Nothing but threads that may block waits for a directory.
 //! - Who asks what an object is hears of one whose name is durable: whoever finds it there counts on it and does not put it again.
 
 use std::{collections::BTreeSet, fmt, io, path::PathBuf, sync::Arc};
@@ -32,13 +33,15 @@ struct Folders {
     root: PathBuf,
     /// Those that are certain.
     known: Mutex<BTreeSet<PathBuf>>,
+    /// Held while folders are made, and locked only by threads that may block: a directory that hangs is no reason to wait for `known`.
+    making: Mutex<()>,
 }
 
 impl DurableFolders {
     /// Makes the folders in `root`, which is durable, of the objects that `below` keeps there.
     pub fn new(below: Arc<dyn ObjectStore>, files: Arc<dyn Files>, root: PathBuf) -> DurableFolders {
         let known = Mutex::new(BTreeSet::from([root.clone()]));
-        DurableFolders { below, folders: Arc::new(Folders { files, root, known }) }
+        DurableFolders { below, folders: Arc::new(Folders { files, root, known, making: Mutex::default() }) }
     }
 
     async fn ensure(&self, object: &Path) -> ObjectResult<()> {
@@ -78,16 +81,20 @@ impl DurableFolders {
 }
 
 impl Folders {
-    /// Under one lock: who waits for it finds the folder certain.
+    /// One after the other: who waits for his turn finds the folder certain.
     fn ensure(&self, folder: PathBuf) -> io::Result<()> {
-        let mut known = self.known.lock();
-        let unknown = folder.ancestors().take_while(|above| !known.contains(*above));
-        let mut unknown: Vec<PathBuf> = unknown.map(PathBuf::from).collect();
-        while let Some(next) = unknown.pop() {
+        let _making = self.making.lock();
+        for next in self.unknown(folder).into_iter().rev() {
             self.files.create_dir(&next)?;
-            known.insert(next);
+            self.known.lock().insert(next);
         }
         Ok(())
+    }
+
+    /// What of a folder and those above it is not certain, from the lowest up.
+    fn unknown(&self, folder: PathBuf) -> Vec<PathBuf> {
+        let known = self.known.lock();
+        folder.ancestors().take_while(|above| !known.contains(*above)).map(PathBuf::from).collect()
     }
 }
 
@@ -122,5 +129,102 @@ impl StoreLayer for DurableFolders {
             Ok(found)
         };
         get.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path, sync::mpsc, time::Duration};
+
+    use murphy_log::{DirectoryLock, SegmentFile};
+    use object_store::{ObjectStoreExt, memory::InMemory};
+    use parking_lot::Condvar;
+
+    use super::{super::LayeredStore, *};
+
+    /// Folders cannot be made until they are let go.
+    #[derive(Debug, Default)]
+    struct Hanging {
+        begun: Mutex<bool>,
+        goes: (Mutex<bool>, Condvar),
+    }
+
+    impl Files for Hanging {
+        fn create_dir(&self, _: &path::Path) -> io::Result<()> {
+            *self.begun.lock() = true;
+            self.goes.1.wait_while(&mut self.goes.0.lock(), |goes| !*goes);
+            Ok(())
+        }
+
+        fn sync_dir(&self, _: &path::Path) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn lock(&self, _: &path::Path) -> io::Result<Option<DirectoryLock>> {
+            unreachable!("only folders are made")
+        }
+
+        fn list(&self, _: &path::Path) -> io::Result<Vec<String>> {
+            unreachable!("only folders are made")
+        }
+
+        fn create(&self, _: &path::Path) -> io::Result<Box<dyn SegmentFile>> {
+            unreachable!("only folders are made")
+        }
+
+        fn create_private(&self, _: &path::Path) -> io::Result<Box<dyn SegmentFile>> {
+            unreachable!("only folders are made")
+        }
+
+        fn open(&self, _: &path::Path) -> io::Result<Box<dyn SegmentFile>> {
+            unreachable!("only folders are made")
+        }
+
+        fn rename(&self, _: &path::Path, _: &path::Path) -> io::Result<()> {
+            unreachable!("only folders are made")
+        }
+
+        fn link(&self, _: &path::Path, _: &path::Path) -> io::Result<()> {
+            unreachable!("only folders are made")
+        }
+
+        fn remove(&self, _: &path::Path) -> io::Result<()> {
+            unreachable!("only folders are made")
+        }
+    }
+
+    /// The fear: a folder is made in a directory that hangs, and whoever wants to put something else waits for it on a thread that drives
+    /// everything: no timeout fires any more.
+    #[test]
+    fn a_directory_that_hangs_stops_no_thread_that_drives_others() {
+        let files = Arc::new(Hanging::default());
+        let (hanging, (tell, told)) = (Arc::clone(&files), mpsc::channel());
+        let driven = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let folders = DurableFolders::new(
+                    Arc::new(InMemory::new()),
+                    Arc::clone(&hanging) as _,
+                    "/store".into(),
+                );
+                let store = LayeredStore(folders);
+                let [first, second] = ["a/1", "b/2"].map(Path::from);
+                let mut first = Box::pin(store.put(&first, "bytes".into()));
+                while !*hanging.begun.lock() {
+                    assert!(futures::poll!(&mut first).is_pending());
+                    tokio::task::yield_now().await;
+                }
+                let second = store.put(&second, "bytes".into());
+                tell.send(tokio::time::timeout(Duration::from_millis(100), second).await.is_err()).unwrap();
+                first.await.unwrap();
+                store.head(&Path::from("a/1")).await.unwrap();
+            });
+        });
+        let fired = told.recv_timeout(Duration::from_secs(20));
+        // Before anything is judged: the thread is to end.
+        *files.goes.0.lock() = true;
+        files.goes.1.notify_all();
+        driven.join().unwrap();
+        assert_eq!(fired, Ok(true), "everything stands still");
     }
 }
