@@ -17,7 +17,10 @@ use futures::{
 };
 use object_store::{
     Error as ObjectError, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, PutPayload, PutResult, client::HttpError, memory::InMemory, path::Path,
+    PutMode, PutOptions, PutPayload, PutResult,
+    client::{HttpError, HttpErrorKind},
+    memory::InMemory,
+    path::Path,
 };
 use tokio::time::error::Elapsed;
 
@@ -437,6 +440,17 @@ impl BlockStoreError {
             }
             error => BlockStoreError::Unavailable { object, retryable: true, source: Arc::new(error) },
         }
+    }
+
+    /// Whether the store was given up because it took too long, and not because it refused or could not be reached.
+    pub(crate) fn is_late(&self) -> bool {
+        let BlockStoreError::Unavailable { source, .. } = self else { return false };
+        let first: &(dyn std::error::Error + 'static) = &**source;
+        let mut causes = std::iter::successors(Some(first), |error| error.source());
+        causes.any(|cause| {
+            let http = cause.downcast_ref::<HttpError>().map(HttpError::kind);
+            cause.is::<Elapsed>() || matches!(http, Some(HttpErrorKind::Timeout))
+        })
     }
 
     /// `Exists` of an object that cannot be read is no answer at all.

@@ -1,7 +1,8 @@
 //! How many large packs are put at once: as many as the way to the store takes.
 //!
 //! Packs that share a slow uplink are late together: none is stored before its put is given up, and then all of them are put anew. So a put
-//! that gets no answer in time halves how many the whole volume puts at once, and many that are in time one after the other let one more go.
+//! that gets no answer in time halves how many the whole volume puts at once, once for all that were under way together, and many that are in
+//! time one after the other let one more go.
 //!
 //! Invariants:
 //! - One may always go.
@@ -25,6 +26,8 @@ struct Limit {
     puts: usize,
     /// Puts that were in time since the limit changed, or one was late.
     in_time: usize,
+    /// How often it was halved.
+    halvings: u64,
     /// Permits of the two semaphores, free or not: more than the limit until those are back that were given out before it fell.
     all: usize,
     background: usize,
@@ -33,6 +36,8 @@ struct Limit {
 /// The right to put one large pack.
 pub(super) struct Turn<'a> {
     pace: &'a Pace,
+    /// How often the limit had been halved when it began.
+    halvings: u64,
     /// There until it ends.
     all: Option<SemaphorePermit<'a>>,
     background: Option<SemaphorePermit<'a>>,
@@ -41,7 +46,7 @@ pub(super) struct Turn<'a> {
 impl Default for Pace {
     fn default() -> Pace {
         let (all, background) = (PUTS_MAX, in_background(PUTS_MAX));
-        let limit = Limit { puts: PUTS_MAX, in_time: 0, all, background };
+        let limit = Limit { puts: PUTS_MAX, in_time: 0, halvings: 0, all, background };
         Pace { limit: Mutex::new(limit), all: Semaphore::new(all), background: Semaphore::new(background) }
     }
 }
@@ -54,7 +59,8 @@ impl Pace {
             Urgency::Now | Urgency::Soon => self.background.acquire().await.ok(),
         };
         let all = self.all.acquire().await.ok();
-        Turn { pace: self, all, background }
+        let halvings = self.limit.lock().halvings;
+        Turn { pace: self, halvings, all, background }
     }
 
     /// Lets so many go at once.
@@ -69,8 +75,10 @@ impl Turn<'_> {
     /// The put was answered in time.
     pub(super) fn in_time(self) {
         let mut limit = self.pace.limit.lock();
+        let semaphores = [&self.pace.all, &self.pace.background];
+        let is_made_use_of = semaphores.iter().any(|permits| permits.available_permits() == 0);
         // What was not made use of says nothing.
-        if self.pace.all.available_permits() > 0 || limit.puts == PUTS_MAX {
+        if !is_made_use_of || limit.puts == PUTS_MAX {
             return;
         }
         limit.in_time += 1;
@@ -80,9 +88,14 @@ impl Turn<'_> {
         }
     }
 
-    /// It was not.
+    /// It was not. Those that are late together count once.
     pub(super) fn late(self) {
         let mut limit = self.pace.limit.lock();
+        limit.in_time = 0;
+        if self.halvings < limit.halvings {
+            return;
+        }
+        limit.halvings += 1;
         let puts = (limit.puts / 2).max(1);
         self.pace.set(&mut limit, puts);
     }
@@ -146,12 +159,15 @@ mod tests {
         let mut next = Box::pin(pace.turn(Urgency::First));
         assert!(futures::poll!(&mut next).is_pending());
         turns.drain(..8).for_each(Turn::late);
-        assert_eq!(limit(&pace), 1);
-        assert!(futures::poll!(&mut next).is_pending(), "24 are under way, and one may be");
-        turns.truncate(1);
+        assert_eq!(limit(&pace), PUTS_MAX / 2, "they were under way together");
+        assert!(futures::poll!(&mut next).is_pending(), "24 are under way, and 16 may be");
+        turns.truncate(PUTS_MAX / 2);
         assert!(futures::poll!(&mut next).is_pending());
         drop(turns);
-        drop(next.await);
+        next.await.late();
+        for _ in 0..3 {
+            pace.turn(Urgency::First).await.late();
+        }
         for puts in 1..PUTS_MAX {
             assert_eq!(limit(&pace), puts);
             for _ in 0..RAISED_AFTER {
@@ -165,6 +181,26 @@ mod tests {
         }
         assert_eq!((pace.all.available_permits(), limit(&pace)), (PUTS_MAX, PUTS_MAX));
         assert_eq!(pace.background.available_permits(), in_background(PUTS_MAX));
+    }
+
+    /// The fear: an outage has made the limit small, and as long as nobody waits for anything it stays so for ever.
+    #[tokio::test]
+    async fn the_limit_grows_again_when_only_what_nobody_waits_for_is_put() {
+        let pace = Pace::default();
+        for _ in 0..5 {
+            pace.turn(Urgency::Soon).await.late();
+        }
+        assert_eq!(limit(&pace), 1);
+        for _ in 0..PUTS_MAX * RAISED_AFTER {
+            let mut turns = Vec::new();
+            while let std::task::Poll::Ready(turn) = futures::poll!(Box::pin(pace.turn(Urgency::Soon))) {
+                turns.push(turn);
+            }
+            turns.pop().unwrap().in_time();
+            // A task that never pauses is refused what there is.
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(limit(&pace), PUTS_MAX);
     }
 
     /// The fear: one that somebody waits for comes after all that was closed before.

@@ -39,7 +39,7 @@ async fn put_sealed(volume: Volume, urgency: Urgency, load: Load, pack: SealedPa
         return (load, Err(errno));
     }
     let put = volume.shared.blocks.put(pack.name, pack.bytes);
-    let (is_late, error) = match tokio::time::timeout(volume.put_deadline(), put).await {
+    let error = match tokio::time::timeout(volume.put_deadline(), put).await {
         Ok(Ok(())) => {
             if let Some(turn) = turn {
                 turn.in_time();
@@ -47,15 +47,18 @@ async fn put_sealed(volume: Volume, urgency: Urgency, load: Load, pack: SealedPa
             load.pack.learn(Proof::Stored);
             return (load, Ok(()));
         }
-        Ok(Err(error)) => (matches!(error, BlockStoreError::Unavailable { .. }), error.to_string()),
-        Err(_) => (true, NO_ANSWER.to_owned()),
+        Ok(Err(error)) => Some(error),
+        Err(_) => None,
     };
-    if is_late {
-        if let Some(turn) = turn {
-            turn.late();
-        }
+    if error.as_ref().is_none_or(|error| matches!(error, BlockStoreError::Unavailable { .. })) {
         load.pack.learn(Proof::Unknown);
     }
+    if error.as_ref().is_none_or(BlockStoreError::is_late)
+        && let Some(turn) = turn
+    {
+        turn.late();
+    }
+    let error = error.map_or_else(|| NO_ANSWER.to_owned(), |error| error.to_string());
     tracing::error!(error, "a pack was not stored; its bytes are kept and tried again");
     (load, Err(Errno::EIO))
 }

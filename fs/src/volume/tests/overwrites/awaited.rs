@@ -185,7 +185,8 @@ async fn packs_that_share_a_slow_uplink_are_stored_all_the_same() {
     let synced = async { while scene.fsync().await.unwrap().is_err() {} };
     tokio::time::timeout(PATIENCE, synced).await.expect("nothing is stored");
     let begun = scene.store.begun.load(Ordering::SeqCst);
-    assert!(begun <= 3 * PACKS, "{begun} puts of {PACKS} packs");
+    // Five halvings from 32 to 1, each of which may cost a round.
+    assert!(begun <= 6 * PACKS, "{begun} puts of {PACKS} packs");
     assert_eq!(scene.crashed().await.len(), PACKS as usize * 4 * MIB);
 }
 
