@@ -3,7 +3,7 @@
 //! Invariants:
 //! - No put holds up another one, but for the number of those that are under way at once.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use futures::{
     StreamExt,
@@ -38,7 +38,19 @@ impl Batch {
         let mut cutting: Option<JoinHandle<(Cutter, Option<Cut>)>> = None;
         let mut batch = Batch { volume, flights: Vec::new() };
         let (mut puts, mut large) = (FuturesUnordered::<BoxFuture<'static, Put>>::new(), 0);
+        let mut waiting = VecDeque::new();
         loop {
+            while puts.len() < PUTS
+                && large < LARGE_PUTS
+                && let Some((load, matter)) = waiting.pop_front()
+            {
+                if let Matter::Stored = matter {
+                    batch.settle(load, Ok(())).await;
+                    continue;
+                }
+                large += usize::from(load.is_large);
+                puts.push(Box::pin(put(batch.volume.clone(), urgency, load, matter)));
+            }
             if puts.len() < PUTS
                 && large < LARGE_PUTS
                 && let Some(mut idle) = cutter.take()
@@ -66,14 +78,7 @@ impl Batch {
                     };
                     cutter = Some(idle);
                     batch.flights.extend(cut.flights.into_iter().map(Some));
-                    for (load, matter) in cut.loads {
-                        if let Matter::Stored = matter {
-                            batch.settle(load, Ok(())).await;
-                            continue;
-                        }
-                        large += usize::from(load.is_large);
-                        puts.push(Box::pin(put(batch.volume.clone(), urgency, load, matter)));
-                    }
+                    waiting.extend(cut.loads);
                 }
                 else => return,
             }

@@ -2,10 +2,11 @@
 //!
 //! Invariants:
 //! - The bytes of a file are taken off when its turn comes: until then another batch may take them.
+//! - A pack that may be in the store is met once in a cut, wherever its pieces are.
 //! - A file whose turn does not come is in no queue any more, and whoever waits for it hears of that.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     vec,
 };
@@ -34,6 +35,8 @@ pub(super) struct Cut {
     /// Flights that have begun.
     pub(super) flights: Vec<Flight>,
     pub(super) loads: Vec<(Load, Matter)>,
+    /// Where among them the packs are that were put before, or may be.
+    found: HashMap<PackName, usize>,
 }
 
 /// A pack and what it holds of which flights.
@@ -165,7 +168,7 @@ impl Cutter {
 
     /// Adds a piece that is in the store already, or may be.
     fn find(&mut self, cut: &mut Cut, piece: FlightPiece, place: &Place) {
-        if cut.loads.last().is_none_or(|(load, _)| !Arc::ptr_eq(&load.pack, &place.pack)) {
+        let load = *cut.found.entry(place.pack.meta().name).or_insert_with(|| {
             let pack = Arc::clone(&place.pack);
             let matter = match pack.proof() {
                 Proof::Stored => Matter::Stored,
@@ -173,10 +176,11 @@ impl Cutter {
             };
             let is_large = matches!(matter, Matter::Unproven(_)) && pack.meta().stored_len > LARGE as u64;
             cut.loads.push((Load { pack, runs: Vec::new(), is_large }, matter));
-        }
+            cut.loads.len() - 1
+        });
         let length = piece.bytes.len() as u32;
         let placed = Piece { offset: piece.offset, length, pack_offset: place.offset };
-        if let Some((load, matter)) = cut.loads.last_mut() {
+        if let Some((load, matter)) = cut.loads.get_mut(load) {
             self.place(&mut load.runs, placed);
             if let Matter::Unproven(pieces) = matter {
                 pieces.push(piece.bytes);

@@ -12,8 +12,8 @@ use murphy_log::spawn_blocking;
 
 use super::{
     super::{Volume, files::Urgency, placed::Proof},
-    LARGE,
     cut::{Load, Matter, pack_anew},
+    pace::Turn,
 };
 use crate::{BlockStoreError, Errno, data::SealedPack};
 
@@ -24,17 +24,24 @@ pub(super) type Put = (Load, Result<(), Errno>);
 pub(super) async fn put(volume: Volume, urgency: Urgency, load: Load, matter: Matter) -> Put {
     match matter {
         Matter::Stored => (load, Ok(())),
-        Matter::Unstored(pack) => put_sealed(volume, urgency, load, pack).await,
+        Matter::Unstored(pack) => {
+            let turn = turn(&volume, urgency, load.is_large).await;
+            put_sealed(&volume, load, pack, turn).await
+        }
         Matter::Unproven(pieces) => prove(volume, urgency, load, pieces).await,
     }
 }
 
-/// Puts a pack.
-async fn put_sealed(volume: Volume, urgency: Urgency, load: Load, pack: SealedPack) -> Put {
-    let turn = match pack.bytes.len() > LARGE {
+/// Waits for the turn of a large pack.
+async fn turn(volume: &Volume, urgency: Urgency, is_large: bool) -> Option<Turn<'_>> {
+    match is_large {
         true => Some(volume.shared.flusher.pace.turn(urgency).await),
         false => None,
-    };
+    }
+}
+
+/// Puts a pack whose turn it is.
+async fn put_sealed(volume: &Volume, load: Load, pack: SealedPack, turn: Option<Turn<'_>>) -> Put {
     if let Some(errno) = volume.refusal() {
         return (load, Err(errno));
     }
@@ -94,11 +101,13 @@ async fn prove(volume: Volume, urgency: Urgency, mut load: Load, pieces: Vec<Byt
         );
         return (load, Err(Errno::EIO));
     }
+    // What waits is not in memory twice.
+    let turn = turn(&volume, urgency, load.is_large).await;
     let packing = volume.clone();
     match spawn_blocking(move || pack_anew(&packing, &pieces)).await {
         Ok(anew) => {
             let pack = load.moves_to(anew);
-            put_sealed(volume, urgency, load, pack).await
+            put_sealed(&volume, load, pack, turn).await
         }
         Err(error) => {
             tracing::error!(%error, "cutting a pack anew failed");

@@ -38,22 +38,27 @@ pub(super) struct Gate {
     /// Bytes that are kept for puts that may have been given up.
     pub(super) kept: Arc<AtomicU64>,
     sharing: AtomicU64,
+    /// How often it was asked what a put has left, ...
+    pub(super) asked: AtomicU64,
+    asking: AtomicU64,
+    /// ... and by how many at once at most.
+    pub(super) asking_most: AtomicU64,
     /// The last put that has begun.
     last: Mutex<Option<PackName>>,
     random: Mutex<Random>,
 }
 
-/// One of those that share.
-struct Sharing<'a>(&'a AtomicU64);
+/// One of those that are counted for as long as they last.
+struct Counted<'a>(&'a AtomicU64);
 
-impl Sharing<'_> {
-    fn begin(sharing: &AtomicU64) -> Sharing<'_> {
-        sharing.fetch_add(1, Ordering::SeqCst);
-        Sharing(sharing)
+impl Counted<'_> {
+    fn begin(count: &AtomicU64) -> Counted<'_> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Counted(count)
     }
 }
 
-impl Drop for Sharing<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -68,6 +73,9 @@ impl Gate {
             failed: AtomicU64::new(0),
             kept: Arc::default(),
             sharing: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            asking: AtomicU64::new(0),
+            asking_most: AtomicU64::new(0),
             last: Mutex::default(),
             random: Mutex::new(Random(seed)),
         }
@@ -95,7 +103,7 @@ impl Gate {
 
     /// Takes as long as so many bytes take.
     async fn share(&self, rate: u64, bytes: u64) {
-        let _sharing = Sharing::begin(&self.sharing);
+        let _sharing = Counted::begin(&self.sharing);
         let (mut left, mut before) = (bytes as f64, tokio::time::Instant::now());
         while left > 0.0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -103,6 +111,16 @@ impl Gate {
             before += elapsed;
             left -= elapsed.as_secs_f64() * 1000.0 * rate as f64 / self.sharing.load(Ordering::SeqCst) as f64;
         }
+    }
+
+    async fn size_as_told(&self, name: PackName) -> Result<u64, BlockStoreError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let _asking = Counted::begin(&self.asking);
+        self.asking_most.fetch_max(self.asking.load(Ordering::SeqCst), Ordering::SeqCst);
+        if *self.puts.borrow() == Puts::StoreAndHang {
+            return std::future::pending().await;
+        }
+        self.below.size(name).await
     }
 
     async fn put_as_told(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
@@ -177,10 +195,7 @@ impl BlockStore for Gate {
     }
 
     fn size(&self, name: PackName) -> BoxFuture<'_, Result<u64, BlockStoreError>> {
-        if *self.puts.borrow() == Puts::StoreAndHang {
-            return Box::pin(std::future::pending());
-        }
-        self.below.size(name)
+        Box::pin(self.size_as_told(name))
     }
 
     fn delete(&self, name: PackName) -> BoxFuture<'_, Result<(), BlockStoreError>> {

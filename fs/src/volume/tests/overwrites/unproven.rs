@@ -72,3 +72,58 @@ async fn what_the_store_has_not_is_put_anew_by_the_same_fsync() {
         assert_eq!(scene.volume.dirty_bytes(), 0);
     }
 }
+
+/// The fear: what may be in the store lies scattered over the file, and each piece of it is asked for and put by itself.
+#[tokio::test]
+async fn a_pack_that_may_be_in_the_store_is_asked_for_once_wherever_its_pieces_are() {
+    const PAGES: u64 = 100;
+    let scene = Scene::new(impatient(), 0).await;
+    let bytes = Random(1).bytes(PAGES as usize * 8192);
+    let page = |number: u64| (number * 4096, &bytes[number as usize * 4096..][..4096]);
+    for number in 0..PAGES {
+        let (at, page) = page(2 * number + 1);
+        scene.write(at, page).await;
+    }
+    scene.is_left_in_the_dark(Puts::Lose, 1).await;
+    for number in 0..PAGES {
+        let (at, page) = page(2 * number);
+        scene.write(at, page).await;
+    }
+    scene.is_left_in_the_dark(Puts::StoreAndHang, 2).await;
+    let before = scene.store.asked.load(Ordering::SeqCst);
+    scene.store.puts.send_replace(Puts::Succeed);
+    scene.fsync().await.unwrap().unwrap();
+    assert!(scene.crashed().await == bytes);
+    let asked = scene.store.asked.load(Ordering::SeqCst) - before;
+    assert!(asked <= 2, "asked {asked} times for two packs");
+    assert_eq!((scene.puts_begun(), scene.volume.known_packs().count()), (3, 2));
+}
+
+/// The fear: very many packs may be in the store, and it is asked for all of them at once.
+#[tokio::test]
+async fn no_more_packs_are_asked_for_at_once_than_are_put() {
+    const FILES: u64 = 70;
+    let scene = Scene::new(impatient(), 0).await;
+    let (mut files, mut fsyncs) = (Vec::new(), Vec::new());
+    for number in 0..FILES {
+        let file = scene.another(&number.to_string()).await;
+        file.fill(200 << 10).await;
+        files.push(file);
+    }
+    scene.store.puts.send_replace(Puts::Lose);
+    // Each has a pack of its own.
+    fsyncs.extend(files.iter().map(Scene::fsync));
+    scene.begun(FILES).await;
+    for file in &files {
+        file.fails().await;
+    }
+    scene.store.asking_most.store(0, Ordering::SeqCst);
+    scene.store.puts.send_replace(Puts::StoreAndHang);
+    let synced = scene.volume.sync_all().wait();
+    assert_eq!(synced.await, Err(Errno::EIO));
+    let all_asked = || scene.store.asked.load(Ordering::SeqCst) >= FILES;
+    until("all to be asked for", all_asked).await;
+    let most = scene.store.asking_most.load(Ordering::SeqCst);
+    assert!(most <= 64, "{most} at once");
+    scene.store.puts.send_replace(Puts::Succeed);
+}
