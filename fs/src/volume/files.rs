@@ -53,18 +53,21 @@ pub(crate) struct FileInner {
 #[derive(Clone, Copy)]
 pub(crate) struct Rest {
     pause: Duration,
-    until: Instant,
+    began: Instant,
 }
 
 impl Rest {
     /// The pause after another failure.
     pub(crate) fn after(before: Option<Rest>) -> Rest {
         let pause = before.map_or(REST_FIRST, |before| (2 * before.pause).min(REST_MAX));
-        Rest { pause, until: Instant::now() + pause }
+        Rest { pause, began: Instant::now() }
     }
 
-    pub(crate) fn is_over(self) -> bool {
-        self.until <= Instant::now()
+    /// Whether it is over if the store took something at `stored` last: who hears that it is back does not wait longer than after a first
+    /// failure.
+    pub(crate) fn is_over(self, stored: Option<Instant>) -> bool {
+        let is_back = stored.is_some_and(|stored| stored > self.began);
+        self.began.elapsed() >= if is_back { REST_FIRST } else { self.pause }
     }
 }
 

@@ -27,7 +27,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, mpsc};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 
 use self::{batch::Batch, pace::Pace};
 use super::{
@@ -44,13 +48,21 @@ pub(super) struct Flusher {
     /// ... and of large ones.
     large_places: Arc<Semaphore>,
     pace: Pace,
+    /// When a put succeeded last.
+    stored: Mutex<Option<Instant>>,
 }
 
 impl Default for Flusher {
     fn default() -> Flusher {
         let [places, large_places] =
             [AWAITED_BATCHES, AWAITED_LARGE].map(|places| Arc::new(Semaphore::new(places)));
-        Flusher { queues: OnceLock::new(), places, large_places, pace: Pace::default() }
+        Flusher {
+            queues: OnceLock::new(),
+            places,
+            large_places,
+            pace: Pace::default(),
+            stored: Mutex::default(),
+        }
     }
 }
 
@@ -159,7 +171,12 @@ impl Volume {
 
     /// Requests a flush of every file that has dirty bytes and has not failed just now.
     fn request_rested(&self, urgency: Urgency) {
-        self.request_all(urgency, |inner| inner.rest.is_none_or(Rest::is_over));
+        self.request_all(urgency, |inner| inner.rest.is_none_or(|rest| self.is_over(rest)));
+    }
+
+    /// Whether a pause after failures is over.
+    pub(super) fn is_over(&self, rest: Rest) -> bool {
+        rest.is_over(*self.shared.flusher.stored.lock())
     }
 
     /// Requests a flush of every file that has dirty bytes, is in no queue and is `meant`. Forgets what nothing keeps.

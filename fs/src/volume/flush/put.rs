@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use murphy_log::spawn_blocking;
+use tokio::time::Instant;
 
 use super::{
     super::{Volume, files::Urgency, placed::Proof},
@@ -52,6 +53,7 @@ async fn put_sealed(volume: &Volume, load: Load, pack: SealedPack, turn: Option<
                 turn.in_time();
             }
             load.pack.learn(Proof::Stored);
+            *volume.shared.flusher.stored.lock() = Some(Instant::now());
             return (load, Ok(()));
         }
         Ok(Err(error)) => Some(error),

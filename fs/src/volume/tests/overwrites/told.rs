@@ -117,3 +117,21 @@ async fn a_volume_that_cannot_store_everything_is_closed_all_the_same() {
     assert_eq!(scene.volume.durable(), scene.volume.state().position);
     assert_eq!(scene.volume.index_snapshot().state().unwrap().position, scene.volume.durable());
 }
+
+/// The fear: the store is back, and whoever writes still fails, because everything that takes the room is left alone for a long while.
+#[tokio::test]
+async fn what_is_left_alone_is_tried_again_once_something_else_was_stored() {
+    let options = VolumeOptions { dirty_bytes: 8192, io_timeout: Duration::from_secs(3), ..unhurried() };
+    let scene = Scene::new(options, 0).await;
+    let other = scene.another("g").await;
+    other.write(0, b"other").await;
+    scene.write(0, &[b'X'; 8192]).await;
+    scene.store.puts.send_replace(Puts::Vary(1));
+    // After each failure the pause is twice as long: 8 s at last.
+    for _ in 0..4 {
+        assert_eq!(scene.fsync().await.unwrap(), Err(Errno::EIO));
+    }
+    scene.store.puts.send_replace(Puts::Succeed);
+    other.fsync().await.unwrap().unwrap();
+    assert_eq!(scene.try_write(8192, b"later").await, Ok(5));
+}
