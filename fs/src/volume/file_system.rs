@@ -176,7 +176,8 @@ impl FileSystem for Volume {
             let inner = open.file.lock();
             // Also of bytes that others wrote; whoever cannot write has nothing to lose.
             let error = inner.failure.filter(|_| open.flags.write && !inner.dirty.is_empty());
-            let dirty = inner.dirty.has_grounded() && inner.queued.is_none();
+            let rests = inner.rest.is_some_and(|rest| !self.is_over(rest));
+            let dirty = inner.dirty.has_grounded() && inner.queued.is_none() && !rests;
             drop(inner);
             if dirty {
                 self.request_flush(&open.file, Urgency::Soon);

@@ -118,6 +118,27 @@ async fn a_volume_that_cannot_store_everything_is_closed_all_the_same() {
     assert_eq!(scene.volume.index_snapshot().state().unwrap().position, scene.volume.durable());
 }
 
+/// The fear: a program that opens and closes a file very often has it compressed and put each time, while the store is out of order.
+#[tokio::test]
+async fn a_close_leaves_alone_what_failed_just_now() {
+    let scene = Scene::new(unhurried(), 0).await;
+    scene.store.puts.send_replace(Puts::Vary(1));
+    scene.write(0, &[b'X'; 8192]).await;
+    assert_eq!(scene.fsync().await.unwrap(), Err(Errno::EIO));
+    let before = scene.puts_begun();
+    let file = scene.volume.shared.files.find(scene.ino).unwrap();
+    for _ in 0..50 {
+        assert_eq!(scene.closes().await, Err(Errno::EIO));
+        let is_left_alone = || {
+            let inner = file.lock();
+            inner.queued.is_none() && inner.flushes_begun == inner.flushes_ended
+        };
+        until("what a close has begun", is_left_alone).await;
+    }
+    let puts = scene.puts_begun() - before;
+    assert!(puts <= 2, "{puts} puts");
+}
+
 /// The fear: the store is back, and whoever writes still fails, because everything that takes the room is left alone for a long while.
 #[tokio::test]
 async fn what_is_left_alone_is_tried_again_once_something_else_was_stored() {
