@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     vec,
 };
 
@@ -86,7 +86,9 @@ pub(super) struct Cutter {
     separates: bool,
     /// Flights that have begun.
     flights: usize,
-    /// What is left of the last of them, ...
+    /// Whose the last of them is, and which of his, ...
+    last: Option<(Weak<FileState>, u64)>,
+    /// ... what is left of it, ...
     left: VecDeque<FlightPiece>,
     /// ... and how many runs were cut from it.
     runs: u64,
@@ -95,12 +97,13 @@ pub(super) struct Cutter {
 impl Cutter {
     pub(super) fn new(volume: Volume, files: Vec<Arc<FileState>>, separates: bool) -> Cutter {
         let files = files.into_iter();
-        Cutter { volume, files, separates, flights: 0, left: VecDeque::new(), runs: 0 }
+        Cutter { volume, files, separates, flights: 0, last: None, left: VecDeque::new(), runs: 0 }
     }
 
     /// The next pack, and what is found in packs that are stored already; `None` when nothing is left.
     pub(super) fn next(&mut self) -> Option<Cut> {
         let (mut cut, mut pack) = (Cut::default(), None);
+        self.leave_what_is_over();
         loop {
             while let Some(piece) = self.left.pop_front() {
                 let Some(place) = piece.place.clone() else {
@@ -126,6 +129,19 @@ impl Cutter {
         }
     }
 
+    /// Cuts no more off a flight that has ended: nothing refers to what would be put.
+    fn leave_what_is_over(&mut self) {
+        let Some((file, number)) = &self.last else { return };
+        let is_flying = file.upgrade().is_some_and(|file| {
+            let is_flying = file.lock().is_flying(*number);
+            self.volume.shared.files.forget(file);
+            is_flying
+        });
+        if !is_flying {
+            self.left.clear();
+        }
+    }
+
     /// Takes off what is dirty in the next file that has something.
     fn take_off(&mut self) -> Option<Flight> {
         for file in self.files.by_ref() {
@@ -143,7 +159,7 @@ impl Cutter {
             drop(inner);
             if refusal.is_none() {
                 (self.left, self.runs) = (pieces.into(), 0);
-                self.flights += 1;
+                (self.flights, self.last) = (self.flights + 1, Some((Arc::downgrade(&file), flight.number)));
                 return Some(flight);
             }
         }

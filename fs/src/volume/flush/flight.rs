@@ -27,7 +27,7 @@ pub(super) struct Flight {
     /// There until it ends.
     file: Option<Arc<FileState>>,
     /// Which of the file's flights it is.
-    number: u64,
+    pub(super) number: u64,
     /// How many bytes have not arrived, or not in their turn.
     pub(super) left: u64,
     /// The run whose turn it is.

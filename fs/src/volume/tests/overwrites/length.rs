@@ -128,3 +128,18 @@ async fn an_fsync_does_not_wait_for_bytes_that_were_cut_off_before_its_own() {
         until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
     }
 }
+
+/// The fear: a large file is removed while it is on its way, and all of it goes up although nothing will ever refer to it.
+#[tokio::test]
+async fn what_was_cut_off_is_not_put() {
+    let scene = Scene::new(patient(), 0).await;
+    scene.fill(64 << 20).await;
+    scene.store.puts.send_replace(Puts::HoldLarge);
+    let fsync = scene.fsync();
+    scene.begun(8).await;
+    scene.resize(0).await.unwrap();
+    fsync.await.unwrap().unwrap();
+    scene.store.puts.send_replace(Puts::Succeed);
+    until("everything to be let go", || scene.volume.shared.files.memory.bytes() == 0).await;
+    assert_eq!(scene.store.begun.load(Ordering::SeqCst), 8);
+}
