@@ -72,6 +72,11 @@ impl Rest {
 }
 
 impl FileInner {
+    /// Whether a flight is under way.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.flushes_begun > self.flushes_ended
+    }
+
     /// Whether the flight of that number is under way.
     pub(crate) fn is_flying(&self, number: u64) -> bool {
         self.flushes_begun == number && self.flushes_ended < number

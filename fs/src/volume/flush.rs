@@ -114,22 +114,27 @@ impl Volume {
 
     async fn flush_within(&self, ino: Ino, patience: Duration, urgency: Urgency) -> Result<(), FlushError> {
         let Some(file) = self.shared.files.find(ino) else { return Ok(()) };
-        let goal = {
-            let inner = file.lock();
-            inner.flushes_begun + u64::from(inner.dirty.has_grounded())
+        let flushing = async {
+            let joins = file.lock().is_under_way();
+            let flushed = self.wait_flushed(&file, urgency).await;
+            // What was under way may have been doomed before anybody waited for it.
+            match flushed {
+                Err(FlushError::Failed(_)) if joins => self.wait_flushed(&file, urgency).await,
+                flushed => flushed,
+            }
         };
-        tokio::time::timeout(patience, self.wait_flushed(&file, goal, urgency)).await.unwrap_or_else(|_| {
+        tokio::time::timeout(patience, flushing).await.unwrap_or_else(|_| {
             tracing::error!(%ino, "file data was not stored in time; it is kept and tried again");
             Err(FlushError::TimedOut)
         })
     }
 
-    async fn wait_flushed(
-        &self,
-        file: &Arc<FileState>,
-        goal: u64,
-        urgency: Urgency,
-    ) -> Result<(), FlushError> {
+    /// Returns when every byte of a file that is dirty now has been stored, or could not be.
+    async fn wait_flushed(&self, file: &Arc<FileState>, urgency: Urgency) -> Result<(), FlushError> {
+        let goal = {
+            let inner = file.lock();
+            inner.flushes_begun + u64::from(inner.dirty.has_grounded())
+        };
         loop {
             let flushed = file.flushed.notified();
             tokio::pin!(flushed);
@@ -143,8 +148,7 @@ impl Volume {
                     return Err(FlushError::Failed(inner.failure.unwrap_or(Errno::EIO)));
                 }
                 // While a flight is under way another request would only be sent back; its end wakes everybody.
-                let has_landed = inner.flushes_begun == inner.flushes_ended;
-                inner.flushes_begun < goal && has_landed && inner.queued < Some(urgency)
+                inner.flushes_begun < goal && !inner.is_under_way() && inner.queued < Some(urgency)
             };
             if asks {
                 self.request_flush(file, urgency);

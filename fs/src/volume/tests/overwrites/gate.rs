@@ -13,6 +13,8 @@ use crate::{BlockStoreError, PackName, StoredPack, WriterId};
 pub(super) enum Puts {
     Succeed,
     Hold,
+    /// Those that were held fail, the others succeed.
+    FailHeld,
     /// Those of more than [`LARGE`] bytes hold, the others succeed.
     HoldLarge,
     /// They take a while, each another, and one in so many fails.
@@ -126,6 +128,7 @@ impl Gate {
     async fn put_as_told(&self, name: PackName, bytes: Bytes) -> Result<(), BlockStoreError> {
         *self.last.lock() = Some(name);
         self.begun.fetch_add(1, Ordering::SeqCst);
+        let is_held = Gate::holds(*self.puts.borrow(), &bytes);
         let told = *self.puts.subscribe().wait_for(|puts| !Gate::holds(*puts, &bytes)).await.unwrap();
         match told {
             Puts::Vary(failing) => {
@@ -139,6 +142,10 @@ impl Gate {
                     let object = name.to_string();
                     return Err(BlockStoreError::Refused { object, refusal: crate::Refusal::Exists });
                 }
+            }
+            Puts::FailHeld if is_held => {
+                let object = name.to_string();
+                return Err(BlockStoreError::Refused { object, refusal: crate::Refusal::Exists });
             }
             Puts::Detach => {
                 self.keep(bytes);
@@ -167,7 +174,7 @@ impl Gate {
                 return std::future::pending().await;
             }
             Puts::Share(rate) => self.share(rate, bytes.len() as u64).await,
-            Puts::Succeed | Puts::Hold | Puts::HoldLarge => {}
+            Puts::Succeed | Puts::Hold | Puts::FailHeld | Puts::HoldLarge => {}
         }
         self.below.put(name, bytes).await
     }

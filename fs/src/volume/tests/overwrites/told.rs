@@ -156,3 +156,19 @@ async fn what_is_left_alone_is_tried_again_once_something_else_was_stored() {
     other.fsync().await.unwrap().unwrap();
     assert_eq!(scene.try_write(8192, b"later").await, Ok(5));
 }
+
+/// The fear: whoever syncs while a put is under way that is to fail, because the store was out of order when it began, hears of that,
+/// although the store was in order all the time that he waited.
+#[tokio::test]
+async fn an_fsync_tries_once_more_what_began_before_it() {
+    let scene = Scene::new(patient(), 0).await;
+    scene.store.puts.send_replace(Puts::Hold);
+    scene.write(0, &[b'X'; 8192]).await;
+    scene.close().await;
+    scene.begun(1).await;
+    let mut fsync = Box::pin(scene.volume.fsync(scene.ino, Some(scene.handle)).wait());
+    assert!(futures::poll!(&mut fsync).is_pending());
+    scene.store.puts.send_replace(Puts::FailHeld);
+    assert_eq!(fsync.await, Ok(()));
+    assert!(scene.crashed().await == [b'X'; 8192]);
+}
