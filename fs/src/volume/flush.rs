@@ -33,7 +33,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::{batch::Batch, pace::Pace};
+pub(super) use self::batch::Batch;
+use self::pace::Pace;
 use super::{
     Volume,
     files::{FileInner, FileState, Rest, Urgency, WeakVolume},

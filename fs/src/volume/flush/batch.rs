@@ -25,7 +25,7 @@ use super::{
 use crate::Errno;
 
 /// What has begun of a batch.
-pub(super) struct Batch {
+pub(in crate::volume) struct Batch {
     volume: Volume,
     /// Those that have not ended.
     flights: Vec<Option<Flight>>,
@@ -33,8 +33,8 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Stores what is dirty in `files`, in about this order.
-    pub(super) async fn run(volume: Volume, files: Vec<Arc<FileState>>, urgency: Urgency) {
-        let mut cutter = Some(Cutter::new(volume.clone(), files, urgency == Urgency::First));
+    pub(in crate::volume) async fn run(volume: Volume, files: Vec<Arc<FileState>>, urgency: Urgency) {
+        let mut cutter = Some(Cutter::new(volume.clone(), files, urgency));
         let mut cutting: Option<JoinHandle<(Cutter, Option<Cut>)>> = None;
         let mut batch = Batch { volume, flights: Vec::new() };
         let (mut puts, mut large) = (FuturesUnordered::<BoxFuture<'static, Put>>::new(), 0);

@@ -17,7 +17,7 @@ use super::{
     super::{
         Volume,
         dirty::FlightPiece,
-        files::FileState,
+        files::{FileInner, FileState, Urgency},
         placed::{Place, Proof, StoredPack},
     },
     LARGE,
@@ -82,8 +82,8 @@ pub(super) struct Run {
 pub(super) struct Cutter {
     volume: Volume,
     files: vec::IntoIter<Arc<FileState>>,
-    /// A file shares no pack with those before it that would become large by it.
-    separates: bool,
+    /// Somebody waits for each of them: one shares no pack with those before it that would become large by it.
+    is_awaited: bool,
     /// Flights that have begun.
     flights: usize,
     /// Whose the last of them is, and which of his, ...
@@ -95,9 +95,9 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn new(volume: Volume, files: Vec<Arc<FileState>>, separates: bool) -> Cutter {
-        let files = files.into_iter();
-        Cutter { volume, files, separates, flights: 0, last: None, left: VecDeque::new(), runs: 0 }
+    pub(super) fn new(volume: Volume, files: Vec<Arc<FileState>>, urgency: Urgency) -> Cutter {
+        let (files, is_awaited) = (files.into_iter(), urgency == Urgency::First);
+        Cutter { volume, files, is_awaited, flights: 0, last: None, left: VecDeque::new(), runs: 0 }
     }
 
     /// The next pack, and what is found in packs that are stored already; `None` when nothing is left.
@@ -121,7 +121,7 @@ impl Cutter {
                 return (!is_over).then(|| self.seal(cut, pack));
             };
             let shared = pack.as_ref().map_or(0, |pack| pack.builder.plain_len() as u64);
-            let makes_large = self.separates && shared + flight.left > SHARED;
+            let makes_large = self.is_awaited && shared + flight.left > SHARED;
             cut.flights.push(flight);
             if makes_large && pack.is_some() {
                 return Some(self.seal(cut, pack));
@@ -147,6 +147,9 @@ impl Cutter {
         for file in self.files.by_ref() {
             let refusal = self.volume.refusal();
             let mut inner = file.lock();
+            if !takes(self.is_awaited, &inner) {
+                continue;
+            }
             inner.queued = None;
             if inner.flushes_begun > inner.flushes_ended || !inner.dirty.has_grounded() {
                 // In another batch, which asks for the rest itself; or there is nothing any more, for which somebody may wait.
@@ -226,6 +229,11 @@ impl Cutter {
     }
 }
 
+/// Whether a batch takes a file: what somebody waits for is left to a batch of such files.
+fn takes(is_awaited: bool, file: &FileInner) -> bool {
+    is_awaited || file.queued != Some(Urgency::First)
+}
+
 /// A finished pack, which counts until nobody keeps its bytes: what does a put may go on when it is given up.
 fn sealed(volume: &Volume, builder: PackBuilder) -> Option<SealedPack> {
     let mut pack = builder.finish()?;
@@ -243,8 +251,12 @@ pub(super) fn pack_anew(volume: &Volume, pieces: &[Bytes]) -> (SealedPack, Vec<u
 
 impl Drop for Cutter {
     fn drop(&mut self) {
-        for file in self.files.by_ref() {
-            file.lock().queued = None;
+        for file in std::mem::take(&mut self.files) {
+            let mut inner = file.lock();
+            if takes(self.is_awaited, &inner) {
+                inner.queued = None;
+            }
+            drop(inner);
             file.flushed.notify_waiters();
             self.volume.shared.files.forget(file);
         }

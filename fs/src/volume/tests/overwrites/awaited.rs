@@ -1,6 +1,7 @@
 //! What an fsync waits for, and what it does not wait for: the bytes of others.
 
 use super::*;
+use crate::volume::{files::Urgency, flush::Batch};
 
 impl Scene {
     /// Writes so many bytes that no pack makes shorter.
@@ -67,6 +68,26 @@ async fn a_file_that_somebody_waits_for_is_put_before_what_was_closed_before_it(
     small.begun(8).await;
     small.is_synced().await;
     large.ends().await;
+}
+
+/// The fear: a file that was closed and is synced then is in both queues, and the batch that nobody waits for takes it.
+#[tokio::test]
+async fn what_nobody_waits_for_leaves_what_somebody_waits_for_alone() {
+    let (large, small) = files().await;
+    for file in [&large, &small] {
+        file.fill_little().await;
+    }
+    let volume = &large.volume;
+    let [unhurried, awaited] = [&large, &small].map(|file| volume.shared.files.find(file.ino).unwrap());
+    for (file, urgency) in [(&unhurried, Urgency::Soon), (&awaited, Urgency::First)] {
+        file.lock().queued = Some(urgency);
+    }
+    let both = [Arc::clone(&awaited), unhurried];
+    Batch::run(volume.clone(), both.to_vec(), Urgency::Soon).await;
+    assert_eq!(both.each_ref().map(|file| file.lock().flushes_begun), [0, 1]);
+    assert_eq!(awaited.lock().queued, Some(Urgency::First));
+    Batch::run(volume.clone(), both.to_vec(), Urgency::First).await;
+    assert_eq!(awaited.lock().flushes_stored, 1);
 }
 
 /// The fear: batches that make no progress leave no place for what somebody waits for.
