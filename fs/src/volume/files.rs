@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -37,6 +37,8 @@ pub(crate) struct FileInner {
     /// Flushes that took off and that ended.
     pub(crate) flushes_begun: u64,
     pub(crate) flushes_ended: u64,
+    /// Whether somebody waits for the flight under way: for each flight another one.
+    pub(crate) awaited: Arc<AtomicBool>,
     /// The last flush that left nothing behind: whatever was dirty when it took off has its entries.
     pub(crate) flushes_stored: u64,
     /// Entries that have given the file extents, since this record was made.

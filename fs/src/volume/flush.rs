@@ -149,6 +149,9 @@ impl Volume {
                     return Err(FlushError::Failed(inner.failure.unwrap_or(Errno::EIO)));
                 }
                 // While a flight is under way another request would only be sent back; its end wakes everybody.
+                if urgency == Urgency::First && inner.is_under_way() {
+                    self.shared.flusher.pace.hurry(&inner.awaited);
+                }
                 inner.flushes_begun < goal && !inner.is_under_way() && inner.queued < Some(urgency)
             };
             if asks {

@@ -3,7 +3,10 @@
 //! Invariants:
 //! - No put holds up another one, but for the number of those that are under way at once.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use futures::{
     StreamExt,
@@ -42,13 +45,16 @@ impl Batch {
         loop {
             while puts.len() < PUTS
                 && large < LARGE_PUTS
-                && let Some((load, matter)) = waiting.pop_front()
+                && let Some((mut load, matter)) = waiting.pop_front()
             {
                 if let Matter::Stored = matter {
                     batch.settle(load, Ok(())).await;
                     continue;
                 }
-                large += usize::from(load.is_large);
+                if load.is_large {
+                    large += 1;
+                    load.awaited = batch.awaited(&load);
+                }
                 puts.push(Box::pin(put(batch.volume.clone(), urgency, load, matter)));
             }
             if puts.len() < PUTS
@@ -83,6 +89,14 @@ impl Batch {
                 else => return,
             }
         }
+    }
+
+    /// Whether somebody waits for the flights that a load is of, each of them.
+    fn awaited(&self, load: &Load) -> Vec<Arc<AtomicBool>> {
+        let mut flights: Vec<usize> = load.runs.iter().map(|run| run.flight).collect();
+        flights.dedup();
+        let flights = flights.into_iter().filter_map(|flight| self.flights[flight].as_ref());
+        flights.map(|flight| Arc::clone(&flight.awaited)).collect()
     }
 
     /// A pack was put, or could not be: each flight goes on by itself.

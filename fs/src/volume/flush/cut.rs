@@ -7,7 +7,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     vec,
 };
 
@@ -45,6 +48,8 @@ pub(super) struct Load {
     pub(super) runs: Vec<Run>,
     /// Whether that is a large pack that is not known to be in the store.
     pub(super) is_large: bool,
+    /// Whether somebody waits for its flights, each of them, once it is put.
+    pub(super) awaited: Vec<Arc<AtomicBool>>,
 }
 
 impl Load {
@@ -194,7 +199,7 @@ impl Cutter {
                 Proof::Unknown | Proof::Absent => Matter::Unproven(Vec::new()),
             };
             let is_large = matches!(matter, Matter::Unproven(_)) && pack.meta().stored_len > LARGE as u64;
-            cut.loads.push((Load { pack, runs: Vec::new(), is_large }, matter));
+            cut.loads.push((Load { pack, runs: Vec::new(), is_large, awaited: Vec::new() }, matter));
             cut.loads.len() - 1
         });
         let length = piece.bytes.len() as u32;
@@ -223,7 +228,7 @@ impl Cutter {
         let sealed = pack.and_then(|Packing { builder, runs }| Some((sealed(&self.volume, builder)?, runs)));
         cut.loads.extend(sealed.map(|(pack, runs)| {
             let (stored, is_large) = (StoredPack::new(PackRow::of(&pack)), pack.bytes.len() > LARGE);
-            (Load { pack: stored, runs, is_large }, Matter::Unstored(pack))
+            (Load { pack: stored, runs, is_large, awaited: Vec::new() }, Matter::Unstored(pack))
         }));
         cut
     }

@@ -5,7 +5,11 @@
 //! - A flight ends with its last byte, whatever else is under way, and however its batch ends; at once if all that it still brings is cut
 //!   off. What arrives of it afterwards is nobody's: the next flight of the file may be of the same ranges, and of other bytes.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use super::super::{
     Volume,
@@ -28,6 +32,8 @@ pub(super) struct Flight {
     file: Option<Arc<FileState>>,
     /// Which of the file's flights it is.
     pub(super) number: u64,
+    /// Whether somebody waits for it.
+    pub(super) awaited: Arc<AtomicBool>,
     /// How many bytes have not arrived, or not in their turn.
     pub(super) left: u64,
     /// The run whose turn it is.
@@ -55,8 +61,10 @@ impl Flight {
         let pieces = inner.dirty.take_off();
         let left = pieces.iter().map(|piece| piece.bytes.len() as u64).sum();
         inner.flushes_begun += 1;
+        let awaited = Arc::<AtomicBool>::default();
+        inner.awaited = Arc::clone(&awaited);
         let (volume, file, number) = (volume.clone(), Some(Arc::clone(file)), inner.flushes_begun);
-        (Flight { volume, file, number, left, next: 0, arrived: BTreeMap::new(), failed }, pieces)
+        (Flight { volume, file, number, awaited, left, next: 0, arrived: BTreeMap::new(), failed }, pieces)
     }
 
     /// A run has arrived: decides the entries of those whose turn it is. What they are refused for is found in its pack by the next flight.

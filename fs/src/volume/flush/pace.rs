@@ -9,8 +9,13 @@
 //! - Those that nobody waits for leave room where there is any, and no more than that many of them are before one that somebody waits for.
 //! - Within each of the two kinds the first to ask is the first to go.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::super::files::Urgency;
 
@@ -20,6 +25,8 @@ pub(super) struct Pace {
     all: Semaphore,
     /// Who may ask for one of `all` although nobody waits for him.
     background: Semaphore,
+    /// Woken when somebody waits for what nobody has waited for.
+    hurried: Notify,
 }
 
 struct Limit {
@@ -47,20 +54,50 @@ impl Default for Pace {
     fn default() -> Pace {
         let (all, background) = (PUTS_MAX, in_background(PUTS_MAX));
         let limit = Limit { puts: PUTS_MAX, in_time: 0, halvings: 0, all, background };
-        Pace { limit: Mutex::new(limit), all: Semaphore::new(all), background: Semaphore::new(background) }
+        Pace {
+            limit: Mutex::new(limit),
+            all: Semaphore::new(all),
+            background: Semaphore::new(background),
+            hurried: Notify::new(),
+        }
     }
 }
 
 impl Pace {
-    /// Waits for a turn.
-    pub(super) async fn turn(&self, urgency: Urgency) -> Turn<'_> {
+    /// Waits for a turn; as what nobody waits for only until somebody waits for one of those that are `awaited`.
+    pub(super) async fn turn<'a>(&'a self, urgency: Urgency, awaited: &[Arc<AtomicBool>]) -> Turn<'a> {
         let background = match urgency {
             Urgency::First => None,
-            Urgency::Now | Urgency::Soon => self.background.acquire().await.ok(),
+            Urgency::Now | Urgency::Soon => self.background(awaited).await,
         };
         let all = self.all.acquire().await.ok();
         let halvings = self.limit.lock().halvings;
         Turn { pace: self, halvings, all, background }
+    }
+
+    /// Waits with those that nobody waits for; `None` once somebody does.
+    async fn background(&self, awaited: &[Arc<AtomicBool>]) -> Option<SemaphorePermit<'_>> {
+        let permit = self.background.acquire();
+        tokio::pin!(permit);
+        loop {
+            let hurried = self.hurried.notified();
+            tokio::pin!(hurried);
+            hurried.as_mut().enable();
+            if awaited.iter().any(|awaited| awaited.load(Ordering::SeqCst)) {
+                return None;
+            }
+            tokio::select! {
+                permit = &mut permit => return permit.ok(),
+                () = hurried => {}
+            }
+        }
+    }
+
+    /// Somebody waits from now on for what is on its way.
+    pub(super) fn hurry(&self, awaited: &AtomicBool) {
+        if !awaited.swap(true, Ordering::SeqCst) {
+            self.hurried.notify_waiters();
+        }
     }
 
     /// Lets so many go at once.
@@ -154,9 +191,9 @@ mod tests {
         let mut turns = Vec::new();
         for place in 0..PUTS_MAX {
             let urgency = if place < in_background(PUTS_MAX) { Urgency::Soon } else { Urgency::First };
-            turns.push(pace.turn(urgency).await);
+            turns.push(pace.turn(urgency, &[]).await);
         }
-        let mut next = Box::pin(pace.turn(Urgency::First));
+        let mut next = Box::pin(pace.turn(Urgency::First, &[]));
         assert!(futures::poll!(&mut next).is_pending());
         turns.drain(..8).for_each(Turn::late);
         assert_eq!(limit(&pace), PUTS_MAX / 2, "they were under way together");
@@ -166,16 +203,16 @@ mod tests {
         drop(turns);
         next.await.late();
         for _ in 0..3 {
-            pace.turn(Urgency::First).await.late();
+            pace.turn(Urgency::First, &[]).await.late();
         }
         for puts in 1..PUTS_MAX {
             assert_eq!(limit(&pace), puts);
             for _ in 0..RAISED_AFTER {
                 let mut turns = Vec::new();
                 for _ in 0..puts {
-                    turns.push(pace.turn(Urgency::First).await);
+                    turns.push(pace.turn(Urgency::First, &[]).await);
                 }
-                assert!(futures::poll!(Box::pin(pace.turn(Urgency::First))).is_pending());
+                assert!(futures::poll!(Box::pin(pace.turn(Urgency::First, &[]))).is_pending());
                 turns.pop().unwrap().in_time();
             }
         }
@@ -188,12 +225,12 @@ mod tests {
     async fn the_limit_grows_again_when_only_what_nobody_waits_for_is_put() {
         let pace = Pace::default();
         for _ in 0..5 {
-            pace.turn(Urgency::Soon).await.late();
+            pace.turn(Urgency::Soon, &[]).await.late();
         }
         assert_eq!(limit(&pace), 1);
         for _ in 0..PUTS_MAX * RAISED_AFTER {
             let mut turns = Vec::new();
-            while let std::task::Poll::Ready(turn) = futures::poll!(Box::pin(pace.turn(Urgency::Soon))) {
+            while let std::task::Poll::Ready(turn) = futures::poll!(Box::pin(pace.turn(Urgency::Soon, &[]))) {
                 turns.push(turn);
             }
             turns.pop().unwrap().in_time();
@@ -208,17 +245,39 @@ mod tests {
     async fn what_somebody_waits_for_has_its_turn_before_what_nobody_waits_for() {
         let pace = Pace::default();
         for _ in 0..5 {
-            pace.turn(Urgency::Soon).await.late();
+            pace.turn(Urgency::Soon, &[]).await.late();
         }
-        let under_way = pace.turn(Urgency::Soon).await;
-        let mut behind: Vec<_> = (0..3).map(|_| Box::pin(pace.turn(Urgency::Soon))).collect();
+        let under_way = pace.turn(Urgency::Soon, &[]).await;
+        let mut behind: Vec<_> = (0..3).map(|_| Box::pin(pace.turn(Urgency::Soon, &[]))).collect();
         for turn in &mut behind {
             assert!(futures::poll!(turn).is_pending());
         }
-        let mut first = Box::pin(pace.turn(Urgency::First));
+        let mut first = Box::pin(pace.turn(Urgency::First, &[]));
         assert!(futures::poll!(&mut first).is_pending());
         drop(under_way);
         assert!(futures::poll!(&mut behind[0]).is_pending());
         assert!(futures::poll!(&mut first).is_ready());
+    }
+
+    /// The fear: a file takes off because it was closed, is synced then, and waits behind all that was closed before it.
+    #[tokio::test]
+    async fn what_somebody_begins_to_wait_for_is_before_what_nobody_waits_for() {
+        let pace = Pace::default();
+        for _ in 0..5 {
+            pace.turn(Urgency::Soon, &[]).await.late();
+        }
+        let under_way = pace.turn(Urgency::Soon, &[]).await;
+        let mut behind: Vec<_> = (0..3).map(|_| Box::pin(pace.turn(Urgency::Soon, &[]))).collect();
+        for turn in &mut behind {
+            assert!(futures::poll!(turn).is_pending());
+        }
+        let awaited = [Arc::default(), Arc::default()];
+        let mut last = Box::pin(pace.turn(Urgency::Soon, &awaited));
+        assert!(futures::poll!(&mut last).is_pending());
+        pace.hurry(&awaited[1]);
+        assert!(futures::poll!(&mut last).is_pending());
+        drop(under_way);
+        assert!(futures::poll!(&mut behind[0]).is_pending());
+        assert!(futures::poll!(&mut last).is_ready());
     }
 }

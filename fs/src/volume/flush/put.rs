@@ -26,7 +26,7 @@ pub(super) async fn put(volume: Volume, urgency: Urgency, load: Load, matter: Ma
     match matter {
         Matter::Stored => (load, Ok(())),
         Matter::Unstored(pack) => {
-            let turn = turn(&volume, urgency, load.is_large).await;
+            let turn = turn(&volume, urgency, &load).await;
             put_sealed(&volume, load, pack, turn).await
         }
         Matter::Unproven(pieces) => prove(volume, urgency, load, pieces).await,
@@ -34,9 +34,9 @@ pub(super) async fn put(volume: Volume, urgency: Urgency, load: Load, matter: Ma
 }
 
 /// Waits for the turn of a large pack.
-async fn turn(volume: &Volume, urgency: Urgency, is_large: bool) -> Option<Turn<'_>> {
-    match is_large {
-        true => Some(volume.shared.flusher.pace.turn(urgency).await),
+async fn turn<'a>(volume: &'a Volume, urgency: Urgency, load: &Load) -> Option<Turn<'a>> {
+    match load.is_large {
+        true => Some(volume.shared.flusher.pace.turn(urgency, &load.awaited).await),
         false => None,
     }
 }
@@ -104,7 +104,7 @@ async fn prove(volume: Volume, urgency: Urgency, mut load: Load, pieces: Vec<Byt
         return (load, Err(Errno::EIO));
     }
     // What waits is not in memory twice.
-    let turn = turn(&volume, urgency, load.is_large).await;
+    let turn = turn(&volume, urgency, &load).await;
     let packing = volume.clone();
     match spawn_blocking(move || pack_anew(&packing, &pieces)).await {
         Ok(anew) => {

@@ -90,6 +90,23 @@ async fn what_nobody_waits_for_leaves_what_somebody_waits_for_alone() {
     assert_eq!(awaited.lock().flushes_stored, 1);
 }
 
+/// The fear: whoever syncs what is on its way already waits as long as if nobody did.
+#[tokio::test]
+async fn a_flight_that_is_synced_on_its_way_is_waited_for_from_then_on() {
+    let (large, _) = files().await;
+    large.fill(300 << 10).await;
+    large.store.puts.send_replace(Puts::Hold);
+    large.close().await;
+    large.begun(1).await;
+    let file = large.volume.shared.files.find(large.ino).unwrap();
+    let is_awaited = || file.lock().awaited.load(Ordering::SeqCst);
+    assert!(!is_awaited());
+    let fsync = large.fsync();
+    until("a fsync", is_awaited).await;
+    large.ends().await;
+    fsync.await.unwrap().unwrap();
+}
+
 /// The fear: batches that make no progress leave no place for what somebody waits for.
 #[tokio::test]
 async fn a_file_that_somebody_waits_for_is_put_whatever_else_is_under_way() {
