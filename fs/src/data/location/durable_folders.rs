@@ -7,6 +7,8 @@
 //! Invariants:
 //! - A put begins after every folder above its object, up to the root of the store, has been synced with the folder above it, by this
 //!   process.
+//! - What a sync has failed for is not there for whoever asks what it is, until it was written anew: an error is said once, and the next
+//!   sync says yes.
 //! - Nothing but threads that may block waits for a directory.
 //! - Who asks what an object is hears of one whose name is durable: whoever finds it there counts on it and does not put it again.
 
@@ -15,7 +17,8 @@ use std::{collections::BTreeSet, fmt, io, path::PathBuf, sync::Arc};
 use futures::{FutureExt, future::BoxFuture};
 use murphy_log::Files;
 use object_store::{
-    Error as ObjectError, GetOptions, GetResult, ObjectStore, Result as ObjectResult, path::Path,
+    Error as ObjectError, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutOptions, PutPayload,
+    PutResult, Result as ObjectResult, path::Path,
 };
 use parking_lot::Mutex;
 
@@ -35,13 +38,24 @@ struct Folders {
     known: Mutex<BTreeSet<PathBuf>>,
     /// Held while folders are made, and locked only by threads that may block: a directory that hangs is no reason to wait for `known`.
     making: Mutex<()>,
+    /// Objects that can be seen, and whose names may not be durable although a sync says so.
+    doubtful: Mutex<BTreeSet<Path>>,
 }
 
 impl DurableFolders {
     /// Makes the folders in `root`, which is durable, of the objects that `below` keeps there.
     pub fn new(below: Arc<dyn ObjectStore>, files: Arc<dyn Files>, root: PathBuf) -> DurableFolders {
         let known = Mutex::new(BTreeSet::from([root.clone()]));
-        DurableFolders { below, folders: Arc::new(Folders { files, root, known, making: Mutex::default() }) }
+        DurableFolders {
+            below,
+            folders: Arc::new(Folders {
+                files,
+                root,
+                known,
+                making: Mutex::default(),
+                doubtful: Mutex::default(),
+            }),
+        }
     }
 
     async fn ensure(&self, object: &Path) -> ObjectResult<()> {
@@ -57,6 +71,30 @@ impl DurableFolders {
         self.ensure(object).await?;
         let folder = self.folder(object);
         self.aside(move |folders| folders.files.sync_dir(&folder)).await
+    }
+
+    /// What of an object was written, or made durable, has failed.
+    fn doubt(&self, object: &Path) {
+        let mut doubtful = self.folders.doubtful.lock();
+        // One too many says that there are more.
+        if doubtful.len() <= DOUBTFUL_MAX {
+            doubtful.insert(object.clone());
+        }
+    }
+
+    /// Refuses to say of an object that it is there if that is in doubt.
+    fn check(&self, object: &Path) -> ObjectResult<()> {
+        let doubtful = self.folders.doubtful.lock();
+        if doubtful.contains(object) {
+            let source = "a sync of its name has failed".into();
+            return Err(ObjectError::NotFound { path: object.to_string(), source });
+        }
+        match doubtful.len() > DOUBTFUL_MAX {
+            true => {
+                Err(ObjectError::Generic { store: "directory", source: "too many syncs have failed".into() })
+            }
+            false => Ok(()),
+        }
     }
 
     /// The folder in which an object lies.
@@ -119,12 +157,37 @@ impl StoreLayer for DurableFolders {
         self.ensure(at).boxed()
     }
 
+    fn put<'a>(
+        &'a self,
+        at: &'a Path,
+        bytes: PutPayload,
+        options: PutOptions,
+    ) -> BoxFuture<'a, ObjectResult<PutResult>> {
+        let put = async move {
+            let put = self.below.put_opts(at, bytes, options).await;
+            match &put {
+                Ok(_) => {
+                    self.folders.doubtful.lock().remove(at);
+                }
+                Err(ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. }) => {}
+                // It had its name before its folder was synced.
+                Err(_) => match self.below.head(at).await {
+                    Err(ObjectError::NotFound { .. }) => {}
+                    Ok(_) | Err(_) => self.doubt(at),
+                },
+            }
+            put
+        };
+        put.boxed()
+    }
+
     fn get<'a>(&'a self, at: &'a Path, options: GetOptions) -> BoxFuture<'a, ObjectResult<GetResult>> {
         let is_asked_for = options.head;
         let get = async move {
             let found = self.below.get_opts(at, options).await?;
             if is_asked_for {
-                self.sync(at).await?;
+                self.sync(at).await.inspect_err(|_| self.doubt(at))?;
+                self.check(at)?;
             }
             Ok(found)
         };
@@ -132,12 +195,15 @@ impl StoreLayer for DurableFolders {
     }
 }
 
+/// So many objects are remembered whose names may not be durable; of more of them nothing is said any more.
+const DOUBTFUL_MAX: usize = 4096;
+
 #[cfg(test)]
 mod tests {
     use std::{path, sync::mpsc, time::Duration};
 
     use murphy_log::{DirectoryLock, SegmentFile};
-    use object_store::{ObjectStoreExt, memory::InMemory};
+    use object_store::memory::InMemory;
     use parking_lot::Condvar;
 
     use super::{super::LayeredStore, *};
@@ -226,5 +292,63 @@ mod tests {
         files.goes.1.notify_all();
         driven.join().unwrap();
         assert_eq!(fired, Ok(true), "everything stands still");
+    }
+
+    /// A store that shows the first of its objects, and says that they could not be stored.
+    #[derive(Debug)]
+    struct Failing(Arc<InMemory>, Mutex<usize>);
+
+    impl fmt::Display for Failing {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("failing")
+        }
+    }
+
+    impl StoreLayer for Failing {
+        fn below(&self) -> Arc<dyn ObjectStore> {
+            Arc::<InMemory>::clone(&self.0)
+        }
+
+        fn put<'a>(
+            &'a self,
+            at: &'a Path,
+            bytes: PutPayload,
+            options: PutOptions,
+        ) -> BoxFuture<'a, ObjectResult<PutResult>> {
+            let put = async move {
+                let put = self.0.put_opts(at, bytes, options).await?;
+                let mut fails = self.1.lock();
+                if *fails == 0 {
+                    return Ok(put);
+                }
+                *fails -= 1;
+                Err(ObjectError::Generic { store: "failing", source: "no sync".into() })
+            };
+            put.boxed()
+        }
+    }
+
+    /// The fear: a put fails when the folder is synced, the object can be seen, the next sync says yes, and whoever asks counts on it.
+    #[tokio::test]
+    async fn what_a_sync_has_failed_for_is_not_there_until_it_is_written_anew() {
+        let files = Arc::new(Hanging::default());
+        *files.goes.0.lock() = true;
+        let fails = DOUBTFUL_MAX + 1;
+        let below = LayeredStore(Failing(Arc::new(InMemory::new()), Mutex::new(fails)));
+        let store = LayeredStore(DurableFolders::new(Arc::new(below), files, "/store".into()));
+        let name = |number: usize| Path::from(number.to_string());
+        assert!(store.put(&name(0), "bytes".into()).await.is_err());
+        assert!(matches!(store.head(&name(0)).await, Err(ObjectError::NotFound { .. })));
+        // Which may be tried as often as one likes.
+        assert!(matches!(store.head(&name(0)).await, Err(ObjectError::NotFound { .. })));
+        for number in 1..fails {
+            assert!(store.put(&name(number), "bytes".into()).await.is_err());
+        }
+        store.put(&name(fails), "bytes".into()).await.unwrap();
+        assert!(matches!(store.head(&name(fails)).await, Err(ObjectError::Generic { .. })));
+        store.put(&name(0), "bytes".into()).await.unwrap();
+        for number in [0, fails] {
+            assert_eq!(store.head(&name(number)).await.unwrap().size, 5);
+        }
     }
 }
