@@ -1,9 +1,13 @@
 //! The program without a mount: bad input of every kind is one clear error that changes nothing.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use murphy_tests::{PATIENCE, Scratch, wait_for, wait_until};
-use rustix::process::{Pid, Signal};
+use murphy_tests::{PATIENCE, Scratch, finish, pause, wait_for, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 fn scratch() -> Scratch {
@@ -130,7 +134,7 @@ fn a_command_that_meets_a_kill_says_that_the_node_is_not_running() {
                 })
             });
             // The node alone: who asks it is in its directory too.
-            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
             let [flush, status] = asked.map(|thread| thread.join().unwrap());
             let said = flush.expect_code(1).stderr();
             assert!(said.contains("is not running") && said.contains("node"), "{said}");
@@ -467,6 +471,27 @@ fn a_restore_to_before_the_root_is_refused() {
     scratch.run(["restore", &first, "copy", "--lsn", "1"]).expect_error(1, "no root directory yet");
     assert!(!scratch.path("copy").exists());
     scratch.run(["restore", &first, "copy"]).expect_code(0);
+}
+
+/// The fear: somebody interrupts an order to a node that is served, is told nothing, and it takes effect later.
+#[test]
+fn whoever_interrupts_an_order_is_told_that_the_node_goes_on() {
+    let scratch = scratch();
+    let archive = format!("{}?domain=elsewhere", scratch.url("archive"));
+    let blocks = scratch.url("blocks");
+    scratch.run(["format", "node", "--blocks", &blocks, "--archive", &archive]).expect_code(0);
+    fs::rename(scratch.path("archive"), scratch.path("away")).unwrap();
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_murphy-program"));
+    command.args(["ack", "node", "archive"]).current_dir(scratch.path("."));
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It waits for the archive for ten times as long.
+    pause(Duration::from_secs(2));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let said = finish(child, "murphy ack", PATIENCE);
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(130), "{text}");
+    assert!(text.contains("goes on with what it was asked for"), "{text}");
 }
 
 /// A node whose fsync waits for its archive; the URLs of that one and of another.

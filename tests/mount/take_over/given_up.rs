@@ -1,20 +1,12 @@
 //! Archives that were given up and come back, and a promotion that nobody serves.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Read},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, sync::Arc};
 
 use murphy_backup::{Archive, ArchiveFence, ArchiveStore};
 use murphy_fs::{Fence, FenceError, StoreUrl};
 use murphy_log::{Epoch, EpochId, NodeId, SystemClock};
 
-use murphy_tests::pause;
-use rustix::process::{Pid, Signal, kill_process};
-
-use super::{Command, Region, Stdio, wait_for, write_safely};
+use super::{Region, wait_for, write_safely};
 
 /// Seals the archive in the directory `name` as a node would that took over there, in an epoch of that number, and did nothing more.
 fn seal_as_another(region: &Region, name: &str, number: u32) {
@@ -112,27 +104,3 @@ fn a_promotion_of_a_mirror_that_is_not_served_says_that_it_is_done() {
 }
 
 const TRIES: usize = 20;
-
-/// The fear: somebody interrupts a promotion because the source comes back, and is not told that it goes on.
-#[test]
-fn whoever_interrupts_a_promotion_is_told_that_the_node_goes_on() {
-    let test = "whoever_interrupts_a_promotion_is_told_that_the_node_goes_on";
-    let Some(region) = Region::sown(test, "archive") else { return };
-    region.kill("a");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_murphy-program"));
-    command.args(["promote", "b", "--confirm", "vol"]).current_dir(region.path("."));
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap());
-    let mut text = String::new();
-    while !text.contains("waits until it is silent") {
-        assert_ne!(said.read_line(&mut text).unwrap(), 0, "{text}");
-    }
-    // It has printed its plan, and asks next.
-    pause(Duration::from_millis(500));
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    said.read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    assert!(text.contains("goes on with what it was asked for"), "{text}");
-    wait_for("the promotion", || region.status("b")["role"] == "source");
-}
