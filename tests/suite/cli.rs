@@ -427,6 +427,41 @@ fn an_archive_is_taken_out_at_rest_only_if_another_one_is_known_to_have_everythi
     scratch.run(remove).expect_code(0);
 }
 
+/// The same where this node has lost the end of its log: what came back from the one that is taken out is nowhere else.
+#[test]
+fn an_archive_that_gave_back_what_was_lost_is_not_taken_out_at_rest_before_another_one_has_it() {
+    let (scratch, first, second) = acknowledged_by_archive();
+    scratch.run(["archive", "add", "node", &second]).expect_code(0);
+    let serve = || scratch.run(["serve", "node", "-d"]).expect_code(0);
+    serve();
+    wait_until("the second archive acknowledges", PATIENCE, || {
+        let listed = scratch.run(["archive", "list", "node", "--json"]).expect_code(0).stdout();
+        !listed.contains("acknowledges nothing before")
+    });
+    stop(&scratch);
+    let copy = |from: &str, to: &str| {
+        fs::create_dir(scratch.path(to)).unwrap();
+        for file in fs::read_dir(scratch.path(from)).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), scratch.path(to).join(file.file_name())).unwrap();
+        }
+    };
+    copy("node/log", "earlier");
+    let (here, there) = (scratch.path("second"), scratch.path("second.away"));
+    fs::rename(&here, &there).unwrap();
+    serve();
+    scratch.run(["archive", "add", "node", &scratch.url("log"), "--log-only"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+    stop(&scratch);
+    fs::rename(&there, &here).unwrap();
+    fs::remove_dir_all(scratch.path("node/log")).unwrap();
+    copy("earlier", "node/log");
+    let remove = ["archive", "remove", "node", &first];
+    scratch.run(remove).expect_error(1, "nobody serves this node");
+    assert!(scratch.run(["archive", "list", "node"]).expect_code(0).stdout().contains(&first));
+    serve();
+    scratch.run(remove).expect_code(0);
+}
+
 /// The fear: the only archive that acknowledges is gone for good, and nothing leads out of it.
 #[test]
 fn a_last_archive_that_is_gone_for_good_can_be_given_up() {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use murphy_fs::{Errno, FileSystem, Mount, MountOptions, UnmountError, Volume};
-use murphy_log::NodeId;
+use murphy_log::{Log, Lsn, NodeId};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
@@ -45,6 +45,8 @@ pub(crate) struct Host {
     /// Held while what an fsync waits for is changed.
     pub(super) level_turn: Mutex<()>,
     options: HostOptions,
+    /// Where the log ended before this process decided anything, and with what it had lost and was given back.
+    pub(super) settled: Lsn,
 }
 
 /// How a node is opened.
@@ -84,6 +86,9 @@ impl Host {
             mirroring.check_source()?;
             mirroring.ask_members(&node, &options.given_up)?;
             check_fences(&node, &settings.archives, runtime)?;
+        }
+        let settled = node.log.tail().position.lsn;
+        if options.purpose == Purpose::Change {
             node.lead()?;
         }
         let archives = Arc::new(Archives::new(&node, runtime.clone()));
@@ -96,7 +101,8 @@ impl Host {
             join_later(&archives, &mirroring, outside);
         }
         let (mounts, gate, level_turn) = Default::default();
-        Ok(Host { node, runtime: runtime.clone(), archives, mirroring, mounts, gate, level_turn, options })
+        let runtime = runtime.clone();
+        Ok(Host { node, runtime, archives, mirroring, mounts, gate, level_turn, options, settled })
     }
 
     pub(super) fn directory(&self) -> &Path {

@@ -302,8 +302,8 @@ pub(super) fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leavi
 
 /// Refuses at a node that nobody serves, if no archive of those that are `left` was noted to have everything that was ever acknowledged.
 fn check_handed_over(host: &Host, left: &[SharedArchive]) -> Result<(), CliError> {
-    // What came into the log since it was opened was acknowledged by nobody.
-    let lsn = host.node.log.recovery().tail.position.lsn.get();
+    // What this process has decided was acknowledged by nobody.
+    let lsn = host.settled.get();
     let statuses = host.archive_status()?;
     let holds = |archive: &SharedArchive| {
         statuses.iter().any(|status| status.url == archive.url && status.lsn >= lsn)
