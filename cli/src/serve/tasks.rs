@@ -111,12 +111,13 @@ impl Write for IntoAnswer<'_, '_> {
 pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Result<StoreUrl, CliError> {
     let url: StoreUrl = url.parse().map_err(failed)?;
     let shared = shared_form(&url);
-    let (config, archives) = (&host.node.config, Settings::of(host.volume())?.archives);
-    if archives.iter().any(|archive| archive.url == shared) {
+    // One that could not be waited for when it was added may be listed, and is shipped to nowhere.
+    if listed(host, &shared)?.is_some_and(|_| !host.ships() || host.archives.ships_to(&shared)) {
         return Err(CliError::new(format!("{shared} is an archive of this volume already")));
     }
+    let (config, archives) = (&host.node.config, Settings::of(host.volume())?.archives);
     let mut others = vec![config.blocks.clone()];
-    for archive in &archives {
+    for archive in archives.iter().filter(|archive| archive.url != shared) {
         others.push(local_url(config, archive)?);
     }
     let own = "an archive has a prefix of its own, which nothing else writes into";
@@ -134,6 +135,11 @@ pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Resul
     Ok(url)
 }
 
+/// An archive as the volume has it, if it does.
+fn listed(host: &Host, shared: &str) -> Result<Option<SharedArchive>, CliError> {
+    Ok(Settings::of(host.volume())?.archives.into_iter().find(|archive| archive.url == shared))
+}
+
 pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Value, CliError> {
     let url = check_new_archive(host, url, log_only)?;
     let (settings, shared) = (Settings::of(host.volume())?, shared_form(&url));
@@ -146,22 +152,30 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
             config.archives.push(url.clone());
         })?;
     }
-    let mut archive = host.archives.create(&url, log_only)?;
-    let (removals, listed) = host.runtime.block_on(host.archives.change(|archives| {
+    let archive = host.archives.create(&url, log_only)?;
+    let adding = host.archives.change(|archives| {
+        if let Some(listed) = archives.iter().find(|listed| listed.url == shared) {
+            return Ok((host.archives.removals(), listed.clone()));
+        }
+        let mut archive = archive;
         // What an fsync waits for may have changed since.
         archive.joining = !log_only && must_wait(host, archives)?;
-        if archives.iter().any(|other| other.url == archive.url) {
-            return Err(CliError::new(format!("{} is an archive of this volume already", archive.url)));
-        }
         // Nobody else has a copy by now.
         archive.known = archives.is_empty() && host.mirroring.is_alone();
         archives.push(archive.clone());
         Ok((host.archives.removals(), archive))
-    }))?;
-    archive = listed;
-    if host.ships() {
-        host.archives.start_at(archive.clone(), url)?;
+    });
+    let added = host.runtime.block_on(adding);
+    // An entry that could not be waited for may list it all the same.
+    if host.ships()
+        && let Some(listed) = listed(host, &shared)?
+        && !host.archives.ships_to(&shared)
+    {
+        host.archives.start_at(listed, url)?;
         join_later(&host.archives, &host.mirroring, outside(&host.node)?);
+    }
+    let (removals, mut archive) = added?;
+    if host.ships() {
         if archive.joining {
             let joined = host.runtime.block_on(async {
                 may_acknowledge(host).await?;
@@ -241,10 +255,12 @@ pub(super) fn remove_handed_over(
         leaving.as_ref().map_or(Ok(()), Leaving::check_unchanged)?;
         Ok(Vec::new())
     });
-    let waiting = host.runtime.block_on(removing)?;
-    if !waiting.is_empty() && host.ships() {
+    let removed = host.runtime.block_on(removing);
+    // An entry that could not be waited for lets others wait all the same.
+    if host.ships() && host.archives.joining().is_some() {
         join_later(&host.archives, &host.mirroring, outside(&host.node)?);
     }
+    let waiting = removed?;
     host.archives.stop(&shared);
     let refused = |errno| CliError::new(format!("the log does not go on: {errno:?}"));
     let lsn = host.runtime.block_on(host.volume().durable_here()).map_err(refused)?;

@@ -403,6 +403,26 @@ fn no_fsync_fails_because_an_archive_cannot_be_taken_out() {
     });
 }
 
+/// The fear: the entry that lists an archive could not be waited for, and nobody ever ships to it, because it is listed already.
+#[test]
+fn an_archive_that_is_listed_and_not_shipped_to_can_be_added_again() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let near = url(&scene, "near");
+    let created = scene.host.archives.create(&near.parse().unwrap(), false).unwrap();
+    let listed = scene.host.archives.change(|list| {
+        list.push(SharedArchive { joining: true, ..created });
+        Ok(())
+    });
+    scene.runtime.block_on(listed).unwrap();
+    assert!(!scene.host.archives.ships_to(&near));
+    add_archive(&scene.host, &near, false).unwrap();
+    assert!(
+        scene.host.archives.ships_to(&near) && archives(&scene).len() == 2 && !archives(&scene)[1].joining
+    );
+    let again = add_archive(&scene.host, &near, false).unwrap_err();
+    assert!(again.message.contains("already"), "{again}");
+}
+
 /// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
 #[test]
 fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
