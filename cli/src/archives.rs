@@ -182,6 +182,13 @@ impl Archives {
         Ok(Shipped { shared, is_removed, leaving, url, state, named: began, noted, task })
     }
 
+    /// Whether an archive has said since it is shipped to how far it holds this node's history.
+    pub(crate) fn has_answered(&self, url: &str) -> bool {
+        self.shipped().iter().filter(|shipped| shipped.shared.url == url).any(|shipped| {
+            shipped.state().handle.as_ref().is_some_and(|handle| handle.status().archived.is_some())
+        })
+    }
+
     /// Whether an archive is shipped to.
     pub(crate) fn ships_to(&self, url: &str) -> bool {
         self.shipped().iter().any(|shipped| shipped.shared.url == url)

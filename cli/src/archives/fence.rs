@@ -9,7 +9,7 @@
 //!   replaced.
 //! - An archive that does not answer in time does not keep a source from starting; its shipper asks on.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use murphy_backup::{
     Archive, Boundary, Objection, Reach, ShipEnd, Walk, WalkError, strays, strays_behind, walk,
@@ -38,12 +38,12 @@ struct Asked<'a> {
 }
 
 /// Refuses to go on as the source if an archive says that another one does, or holds what this one does not know. Entries that this node has
-/// lost are fetched.
+/// lost are fetched. Returns the URLs of those that have said all of it.
 pub(crate) fn check_fences(
     node: &Node,
     archives: &[SharedArchive],
     runtime: &Handle,
-) -> Result<(), CliError> {
+) -> Result<BTreeSet<String>, CliError> {
     refuse_fenced(&node.directory)?;
     let looks = archives.iter().map(|shared| async move {
         let asked = tokio::time::timeout(ANSWER_MAX, Asked::ask(node, shared)).await;
@@ -66,15 +66,21 @@ pub(crate) fn check_fences(
         let reach = tokio::time::timeout(ANSWER_MAX, asked.reach(node)).await;
         (asked, reach.unwrap_or_else(|_| Err(CliError::new("it does not answer in time"))))
     });
+    let mut reached = BTreeSet::new();
     for (asked, reach) in runtime.block_on(futures::future::join_all(looks)) {
         match reach {
-            Ok(reach) => asked.judge_strays(node, &reach)?,
+            Ok(reach) => {
+                asked.judge_strays(node, &reach)?;
+                if asked.walked.is_ok() {
+                    reached.insert(asked.shared.url.clone());
+                }
+            }
             Err(error) => {
                 tracing::warn!(url = asked.shared.url, %error, "what an archive holds besides is not known");
             }
         }
     }
-    Ok(())
+    Ok(reached)
 }
 
 /// Refuses a node whose directory remembers that another source has taken over.

@@ -47,6 +47,8 @@ pub(crate) struct Host {
     options: HostOptions,
     /// Where the log ended before this process decided anything, and with what it had lost and was given back.
     pub(super) settled: Lsn,
+    /// The archives that have said what they hold before a node that nobody serves decides anything, by URL.
+    pub(super) reached: BTreeSet<String>,
 }
 
 /// How a node is opened.
@@ -82,10 +84,11 @@ impl Host {
     ) -> Result<Host, CliError> {
         let _entered = runtime.enter();
         let settings = Settings::of(&node.volume)?;
+        let mut reached = BTreeSet::new();
         if options.purpose == Purpose::Change {
             mirroring.check_source()?;
             mirroring.ask_members(&node, &options.given_up)?;
-            check_fences(&node, &settings.archives, runtime)?;
+            reached = check_fences(&node, &settings.archives, runtime)?;
         }
         let settled = node.log.tail().position.lsn;
         if options.purpose == Purpose::Change {
@@ -102,7 +105,7 @@ impl Host {
         }
         let (mounts, gate, level_turn) = Default::default();
         let runtime = runtime.clone();
-        Ok(Host { node, runtime, archives, mirroring, mounts, gate, level_turn, options, settled })
+        Ok(Host { node, runtime, archives, mirroring, mounts, gate, level_turn, options, settled, reached })
     }
 
     pub(super) fn directory(&self) -> &Path {

@@ -285,6 +285,7 @@ pub(super) fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leavi
     if !host.waits_for_archives()? {
         return Ok(None);
     }
+    check_answered(host, shared)?;
     if !host.ships() {
         let leaving = host.archives.leave(shared);
         check_handed_over(host, &left)?;
@@ -314,6 +315,25 @@ pub(super) fn hand_over<'a>(host: &'a Host, shared: &str) -> Result<Option<Leavi
         })
         .map_err(|error| refused(&error))?;
     Ok(Some(leaving))
+}
+
+/// Refuses if an archive that may have acknowledged has not said what it holds since this process began: this node may have lost that.
+fn check_answered(host: &Host, shared: &str) -> Result<(), CliError> {
+    let gone = Settings::of(host.volume())?.archives.into_iter().find(|archive| archive.url == shared);
+    // One that waits now may have acknowledged before.
+    let gone = gone.map(|archive| SharedArchive { joining: false, ..archive });
+    let may_have = gone.map_or(Ok(true), |gone| any_acknowledges(host, &[gone]))?;
+    let has_answered = match host.ships() {
+        true => host.archives.has_answered(shared),
+        false => host.reached.contains(shared),
+    };
+    if has_answered || !may_have {
+        return Ok(());
+    }
+    Err(CliError::new(format!(
+        "nothing was changed: {shared} has not answered yet, and whether this node has everything that it has acknowledged is not known"
+    ))
+    .hint("run it again once it answers; if it is gone for good, --assume-lost gives it up"))
 }
 
 /// Refuses at a node that nobody serves, if no archive of those that are `left` was noted to have everything that was ever acknowledged.

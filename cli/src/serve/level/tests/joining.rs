@@ -423,6 +423,24 @@ fn an_archive_that_is_listed_and_not_shipped_to_can_be_added_again() {
     assert!(again.message.contains("already"), "{again}");
 }
 
+/// The fear: this node has lost what an archive holds that has not answered yet, and what it has acknowledged is gone with it.
+#[test]
+fn an_archive_that_has_not_answered_since_the_start_is_taken_out_only_by_giving_it_up() {
+    let scene = Scene::new(0).at(Ack::Archive);
+    let (far, two) = (archives(&scene)[0].clone(), url(&scene, "two"));
+    add_archive(&scene.host, &two, false).unwrap();
+    write(&scene);
+    assert!(acknowledges(&scene));
+    let back = take_away(&scene, "far");
+    scene.host.archives.start_at(far.clone(), far.url.parse().unwrap()).unwrap();
+    let refused = remove_archive(&scene.host, &far.url, false).unwrap_err();
+    assert!(refused.hint.as_ref().is_some_and(|hint| hint.contains("--assume-lost")), "{refused:?}");
+    assert_eq!(archives(&scene)[0].url, far.url);
+    back();
+    wait_until("it to answer", || scene.host.archives.has_answered(&far.url));
+    remove_archive(&scene.host, &far.url, false).unwrap();
+}
+
 /// The fear: an entry that takes an archive out could not be waited for and becomes durable later, and the archive acknowledges on.
 #[test]
 fn an_archive_that_the_log_does_not_list_acknowledges_nothing_however_that_came_about() {
