@@ -232,7 +232,7 @@ impl Place<'_> {
         let mut scan = self.scan(last)?;
         self.check_known(&scan)?;
         let end = loop {
-            match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
+            match scan.next_over_mark().map_err(|error| OpenError::io(&scan.path, &error))? {
                 Step::Frame(frame) if frame.epoch() != last.epoch => {
                     return Err(self.damaged(last, frame.first(), "a frame of another epoch".to_owned()));
                 }
@@ -282,7 +282,8 @@ impl Place<'_> {
         let mut written = SEGMENT_HEADER_BYTES as u64;
         while scan.position() != end.position {
             let after = scan.position().lsn;
-            let Step::Frame(frame) = scan.next_step().map_err(|error| OpenError::io(&path, &error))? else {
+            let Step::Frame(frame) = scan.next_over_mark().map_err(|error| OpenError::io(&path, &error))?
+            else {
                 let reason = "it reads differently the second time".to_owned();
                 return Err(self.damaged(header, after.next(), reason));
             };

@@ -91,8 +91,8 @@ impl Place<'_> {
             None => self.oldest_header(first, base, segments)?,
         };
         let is_next_missing = whole.and_then(|whole| whole.previous).is_some_and(|previous| previous > first);
-        let is_next_whole = whole.map(|whole| whole.first()) == next.clone().next() && !is_next_missing;
-        if older.is_some() && is_next_whole && self.reaches(&begins, first.previous())? {
+        let is_next_over_mark = whole.map(|whole| whole.first()) == next.clone().next() && !is_next_missing;
+        if older.is_some() && is_next_over_mark && self.reaches(&begins, first.previous())? {
             return Ok(None);
         }
         let end = whole.map_or(Lsn::MAX, |whole| whole.first());
@@ -223,7 +223,7 @@ impl Place<'_> {
                 break;
             }
             if let Some(scan) = &mut scan {
-                match scan.next_whole().map_err(|error| read(&scan.path, &error))? {
+                match scan.next_over_mark().map_err(|error| read(&scan.path, &error))? {
                     Step::Frame(frame) => {
                         out.append(vec![frame], header, target)?;
                         continue;

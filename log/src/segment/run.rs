@@ -155,7 +155,7 @@ impl Place<'_> {
             let fits = |frame: &Frame| bound.is_none_or(|bound| frame.last() <= bound);
             if let Some(scan) = &mut scan
                 && let Step::Frame(frame) =
-                    scan.next_whole().map_err(|error| OpenError::io(&scan.path, &error))?
+                    scan.next_over_mark().map_err(|error| OpenError::io(&scan.path, &error))?
             {
                 if frame.epoch() != header.epoch || !fits(&frame) {
                     return Err(RepairError::Other { lsn: at });

@@ -38,7 +38,7 @@ impl Place<'_> {
 
 fn salvage_segment(mut scan: Scan, each: &mut dyn FnMut(Frame)) -> Result<(), OpenError> {
     loop {
-        let step = scan.next_whole();
+        let step = scan.next_over_mark();
         match step.map_err(|error| OpenError::io(&scan.path, &error))? {
             Step::Frame(frame) => each(frame),
             Step::End(_) => {

@@ -112,8 +112,23 @@ impl Scan {
         self.step_over_mark()
     }
 
-    /// The next frame, whatever has become of the mark before it: it stands where it must, and it is the next one.
-    pub(crate) fn step_over_mark(&mut self) -> io::Result<Step> {
+    /// The same, whatever has become of the mark before the next frame. Only the writer puts anything right behind a verified frame: what stands
+    /// there, and continues the chain, is what it wrote.
+    pub(crate) fn next_over_mark(&mut self) -> io::Result<Step> {
+        match self.next_step()? {
+            Step::End(EndOfScan::Unknown) => Ok(match self.step_over_mark()? {
+                Step::Frame(frame) => {
+                    tracing::warn!(segment = %self.path.display(), lsn = %frame.first(), "the mark of a whole frame is damaged");
+                    Step::Frame(frame)
+                }
+                Step::End(_) => Step::End(EndOfScan::Unknown),
+            }),
+            step => Ok(step),
+        }
+    }
+
+    /// The next frame, without a look at the mark before it.
+    fn step_over_mark(&mut self) -> io::Result<Step> {
         let frame = match self.frame_behind(self.offset)? {
             Ok(frame) => frame.verify(&self.keys, &self.state.position),
             Err(error) => Err(error),
@@ -158,14 +173,6 @@ impl Scan {
         self.offset = place;
         self.state.position = position;
         Ok(true)
-    }
-
-    /// The next frame, also where the mark before it is damaged.
-    pub(super) fn next_whole(&mut self) -> io::Result<Step> {
-        match self.next_step()? {
-            Step::End(EndOfScan::Unknown) => self.step_over_mark(),
-            step => Ok(step),
-        }
     }
 
     /// Whether a mark behind the end of the scan proves that what should stand here was durable.

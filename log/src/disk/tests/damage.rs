@@ -3,6 +3,8 @@
 //! Invariants:
 //! - No damage changes an entry silently: it is cut with the torn tail, refused at the open, or refused at the read.
 
+use std::ops::Range;
+
 use super::*;
 use crate::{FrameReader, Recovery};
 
@@ -26,6 +28,12 @@ pub(super) fn group_bytes(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| MARK_BYTES + frame.bytes().len()).sum::<usize>()
 }
 
+/// Where the marks of these frames stand.
+pub(super) fn marks_of(frames: &[Frame]) -> Vec<Range<usize>> {
+    let starts = (0..frames.len()).map(|index| SEGMENT_HEADER_BYTES + group_bytes(&frames[..index]));
+    starts.map(|start| start..start + MARK_BYTES).collect()
+}
+
 pub(super) fn recovered(files: &FaultyDisk) -> Result<(Recovery, Vec<Frame>), OpenError> {
     let log = DiskLog::open(options(files))?;
     Ok((log.recovery().clone(), read_all(&log)))
@@ -41,7 +49,11 @@ fn no_flipped_bit_changes_an_entry_silently() {
         damaged.damage(Path::new(SEGMENT), |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
         let before = damaged.contents();
         let (byte, opened) = (bit / 8, recovered(&damaged));
-        if byte < last_group {
+        if marks_of(&frames).iter().any(|mark| mark.contains(&byte)) {
+            let (recovery, read) = opened.unwrap();
+            assert_same(&read, &frames);
+            assert_eq!(recovery.cut, None, "byte {byte}");
+        } else if byte < last_group {
             let refused = opened.unwrap_err();
             assert_eq!(damaged.contents(), before, "a refused open changes nothing");
             let middle = matches!(refused, OpenError::DamagedMiddle { .. });
@@ -326,4 +338,28 @@ fn what_a_copied_frame_says_of_its_source_proves_nothing_of_the_copy() {
     let copy = DiskLog::open(options(&files)).unwrap();
     assert!(copy.recovery().cut.is_some());
     assert_eq!(copy.tail(), History::origin());
+}
+
+/// The fear: a bit flips in the mark of the last group, which nobody else has; what was acknowledged is cut like a torn write, or the node does not
+/// start.
+#[test]
+fn what_stands_behind_a_damaged_mark_is_not_cut() {
+    let (files, frames) = three_groups();
+    for byte in marks_of(&frames).into_iter().flatten() {
+        let damaged = files.after_kill();
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
+        for access in [Access::Read, Access::WriteWhole] {
+            let log = DiskLog::open(DiskOptions { access, ..options(&damaged) });
+            assert_same(&read_all(&log.unwrap_or_else(|error| panic!("byte {byte}: {error}"))), &frames);
+        }
+        // A mark is there again, and proves what is before it.
+        damaged.damage(Path::new(SEGMENT), |bytes| bytes[SEGMENT_HEADER_BYTES + MARK_BYTES + 50] ^= 1);
+        let refused = recovered(&damaged).unwrap_err();
+        assert!(matches!(refused, OpenError::DamagedMiddle { .. }), "byte {byte}: {refused}");
+    }
+    // All of them at once, and as a power cut may leave them: the frames of a group and not the pages before them.
+    files.damage(Path::new(SEGMENT), |bytes| {
+        marks_of(&frames).into_iter().for_each(|mark| bytes[mark].fill(0));
+    });
+    assert_same(&recovered(&files).unwrap().1, &frames);
 }

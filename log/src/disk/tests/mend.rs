@@ -1,9 +1,7 @@
 //! Mending: what comes back from others, and what they may not put in the place of what is here.
 
-use std::ops::Range;
-
 use super::{
-    damage::{SEGMENT, group_bytes, many_segments, recovered, three_groups},
+    damage::{SEGMENT, group_bytes, many_segments, marks_of, recovered, three_groups},
     *,
 };
 use crate::{Appender, Digest, Entry, LogTime, Usage, VolumeKeys};
@@ -31,16 +29,17 @@ fn a_damaged_frame_is_mended_and_what_is_whole_behind_it_stays() {
     let (files, frames) = three_groups();
     let used = SEGMENT_HEADER_BYTES + frames.chunks(2).map(group_bytes).sum::<usize>();
     let last_group = used - group_bytes(&frames[4..]);
-    let starts = (0..frames.len()).map(|index| SEGMENT_HEADER_BYTES + group_bytes(&frames[..index]));
-    let marks: Vec<Range<usize>> = starts.map(|start| start..start + MARK_BYTES).collect();
+    let marks = marks_of(&frames);
     for byte in SEGMENT_HEADER_BYTES..last_group {
         let damaged = files.after_kill();
         damaged.damage(Path::new(SEGMENT), |bytes| bytes[byte] ^= 16);
-        let Some(segment) = damaged_segment(&damaged) else { panic!("byte {byte} is not missed") };
         // Only a frame is mended from elsewhere; a mark is made anew before the frame that is there.
+        let is_mark = marks.iter().any(|mark| mark.contains(&byte));
+        let segment = PathBuf::from(SEGMENT);
+        let found = damaged_segment(&damaged.after_kill());
+        assert_eq!(found, (!is_mark).then(|| segment.clone()), "byte {byte}");
         let alone = damaged.after_kill();
         let nobody = DiskLog::repair(&options(&alone), &segment, None, &mut |_, _| Ok(Vec::new()));
-        let is_mark = marks.iter().any(|mark| mark.contains(&byte));
         assert_eq!(nobody.is_ok(), is_mark, "byte {byte}: {nobody:?}");
         if is_mark {
             assert_same(&recovered(&alone).unwrap().1, &frames);
