@@ -280,15 +280,25 @@ impl Shipper {
     async fn end_of_given_up(&self, end: ShipEnd) -> ShipEnd {
         match end {
             ShipEnd::Fenced(sealed) if sealed.next.number <= self.parts.epoch.number => ShipEnd::Lost(sealed),
-            ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => match self.led_by_another().await {
-                Ok(Some(sealed)) => ShipEnd::Lost(sealed),
-                Ok(None) => end,
-                Err(error) => {
+            ShipEnd::Forked { .. } | ShipEnd::Ahead { .. } => {
+                let mut pause = START_PAUSE_FIRST;
+                loop {
+                    let error = match self.led_by_another().await {
+                        Ok(Some(sealed)) => return ShipEnd::Lost(sealed),
+                        Ok(None) => return end,
+                        Err(error) => error,
+                    };
                     let url = self.parts.archive.url();
                     tracing::warn!(url, %error, "whose the end of an archive is that was given up is not known");
-                    end
+                    if error.is_of_content() {
+                        return end;
+                    }
+                    // Until it is known the worse of both holds.
+                    self.status.send_modify(|status| status.end = Some(end.clone()));
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(START_PAUSE_MAX);
                 }
-            },
+            }
             end => end,
         }
     }

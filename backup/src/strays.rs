@@ -332,6 +332,17 @@ pub enum StraysError {
     Log(#[from] ReadError),
 }
 
+impl StraysError {
+    /// Whether what the archive or the log holds is why, and not that it does not answer.
+    pub(crate) fn is_of_content(&self) -> bool {
+        match self {
+            StraysError::Walk(error) => error.is_of_content(),
+            StraysError::Log(ReadError::Trimmed { .. } | ReadError::Damaged { .. }) => true,
+            StraysError::Log(ReadError::Io { .. } | ReadError::Beyond { .. }) => false,
+        }
+    }
+}
+
 impl From<StoreError> for StraysError {
     fn from(error: StoreError) -> StraysError {
         StraysError::Walk(error.into())

@@ -179,6 +179,32 @@ async fn what_another_one_wrote_into_an_archive_that_was_given_up_ends_shipping_
     }
 }
 
+/// The fear: the store answers once with an error while it is found out whose the end is, and no fsync succeeds before the source starts again.
+#[tokio::test]
+async fn whose_the_end_of_an_archive_is_that_was_given_up_is_asked_again() {
+    let Scene { store, archive, mut source, log } = Scene::new().await;
+    append(&log, &source.frames(5, 3));
+    assert_eq!(ship_all(parts(&archive, &source, &log)).await, ShipEnd::Reached);
+    seal(&archive, source.state().position, later(2)).await;
+    let mut other = source.taken_over(later(2));
+    let mut successor = source.taken_over(later(3));
+    ship_besides(&archive, &mut other, later(2)).await;
+    log.claim(later(3)).unwrap();
+    append(&log, &successor.frames(5, 3));
+    let (shipper, handle) = Shipper::new(ShipperParts { epoch: later(3), ..parts(&archive, &source, &log) });
+    let shipper = shipper.to_given_up();
+    store.fail("", Fault::GetFails, usize::MAX);
+    let forked = ShipEnd::Forked { url: archive.url().to_owned(), lsn: successor.state().position.lsn };
+    let asked = forked.clone();
+    let ended = tokio::spawn(async move { shipper.end_of_given_up(asked).await });
+    // Until that is known nothing is acknowledged.
+    let Err(Some(end)) = handle.archived(successor.state().position.lsn).await else { panic!("it ends") };
+    assert_eq!(end, forked);
+    store.heal();
+    let end = ended.await.unwrap();
+    assert!(matches!(&end, ShipEnd::Lost(sealed) if sealed.next == later(2)), "{end}");
+}
+
 /// The same where all that it has besides is of the source before: that one may have acknowledged it, and may go on.
 #[tokio::test]
 async fn what_the_source_before_wrote_into_an_archive_that_was_given_up_is_not_passed_over() {
