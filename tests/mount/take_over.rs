@@ -282,6 +282,7 @@ fn a_mirror_does_not_take_over_from_a_successor() {
     assert!(plan["archives"][0]["error"].as_str().unwrap().contains("sealed"), "{plan}");
     let refused = region.scratch.run(["promote", "b", "--confirm", "vol"]).expect_error(1, "sealed at");
     assert!(refused.stderr().contains("by node"), "{}", refused.stderr());
+    assert!(refused.stderr().contains("this run has changed nothing"), "{}", refused.stderr());
     region.mount("next", &[]);
     fs::write(region.path("mnext/new"), b"of the successor").unwrap();
     region.scratch.run(["umount", "mnext"]).expect_code(0);

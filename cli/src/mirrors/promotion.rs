@@ -178,6 +178,7 @@ impl Mirroring {
             successor: Successor { node: request.own, attempts, given_up: given_up.nodes.clone() },
             given_up,
             outbid: AtomicBool::new(false),
+            unchanged: AtomicBool::new(false),
         };
         match self.runtime.block_on(promote(&request, &acts)) {
             Ok(plan) => Ok((plan, places, request)),
@@ -192,6 +193,7 @@ impl Mirroring {
                     "a member has promised an epoch of another node: run it again, it asks for a later one",
                 ))
             }
+            Err(error) if acts.unchanged.load(Ordering::Relaxed) => Err(failed(error).hint(UNCHANGED)),
             Err(error) => Err(failed(error).hint(HALF_PROMOTED)),
         }
     }
@@ -408,6 +410,7 @@ fn described(
 /// In the node's directory: the epochs that it has made up its mind to begin.
 const ATTEMPTS: &str = "promoting.json";
 /// What to do when it fails after it has begun.
+const UNCHANGED: &str = "this run has changed nothing: nobody was asked to promise anything and no archive was sealed. If another node has sealed an archive, go on with that one: it leads the volume; otherwise run it again (--assume-lost and its URL goes on without an archive)";
 const HALF_PROMOTED: &str = "what has promised or was sealed stays so, and the old source may be unable to acknowledge from now on: run it again, it goes on with the same epoch (--assume-lost gives up who does not answer), or promote another mirror";
 const LOOK: Duration = Duration::from_millis(20);
 const BYTES_MAX: Duration = Duration::from_secs(2);

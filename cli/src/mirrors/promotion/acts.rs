@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use murphy_backup::{Successor, TakeOverLog};
+use murphy_backup::{Successor, TakeOverError, TakeOverLog};
 use murphy_log::{Epoch, Log, NodeId, Position, State};
 use murphy_mirror::{
     ExchangeError, Lender, MemberBook, Part, PromoteRequest, Refusal, Refused, Replica, Seal, Standing,
@@ -37,6 +37,8 @@ pub(super) struct Acts {
     pub(super) given_up: GivenUp,
     /// A member has promised an epoch that does not come before this one.
     pub(super) outbid: AtomicBool,
+    /// It has ended before anybody promised anything.
+    pub(super) unchanged: AtomicBool,
 }
 
 impl Acts {
@@ -59,10 +61,7 @@ impl Acts {
         let mut places = self.places.log.clone();
         let mut known: Vec<String> = self.places.shared.iter().map(|archive| archive.url.clone()).collect();
         loop {
-            places.seal(&self.successor).await.map_err(|error| match way_past(&error, &self.successor) {
-                Some(way) => format!("{error}; {way}"),
-                None => error.to_string(),
-            })?;
+            places.seal(&self.successor).await.map_err(|error| self.told(&error))?;
             let named = named_beyond(&places, &known).await.map_err(|error| error.to_string())?;
             if named.is_empty() {
                 return Ok(places);
@@ -71,6 +70,14 @@ impl Acts {
             let more = Places::open(&self.mirroring.promoted(&self.replica), &named, &self.given_up).await;
             let more = more.map_err(|error| format!("{error}; --assume-lost gives it up by its URL"))?;
             places.places.extend(more.log.places);
+        }
+    }
+
+    /// Why an archive refuses, and the way past that if there is one.
+    fn told(&self, error: &TakeOverError) -> String {
+        match way_past(error, &self.successor) {
+            Some(way) => format!("{error}; {way}"),
+            None => error.to_string(),
         }
     }
 
@@ -117,7 +124,10 @@ impl TakeOver for Acts {
         let replica = Arc::clone(&self.replica);
         Box::pin(async move {
             // A promise is not taken back, and would end a source that only an archive knows of: what an archive refuses is refused before.
-            self.places.log.look(&self.successor).await.map_err(|error| error.to_string())?;
+            self.places.log.look(&self.successor).await.map_err(|error| {
+                self.unchanged.store(true, Ordering::Relaxed);
+                self.told(&error)
+            })?;
             murphy_log::aside(move || replica.promise(epoch)).await.map_err(|error| error.to_string())?;
             let state = self.places.log.fetch(&self.successor).await.map_err(|error| error.to_string())?;
             self.mirroring.shown(state).await?;
