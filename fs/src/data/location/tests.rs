@@ -290,7 +290,7 @@ fn an_endpoint_that_is_too_long_with_its_escapes_is_refused_at_once() {
 fn a_place_that_lies_in_another_one_is_found_whatever_it_is_called() {
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name);
-    std::fs::create_dir(path("there")).unwrap();
+    fs::create_dir(path("there")).unwrap();
     std::os::unix::fs::symlink("there", path("link")).unwrap();
     let file = |name: &str| parse(&format!("file://{}", path(name).display()));
     for (a, b) in [
