@@ -117,16 +117,7 @@ impl Restore {
         let line = Arc::new(Mutex::new(ProgressLine::new(output)));
         let progress = on_progress(&line, plan.entries);
         let (index, state, as_of) = self.restore_tree(&staging, plan, runtime, &progress)?;
-        if state.usage.inodes == 0 {
-            let lsn = state.position.lsn;
-            return Err(CliError::new(format!("at lsn {lsn} the volume had no root directory yet")).hint(
-                "choose a later moment: --lsn is rounded down to the end of what was decided together",
-            ));
-        }
-        self.check_bytes(state.usage)?;
-        if self.take_over {
-            self.check_named(&*index.snapshot(), staging.kept())?;
-        }
+        self.check_tree(state, &index, &staging)?;
         let origin = SnapshotOrigin { branch: lineage.branch, created: SystemClock::new().wall() };
         write_base_file(&OsFiles, &staging.path, &*index.snapshot(), first.keys(), origin)?;
         let (config, copied) = self.restore_blocks(&staging, branch, &index, runtime, &progress)?;
@@ -231,6 +222,20 @@ impl Restore {
             FjallIndex::reset(&directory).map_err(failed)?;
             plan = runtime.block_on(self.plan(&self.excluded))?;
         }
+    }
+
+    /// Refuses a tree that nobody could use, or that another node may go on with.
+    fn check_tree(&self, state: State, index: &FjallIndex, staging: &Staging) -> Result<(), CliError> {
+        if state.usage.inodes == 0 {
+            let lsn = state.position.lsn;
+            return Err(CliError::new(format!("at lsn {lsn} the volume had no root directory yet"))
+                .hint("choose a later moment (--lsn is rounded down to the end of what was decided together); if there is none, nothing was shipped to this archive yet"));
+        }
+        self.check_bytes(state.usage)?;
+        if self.take_over {
+            self.check_named(&*index.snapshot(), staging.kept())?;
+        }
+        Ok(())
     }
 
     /// Where new packs go once the node has its name.
