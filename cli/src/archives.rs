@@ -189,6 +189,16 @@ impl Archives {
         })
     }
 
+    /// The same once it had time for it.
+    pub(crate) async fn answers(&self, url: &str, at_most: Duration) -> bool {
+        let answered = async {
+            while !self.has_answered(url) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(at_most, answered).await.is_ok()
+    }
+
     /// Whether an archive is shipped to.
     pub(crate) fn ships_to(&self, url: &str) -> bool {
         self.shipped().iter().any(|shipped| shipped.shared.url == url)

@@ -445,7 +445,8 @@ fn an_archive_that_gave_back_what_was_lost_is_not_taken_out_at_rest_before_anoth
             fs::copy(file.path(), scratch.path(to).join(file.file_name())).unwrap();
         }
     };
-    copy("node/log", "earlier");
+    copy("node/log", "log.before");
+    copy("node/archives", "archives.before");
     let (here, there) = (scratch.path("second"), scratch.path("second.away"));
     fs::rename(&here, &there).unwrap();
     serve();
@@ -453,8 +454,10 @@ fn an_archive_that_gave_back_what_was_lost_is_not_taken_out_at_rest_before_anoth
     scratch.run(["flush", "node"]).expect_code(0);
     stop(&scratch);
     fs::rename(&there, &here).unwrap();
-    fs::remove_dir_all(scratch.path("node/log")).unwrap();
-    copy("earlier", "node/log");
+    // Only the first archive knows of what came then.
+    ["node/log", "node/archives", "node/index"].map(|part| fs::remove_dir_all(scratch.path(part)).unwrap());
+    copy("log.before", "node/log");
+    copy("archives.before", "node/archives");
     let remove = ["archive", "remove", "node", &first];
     scratch.run(remove).expect_error(1, "nobody serves this node");
     assert!(scratch.run(["archive", "list", "node"]).expect_code(0).stdout().contains(&first));

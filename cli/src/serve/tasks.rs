@@ -323,11 +323,14 @@ fn check_answered(host: &Host, shared: &str) -> Result<(), CliError> {
     // One that waits now may have acknowledged before.
     let gone = gone.map(|archive| SharedArchive { joining: false, ..archive });
     let may_have = gone.map_or(Ok(true), |gone| any_acknowledges(host, &[gone]))?;
+    if !may_have {
+        return Ok(());
+    }
     let has_answered = match host.ships() {
-        true => host.archives.has_answered(shared),
+        true => host.runtime.block_on(host.archives.answers(shared, ANSWERED_MAX)),
         false => host.reached.contains(shared),
     };
-    if has_answered || !may_have {
+    if has_answered {
         return Ok(());
     }
     Err(CliError::new(format!(
@@ -386,6 +389,8 @@ pub(super) fn snapshot_archive(host: &Host, url: Option<&str>) -> Result<Value, 
 /// How an archive comes to acknowledge that was added and does not yet.
 const JOINS_LATER: &str = "it is shipped to, and acknowledges by itself once another archive that does, or every archive and every mirror, has the entry that \
     added it; who is gone for good is taken out with murphy archive remove DIR URL --assume-lost, or murphy member remove DIR MEMBER --assume-lost";
+/// So long an archive that is taken out gets to answer for the first time.
+const ANSWERED_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// So long the archives that are left get to have what one that is removed may have acknowledged, while nobody else acknowledges.
 const HANDED_OVER_MAX: std::time::Duration = std::time::Duration::from_secs(20);
 /// So long the archives that are left get to have the removal of another one before the answer says that they do not.
