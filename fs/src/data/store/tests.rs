@@ -294,6 +294,8 @@ async fn a_put_is_not_taken_for_a_clash_because_of_a_bit_flipped_on_the_way() {
 /// The fear: a store behind a gateway that is out of order is asked twice for each cell, each time with all repetitions, before the next one is.
 #[tokio::test]
 async fn a_store_that_is_out_of_order_is_not_asked_why() {
+    // Another test may have done it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requests = Arc::new(Mutex::new(Vec::new()));
