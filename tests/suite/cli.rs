@@ -455,7 +455,9 @@ fn an_archive_that_gave_back_what_was_lost_is_not_taken_out_at_rest_before_anoth
     stop(&scratch);
     fs::rename(&there, &here).unwrap();
     // Only the first archive knows of what came then.
-    ["node/log", "node/archives", "node/index"].map(|part| fs::remove_dir_all(scratch.path(part)).unwrap());
+    for part in ["node/log", "node/archives", "node/index"] {
+        fs::remove_dir_all(scratch.path(part)).unwrap();
+    }
     copy("log.before", "node/log");
     copy("archives.before", "node/archives");
     let remove = ["archive", "remove", "node", &first];
