@@ -111,6 +111,9 @@ impl Following {
 
     /// One connection, from dialling to its end.
     async fn attempt(&mut self) -> Result<(), FollowError> {
+        if self.setup.replica.begins_anew() {
+            return Ok(());
+        }
         let FollowSetup { addresses, source_key, dialer, .. } = &self.setup;
         let (connection, address) = match dialer.dial(addresses, *source_key).await {
             Ok(reached) => reached,

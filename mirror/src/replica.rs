@@ -44,6 +44,11 @@ pub trait Replica: Send + Sync {
     /// The keys of the volume.
     fn keys(&self) -> &VolumeKeys;
 
+    /// Whether its process is about to begin anew, with something else than what it holds: until then it follows nobody.
+    fn begins_anew(&self) -> bool {
+        false
+    }
+
     /// Queues a frame that continues the tail into the own log, whatever its epoch, and returns. It becomes durable later, in order.
     ///
     /// `told` is the promise that the source heard of before it welcomed this node. Refused if [`check_append`] says so: the check and

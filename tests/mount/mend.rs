@@ -27,9 +27,12 @@ fn newest_segment(pair: &Pair, node: &str) -> (PathBuf, u64) {
 /// Flips a bit in the first half of what a log holds: behind it comes what proves that it was durable.
 fn flip(pair: &Pair, node: &str) {
     let (path, used) = newest_segment(pair, node);
-    let (file, mut byte) = (File::options().read(true).write(true).open(path).unwrap(), [0]);
-    file.read_exact_at(&mut byte, used / 3).unwrap();
-    file.write_all_at(&[byte[0] ^ 4], used / 3).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    // In a frame: a mark alone is stepped over.
+    let third = (used / 3) as usize;
+    let mark = bytes[third..].windows(4).position(|window| window == b"MsyX").unwrap();
+    bytes[third + mark + 100] ^= 4;
+    File::options().write(true).open(path).unwrap().write_all_at(&bytes, 0).unwrap();
 }
 
 /// Takes the second half of what a log holds away: only the index knows that it was there.
@@ -170,9 +173,7 @@ fn a_mirror_whose_history_parted_goes_back_to_where_and_its_branch_can_be_read()
     assert_eq!(fs::read(mc.join("shared")).unwrap(), b"on all");
     assert!(!mc.join("alone").exists());
     let said = fs::read_to_string(scratch.path("c/murphy.log")).unwrap();
-    // One that is about to begin anew may ask for one meanwhile, and takes nothing.
-    let refused = said.matches("the snapshot was refused: this node is about to begin anew").count();
-    assert_eq!(said.matches("receiving a snapshot").count() - refused, 1, "only when it had joined: {said}");
+    assert_eq!(said.matches("receiving a snapshot").count(), 1, "only when it had joined: {said}");
 
     let branches = pair.status("c")["branches"].clone();
     let [branch] = &branches.as_array().unwrap()[..] else { panic!("{branches}") };

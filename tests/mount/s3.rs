@@ -230,6 +230,10 @@ fn a_restore_that_could_not_pin_an_archive_says_so() {
     let (scratch, s3) = world();
     let (blocks, archive) = (s3.url("blocks", "home", "here"), s3.url("archive", "home", "elsewhere"));
     scratch.run(["format", "node", "--blocks", &blocks, "--archive", &archive]).expect_code(0);
+    // The root is there once a node was served.
+    scratch.run(["serve", "node", "-d"]).expect_code(0);
+    scratch.run(["flush", "node"]).expect_code(0);
+    scratch.signal_all(Signal::TERM);
     let whole = scratch.run(["restore", &archive, "whole", "--json"]).expect_code(0).json();
     assert_eq!(
         (&whole["unpinned"], &whole["unregistered"]),

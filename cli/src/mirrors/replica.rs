@@ -170,6 +170,10 @@ impl DiskReplica {
 }
 
 impl Replica for DiskReplica {
+    fn begins_anew(&self) -> bool {
+        self.restart.borrow().is_some()
+    }
+
     fn state(&self) -> Option<State> {
         self.log().map(|log| log.durable().state())
     }

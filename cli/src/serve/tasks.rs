@@ -122,7 +122,8 @@ pub(super) fn check_new_archive(host: &Host, url: &str, log_only: bool) -> Resul
     }
     let own = "an archive has a prefix of its own, which nothing else writes into";
     if let Some(other) = others.iter().find(|other| other.overlaps(&url)) {
-        let other = shared_form(other);
+        let what = if *other == config.blocks { "the block store " } else { "" };
+        let other = format!("{what}{}", shared_form(other));
         return Err(
             CliError::new(format!("{shared} and {other} are one place, or one lies in the other")).hint(own)
         );
