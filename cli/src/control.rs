@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::CliError, mirrors::PromoteOrder, progress::Progress, settings::Ack, tree::TreeRequest};
 pub(crate) use client::Control;
+pub(crate) use interrupted::leave_to_the_server;
 pub(crate) use lasting::{ask_lasting, connect_lasting};
 pub(crate) use server::{ControlServer, Handler, Replies};
 

@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 use murphy_fs::{
     FjallIndex, FjallOptions, Index, MemberRow, MemberState, RowKey, SettingRow, SnapshotReader, Table,
 };
-use murphy_log::{DiskLog, DiskOptions, Epoch, Frame, NodeId, Position};
+use murphy_log::{DiskLog, DiskOptions, Epoch, Frame, Lsn, NodeId, Position};
 use murphy_mirror::Identity;
 
 use crate::{
@@ -70,7 +70,7 @@ pub(crate) fn givers_of(
     ground: &Ground,
 ) -> Result<Vec<Box<dyn Giver>>, CliError> {
     let identity = Arc::new(Identity::load_or_create(directory).map_err(failed)?);
-    let known = Known::of_index(&ground.index).unwrap_or_else(|| Known::of_ground(ground));
+    let known = Known::of(ground);
     let mut givers: Vec<Box<dyn Giver>> = Vec::new();
     for shared in known.archives()? {
         givers.push(Box::new(ArchiveGiver::new(config, shared, identity.node())));
@@ -100,13 +100,24 @@ struct Known {
 }
 
 impl Known {
-    /// `None` if there is no index that can be read, or nothing in it.
-    fn of_index(path: &Path) -> Option<Known> {
+    /// What the index says, or else the base; and what came into the log since, as far as it is whole.
+    fn of(ground: &Ground) -> Known {
+        let (mut known, after) = Known::of_index(&ground.index).unwrap_or_else(|| {
+            let mut known = Known::default();
+            known.note_base(&ground.base);
+            (known, Lsn::default())
+        });
+        known.note_log(&ground.log, after);
+        known
+    }
+
+    /// And up to which entry that is. `None` if there is no index that can be read, or nothing in it.
+    fn of_index(path: &Path) -> Option<(Known, Lsn)> {
         if !path.is_dir() {
             return None;
         }
         let snapshot = FjallIndex::open(path, FjallOptions::default()).ok()?.snapshot();
-        snapshot.state()?;
+        let state = snapshot.state()?;
         let mut known =
             Known { archives: snapshot.get(&RowKey::setting(ARCHIVES)).ok()?, ..Known::default() };
         let (first, end) = (Table::Member.number(), Table::Member.number() + 1);
@@ -114,18 +125,17 @@ impl Known {
             let (key, value) = row.ok()?;
             known.note_member(key.key(), Some(&value));
         }
-        Some(known)
+        Some((known, state.position.lsn))
     }
 
-    /// The newest rows in the base and the log, as far as they are whole.
-    fn of_ground(ground: &Ground) -> Known {
-        let mut known = Known::default();
-        known.note_base(&ground.base);
-        let salvaged = DiskLog::salvage(&ground.log, &mut |frame| {
+    /// The rows in the log behind `after`, as far as they are whole.
+    fn note_log(&mut self, log: &DiskOptions, after: Lsn) {
+        let salvaged = DiskLog::salvage(log, &mut |frame| {
             for entry in &frame {
                 match entry {
+                    Ok(entry) if entry.lsn <= after => {}
                     Ok(entry) => entry.changes.iter().for_each(|change| {
-                        known.note((change.table, &change.key), change.value.as_ref());
+                        self.note((change.table, &change.key), change.value.as_ref());
                     }),
                     Err(error) => tracing::warn!(%error, "who may have what is lost is not read there"),
                 }
@@ -134,7 +144,6 @@ impl Known {
         if let Err(error) = salvaged {
             tracing::warn!(%error, "the log does not say who may have what is lost");
         }
-        known
     }
 
     fn note_base(&mut self, path: &Path) {

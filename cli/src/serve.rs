@@ -29,7 +29,9 @@ use tokio::{
 
 use crate::{
     background,
-    control::{Control, ControlServer, Handler, MountRequest, Replies, Request, ask_lasting},
+    control::{
+        Control, ControlServer, Handler, MountRequest, Replies, Request, ask_lasting, leave_to_the_server,
+    },
     error::{CliError, Code, failed},
     mirror_notes,
     mirrors::{self, Mirroring},
@@ -260,6 +262,7 @@ struct Signals {
 impl Signals {
     fn listen(runtime: &Runtime) -> Result<Signals, CliError> {
         let _entered = runtime.enter();
+        leave_to_the_server();
         Ok(Signals {
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,

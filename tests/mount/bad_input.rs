@@ -124,6 +124,14 @@ fn flip(path: &Path, at: usize) {
     file.write_all_at(&[byte[0] ^ 0x10], at as u64).unwrap();
 }
 
+/// Damages a frame in the first half of what a segment holds. A mark alone is stepped over.
+fn flip_in_a_frame(segment: &Path) {
+    let bytes = fs::read(segment).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let mark = bytes[used / 3..].windows(4).position(|window| window == b"MsyX").unwrap();
+    flip(segment, used / 3 + mark + 100);
+}
+
 /// What was acknowledged and is damaged must be said, and never be cut off as if it had been a torn write.
 #[test]
 fn a_flipped_bit_in_a_durable_frame_is_refused() {
@@ -193,11 +201,41 @@ fn a_damaged_log_without_its_index_comes_back_from_an_archive() {
     let segments = volume.segments();
     let [_, _, older, .., newest] = &segments[..] else { panic!("{segments:?}") };
     for segment in [newest, older] {
-        let used = fs::read(segment).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
-        flip(segment, used / 3);
+        flip_in_a_frame(segment);
         fs::remove_dir_all(scratch.path("node/index")).unwrap();
         volume.assert_whole();
     }
+}
+
+/// The fear: the index of a node that was killed is from before its archive was added, and only the index is asked who could mend the log.
+#[test]
+fn a_damaged_log_whose_index_lags_comes_back_from_an_archive_that_was_added_since() {
+    const TEST: &str = "a_damaged_log_whose_index_lags_comes_back_from_an_archive_that_was_added_since";
+    if !can_mount(TEST) {
+        return;
+    }
+    let scratch = Scratch::new(env!("CARGO_BIN_EXE_murphy-program"));
+    scratch.format("node", "blocks");
+    let mount = scratch.mount("node", "mnt");
+    let url = format!("{}?domain=elsewhere", scratch.url("archive"));
+    scratch.run(["archive", "add", "node", &url]).expect_code(0);
+    for number in 0..40 {
+        let file = File::create(mount.join(number.to_string())).unwrap();
+        file.sync_all().unwrap();
+    }
+    let status = || scratch.run(["status", "node", "--json"]).expect_code(0).json();
+    wait_for_ok("the archive", PATIENCE, || {
+        let status = status();
+        let (archived, durable) = (status["archives"][0]["lsn"].as_u64(), status["durable_lsn"].as_u64());
+        (archived >= durable).then_some(()).ok_or(format!("{status}"))
+    });
+    scratch.signal_all(Signal::KILL);
+    let segments = fs::read_dir(scratch.path("node/log")).unwrap().map(|entry| entry.unwrap().path());
+    let newest = segments.filter(|path| path.extension().is_some_and(|ending| ending == "seg")).max();
+    flip_in_a_frame(&newest.unwrap());
+    let mount = scratch.mount("node", "mnt");
+    assert_eq!(fs::read_dir(&mount).unwrap().count(), 40);
+    scratch.umount("mnt");
 }
 
 /// The fear: the last copy has a rotten sector in its log, and all its names are lost with that though the index has every row.
@@ -211,8 +249,7 @@ fn the_tree_of_a_last_copy_whose_log_is_damaged_is_dumped_from_its_index() {
     // There is no other copy, which is what status ends with 3 for.
     let status = scratch.run(["status", "node", "--json"]).expect_code(3).json();
     let newest = volume.segments().pop().unwrap();
-    let used = fs::read(&newest).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
-    flip(&newest, used / 3);
+    flip_in_a_frame(&newest);
     volume.assert_refused("murphy dump DIR FILE", 3);
     let before = volume.ground();
     let dumped = scratch.run(["dump", "node", "tree", "--json"]).expect_code(3);

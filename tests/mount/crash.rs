@@ -158,7 +158,8 @@ impl Writer {
             self.ledger.paths().filter(|path| self.ledger.live(path).is_some()).map(Path::to_owned).collect();
         while self.made < files.min(FILES.div_ceil(WRITERS)) {
             begun.fetch_add(1, Ordering::Relaxed);
-            self.step(mount)?;
+            let (made, home) = (self.made, self.home.display().to_string());
+            self.step(mount).inspect_err(|error| eprintln!("{home}, file {made}: {error}"))?;
         }
         Ok(())
     }

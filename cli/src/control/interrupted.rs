@@ -44,6 +44,9 @@ fn listen() {
     runtime.block_on(async {
         let Ok(mut interrupt) = signal(SignalKind::interrupt()) else { return };
         interrupt.recv().await;
+        if IS_SERVING.load(Ordering::Relaxed) {
+            return;
+        }
         if IS_ASKED.load(Ordering::Relaxed) {
             eprintln!("{GOES_ON}");
         }
@@ -51,5 +54,11 @@ fn listen() {
     });
 }
 
+/// This process serves a node itself: an interruption ends it in order.
+pub(crate) fn leave_to_the_server() {
+    IS_SERVING.store(true, Ordering::Relaxed);
+}
+
 static IS_ASKED: AtomicBool = AtomicBool::new(false);
+static IS_SERVING: AtomicBool = AtomicBool::new(false);
 const GOES_ON: &str = "Interrupted: the process that serves the node goes on with what it was asked for; murphy status shows what comes of it";

@@ -153,6 +153,7 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
             config.archives.push(url.clone());
         })?;
     }
+    let was_listed = listed(host, &shared)?.is_some();
     let archive = host.archives.create(&url, log_only)?;
     let adding = host.archives.change(|archives| {
         if let Some(listed) = archives.iter().find(|listed| listed.url == shared) {
@@ -170,9 +171,10 @@ pub(super) fn add_archive(host: &Host, url: &str, log_only: bool) -> Result<Valu
     // An entry that could not be waited for may list it all the same.
     if host.ships()
         && let Some(listed) = listed(host, &shared)?
-        && !host.archives.ships_to(&shared)
     {
-        host.archives.start_at(listed, url)?;
+        if !was_listed || !host.archives.ships_to(&shared) {
+            host.archives.start_at(listed, url)?;
+        }
         join_later(&host.archives, &host.mirroring, outside(&host.node)?);
     }
     let (removals, mut archive) = added?;

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{Access, SegmentRef, Shared};
+use super::{SegmentRef, Shared};
 use crate::{
     Frame, FrameSource, Lsn, OpenError, ReadError,
     segment::{Scan, Step},
@@ -74,11 +74,8 @@ impl DiskSource {
             }
             let Some((segment, scan)) = &mut self.scan else { continue };
             let place = scan.path.display().to_string();
-            let step = match shared.options.access {
-                // Nothing was copied, and no mark made anew.
-                Access::Read => scan.next_over_mark(),
-                Access::Write | Access::WriteWhole => scan.next_step(),
-            };
+            // Only what is durable is read, and on the chain.
+            let step = scan.next_over_mark();
             match step.map_err(|error| ReadError::Io { place: place.clone(), message: error.to_string() })? {
                 Step::Frame(frame) if frame.last() < self.next => {}
                 Step::Frame(frame) => return Ok(frame),

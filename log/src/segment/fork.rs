@@ -42,7 +42,7 @@ impl Place<'_> {
         let (mut scan, marks) = (self.scan(header)?, header.marks());
         while scan.position().lsn < at.0 {
             let after = scan.position().lsn;
-            match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
+            match scan.next_over_mark().map_err(|error| OpenError::io(&scan.path, &error))? {
                 Step::Frame(frame) => {
                     out.write(&marks.encode(out.written, after))?;
                     out.write(frame.bytes())?;

@@ -175,7 +175,7 @@ impl Place<'_> {
         let older = self.read_header(*older)?;
         let mut scan = self.scan(&older)?;
         while scan.position().lsn < first.previous() {
-            match scan.next_step().map_err(|error| OpenError::io(&scan.path, &error))? {
+            match scan.next_over_mark().map_err(|error| OpenError::io(&scan.path, &error))? {
                 Step::Frame(_) => {}
                 Step::End(_) => return Err(refused.into()),
             }
@@ -188,16 +188,18 @@ impl Place<'_> {
             let behind = own.behind().map_err(|error| OpenError::io(&own.path, &error))?;
             own_epoch = behind.whole.first_key_value().map(|(_, (epoch, _))| *epoch);
         }
-        let begins = target.map_or(older.epoch, |target| target.position.epoch);
-        let wanted = own_epoch.unwrap_or(begins);
+        // What is whole in it says everything else that the header did: nobody needs to be asked for that.
+        if let Some(epoch) = own_epoch {
+            return Ok(begun(epoch));
+        }
+        let wanted = target.map_or(older.epoch, |target| target.position.epoch);
         *early = fetch(base.position, wanted).map_err(|reason| RepairError::Nobody { lsn: first, reason })?;
         let Some(frame) = early.first().filter(|_| base.position.lsn == first.previous()) else {
             return Err(refused.into());
         };
         // The newest segment says in which epoch this log is. Whoever took over may have begun right there: that would be its epoch.
         let is_newest = segments.iter().all(|segment| *segment <= first);
-        let expected = own_epoch.or(is_newest.then_some(older.epoch));
-        if expected.is_some_and(|expected| frame.epoch() != expected) {
+        if is_newest && frame.epoch() != older.epoch {
             return Err(RepairError::Other { lsn: base.position.lsn });
         }
         Ok(begun(frame.epoch()))
@@ -237,8 +239,12 @@ impl Place<'_> {
                 }
             }
             let durable = own.as_ref().and_then(|own| own.durable);
-            if own.is_some() && durable.is_none_or(|durable| durable <= at) {
-                break;
+            if let Some(own) = own.as_ref().filter(|_| durable.is_none_or(|durable| durable <= at)) {
+                // A whole frame that would come next and does not continue what was given belongs to the log; what was given does not.
+                match own.whole.contains_key(&at.next()) {
+                    true => return Err(RepairError::Other { lsn: at }),
+                    false => break,
+                }
             }
             let nobody = |reason| RepairError::Nobody { lsn: at.next(), reason };
             let mut frames = fetch(out.state.position, header.epoch).map_err(nobody)?;

@@ -178,7 +178,8 @@ impl World {
 
     /// What the next order does not name, after a refusal that names it: nobody has what it lacks, or what it had.
     fn left_out_after(&self, why: &str) -> Option<String> {
-        let says = ["cannot be brought up", "no other archive has", "nobody has", "is damaged"];
+        let says =
+            ["cannot be brought up", "no other archive has", "nobody has", "is damaged", "cannot be used"];
         let every = self.ground.every_archive();
         let named = every.into_iter().find(|account| why.contains(&account.name))?;
         says.iter().any(|said| why.contains(said)).then(|| named.name.clone())

@@ -363,3 +363,16 @@ fn what_stands_behind_a_damaged_mark_is_not_cut() {
     });
     assert_same(&recovered(&files).unwrap().1, &frames);
 }
+
+/// The fear: a bit flips in a mark of an old segment, and a lagging archive is called cut off although every frame is whole.
+#[test]
+fn what_stands_behind_a_damaged_mark_of_an_old_segment_is_read_and_copied() {
+    let (files, frames) = many_segments();
+    let log = DiskLog::open(options(&files)).unwrap();
+    files.damage(Path::new(SEGMENT), |bytes| bytes[marks_of(&frames[..1])[0].start + 20] ^= 1);
+    let read = log.read_files(frames[0].first()).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_same(&read, &frames);
+    let end = frames[1].position();
+    let state = log.fork(Path::new("/fork"), end.lsn, end.hash).unwrap();
+    assert_eq!(state, frames[1].state());
+}
